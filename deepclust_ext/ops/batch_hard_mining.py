@@ -1,0 +1,1 @@
+from deepclust_ext.reference import HardPairs, batch_hard_mining

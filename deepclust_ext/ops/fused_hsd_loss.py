@@ -1,0 +1,1 @@
+from deepclust_ext.reference import HSDStats, fused_hsd_loss

@@ -1,0 +1,11 @@
+"""Plain-PyTorch definitions of every op.
+
+These functions are the only other place where the mathematics is written down: tests take them in float64 as the truth,
+benchmarks time them as the rival, and the ops fall back to them where no native kernel exists. They build every N x N
+matrix, work on any device and in any floating dtype, and are differentiable by autograd.
+"""
+
+from deepclust_ext.reference.batch_hard_mining import HardPairs, batch_hard_mining
+from deepclust_ext.reference.fused_hsd_loss import HSDStats, fused_hsd_loss
+
+__all__ = ["HSDStats", "HardPairs", "batch_hard_mining", "fused_hsd_loss"]
