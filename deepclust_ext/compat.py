@@ -1,0 +1,34 @@
+"""Classes with the names and argument order of published code, for one-line swaps."""
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from deepclust_ext.losses import HSDLoss
+
+
+class HSD(nn.Module):
+    """The class ``HSD`` of the HaDis authors on the fused op: change the import, keep the training loop.
+
+    As there, the teacher comes first and is not detached here: pass detached keys, or it receives a gradient.
+
+    Args:
+        tau: Temperature.
+    """
+
+    def __init__(self, tau: float = 0.5) -> None:
+        super().__init__()
+        self.tau = tau
+
+    def forward(
+        self,
+        teacher_inputs: Tensor,  # (N, D)
+        inputs: Tensor,  # (N, D)
+        normalized: bool = True,
+    ) -> Tensor:
+        """Return the mean loss, (); ``normalized=True`` means that rows are divided by their L2 norm first."""
+        return cast(Tensor, HSDLoss(temperature=self.tau, normalize=normalized)(teacher_inputs, inputs))
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return f"tau={self.tau}"

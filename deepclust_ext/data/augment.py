@@ -1,0 +1,66 @@
+"""Augmentation of whole batches on tensors: one sampling grid, no loop over images."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
+
+
+class RandomAffine(nn.Module):
+    """Rotate, shear, scale, stretch and shift every image of a batch by its own random amounts.
+
+    All five are drawn evenly from an interval around "no change" and composed into one bilinear resampling with
+    zeros outside the image. There is no flip: a mirrored digit is another sign. Random numbers come from torch's global
+    generator of the batch's device.
+
+    Args:
+        degrees: Largest rotation.
+        shear: Largest shear factor.
+        scale: Largest logarithm of the zoom.
+        stretch: Largest logarithm of the aspect ratio's square root.
+        shift: Largest shift, as a share of the image's side.
+    """
+
+    def __init__(
+        self,
+        degrees: float = 15.0,
+        shear: float = 0.15,
+        scale: float = 0.15,
+        stretch: float = 0.075,
+        shift: float = 0.125,
+    ) -> None:
+        super().__init__()
+        self.degrees = degrees
+        self.shear = shear
+        self.scale = scale
+        self.stretch = stretch
+        self.shift = shift
+
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W)
+    ) -> Tensor:
+        """Return the resampled images, (B, C, H, W).
+
+        Raises:
+            ValueError: If ``images`` is not four-dimensional.
+        """
+        if images.dim() != 4:
+            raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
+        # The grid spans -1 to 1, so a shift by the whole side is 2.
+        limits = (math.radians(self.degrees), self.shear, self.scale, self.stretch, 2 * self.shift, 2 * self.shift)
+        drawn = torch.rand(6, len(images), device=images.device, dtype=images.dtype) * 2 - 1
+        angle, shear, scale, stretch, right, down = drawn * drawn.new_tensor(limits).unsqueeze(1)
+        cos, sin = angle.cos(), angle.sin()
+        width, height = (scale + stretch).exp(), (scale - stretch).exp()
+        rows = [width * cos, width * (shear * cos - sin), right, height * sin, height * (shear * sin + cos), down]
+        grid = affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
+        return grid_sample(images, grid, align_corners=False)
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return (
+            f"degrees={self.degrees}, shear={self.shear}, scale={self.scale}, "
+            f"stretch={self.stretch}, shift={self.shift}"
+        )

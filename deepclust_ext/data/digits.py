@@ -1,0 +1,28 @@
+"""The 1,797 scanned digits that ship with scikit-learn."""
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class Digits(Dataset[tuple[Tensor, int]]):
+    """Grey 8 x 8 scans of hand-written digits, ten classes, nothing to download (scikit-learn ``load_digits``).
+
+    Attributes:
+        images: (1797, 1, 8, 8) float32 in [0, 1].
+        labels: (1797,) int64.
+    """
+
+    def __init__(self) -> None:
+        bunch = load_digits()
+        self.images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
+        self.labels = torch.tensor(bunch.target, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        """Return the number of scans."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one scan (1, 8, 8) and its class."""
+        return self.images[index], int(self.labels[index])

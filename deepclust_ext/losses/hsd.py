@@ -1,0 +1,53 @@
+"""Hardness-aware self-distillation loss of HaDis as a module."""
+
+from torch import Tensor, nn
+
+from deepclust_ext.ops import HSDStats, fused_hsd_loss
+
+
+class HSDLoss(nn.Module):
+    """Module form of :func:`deepclust_ext.fused_hsd_loss`, with its arguments, defaults and errors.
+
+    Source: "Hardness-aware self-distillation", HaDis, arXiv 2401.14038.
+
+    Args:
+        temperature: Divides both logits.
+        normalize: Divide every row by its L2 norm first.
+        reduction: "mean", "sum" or "none".
+        return_stats: Also return :class:`deepclust_ext.HSDStats`, which tells a converged batch from a collapsed one.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        normalize: bool = True,
+        reduction: str = "mean",
+        return_stats: bool = False,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.normalize = normalize
+        self.reduction = reduction
+        self.return_stats = return_stats
+
+    def forward(
+        self,
+        teacher: Tensor,  # (N, D)
+        student: Tensor,  # (N, D)
+    ) -> Tensor | tuple[Tensor, HSDStats]:
+        """Return the loss, () or (N,) by ``reduction``, and the statistics if they were asked for."""
+        return fused_hsd_loss(
+            teacher,
+            student,
+            temperature=self.temperature,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            return_stats=self.return_stats,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return (
+            f"temperature={self.temperature}, normalize={self.normalize}, "
+            f"reduction={self.reduction!r}, return_stats={self.return_stats}"
+        )

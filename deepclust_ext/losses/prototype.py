@@ -1,0 +1,78 @@
+"""Prototype loss on the centroids of a batch, as ProPos and HaDis use it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize as l2_normalize
+
+
+class PrototypeLoss(nn.Module):
+    r"""Pull the two views' centroids of one cluster together, push the centroids of different clusters apart.
+
+    With :math:`\mu_q, \mu_k` the normalised means of the normalised rows per cluster, the logits are
+    :math:`\mu_q \mu_q^\top / \tau` with :math:`\mu_q \cdot \mu_k / \tau` on the diagonal. The loss is the mean cross
+    entropy to the diagonal over the clusters that occur in the batch (prototypical contrastive loss of HaDis, arXiv
+    2401.14038). Rows whose label lies outside ``0 .. num_clusters - 1`` take no part.
+
+    Every shape is fixed by the arguments, so nothing waits for the device. The loss is finite for empty clusters; it
+    is exactly 0 with one cluster and with none.
+
+    Args:
+        temperature: Divides the logits.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive.
+    """
+
+    def __init__(self, temperature: float = 0.5) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature}")
+        self.temperature = temperature
+
+    def forward(
+        self,
+        query: Tensor,  # (B, D) student rows of one view
+        key: Tensor,  # (B, D) teacher rows of the other view
+        labels: Tensor,  # (B,) integer pseudo-labels
+        num_clusters: int,
+    ) -> Tensor:
+        """Return the loss, (), in the dtype of ``query``; float16 and bfloat16 are computed in float32.
+
+        Raises:
+            ValueError: If a shape does not fit or ``num_clusters`` is below 1.
+            TypeError: If ``labels`` is not an integer tensor.
+        """
+        _check(query, key, labels, num_clusters)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            clusters = torch.arange(num_clusters, device=labels.device)
+            members = (labels.unsqueeze(0) == clusters.unsqueeze(1)).to(wide)  # (K, B)
+            # The mean and the sum differ by a factor that the normalisation takes out again.
+            centers = l2_normalize(members @ l2_normalize(query.to(wide), dim=1), dim=1)  # (K, D)
+            targets = l2_normalize(members @ l2_normalize(key.to(wide), dim=1), dim=1)  # (K, D)
+            positive = (centers * targets).sum(dim=1) / self.temperature  # (K,)
+            logits = centers @ centers.T / self.temperature
+            logits = torch.where(torch.eye(num_clusters, dtype=torch.bool, device=logits.device), positive, logits)
+            present = members.sum(dim=1) > 0  # (K,)
+            # An empty cluster's own diagonal entry stays, so that its row is finite before it is left out.
+            absent = ~present.unsqueeze(0) & ~torch.eye(num_clusters, dtype=torch.bool, device=logits.device)
+            losses = logits.masked_fill(absent, float("-inf")).logsumexp(dim=1) - positive
+            loss = torch.where(present, losses, 0).sum() / present.sum().clamp(min=1)
+        return loss.to(query.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return f"temperature={self.temperature}"
+
+
+def _check(query: Tensor, key: Tensor, labels: Tensor, num_clusters: int) -> None:
+    if query.dim() != 2:
+        raise ValueError(f"query: expected shape (B, D), got {tuple(query.shape)}")
+    if key.shape != query.shape:
+        raise ValueError(f"key: expected the shape of query {tuple(query.shape)}, got {tuple(key.shape)}")
+    if labels.shape != query.shape[:1]:
+        raise ValueError(f"labels: expected shape ({query.shape[0]},), got {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels: expected an integer tensor, got {labels.dtype}")
+    if num_clusters < 1:
+        raise ValueError(f"num_clusters: expected at least 1, got {num_clusters}")

@@ -1,0 +1,79 @@
+"""External clustering metrics in scikit-learn's argument order, for any labels and any number of clusters."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+from torch import Tensor
+
+Labels: TypeAlias = ArrayLike | Tensor
+
+
+def clustering_accuracy(
+    labels_true: Labels,  # (N,)
+    labels_pred: Labels,  # (N,)
+) -> float:
+    """Return the share of samples on the best one-to-one matching of clusters to classes, in [0, 1].
+
+    Labels may be any integers or strings. With more clusters than classes the surplus clusters match nothing, with
+    fewer clusters the surplus classes do; their samples count as errors. The matching is the Hungarian method's.
+
+    Raises:
+        ValueError: If an argument is not one-dimensional, is empty, or the lengths differ.
+    """
+    table = contingency(labels_true, labels_pred)
+    return float(table[linear_sum_assignment(table, maximize=True)].sum() / table.sum())
+
+
+def normalized_mutual_info(
+    labels_true: Labels,  # (N,)
+    labels_pred: Labels,  # (N,)
+) -> float:
+    """Return the mutual information over the arithmetic mean of both entropies, in [0, 1].
+
+    Raises:
+        ValueError: As :func:`clustering_accuracy`.
+    """
+    return float(normalized_mutual_info_score(*_checked(labels_true, labels_pred)))
+
+
+def adjusted_rand(
+    labels_true: Labels,  # (N,)
+    labels_pred: Labels,  # (N,)
+) -> float:
+    """Return the Rand index adjusted for chance: 0 in the mean for random labels, 1 for equal partitions.
+
+    Raises:
+        ValueError: As :func:`clustering_accuracy`.
+    """
+    return float(adjusted_rand_score(*_checked(labels_true, labels_pred)))
+
+
+def contingency(
+    labels_true: Labels,  # (N,)
+    labels_pred: Labels,  # (N,)
+) -> NDArray[np.int64]:
+    """Return the counts (classes, clusters), rows and columns in the sorted order of the labels that occur.
+
+    Raises:
+        ValueError: As :func:`clustering_accuracy`.
+    """
+    table: NDArray[np.int64] = contingency_matrix(*_checked(labels_true, labels_pred))
+    return table
+
+
+def _checked(labels_true: Labels, labels_pred: Labels) -> tuple[NDArray[Any], NDArray[Any]]:
+    arrays = []
+    for name, labels in (("labels_true", labels_true), ("labels_pred", labels_pred)):
+        array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+        if array.ndim != 1:
+            raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
+        if array.size == 0:
+            raise ValueError(f"{name}: expected at least one label, got none")
+        arrays.append(array)
+    if arrays[0].size != arrays[1].size:
+        raise ValueError(f"labels_pred: expected {arrays[0].size} labels as in labels_true, got {arrays[1].size}")
+    return arrays[0], arrays[1]
