@@ -1,0 +1,19 @@
+"""The native library: each op's entry for direct calls, of the same name and arguments as the op in torch.ops."""
+
+from typing import TypedDict
+
+from torch import Tensor
+
+class BuildInfo(TypedDict):
+    torch_version: str
+    cuda_version: str | None
+    cuda_architectures: list[str]
+    compiler: str
+    devices: list[str]
+    cpu_capability: str
+
+def build_info() -> BuildInfo: ...
+def batch_hard_mining(teacher: Tensor, student: Tensor, *, normalize: bool = True) -> tuple[Tensor, ...]: ...
+def fused_hsd_loss(
+    teacher: Tensor, student: Tensor, *, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"
+) -> tuple[Tensor, ...]: ...

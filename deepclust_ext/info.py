@@ -1,0 +1,63 @@
+"""What this installation is: versions, what the native library was built for, and why something is missing."""
+
+import platform
+from typing import Any
+
+import torch
+
+import deepclust_ext
+from deepclust_ext import _extension
+
+
+def collect_info() -> dict[str, Any]:
+    """Return the facts that `deepclust-ext info` prints, JSON-serialisable; absent facts are None or empty."""
+    record = _extension.build_record()
+    native = bool(_extension.NATIVE_DEVICES)
+    built: dict[str, Any] = {}
+    if native:
+        from deepclust_ext import _C
+
+        built = dict(_C.build_info())
+    return {
+        "version": deepclust_ext.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "cuda_available": torch.cuda.is_available(),
+        "backend_requested": _extension.BACKEND,
+        "backend": "native" if native else "reference",
+        "reason": _extension.REASON,
+        "cure": None if native or _extension.BACKEND == "reference" else _extension.rebuild_command(),
+        "devices": sorted(_extension.NATIVE_DEVICES),
+        "cpu_capability": built.get("cpu_capability"),
+        "cuda_architectures": built.get("cuda_architectures", []),
+        "cuda_decision": record.get("cuda_reason"),
+        "built_for_torch": record.get("torch_version", built.get("torch_version")),
+        "built_for_cuda": built.get("cuda_version"),
+        "compiler": built.get("compiler"),
+    }
+
+
+def format_info(info: dict[str, Any]) -> str:
+    """Return the facts of :func:`collect_info` for a person to read."""
+    native = info["backend"] == "native"
+    cuda = f"CUDA {info['torch_cuda']}" if info["torch_cuda"] else "without CUDA"
+    lines = {
+        "deepclust_ext": info["version"],
+        "python": f"{info['python']} on {info['platform']}",
+        "torch": f"{info['torch']}, {cuda}, GPU {'visible' if info['cuda_available'] else 'not visible'}",
+        "backend": info["backend"] if native else f"reference: {info['reason']}",
+    }
+    if info["cure"]:
+        lines["to build"] = info["cure"]
+    if native:
+        lines["native on"] = ", ".join(info["devices"])
+        lines["built for"] = f"torch {info['built_for_torch']}, compiler {info['compiler']}"
+        lines["CPU kernels"] = info["cpu_capability"]
+        lines["CUDA kernels"] = (
+            f"CUDA {info['built_for_cuda']} for {', '.join(info['cuda_architectures'])}"
+            if "cuda" in info["devices"]
+            else f"none: {info['cuda_decision']}"
+        )
+    return "\n".join(f"{name:<14}{value}" for name, value in lines.items())
