@@ -1,0 +1,204 @@
+"""The trainer: exact resume, unseen labels, atomic checkpoints, schedule, messages."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from deepclust_ext.data import RandomAffine
+from deepclust_ext.methods import HaDis
+from deepclust_ext.train import (
+    CHECKPOINT_NAME,
+    HISTORY_NAME,
+    TrainConfig,
+    Trainer,
+    save_atomically,
+    seed_everything,
+    warmup_cosine,
+)
+
+CONFIG = TrainConfig(num_clusters=3, epochs=4, warmup_epochs=1, lr_warmup_epochs=1, batch_size=16)
+
+
+class Scans(Dataset[Any]):
+    """Fifty noisy images; items are images, or (image, label) when labels are given."""
+
+    def __init__(self, labels: Tensor | None = None) -> None:
+        self.images = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> Any:
+        image = self.images[index]
+        return image if self.labels is None else (image, self.labels[index])
+
+
+class Interrupt(nn.Module):
+    """An augmentation that stops the run at its n-th batch."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.left = batch
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return images
+
+
+def make_trainer(out: Path, dataset: Dataset[Any] | None = None, config: TrainConfig = CONFIG, **extra: Any) -> Trainer:
+    seed_everything(5)
+    backbone = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    method = HaDis(backbone, 36, hidden_dim=16, embedding_dim=8, momentum=0.9)
+    affine = RandomAffine()
+    augmentations = extra.get("augmentations", (affine, affine))
+    return Trainer(method, method.optimizer(config.batch_size), dataset or Scans(), augmentations, config, out)
+
+
+def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in history]
+
+
+def assert_same_run(first: Trainer, second: Trainer) -> None:
+    assert without_seconds(first.history) == without_seconds(second.history)
+    weights = second.method.state_dict()
+    for name, weight in first.method.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+
+
+def test_four_epochs_equal_two_and_two_more(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole")
+    whole.fit()
+    # Three batches an epoch: the run stops in the middle of its third epoch.
+    affine = RandomAffine()
+    interrupted = make_trainer(tmp_path / "part", augmentations=(affine, nn.Sequential(Interrupt(7), affine)))
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit()
+    assert len(interrupted.history) == 2
+    resumed = make_trainer(tmp_path / "part")
+    seed_everything(99)  # another process has other generators
+    resumed.fit(resume=True)
+    assert_same_run(whole, resumed)
+    assert torch.equal(whole.cluster(), resumed.cluster())
+    records = [json.loads(line) for line in (tmp_path / "part" / HISTORY_NAME).read_text().splitlines()]
+    assert without_seconds(records) == without_seconds(whole.history)
+
+
+def test_resume_restores_every_generator(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit()
+    expected = (torch.rand(1), np.random.rand(), random.random())
+    seed_everything(99)
+    make_trainer(tmp_path).fit(resume=True)
+    assert (torch.rand(1), np.random.rand(), random.random()) == expected
+
+
+def test_labels_are_never_used(tmp_path: Path) -> None:
+    runs = []
+    for name, labels in (("none", None), ("some", torch.arange(50) % 3), ("others", torch.randperm(50))):
+        trainer = make_trainer(tmp_path / name, Scans(labels))
+        trainer.fit()
+        runs.append(trainer)
+    assert_same_run(runs[0], runs[1])
+    assert_same_run(runs[0], runs[2])
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    alone = make_trainer(tmp_path / "alone")
+    alone.fit()
+    helped = make_trainer(tmp_path / "helped", config=TrainConfig(**{**vars(CONFIG), "num_workers": 1}))
+    helped.fit()
+    assert_same_run(alone, helped)
+
+
+def test_checkpoint_holds_only_tensors_and_scalars(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit()
+    state = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
+    assert len(state["history"]) == 4
+    assert state["config"]["num_clusters"] == 3
+
+
+def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / CHECKPOINT_NAME
+    save_atomically({"epoch": 1}, path)
+
+    def half_written(state: Any, stream: Any) -> None:
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        save_atomically({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    monkeypatch.undo()
+    save_atomically({"epoch": 3}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 3}
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT_NAME]
+
+
+def test_last_incomplete_batch_is_left_out(tmp_path: Path) -> None:
+    # 50 = 7 x 7 + 1: the single image would stop batch normalisation.
+    config = TrainConfig(num_clusters=3, epochs=1, warmup_epochs=0, lr_warmup_epochs=0, batch_size=7)
+    sizes: list[int] = []
+    spy = nn.Identity()
+    spy.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    make_trainer(tmp_path, config=config, augmentations=(spy, nn.Identity())).fit()
+    assert sizes == [7] * 7
+
+
+def test_collapse_warns_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    with torch.no_grad():
+        for parameter in trainer.method.parameters():
+            parameter.zero_()
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.0
+    trainer = Trainer(
+        trainer.method,
+        trainer.optimizer,
+        Scans(),
+        trainer.augmentations,
+        TrainConfig(num_clusters=1, epochs=2, warmup_epochs=2, lr_warmup_epochs=0, batch_size=16),
+        tmp_path,
+    )
+    with pytest.warns(RuntimeWarning, match="epoch 1: .* collapsed to a point") as caught:
+        trainer.fit()
+    assert len(caught) == 1
+
+
+def test_schedule() -> None:
+    rates = [warmup_cosine(step, 4, 12) for step in range(13)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[8] == pytest.approx(0.5)
+    assert rates[12] == pytest.approx(0.0)
+    assert warmup_cosine(0, 0, 10) == 1.0
+
+
+def test_embed_keeps_the_order_of_the_data(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    rows = trainer.embed()
+    assert rows.shape == (50, 36)
+    torch.testing.assert_close(rows[17:18], trainer.method.embed(Scans()[17].unsqueeze(0)))
+
+
+def test_errors_name_the_argument(tmp_path: Path) -> None:
+    too_big = TrainConfig(num_clusters=3, epochs=60, batch_size=64)
+    with pytest.raises(ValueError, match="batch_size: expected 2 to 50, the size of the data set, got 64"):
+        make_trainer(tmp_path, config=too_big)
+    with pytest.raises(ValueError, match=r"warmup_epochs: expected 0 to epochs \(4\), got 50"):
+        make_trainer(tmp_path, config=TrainConfig(num_clusters=3, epochs=4, batch_size=16))
+    with pytest.raises(FileNotFoundError, match="resume: expected a checkpoint at .*, got none"):
+        make_trainer(tmp_path).fit(resume=True)
+    make_trainer(tmp_path).fit()
+    with pytest.raises(ValueError, match="epochs: expected 4 as in .*, got 5"):
+        make_trainer(tmp_path, config=TrainConfig(**{**vars(CONFIG), "epochs": 5})).fit(resume=True)
+    with pytest.raises(ValueError, match="num_clusters: expected at most 50, the number of rows, got 51"):
+        make_trainer(tmp_path, config=TrainConfig(**{**vars(CONFIG), "num_clusters": 51})).cluster()
