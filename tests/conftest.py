@@ -1,0 +1,36 @@
+"""What every test shares: seeds, the hypothesis budget, and the rule that the native library is what is tested."""
+
+import random
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from deepclust_ext import _extension
+
+settings.register_profile("bounded", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("bounded")
+
+
+def pytest_report_header() -> str:
+    """Say in every log which torch and which backend the results below belong to."""
+    backend = ", ".join(sorted(_extension.NATIVE_DEVICES)) or f"none ({_extension.REASON})"
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, native kernels for: {backend}"
+
+
+def pytest_sessionstart() -> None:
+    """Refuse to report success on the reference alone unless DEEPCLUST_EXT_BACKEND=reference asks for it."""
+    if not _extension.NATIVE_DEVICES and _extension.BACKEND != "reference":
+        pytest.exit(f"the native library is not usable: {_extension.REASON}. Run `make setup`.", returncode=1)
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Seed every generator from the test's name, so that a test gives the same result alone and in the suite."""
+    value = crc32(request.node.nodeid.encode())
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+    return value

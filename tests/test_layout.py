@@ -1,0 +1,245 @@
+"""The layer law, checked by machine: every op has all its files, imports go one way, names agree in every layer."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import deepclust_ext
+from deepclust_ext import _extension, ops, reference
+
+ROOT = Path(__file__).parents[1]
+
+# A unit imports only from lower levels. Every unit not named (methods, data, command line, ...) is on top.
+LEVELS = {"_C": 0, "_extension": 1, "reference": 1, "ops": 2, "losses": 3}
+TOP_LEVEL = 4
+
+FILES_OF_AN_OP = (
+    "csrc/ops/{}.h",
+    "csrc/ops/{}.cpp",
+    "csrc/cpu/{}.cpp",
+    "deepclust_ext/reference/{}.py",
+    "tests/ops/test_{}.py",
+    "benchmarks/ops/{}.py",
+)
+CUDA_FILES_OF_AN_OP = ("csrc/cuda/{}.cuh", "csrc/cuda/{}.cu")
+
+
+def op_names(root: Path) -> list[str]:
+    """Return the ops: every public module of deepclust_ext/ops."""
+    return sorted(path.stem for path in (root / "deepclust_ext" / "ops").glob("[!_]*.py"))
+
+
+def missing_parts(root: Path) -> list[str]:
+    """Return what the ops lack, each as a path or as the entry to add."""
+    patterns = FILES_OF_AN_OP + (CUDA_FILES_OF_AN_OP if (root / "csrc" / "cuda").is_dir() else ())
+    exports = {
+        path: listed_names(root / path) for path in ("deepclust_ext/__init__.py", "deepclust_ext/ops/__init__.py")
+    }
+    samples = listed_names(root / "tests" / "ops" / "opsamples.py", "SAMPLE_INPUTS")
+    missing = []
+    for op in op_names(root):
+        missing += [path for pattern in patterns if not (root / (path := pattern.format(op))).is_file()]
+        missing += [f"{path}: {op} in __all__" for path, names in exports.items() if op not in names]
+        if op not in samples:
+            missing.append(f"tests/ops/opsamples.py: {op} in SAMPLE_INPUTS")
+    return missing
+
+
+def listed_names(path: Path, variable: str = "__all__") -> set[str]:
+    """Return the strings in a list literal, or the keys of a dict literal, that a module assigns to a variable."""
+    for node in ast.parse(path.read_text()).body if path.is_file() else []:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if any(isinstance(target, ast.Name) and target.id == variable for target in targets):
+            assert isinstance(node, ast.Assign | ast.AnnAssign)
+            literal = node.value.keys if isinstance(node.value, ast.Dict) else getattr(node.value, "elts", [])
+            return {entry.value for entry in literal if isinstance(entry, ast.Constant)}
+    return set()
+
+
+def wrong_imports(root: Path) -> list[str]:
+    """Return the imports that do not go down a layer; reference/ may import torch and the standard library only."""
+    package = root / "deepclust_ext"
+    wrong = []
+    for path in sorted(package.rglob("*.py")):
+        unit = path.relative_to(package).parts[0].removesuffix(".py")
+        for module in imported_modules(path, package) if unit != "__init__" else ():
+            top, *inside = module.split(".")
+            if inside[:1] == [unit]:
+                continue
+            if unit == "reference":
+                allowed = top == "torch" or top in sys.stdlib_module_names
+            elif top == "deepclust_ext":
+                target = inside[0] if inside else "ops"  # the package itself exports the ops
+                allowed = unit not in LEVELS or LEVELS.get(target, TOP_LEVEL) < LEVELS[unit]
+            else:
+                allowed = True
+            if not allowed:
+                wrong.append(f"{path.relative_to(root)} imports {module}")
+    return wrong
+
+
+def imported_modules(path: Path, package: Path) -> Iterator[str]:
+    """Yield the absolute name of every module that a file imports, also by `from package import module`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                folder = path.relative_to(package.parent).parent.parts
+                base = ".".join([*folder[: len(folder) - node.level + 1], *filter(None, [node.module])])
+            for alias in node.names:
+                is_module = base == "deepclust_ext" and any(package.glob(f"{alias.name}*"))
+                yield f"{base}.{alias.name}" if is_module else base
+
+
+def test_there_are_ops_to_check() -> None:
+    assert {"batch_hard_mining", "fused_hsd_loss"} <= set(op_names(ROOT))
+
+
+def test_every_op_has_all_its_parts() -> None:
+    assert missing_parts(ROOT) == []
+
+
+def test_imports_go_down_the_layers_only() -> None:
+    assert wrong_imports(ROOT) == []
+
+
+def test_no_python_file_exceeds_400_lines() -> None:
+    folders = ("deepclust_ext", "tests", "benchmarks")
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {path: length for path, length in lengths.items() if length > 400} == {}
+
+
+@pytest.mark.parametrize("op", op_names(ROOT))
+def test_argument_names_and_order_agree(op: str) -> None:
+    public = list(inspect.signature(getattr(ops, op)).parameters)
+    assert list(inspect.signature(getattr(reference, op)).parameters) == public
+    if not _extension.NATIVE_DEVICES:
+        return
+    schema = [argument.name for argument in getattr(torch.ops.deepclust_ext, op).default._schema.arguments]
+    assert schema == [name for name in public if name in schema]
+
+
+@pytest.mark.parametrize("op", op_names(ROOT))
+def test_pybind_entry_takes_the_arguments_of_the_schema(op: str) -> None:
+    if not _extension.NATIVE_DEVICES:
+        pytest.skip("no native library")
+    signature = getattr(importlib.import_module("deepclust_ext._C"), op).__doc__.splitlines()[0]
+    schema = [argument.name for argument in getattr(torch.ops.deepclust_ext, op).default._schema.arguments]
+    assert re.findall(r"(\w+): ", signature) == schema
+
+
+@pytest.mark.parametrize(
+    "module", [found.name for found in pkgutil.walk_packages(deepclust_ext.__path__, "deepclust_ext.")]
+)
+def test_every_module_imports(module: str) -> None:
+    importlib.import_module(module)
+
+
+# The checkers themselves, on planted violations.
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    """A tree with one op, complete."""
+    for pattern in FILES_OF_AN_OP:
+        path = tmp_path / pattern.format("spin")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    files = {
+        "deepclust_ext/__init__.py": '__all__ = ["spin"]',
+        "deepclust_ext/ops/__init__.py": '__all__ = ["spin"]',
+        "deepclust_ext/ops/spin.py": "from deepclust_ext import _extension\nfrom deepclust_ext.reference import spin",
+        "deepclust_ext/_extension.py": "import deepclust_ext._C",
+        "tests/ops/opsamples.py": 'SAMPLE_INPUTS: dict[str, int] = {"spin": 1}',
+    }
+    for name, text in files.items():
+        plant(tmp_path, name, text)
+    return tmp_path
+
+
+def plant(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def test_checker_accepts_a_complete_op(planted: Path) -> None:
+    assert missing_parts(planted) == []
+    assert wrong_imports(planted) == []
+
+
+@pytest.mark.parametrize("pattern", FILES_OF_AN_OP)
+def test_checker_names_a_missing_file(planted: Path, pattern: str) -> None:
+    (planted / pattern.format("spin")).unlink()
+    assert missing_parts(planted) == [pattern.format("spin")]
+
+
+def test_checker_asks_for_cuda_files_once_there_is_a_cuda_folder(planted: Path) -> None:
+    (planted / "csrc" / "cuda").mkdir()
+    assert missing_parts(planted) == ["csrc/cuda/spin.cuh", "csrc/cuda/spin.cu"]
+
+
+@pytest.mark.parametrize("path", ["deepclust_ext/__init__.py", "deepclust_ext/ops/__init__.py"])
+def test_checker_names_a_missing_export(planted: Path, path: str) -> None:
+    plant(planted, path, '__all__ = ["other"]')
+    assert missing_parts(planted) == [f"{path}: spin in __all__"]
+
+
+@pytest.mark.parametrize("text", ["SAMPLE_INPUTS = {}", "", "OTHER = {'spin': 1}"])
+def test_checker_names_a_missing_sample_entry(planted: Path, text: str) -> None:
+    plant(planted, "tests/ops/opsamples.py", text)
+    assert missing_parts(planted) == ["tests/ops/opsamples.py: spin in SAMPLE_INPUTS"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "module"),
+    [
+        ("deepclust_ext/ops/spin.py", "from deepclust_ext.losses import Spin", "deepclust_ext.losses"),
+        ("deepclust_ext/ops/spin.py", "from deepclust_ext import losses", "deepclust_ext.losses"),
+        ("deepclust_ext/ops/spin.py", "from deepclust_ext import fused_hsd_loss", "deepclust_ext"),
+        ("deepclust_ext/ops/spin.py", "from ..methods.base import Base", "deepclust_ext.methods.base"),
+        ("deepclust_ext/ops/spin.py", "def f():\n    import deepclust_ext.train", "deepclust_ext.train"),
+        ("deepclust_ext/losses/spin.py", "from deepclust_ext.methods import HaDis", "deepclust_ext.methods"),
+        ("deepclust_ext/losses/spin.py", "from deepclust_ext import metrics", "deepclust_ext.metrics"),
+        ("deepclust_ext/_extension.py", "from deepclust_ext.reference import spin", "deepclust_ext.reference"),
+        ("deepclust_ext/reference/spin.py", "from deepclust_ext.ops import spin", "deepclust_ext.ops"),
+        ("deepclust_ext/reference/spin.py", "from deepclust_ext import _extension", "deepclust_ext._extension"),
+        ("deepclust_ext/reference/spin.py", "import numpy as np", "numpy"),
+    ],
+)
+def test_checker_names_an_import_that_goes_up(planted: Path, path: str, line: str, module: str) -> None:
+    for unit in ("losses", "methods", "metrics"):
+        plant(planted, f"deepclust_ext/{unit}/__init__.py", "")
+    plant(planted, path, line)
+    assert wrong_imports(planted) == [f"{path} imports {module}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("deepclust_ext/losses/spin.py", "from deepclust_ext import spin\nfrom deepclust_ext.losses.base import Base"),
+        ("deepclust_ext/methods/spin.py", "from deepclust_ext.losses import Spin\nfrom deepclust_ext.data import load"),
+        ("deepclust_ext/reference/spin.py", "import math\nimport torch\nfrom deepclust_ext.reference.turn import turn"),
+        ("deepclust_ext/__main__.py", "from deepclust_ext import demo, reference"),
+    ],
+)
+def test_checker_accepts_imports_that_go_down(planted: Path, path: str, line: str) -> None:
+    plant(planted, "deepclust_ext/demo.py", "")
+    plant(planted, path, line)
+    assert wrong_imports(planted) == []
