@@ -108,11 +108,13 @@ def test_there_are_ops_to_check() -> None:
 
 
 def test_every_op_has_all_its_parts() -> None:
-    assert missing_parts(ROOT) == []
+    missing = missing_parts(ROOT)
+    assert not missing, "\n".join(["missing:", *missing])
 
 
 def test_imports_go_down_the_layers_only() -> None:
-    assert wrong_imports(ROOT) == []
+    wrong = wrong_imports(ROOT)
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_python_file_exceeds_400_lines() -> None:
