@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -23,6 +24,8 @@ from deepclust_ext.methods.kmeans import spherical_kmeans
 
 CHECKPOINT_NAME = "checkpoint.pt"
 HISTORY_NAME = "history.jsonl"
+#: Names under which torch's profiler shows the stages of an epoch.
+STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-means")
 
 
 @dataclass(frozen=True)
@@ -138,20 +141,27 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         start = time.perf_counter()
-        pseudo_labels = self._pseudo_labels() if epoch >= self.config.warmup_epochs else None
+        with record_function("k-means"):
+            pseudo_labels = self._pseudo_labels() if epoch >= self.config.warmup_epochs else None
         self.method.train()
         device = _device(self.method)
         totals: dict[str, Tensor] = {}
-        for step, (images, index) in enumerate(self._shuffled(epoch), start=epoch * self._steps_per_epoch):
-            self._set_rates(step)
-            images = images.to(device, non_blocking=True)
-            views = [augment(images) for augment in self.augmentations]
-            labels = None if pseudo_labels is None else pseudo_labels[index].to(device, non_blocking=True)
+        batches = self._shuffled(epoch)
+        for step in range(epoch * self._steps_per_epoch, (epoch + 1) * self._steps_per_epoch):
+            with record_function("data"):
+                images, index = next(batches)
+                images = images.to(device, non_blocking=True)
+                labels = None if pseudo_labels is None else pseudo_labels[index].to(device, non_blocking=True)
+            with record_function("augment"):
+                views = [augment(images) for augment in self.augmentations]
             loss, terms = self.method.training_step(views, labels, self.config.num_clusters)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.method.after_step()
+            with record_function("backward"):
+                self.optimizer.zero_grad()
+                loss.backward()
+            with record_function("optimizer"):
+                self._set_rates(step)
+                self.optimizer.step()
+                self.method.after_step()
             for name, term in terms.items():
                 totals[name] = totals[name] + term if name in totals else term
         # The only wait for the device in the epoch.
@@ -275,6 +285,10 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
+
+    def stack(self) -> Tensor:
+        """All images, (N, C, H, W)."""
+        return torch.stack([self[index][0] for index in range(len(self))])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         item = self.dataset[index]

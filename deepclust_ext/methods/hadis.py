@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
+from torch.profiler import record_function
 
 from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods.base import ClusteringMethod
@@ -86,18 +87,18 @@ class HaDis(ClusteringMethod):
         if len(views) != 2:
             raise ValueError(f"views: expected 2 tensors, got {len(views)}")
         noise_std = 0.0 if pseudo_labels is None else self.noise_std
-        queries = [self._query(view, noise_std) for view in views]
-        with torch.no_grad():
-            keys = [self.teacher(view) for view in views]
-        directions = [
-            self._direction(query, key, pseudo_labels, num_clusters)
-            for query, key in zip(queries, reversed(keys), strict=True)
-        ]
-        terms = {name: (directions[0][name] + directions[1][name]) / 2 for name in directions[0]}
-        loss = terms["dsa"] + terms["hsd"]
-        if pseudo_labels is not None:
-            loss = loss + self.prototype_weight * terms["prototype"]
-        terms = {"loss": loss} | terms | _spread(keys[0])
+        with record_function("forward"):
+            queries = [self._query(view, noise_std) for view in views]
+            with torch.no_grad():
+                keys = [self.teacher(view) for view in views]
+        with record_function("loss"):
+            first = self._direction(queries[0], keys[1], pseudo_labels, num_clusters)
+            second = self._direction(queries[1], keys[0], pseudo_labels, num_clusters)
+            terms = {name: (first[name] + second[name]) / 2 for name in first}
+            loss = terms["dsa"] + terms["hsd"]
+            if pseudo_labels is not None:
+                loss = loss + self.prototype_weight * terms["prototype"]
+            terms = {"loss": loss} | terms | _spread(keys[0])
         return loss, {name: term.detach() for name, term in terms.items()}
 
     def _query(self, view: Tensor, noise_std: float) -> Tensor:
