@@ -1,0 +1,45 @@
+// Which of the compiled instruction sets runs: torch's own choice, so ATEN_CPU_CAPABILITY=default|avx2|avx512 governs
+// it.
+#pragma once
+
+#include <ATen/Version.h>
+
+#include <string>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DEEPCLUST_X86 1
+#else
+#define DEEPCLUST_X86 0
+#endif
+
+namespace deepclust {
+
+enum class Capability { kBaseline, kAvx2, kAvx512 };
+
+inline Capability cpu_capability() {
+#if DEEPCLUST_X86
+  static const Capability chosen = [] {
+    const std::string name = at::get_cpu_capability();
+    if (name.rfind("AVX512", 0) == 0) return Capability::kAvx512;
+    return name == "AVX2" ? Capability::kAvx2 : Capability::kBaseline;
+  }();
+  return chosen;
+#else
+  return Capability::kBaseline;
+#endif
+}
+
+inline const char* capability_name(Capability capability) {
+  return capability == Capability::kAvx512 ? "AVX512" : capability == Capability::kAvx2 ? "AVX2" : "baseline";
+}
+
+}  // namespace deepclust
+
+#if DEEPCLUST_X86
+#define DEEPCLUST_SELECT(function)                                                                   \
+  (::deepclust::cpu_capability() == ::deepclust::Capability::kAvx512 ? ::deepclust::avx512::function \
+   : ::deepclust::cpu_capability() == ::deepclust::Capability::kAvx2 ? ::deepclust::avx2::function   \
+                                                                     : ::deepclust::baseline::function)
+#else
+#define DEEPCLUST_SELECT(function) (::deepclust::baseline::function)
+#endif

@@ -1,0 +1,20 @@
+// Argument checks that every entry into an op runs, on every device; messages say argument, expected, got.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string_view>
+
+namespace deepclust {
+
+// Two batches of features: same shape (N, D) with D > 0, same floating dtype, same device.
+void check_feature_pair(const at::Tensor& first, const at::Tensor& second, const char* first_name,
+                        const char* second_name);
+
+// `name` must be finite and above 0.
+void check_positive(double value, const char* name);
+
+// "none", "mean" or "sum".
+void check_reduction(std::string_view reduction);
+
+}  // namespace deepclust

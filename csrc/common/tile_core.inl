@@ -1,0 +1,162 @@
+// The CPU tile core: scores of a block of rows against all columns, for any op that compares every row with every
+// column.
+//
+//     scores[r][j] = bias[j] + sum_k rows[r][k] * columns[j][k]
+//
+// Columns are packed once into panels of kPanelColumns, [panel][k][column]; rows are copied together block by block. A
+// micro kernel keeps kPanelRows x kPanelColumns sums in registers over the whole depth, so every score is one chain of
+// fused multiply-adds over k = 0, 1, ...: its bits depend neither on its place in the tile nor on the number of
+// threads, and equal columns get equal scores. Columns beyond the last are NaN, which no comparison picks. No include
+// guard: compiled once per capability. Needs vec.inl.
+
+namespace deepclust {
+namespace DEEPCLUST_CAPABILITY {
+
+template <typename T>
+struct Tile {
+  static constexpr int64_t kPanelRows = DEEPCLUST_TILE_ROWS;
+  static constexpr int64_t kPanelColumns = 2 * VecOf<T>::kLanes;
+};
+
+// Lane i of the results is lane i/2 of a (even i) or b (odd i), from the lower and the upper halves of both.
+template <typename T, int64_t... kLane>
+DEEPCLUST_INLINE void interleave(Vec<T>& a, Vec<T>& b, std::integer_sequence<int64_t, kLane...>) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  const Vec<T> low = __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kLanes)...);
+  const Vec<T> high = __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kLanes + kLanes / 2)...);
+  a = low;
+  b = high;
+}
+
+// Transposes a square of kLanes vectors: log2(kLanes) perfect shuffles of the whole square.
+template <typename T>
+DEEPCLUST_INLINE void transpose(Vec<T> (&square)[VecOf<T>::kLanes]) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+#pragma GCC unroll 4
+  for (int64_t stage = 1; stage < kLanes; stage *= 2) {
+    Vec<T> shuffled[kLanes];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes / 2; ++i) {
+      shuffled[2 * i] = square[i];
+      shuffled[2 * i + 1] = square[i + kLanes / 2];
+      interleave<T>(shuffled[2 * i], shuffled[2 * i + 1], std::make_integer_sequence<int64_t, kLanes>());
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) square[i] = shuffled[i];
+  }
+}
+
+// Packs the panel of `columns` that starts at column `first`, less `shift`, and its bias -0.5 |column - shift|^2, with
+// which a score is (|row - shift|^2 - |row - column|^2) / 2: the larger the score, the nearer the column.
+template <typename T>
+void pack_distance_columns(const T* columns,  // (count, depth)
+                           const T* shift,    // (depth,)
+                           int64_t first, int64_t count, int64_t depth,
+                           T* panel,  // (depth, kPanelColumns)
+                           T* bias    // (kPanelColumns,)
+) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  constexpr int64_t kColumns = Tile<T>::kPanelColumns;
+  for (int64_t begin = 0; begin < kColumns; begin += kLanes) {
+    const T* source[kLanes];  // the last column stands in for absent ones
+    for (int64_t c = 0; c < kLanes; ++c) {
+      const int64_t column = first + begin + c;
+      source[c] = columns + (column < count ? column : count - 1) * depth;
+    }
+    Vec<T> squares = {};
+    int64_t k = 0;
+    for (; k + kLanes <= depth; k += kLanes) {
+      Vec<T> square[kLanes];
+#pragma GCC unroll 16
+      for (int64_t c = 0; c < kLanes; ++c) square[c] = load(source[c] + k) - load(shift + k);
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        store(panel + (k + i) * kColumns + begin, square[i]);
+        squares += square[i] * square[i];
+      }
+    }
+    for (; k < depth; ++k) {
+      T* to = panel + k * kColumns + begin;
+      for (int64_t c = 0; c < kLanes; ++c) to[c] = source[c][k] - shift[k];
+      squares += load(to) * load(to);
+    }
+    store(bias + begin, squares * T(-0.5));
+  }
+  for (int64_t c = count - first; c < kColumns; ++c) bias[c] = std::numeric_limits<T>::quiet_NaN();
+}
+
+// Row stride of a packed block: off the powers of two, where the rows of a panel would share cache sets.
+inline int64_t block_stride(int64_t depth) { return (depth + 31) / 16 * 16; }
+
+// Copies the rows with the given indices, less `shift`, next to each other; fills up the last panel with zero rows.
+template <typename T>
+void pack_rows(const T* rows,         // (N, depth)
+               const int64_t* index,  // (count,)
+               const T* shift,        // (depth,)
+               int64_t count, int64_t depth,
+               T* block  // (count rounded up to kPanelRows, block_stride(depth))
+) {
+  const int64_t stride = block_stride(depth);
+  for (int64_t r = 0; r < count; ++r) {
+    const T* row = rows + index[r] * depth;
+    for (int64_t k = 0; k < depth; ++k) block[r * stride + k] = row[k] - shift[k];
+  }
+  for (int64_t r = count; r % Tile<T>::kPanelRows != 0; ++r) {
+    for (int64_t k = 0; k < depth; ++k) block[r * stride + k] = T(0);
+  }
+}
+
+template <typename T>
+DEEPCLUST_INLINE void score_tile(const T* rows,          // (kPanelRows, depth) of leading dimension block_stride(depth)
+                                 const T* column_panel,  // (depth, kPanelColumns)
+                                 const T* bias,          // (kPanelColumns,)
+                                 int64_t depth,
+                                 T* scores,  // (kPanelRows, kPanelColumns) of leading dimension `stride`
+                                 int64_t stride) {
+  constexpr int64_t kRows = Tile<T>::kPanelRows;
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  const int64_t row_stride = block_stride(depth);
+  Vec<T> sum[kRows][2];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+    sum[r][0] = load(bias);
+    sum[r][1] = load(bias + kLanes);
+  }
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec<T> left = load(column_panel + k * 2 * kLanes);
+    const Vec<T> right = load(column_panel + k * 2 * kLanes + kLanes);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      const Vec<T> row = broadcast(rows[r * row_stride + k]);
+      sum[r][0] += row * left;
+      sum[r][1] += row * right;
+    }
+  }
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+    store(scores + r * stride, sum[r][0]);
+    store(scores + r * stride + kLanes, sum[r][1]);
+  }
+}
+
+// Scores of packed rows against the packed columns [begin, end), both multiples of kPanelColumns.
+template <typename T>
+void score_columns(const T* block,          // (count rounded up to kPanelRows, block_stride(depth))
+                   const T* column_panels,  // (padded / kPanelColumns, depth, kPanelColumns)
+                   const T* bias,           // (padded,)
+                   int64_t count, int64_t begin, int64_t end, int64_t depth,
+                   T* scores,  // (count rounded up to kPanelRows, stride)
+                   int64_t stride) {
+  constexpr int64_t kRows = Tile<T>::kPanelRows;
+  for (int64_t column = begin; column < end; column += Tile<T>::kPanelColumns) {
+    for (int64_t row = 0; row < count; row += kRows) {
+      score_tile(block + row * block_stride(depth), column_panels + column * depth, bias + column, depth,
+                 scores + row * stride + column, stride);
+    }
+  }
+}
+
+}  // namespace DEEPCLUST_CAPABILITY
+}  // namespace deepclust

@@ -1,0 +1,423 @@
+// Kernels of batch-hard mining for one capability; driven by batch_hard_mining.cpp, which explains the method.
+// No include guard: compiled once per capability.
+#include "common/tile_core.inl"
+#include "common/vec.inl"
+
+namespace deepclust {
+namespace DEEPCLUST_CAPABILITY {
+
+// The columns of a row are grouped by lane: kSpan vectors of scores next to each other form kLanes groups of kSpan
+// columns, `kLanes` apart, so that the extremes of all groups come from vertical comparisons alone.
+constexpr int64_t kSpan = 16;
+
+// Tests in order before a row looks at how many columns could be its positive, and the share of all columns up to which
+// testing them one by one is cheaper than the row's product with all teacher rows (both measured).
+constexpr int64_t kOrderedTests = 4;
+constexpr int64_t kDensePayoff = 8;
+
+// L2-normalizes `count` rows and returns whether all are finite. Without `normalize` only the check is made.
+template <typename T>
+bool normalize_rows(const T* rows,  // (count, depth)
+                    int64_t count, int64_t depth, bool normalize,
+                    T* normalized,   // (count, depth), unused without normalize
+                    T* inverse_norm  // (count,) 1 / max(norm, 1e-12), or 1 without normalize
+) {
+  bool finite = true;
+  for (int64_t r = 0; r < count; ++r, rows += depth) {
+    const T squares = sum_terms<T>(
+        depth,
+        [&](int64_t k) __attribute__((always_inline)) {
+          const Vec<T> x = load(rows + k);
+          return x * x;
+        },
+        [&](int64_t k) __attribute__((always_inline)) { return rows[k] * rows[k]; });
+    if (!normalize) {
+      finite = finite && squares <= std::numeric_limits<T>::max();
+      inverse_norm[r] = T(1);
+      continue;
+    }
+    // Squares that leave the comfortable range are summed again relative to the largest element.
+    const T tiny = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+    double norm = std::sqrt(static_cast<double>(squares));
+    if (!(squares > tiny && squares < T(1) / tiny)) {
+      double largest = 0;
+      for (int64_t k = 0; k < depth; ++k) {
+        const double size = std::fabs(static_cast<double>(rows[k]));
+        if (!(size <= largest)) largest = size;
+        finite = finite && size <= std::numeric_limits<double>::max();
+      }
+      double scaled = 0;
+      for (int64_t k = 0; k < depth && largest > 0; ++k) scaled += (rows[k] / largest) * (rows[k] / largest);
+      norm = largest * std::sqrt(scaled);
+    }
+    inverse_norm[r] = static_cast<T>(1 / (norm > kMinNorm ? norm : kMinNorm));
+    for (int64_t k = 0; k < depth; ++k) normalized[k] = rows[k] * inverse_norm[r];
+    normalized += depth;
+  }
+  return finite;
+}
+
+template <typename T>
+int64_t panel_columns() {
+  return Tile<T>::kPanelColumns;
+}
+
+// Distance of every row to its own student, and of the teacher to the shift; columns up to `padded` get distance 0.
+template <typename T>
+void measure_rows(const T* teacher,  // (count, depth)
+                  const T* student,  // (count, depth)
+                  const T* shift,    // (depth,)
+                  int64_t count, int64_t padded, int64_t depth,
+                  T* self_squared,         // (padded,)
+                  T* self_distance,        // (padded,)
+                  T* teacher_norm_squared  // (padded,)
+) {
+  for (int64_t r = 0; r < padded; ++r) {
+    const T squared = r < count ? squared_distance(teacher + r * depth, student + r * depth, depth) : T(0);
+    self_squared[r] = squared > T(kMinSquaredDistance) ? squared : T(kMinSquaredDistance);
+    self_distance[r] = std::sqrt(self_squared[r]);
+    teacher_norm_squared[r] = r < count ? squared_distance(teacher + r * depth, shift, depth) : T(0);
+  }
+}
+
+// Scores of one row with what the search for its extremes keeps.
+template <typename T>
+struct RowScan {
+  T* scores;               // (padded,) NaN where a column is absent or has been taken out
+  T* group_max;            // (padded / kSpan,)
+  T* group_min;            // (padded / kSpan,) over the columns that can be a positive
+  const T* self_distance;  // (padded,)
+  int64_t padded;
+  T own_distance;      // self_distance of the row
+  T positive_minimum;  // a positive j has score + own_distance * self_distance[j] + self_distance[j]^2 / 2 above this
+
+  DEEPCLUST_INLINE Vec<T> positive_or_infinity(int64_t column) const {
+    const Vec<T> score = load(scores + column);
+    const Vec<T> reach = load(self_distance + column);
+    const Vec<T> bound = score + reach * (reach * T(0.5) + own_distance);
+    return bound >= positive_minimum ? score : broadcast(std::numeric_limits<T>::infinity());
+  }
+
+  // Extremes of the groups whose columns lie in [begin, end); begin is a multiple of kSpan * kLanes.
+  void update_groups(int64_t begin, int64_t end) {
+    constexpr int64_t kLanes = VecOf<T>::kLanes;
+    for (int64_t first = begin; first < end; first += kSpan * kLanes) {
+      const int64_t last = first + kSpan * kLanes < end ? first + kSpan * kLanes : end;
+      Vec<T> largest = broadcast(-std::numeric_limits<T>::infinity());
+      Vec<T> smallest = broadcast(std::numeric_limits<T>::infinity());
+      for (int64_t column = first; column < last; column += kLanes) {
+        const Vec<T> score = load(scores + column);
+        const Vec<T> positive = positive_or_infinity(column);
+        largest = score > largest ? score : largest;
+        smallest = positive < smallest ? positive : smallest;
+      }
+      store(group_max + first / kSpan, largest);
+      store(group_min + first / kSpan, smallest);
+    }
+  }
+
+  // First column of the group, and one past its last.
+  int64_t group_begin(int64_t group) const {
+    constexpr int64_t kLanes = VecOf<T>::kLanes;
+    return group / kLanes * kLanes * kSpan + group % kLanes;
+  }
+  int64_t group_end(int64_t group) const {
+    const int64_t end = group_begin(group) + kSpan * VecOf<T>::kLanes;
+    return end < padded ? end : padded;
+  }
+  int64_t groups() const {
+    return (padded + kSpan * VecOf<T>::kLanes - 1) / (kSpan * VecOf<T>::kLanes) * VecOf<T>::kLanes;
+  }
+
+  bool can_be_positive(int64_t column) const {
+    const T reach = self_distance[column];
+    return scores[column] + reach * (reach * T(0.5) + own_distance) >= positive_minimum;
+  }
+
+  void take_out(int64_t column) {
+    constexpr int64_t kLanes = VecOf<T>::kLanes;
+    scores[column] = std::numeric_limits<T>::quiet_NaN();
+    const int64_t group = column / (kLanes * kSpan) * kLanes + column % kLanes;
+    T largest = -std::numeric_limits<T>::infinity();
+    T smallest = std::numeric_limits<T>::infinity();
+    for (int64_t j = group_begin(group); j < group_end(group); j += kLanes) {
+      const T score = scores[j];
+      if (score > largest) largest = score;
+      if (score < smallest && can_be_positive(j)) smallest = score;
+    }
+    group_max[group] = largest;
+    group_min[group] = smallest;
+  }
+
+  // The lowest column that holds the largest (kLargest) or the smallest candidate score; -1 if none is left.
+  template <bool kLargest>
+  int64_t extreme(T* value) const {
+    constexpr int64_t kLanes = VecOf<T>::kLanes;
+    const T* extremes = kLargest ? group_max : group_min;
+    const int64_t count = groups();
+    Vec<T> best = load(extremes);
+    for (int64_t g = kLanes; g < count; g += kLanes) {
+      const Vec<T> other = load(extremes + g);
+      best = (kLargest ? other > best : other < best) ? other : best;
+    }
+    T lanes[kLanes];
+    store(lanes, best);
+    T found = lanes[0];
+    for (int64_t lane = 1; lane < kLanes; ++lane) {
+      found = (kLargest ? lanes[lane] > found : lanes[lane] < found) ? lanes[lane] : found;
+    }
+    *value = found;
+    if (std::isinf(found)) return -1;
+    int64_t lowest = padded;
+    for (int64_t g = 0; g < count; ++g) {
+      if (extremes[g] != found) continue;
+      for (int64_t j = group_begin(g); j < group_end(g); j += kLanes) {
+        if (scores[j] == found && (kLargest || can_be_positive(j))) {
+          lowest = j < lowest ? j : lowest;
+          break;
+        }
+      }
+    }
+    return lowest;
+  }
+};
+
+// The best pair of a row among the columns whose class is known.
+template <typename T>
+struct BestPairs {
+  T positive_score = std::numeric_limits<T>::infinity();
+  T negative_score = -std::numeric_limits<T>::infinity();
+  int64_t positive = -1;
+  int64_t negative = -1;
+
+  bool improves_positive(T score, int64_t column) const {
+    return score < positive_score || (score == positive_score && column < positive);
+  }
+  bool improves_negative(T score, int64_t column) const {
+    return score > negative_score || (score == negative_score && column < negative);
+  }
+  void add(bool is_negative, T score, int64_t column) {
+    if (is_negative && improves_negative(score, column)) {
+      negative_score = score;
+      negative = column;
+    } else if (!is_negative && improves_positive(score, column)) {
+      positive_score = score;
+      positive = column;
+    }
+  }
+};
+
+template <typename T>
+DEEPCLUST_INLINE bool is_negative(const MiningInputs<T>& in, int64_t row, int64_t column) {
+  const T* teacher = in.teacher;
+  return squared_distance(teacher + row * in.depth, teacher + column * in.depth, in.depth) > in.self_squared[row];
+}
+
+template <typename T>
+void classify(const MiningInputs<T>& in, int64_t row, int64_t column, const RowScan<T>& scan, BestPairs<T>& best) {
+  best.add(is_negative(in, row, column), scan.scores[column], column);
+}
+
+// Classifies every column that could still be the hardest positive, in any order, unless they are too many for that to
+// be cheaper than the row's product. In a clustered batch they are the anchor's own cluster.
+template <typename T>
+bool classify_possible_positives(const MiningInputs<T>& in, int64_t row, const RowScan<T>& scan, BestPairs<T>& best) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  Mask<T> minus_count = {};
+  for (int64_t column = 0; column < in.padded; column += kLanes) {
+    minus_count += scan.positive_or_infinity(column) <= best.positive_score;
+  }
+  int64_t count = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) count -= minus_count[lane];
+  if (count > in.count / kDensePayoff) return false;
+  for (int64_t column = 0; column < in.padded; column += kLanes) {
+    const Vec<T> positive = scan.positive_or_infinity(column);
+    if (!any_lane<T>(positive <= best.positive_score)) continue;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      if (best.improves_positive(positive[lane], column + lane)) classify(in, row, column + lane, scan, best);
+    }
+  }
+  return true;
+}
+
+// Classifies columns from both ends of the score order until both hardest pairs are certain. False after `limit` tests.
+template <typename T>
+bool mine_row_in_order(const MiningInputs<T>& in, int64_t row, int64_t limit, RowScan<T>& scan, BestPairs<T>& best) {
+  best.add(false, scan.scores[row], row);
+  scan.take_out(row);
+  // No teacher row is farther from this one than the sum of their distances from the shift.
+  const T reach = std::sqrt(in.teacher_norm_squared[row]) + in.teacher_norm_max;
+  bool negative_open = reach * (1 + in.rounding) >= scan.own_distance;
+  bool positive_open = true;
+  for (int64_t tests = 0; negative_open || positive_open; ++tests) {
+    T score;
+    if (negative_open) {
+      const int64_t column = scan.template extreme<true>(&score);
+      negative_open = column >= 0 && best.improves_negative(score, column);
+      if (negative_open) {
+        if (tests >= limit) return false;
+        classify(in, row, column, scan, best);
+        scan.take_out(column);
+      }
+    }
+    if (positive_open) {
+      const int64_t column = scan.template extreme<false>(&score);
+      positive_open = column >= 0 && best.improves_positive(score, column);
+      if (positive_open && tests == kOrderedTests) {
+        positive_open = !classify_possible_positives(in, row, scan, best);
+      } else if (positive_open) {
+        if (tests >= limit) return false;
+        classify(in, row, column, scan, best);
+        scan.take_out(column);
+      }
+    }
+  }
+  return true;
+}
+
+// Settles a row by its scores against all teacher rows; only columns within rounding of the threshold are tested
+// exactly.
+template <typename T>
+void mine_row_by_product(const MiningInputs<T>& in, int64_t row, const RowScan<T>& scan,
+                         const T* teacher_scores,  // (padded,)
+                         BestPairs<T>& best) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  const T norm = std::sqrt(in.teacher_norm_squared[row]);
+  const T threshold = T(0.5) * (in.teacher_norm_squared[row] - in.self_squared[row]);
+  const T margin = in.rounding * (norm + in.teacher_norm_max) * (norm + in.teacher_norm_max);
+  const T below = threshold - margin;  // teachers that score less are negatives for certain
+  const T above = threshold + margin;  // those that score more, positives
+  const T infinity = std::numeric_limits<T>::infinity();
+  Vec<T> nearest = broadcast(best.negative_score);
+  Vec<T> farthest = broadcast(-best.positive_score);
+  for (int64_t column = 0; column < in.padded; column += kLanes) {
+    const Vec<T> score = load(scan.scores + column);
+    const Vec<T> teacher_score = load(teacher_scores + column);
+    const Vec<T> negative = teacher_score < below ? score : broadcast(-infinity);
+    const Vec<T> positive = teacher_score > above ? -score : broadcast(-infinity);
+    nearest = negative > nearest ? negative : nearest;
+    farthest = positive > farthest ? positive : farthest;
+  }
+  const T negative_bound = max_lanes<T>(nearest);
+  const T positive_bound = -max_lanes<T>(farthest);
+  for (int64_t column = 0; column < in.padded; column += kLanes) {
+    const Vec<T> score = load(scan.scores + column);
+    const Vec<T> teacher_score = load(teacher_scores + column);
+    const Mask<T> candidate =
+        ((teacher_score <= above) & (score >= negative_bound)) | ((teacher_score >= below) & (score <= positive_bound));
+    if (!any_lane<T>(candidate)) continue;
+    for (int64_t j = column; j < column + kLanes; ++j) {
+      if (teacher_scores[j] < below || teacher_scores[j] > above) {
+        best.add(teacher_scores[j] < below, scan.scores[j], j);
+      } else if (best.improves_negative(scan.scores[j], j) || best.improves_positive(scan.scores[j], j)) {
+        classify(in, row, j, scan, best);
+      }
+    }
+  }
+}
+
+// Mines the given rows.
+template <typename T>
+void mine_rows(const MiningInputs<T>& in,
+               int64_t first,  // rows first ... first + count - 1
+               int64_t count, int64_t limit,
+               T* workspace,             // (mining_workspace<T>(...),)
+               int64_t* positive_index,  // (N,)
+               int64_t* negative_index   // (N,)
+) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  constexpr int64_t kRows = Tile<T>::kPanelRows;
+  const int64_t padded_rows = (count + kRows - 1) / kRows * kRows;
+  const int64_t group_stride = in.padded / kSpan + kLanes;
+  T* block = workspace;
+  T* scores = block + padded_rows * block_stride(in.depth);
+  T* groups = scores + padded_rows * in.padded;
+  T* teacher_scores = groups + padded_rows * 2 * group_stride;
+  int64_t rows[kMaxBlockRows];
+  for (int64_t r = 0; r < count; ++r) rows[r] = first + r;
+  pack_rows(in.teacher, rows, in.shift, count, in.depth, block);
+  const auto scan_of = [&](int64_t r) {
+    const T own = in.self_distance[first + r];
+    const T norm = std::sqrt(in.teacher_norm_squared[first + r]);
+    const T reach = norm + own + in.self_distance_max + in.student_norm_max;
+    T* extremes = groups + r * 2 * group_stride;
+    return RowScan<T>{scores + r * in.padded,
+                      extremes,
+                      extremes + group_stride,
+                      in.self_distance,
+                      in.padded,
+                      own,
+                      T(0.5) * (norm * norm - own * own) - in.rounding * reach * reach};
+  };
+  // Columns go in chunks of which the scores are still in cache when their extremes are taken.
+  constexpr int64_t kChunk = 4 * kSpan * kLanes;
+  for (int64_t begin = 0; begin < in.padded; begin += kChunk) {
+    const int64_t end = begin + kChunk < in.padded ? begin + kChunk : in.padded;
+    score_columns(block, in.student_panels, in.student_bias, count, begin, end, in.depth, scores, in.padded);
+    for (int64_t r = 0; r < count; ++r) scan_of(r).update_groups(begin, end);
+  }
+  BestPairs<T> best[kMaxBlockRows];
+  int64_t open = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    // Where most rows end up with the product anyhow, the others do not try without it.
+    const bool hopeless = r >= kRows && 2 * open > r;
+    RowScan<T> scan = scan_of(r);
+    if (hopeless || !mine_row_in_order(in, first + r, limit, scan, best[r])) rows[open++] = first + r;
+  }
+  for (int64_t begin = 0; begin < open; begin += kRows) {
+    const int64_t batch = open - begin < kRows ? open - begin : kRows;
+    pack_rows(in.teacher, rows + begin, in.shift, batch, in.depth, block);
+    score_columns(block, in.teacher_panels, in.teacher_bias, batch, 0, in.padded, in.depth, teacher_scores, in.padded);
+    for (int64_t i = 0; i < batch; ++i) {
+      const int64_t r = rows[begin + i] - first;
+      mine_row_by_product(in, rows[begin + i], scan_of(r), teacher_scores + i * in.padded, best[r]);
+    }
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    positive_index[first + r] = best[r].positive;
+    negative_index[first + r] = best[r].negative;
+  }
+}
+
+// Rows that are mined together: enough to reuse each column panel, few enough for cache, memory and the threads at
+// hand.
+template <typename T>
+int64_t mining_block_rows(int64_t count, int64_t depth, int64_t threads) {
+  constexpr int64_t kRows = Tile<T>::kPanelRows;
+  int64_t rows = kMaxBlockRows;
+  const int64_t share = (count + threads - 1) / threads;
+  if (rows > share) rows = share;
+  if (rows > kMaxBlockElements / depth) rows = kMaxBlockElements / depth;
+  if (rows > kMaxScoreElements / count) rows = kMaxScoreElements / count;
+  return rows < kRows ? kRows : rows / kRows * kRows;
+}
+
+// Elements of T that mine_rows needs for `rows` rows.
+template <typename T>
+int64_t mining_workspace(int64_t rows, int64_t padded, int64_t depth) {
+  constexpr int64_t kRows = Tile<T>::kPanelRows;
+  const int64_t padded_rows = (rows + kRows - 1) / kRows * kRows;
+  return padded_rows * (block_stride(depth) + padded + 2 * (padded / kSpan + VecOf<T>::kLanes)) + kRows * padded;
+}
+
+// Distances of the mined pairs of rows [begin, end), each summed over squared differences; 0 for an absent pair. The
+// inverse, the factor of every gradient, is 0 where the distance is clamped.
+template <typename T>
+void measure_pairs(const T* anchors,  // (N, depth)
+                   const T* others,   // (N, depth) the rows that `index` points to
+                   int64_t begin, int64_t end, int64_t depth,
+                   const int64_t* index,  // (N,)
+                   T* distance,           // (N,)
+                   T* inverse_distance    // (N,)
+) {
+  for (int64_t i = begin; i < end; ++i) {
+    distance[i] = inverse_distance[i] = T(0);
+    if (index[i] < 0) continue;
+    const T squared = squared_distance(anchors + i * depth, others + index[i] * depth, depth);
+    distance[i] = std::sqrt(squared > T(kMinSquaredDistance) ? squared : T(kMinSquaredDistance));
+    if (squared >= T(kMinSquaredDistance)) inverse_distance[i] = 1 / distance[i];
+  }
+}
+
+}  // namespace DEEPCLUST_CAPABILITY
+}  // namespace deepclust
