@@ -66,7 +66,7 @@ def find_toolkit(environment: Mapping[str, str], system: Path = Path("/usr/local
 
 def compiler_flags(environment: Mapping[str, str], platform: str) -> list[str]:
     """Return the host compiler's flags; the language standard is torch's choice."""
-    flags = ["-O3", "-g0", "-Wall", "-Wextra"]
+    flags = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-psabi"]  # psabi: wide vectors stay within the library
     if platform != "darwin":  # Apple's compiler has no OpenMP: at::parallel_for is serial there
         flags.append("-fopenmp")  # for compiling only; at run time the symbols come from the OpenMP that torch loaded
     if environment.get("DEEPCLUST_EXT_WERROR") == "1":
