@@ -1,7 +1,6 @@
 // Kernels of batch-hard mining for one capability; driven by batch_hard_mining.cpp, which explains the method.
 // No include guard: compiled once per capability.
 #include "common/tile_core.inl"
-#include "common/vec.inl"
 
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
