@@ -185,7 +185,7 @@ def test_schedule() -> None:
 def test_embed_keeps_the_order_of_the_data(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     rows = trainer.embed()
-    assert rows.shape == (50, 36)
+    assert rows.shape == (50, 8)
     torch.testing.assert_close(rows[17:18], trainer.method.embed(Scans()[17].unsqueeze(0)))
 
 

@@ -6,8 +6,10 @@
 // Columns are packed once into panels of kPanelColumns, [panel][k][column]; rows are copied together block by block. A
 // micro kernel keeps kPanelRows x kPanelColumns sums in registers over the whole depth, so every score is one chain of
 // fused multiply-adds over k = 0, 1, ...: its bits depend neither on its place in the tile nor on the number of
-// threads, and equal columns get equal scores. Columns beyond the last are NaN, which no comparison picks. No include
-// guard: compiled once per capability. Needs vec.inl.
+// threads, and equal columns get equal scores. Columns beyond the last are NaN, which no comparison picks.
+//
+// No include guard: compiled once per capability.
+#include "common/vec.inl"
 
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {

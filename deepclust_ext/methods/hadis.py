@@ -134,10 +134,10 @@ class HaDis(ClusteringMethod):
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> Tensor:
-        """Return the normalised output (B, ``feature_dim``) of the teacher's backbone in evaluation mode."""
+        """Return the teacher's normalised rows (B, ``embedding_dim``) in evaluation mode."""
         was_training = self.teacher.training
         self.teacher.eval()
-        rows = normalize(self.teacher[0](images), dim=1)
+        rows = normalize(self.teacher(images), dim=1)
         self.teacher.train(was_training)
         return rows
 
