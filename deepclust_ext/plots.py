@@ -51,7 +51,7 @@ def match_clusters(
 
 
 def _draw_map(axes: Axes, points: NDArray[np.float32], groups: NDArray[np.int64], title: str) -> None:
-    axes.scatter(*points.T, c=groups, cmap="tab10" if groups.max() < 10 else "tab20", s=8)
+    axes.scatter(points[:, 0], points[:, 1], c=groups, cmap="tab10" if groups.max() < 10 else "tab20", s=8)
     for group in np.unique(groups):
         axes.annotate(str(group), np.median(points[groups == group], axis=0), weight="bold", size=14)
     axes.set(title=title, xticks=[], yticks=[])

@@ -18,7 +18,9 @@ def parse(*options: str) -> argparse.Namespace:
     return parser.parse_args(options)
 
 
-def test_two_epochs_print_scores_and_write_figure_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_epochs_write_figure_and_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("matplotlib")
     assert demo.run(parse("--epochs", "2", "--batch-size", "256", "--out", str(tmp_path))) == 0
     printed = capsys.readouterr().out

@@ -36,14 +36,12 @@ class HSDLoss(nn.Module):
         student: Tensor,  # (N, D)
     ) -> Tensor | tuple[Tensor, HSDStats]:
         """Return the loss, () or (N,) by ``reduction``, and the statistics if they were asked for."""
-        return fused_hsd_loss(
-            teacher,
-            student,
-            temperature=self.temperature,
-            normalize=self.normalize,
-            reduction=self.reduction,
-            return_stats=self.return_stats,
-        )
+        temperature, normalize, reduction = self.temperature, self.normalize, self.reduction
+        if self.return_stats:
+            return fused_hsd_loss(
+                teacher, student, temperature=temperature, normalize=normalize, reduction=reduction, return_stats=True
+            )
+        return fused_hsd_loss(teacher, student, temperature=temperature, normalize=normalize, reduction=reduction)
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""

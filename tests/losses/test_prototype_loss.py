@@ -12,7 +12,7 @@ from deepclust_ext.losses import PrototypeLoss
 
 
 def unit(row: Tensor) -> Tensor:
-    return row / row.norm()
+    return row / row.square().sum().sqrt()
 
 
 def loop_formula(query: Tensor, key: Tensor, labels: list[int], temperature: float) -> float:

@@ -85,7 +85,7 @@ def test_predictor_runs_once_per_view() -> None:
 def test_teacher_gets_no_gradient_and_the_student_does() -> None:
     method = small_hadis()
     loss, _ = method.training_step(two_views(), torch.arange(12) % 3, 3)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
     assert all(p.grad is not None for p in [*method.student.parameters(), *method.predictor.parameters()])
 
@@ -127,7 +127,7 @@ def test_twenty_steps_with_the_op_equal_twenty_with_the_reference(monkeypatch: p
             views = list(torch.randn(2, 32, 1, 8, 8))
             loss, _ = method.training_step(views, torch.randint(5, (32,)), 5)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             method.update_teacher()
             curve.append(loss.item())
