@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the demo's options to a parser."""
     parser.add_argument("--method", choices=METHODS, default="hadis", help="what to train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=60, help="passes over the scans (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=40, help="passes over the scans (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images of a step (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for results (default: runs/demo-METHOD-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
@@ -85,12 +85,12 @@ def _make_trainer(args: argparse.Namespace, out: Path) -> "tuple[Trainer, Tensor
     config = TrainConfig(
         num_clusters=NUM_CLUSTERS,
         epochs=args.epochs,
-        warmup_epochs=args.epochs // 6,
+        warmup_epochs=args.epochs // 8,
         lr_warmup_epochs=min(2, args.epochs),
         batch_size=args.batch_size,
         seed=args.seed,
     )
-    affine = RandomAffine(degrees=10, shear=0.1, scale=0.1, stretch=0.05, shift=0.0625)
+    affine = RandomAffine(degrees=15, shear=0.15, scale=0.15, stretch=0.075, shift=0.09375)
     return Trainer(method, method.optimizer(args.batch_size), digits, (affine, affine), config, out), digits.labels
 
 
@@ -101,17 +101,17 @@ def _hadis() -> "HaDis":
 
     from deepclust_ext.methods import HaDis
 
-    layers: list[nn.Module] = []
-    channels = 1
-    for width in (32, 64, 128):
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        if width != 128:
-            layers.append(nn.MaxPool2d(2))
-        channels = width
-    backbone = nn.Sequential(*layers, nn.Flatten())
+    def block(in_channels: int, out_channels: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        return [convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+
+    backbone = nn.Sequential(
+        *block(1, 32), nn.MaxPool2d(2), *block(32, 64), nn.MaxPool2d(2), *block(64, 512), nn.Flatten()
+    )
     # Channels last halves the time of these convolutions on a CPU.
     backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return HaDis(backbone, 4 * channels, hidden_dim=256, embedding_dim=64, momentum=0.99)
+    # Clusters of 180 scans need firmer prototypes than the paper's 6,000 images, and 28 steps an epoch a quicker teacher.
+    return HaDis(backbone, 2048, hidden_dim=256, embedding_dim=64, momentum=0.99, prototype_weight=3.0)
 
 
 def _profiled_fit(trainer: "Trainer", resume: bool) -> str:

@@ -18,9 +18,7 @@ def parse(*options: str) -> argparse.Namespace:
     return parser.parse_args(options)
 
 
-def test_two_epochs_write_figure_and_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_epochs_write_figure_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     assert demo.run(parse("--epochs", "2", "--batch-size", "256", "--out", str(tmp_path))) == 0
     printed = capsys.readouterr().out
@@ -78,4 +76,4 @@ def test_complete_demo_clusters_the_digits(tmp_path: Path) -> None:
     # costs up to 0.02.
     demo.run(parse("--seed", "0", "--out", str(tmp_path)))
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["metrics"]["hadis, 60 epochs"]["ACC"] >= 0.93
+    assert record["metrics"]["hadis, 40 epochs"]["ACC"] >= 0.93
