@@ -83,7 +83,6 @@ class Trainer:
         self.config = config
         self.out = out
         self.history: list[dict[str, float]] = []
-        self._centers: Tensor | None = None
         self._warned = False
         if not 2 <= config.batch_size <= len(self.images):
             raise ValueError(
@@ -137,12 +136,12 @@ class Trainer:
 
     def cluster(self, n_init: int = 20) -> Tensor:
         """Return final labels (N,): spherical k-means on the rows, the best of ``n_init`` starts by inertia."""
-        return spherical_kmeans(self.embed(), self.config.num_clusters, seed=self.config.seed, n_init=n_init)[0]
+        return spherical_kmeans(self.embed(), self.config.num_clusters, seed=self.config.seed, n_init=n_init)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         start = time.perf_counter()
         with record_function("k-means"):
-            pseudo_labels = self._pseudo_labels() if epoch >= self.config.warmup_epochs else None
+            pseudo_labels = self._pseudo_labels(epoch)
         self.method.train()
         device = _device(self.method)
         totals: dict[str, Tensor] = {}
@@ -169,17 +168,17 @@ class Trainer:
         rates = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
         return rates | means | {"seconds": time.perf_counter() - start}
 
-    def _pseudo_labels(self) -> Tensor | None:
-        if not self.method.needs_pseudo_labels:
+    def _pseudo_labels(self, epoch: int) -> Tensor | None:
+        if epoch < self.config.warmup_epochs or not self.method.needs_pseudo_labels:
             return None
-        # The last centres are a good start: one run of few iterations instead of several from scratch.
-        labels, self._centers = spherical_kmeans(
-            self.embed(), self.config.num_clusters, seed=self.config.seed, n_init=10, init=self._centers
-        )
-        return labels
+        # Fresh starts in every epoch: starting from the last centres is quicker but keeps their early mistakes.
+        return spherical_kmeans(self.embed(), self.config.num_clusters, seed=self._epoch_seed(epoch), n_init=3)
+
+    def _epoch_seed(self, epoch: int) -> int:
+        return self.config.seed * 1000 + epoch
 
     def _shuffled(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(self._epoch_seed(epoch))
         order = torch.randperm(len(self.images), generator=generator).tolist()
         size = self.config.batch_size
         return iter(self._loader([order[step * size : (step + 1) * size] for step in range(self._steps_per_epoch)]))
@@ -211,7 +210,6 @@ class Trainer:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "peak_rates": self._peak_rates,
-            "centers": self._centers,
             "history": self.history,
             "random": _random_state(),
         }
@@ -228,7 +226,6 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._peak_rates = state["peak_rates"]
-        self._centers = state["centers"]
         self.history = state["history"]
         _restore_random_state(state["random"])
 

@@ -13,27 +13,22 @@ def spherical_kmeans(
     *,
     seed: int,
     n_init: int,
-    init: Tensor | None = None,  # (K, D)
-) -> tuple[Tensor, Tensor]:
-    """Return labels (N,) int64 and centres (K, D) of k-means on the rows divided by their L2 norm.
+) -> Tensor:
+    """Return labels (N,) int64 of k-means on the rows divided by their L2 norm.
 
     Args:
         rows: What to cluster, on any device.
         num_clusters: K.
         seed: Of the k-means++ starts.
         n_init: Starts, of which the one with the least inertia is returned.
-        init: Centres to start from, instead of ``n_init`` starts.
 
     Raises:
         ValueError: If there are fewer rows than clusters.
     """
     if len(rows) < num_clusters:
         raise ValueError(f"num_clusters: expected at most {len(rows)}, the number of rows, got {num_clusters}")
-    if init is not None:
-        kmeans = KMeans(num_clusters, init=init.numpy(), n_init=1, random_state=seed)
-    else:
-        kmeans = KMeans(num_clusters, n_init=n_init, random_state=seed)
+    kmeans = KMeans(num_clusters, n_init=n_init, random_state=seed)
     # With several threads the order of scikit-learn's sums, and so the last bit of a centre, changes from run to run.
     with threadpool_limits(limits=1):
         kmeans.fit(normalize(rows, dim=1).cpu().numpy())
-    return torch.from_numpy(kmeans.labels_).long(), torch.from_numpy(kmeans.cluster_centers_)
+    return torch.from_numpy(kmeans.labels_).long()
