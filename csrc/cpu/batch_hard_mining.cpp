@@ -72,14 +72,29 @@ struct MiningInputs {
 namespace deepclust {
 namespace {
 
+// One allocation, handed out piece by piece, each on its own cache lines.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t elements)
+      : memory_(c10::GetCPUAllocator()->allocate(elements * sizeof(T))), next_(static_cast<T*>(memory_.get())) {}
+
+  static constexpr int64_t size_of(int64_t elements) { return (elements + 15) / 16 * 16; }
+  T* take(int64_t elements) { return std::exchange(next_, next_ + size_of(elements)); }
+
+ private:
+  at::DataPtr memory_;
+  T* next_;
+};
+
 // A point amid the teacher rows: the mean of an even sample, normalized like the rows. Any point is correct; the nearer
 // the rows are to it, the smaller the rounding of the scores, so that offset or nearly collapsed batches stay exact.
 template <typename T>
-at::Tensor shift_of(const T* teacher /* (N, D) */, int64_t count, int64_t depth, bool normalize,
-                    at::TensorOptions options) {
-  at::Tensor scratch = at::empty({2, depth}, options);
-  T* shift = scratch.data_ptr<T>();
-  T* row = shift + depth;
+void choose_shift(const T* teacher,  // (count, depth)
+                  int64_t count, int64_t depth, bool normalize,
+                  T* row,   // (depth,) scratch
+                  T* shift  // (depth,)
+) {
   std::fill(shift, shift + depth, T(0));
   const int64_t sample = std::min(count, kShiftSample);
   for (int64_t i = 0; i < sample; ++i) {
@@ -89,7 +104,6 @@ at::Tensor shift_of(const T* teacher /* (N, D) */, int64_t count, int64_t depth,
     if (normalize) source = row;
     for (int64_t k = 0; k < depth; ++k) shift[k] += source[k] / sample;
   }
-  return scratch;
 }
 
 template <typename T>
@@ -100,49 +114,51 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
   MinedPairs mined{at::empty({2, count}, options.dtype(at::kLong)), at::empty({4, count}, options),
                    at::empty({4, count}, options), at::empty({2, count}, options)};
   if (count == 0) return mined;
-  int64_t* index = mined.index.data_ptr<int64_t>();
-  T* distance = mined.distance.data_ptr<T>();
-  T* inverse_distance = mined.inverse_distance.data_ptr<T>();
-  T* inverse_norm = mined.inverse_norm.data_ptr<T>();
+  int64_t* index = mined.index.mutable_data_ptr<int64_t>();
+  T* distance = mined.distance.mutable_data_ptr<T>();
+  T* inverse_distance = mined.inverse_distance.mutable_data_ptr<T>();
+  T* inverse_norm = mined.inverse_norm.mutable_data_ptr<T>();
 
-  // Normalized rows, packed students and what the bounds need, panel by panel.
   const int64_t width = DEEPCLUST_SELECT(panel_columns<T>)();
   const int64_t panels = (count + width - 1) / width;
   const int64_t padded = panels * width;
-  const at::Tensor rows = normalize ? at::empty({2, count, depth}, options) : at::Tensor();
-  T* teacher_rows = normalize ? rows.data_ptr<T>() : nullptr;
-  T* student_rows = normalize ? teacher_rows + count * depth : nullptr;
-  const T* teacher = normalize ? teacher_rows : teacher_input.data_ptr<T>();
-  const T* student = normalize ? student_rows : student_input.data_ptr<T>();
-  const at::Tensor shift = shift_of(teacher_input.data_ptr<T>(), count, depth, normalize, options);
-  const at::Tensor packed = at::empty({2, padded, depth}, options);
-  T* teacher_panels = packed.data_ptr<T>();
-  T* student_panels = teacher_panels + padded * depth;
-  const at::Tensor per_column = at::empty({5, padded}, options);
-  T* teacher_bias = per_column.data_ptr<T>();
-  T* student_bias = teacher_bias + padded;
-  T* self_squared = student_bias + padded;
-  T* self_distance = self_squared + padded;
-  T* teacher_norm_squared = self_distance + padded;
+  const int64_t rows_size = normalize ? count * depth : 0;
+  const auto size_of = Scratch<T>::size_of;
+  Scratch<T> scratch(2 * size_of(padded * depth) + 2 * size_of(rows_size) + 2 * size_of(depth) + 5 * size_of(padded));
+  T* teacher_panels = scratch.take(padded * depth);
+  T* student_panels = scratch.take(padded * depth);
+  T* teacher_rows = scratch.take(rows_size);
+  T* student_rows = scratch.take(rows_size);
+  T* teacher_bias = scratch.take(padded);
+  T* student_bias = scratch.take(padded);
+  T* self_squared = scratch.take(padded);
+  T* self_distance = scratch.take(padded);
+  T* teacher_norm_squared = scratch.take(padded);
+  T* shift = scratch.take(depth);
+  const T* teacher_source = teacher_input.const_data_ptr<T>();
+  const T* student_source = student_input.const_data_ptr<T>();
+  const T* teacher = normalize ? teacher_rows : teacher_source;
+  const T* student = normalize ? student_rows : student_source;
+
+  choose_shift(teacher_source, count, depth, normalize, scratch.take(depth), shift);
   std::atomic<bool> finite{true};
   at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t first = panel * width;
+    for (int64_t first = begin * width; first < end * width; first += width) {
       const int64_t present = std::min(width, count - first);
-      const bool teacher_finite =
-          DEEPCLUST_SELECT(normalize_rows<T>)(teacher_input.data_ptr<T>() + first * depth, present, depth, normalize,
-                                              teacher_rows + first * depth, inverse_norm + first);
-      const bool student_finite =
-          DEEPCLUST_SELECT(normalize_rows<T>)(student_input.data_ptr<T>() + first * depth, present, depth, normalize,
-                                              student_rows + first * depth, inverse_norm + count + first);
-      if (!teacher_finite || !student_finite) finite = false;
-      DEEPCLUST_SELECT(measure_rows<T>)(teacher + first * depth, student + first * depth, shift.data_ptr<T>(), present,
-                                        width, depth, self_squared + first, self_distance + first,
-                                        teacher_norm_squared + first);
-      DEEPCLUST_SELECT(pack_distance_columns<T>)(teacher, shift.data_ptr<T>(), first, count, depth,
-                                                 teacher_panels + first * depth, teacher_bias + first);
-      DEEPCLUST_SELECT(pack_distance_columns<T>)(student, shift.data_ptr<T>(), first, count, depth,
-                                                 student_panels + first * depth, student_bias + first);
+      const int64_t offset = first * depth;
+      const int64_t row_offset = normalize ? offset : 0;
+      const auto normalize_panel = [&](const T* source, T* rows, T* norms) {
+        return DEEPCLUST_SELECT(normalize_rows<T>)(source + offset, present, depth, normalize, rows + row_offset,
+                                                   norms + first);
+      };
+      if (!normalize_panel(teacher_source, teacher_rows, inverse_norm)) finite = false;
+      if (!normalize_panel(student_source, student_rows, inverse_norm + count)) finite = false;
+      DEEPCLUST_SELECT(measure_rows<T>)(teacher + offset, student + offset, shift, present, width, depth,
+                                        self_squared + first, self_distance + first, teacher_norm_squared + first);
+      DEEPCLUST_SELECT(pack_distance_columns<T>)(teacher, shift, first, count, depth, teacher_panels + offset,
+                                                 teacher_bias + first);
+      DEEPCLUST_SELECT(pack_distance_columns<T>)(student, shift, first, count, depth, student_panels + offset,
+                                                 student_bias + first);
     }
   });
   if (!finite) {
@@ -152,22 +168,10 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
     return mined;
   }
 
-  MiningInputs<T> in{count,
-                     depth,
-                     padded,
-                     teacher,
-                     shift.data_ptr<T>(),
-                     teacher_panels,
-                     teacher_bias,
-                     student_panels,
-                     student_bias,
-                     self_squared,
-                     self_distance,
-                     teacher_norm_squared,
-                     T(0),
-                     T(0),
-                     T(0),
-                     (depth + 16) * std::numeric_limits<T>::epsilon()};
+  MiningInputs<T> in{count,        depth,          padded,        teacher,
+                     shift,        teacher_panels, teacher_bias,  student_panels,
+                     student_bias, self_squared,   self_distance, teacher_norm_squared,
+                     T(0),         T(0),           T(0),          (depth + 16) * std::numeric_limits<T>::epsilon()};
   for (int64_t j = 0; j < count; ++j) {
     in.self_distance_max = std::max(in.self_distance_max, self_distance[j]);
     in.teacher_norm_max = std::max(in.teacher_norm_max, teacher_norm_squared[j]);
@@ -181,10 +185,11 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
   const int64_t limit = kMinTests + count / kColumnsPerTest;
   const int64_t workspace = DEEPCLUST_SELECT(mining_workspace<T>)(block_rows, padded, depth);
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    const at::DataPtr scratch = c10::GetCPUAllocator()->allocate(workspace * sizeof(T));
+    Scratch<T> thread_scratch(workspace);
+    T* memory = thread_scratch.take(workspace);
     for (int64_t first = begin * block_rows; first < std::min(end * block_rows, count); first += block_rows) {
-      DEEPCLUST_SELECT(mine_rows<T>)(in, first, std::min(block_rows, count - first), limit,
-                                     static_cast<T*>(scratch.get()), index, index + count);
+      DEEPCLUST_SELECT(mine_rows<T>)(in, first, std::min(block_rows, count - first), limit, memory, index,
+                                     index + count);
     }
   });
   at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
@@ -204,9 +209,6 @@ MinedPairs mine_hard_pairs(const at::Tensor& teacher, const at::Tensor& student,
                                               : mine<float>(teacher, student, normalize);
 }
 
-}  // namespace deepclust
-
-namespace deepclust {
 namespace {
 
 BatchHardMiningOutputs batch_hard_mining_cpu(const at::Tensor& teacher,  // (N, D)
@@ -218,8 +220,8 @@ BatchHardMiningOutputs batch_hard_mining_cpu(const at::Tensor& teacher,  // (N, 
   const auto row = [](const at::Tensor& rows, int64_t i) {
     return rows.select(0, i).clone();
   };  // outputs may not alias
-  return {row(mined.index, 0), row(mined.index, 1), row(distance, 0),       row(distance, 1),
-          row(distance, 2),    row(distance, 3),    mined.inverse_distance, mined.inverse_norm};
+  return {row(distance, 0),    row(distance, 1),    row(distance, 2),       row(distance, 3),
+          row(mined.index, 0), row(mined.index, 1), mined.inverse_distance, mined.inverse_norm};
 }
 
 std::tuple<at::Tensor, at::Tensor> batch_hard_mining_backward_cpu(

@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -74,36 +73,34 @@ void finish_rows(const MinedPairs& mined, double temperature,
 }
 
 template <typename T>
-double sum_of(const at::Tensor& values /* (N,) */) {
+at::Tensor reduce(const at::Tensor& losses /* (N,) */, std::string_view reduction) {
   double sum = 0;
-  for (int64_t i = 0; i < values.numel(); ++i) sum += values.const_data_ptr<T>()[i];
-  return sum;
+  for (int64_t i = 0; i < losses.numel(); ++i) sum += losses.const_data_ptr<T>()[i];
+  const at::Tensor loss = at::empty({}, losses.options());
+  *loss.mutable_data_ptr<T>() = static_cast<T>(reduction == "mean" ? sum / std::max<double>(losses.numel(), 1) : sum);
+  return loss;
+}
+
+template <typename T>
+FusedHsdLossOutputs loss_of(const at::Tensor& teacher, const at::Tensor& student, double temperature, bool normalize,
+                            std::string_view reduction) {
+  const MinedPairs mined = mine_hard_pairs(to_accumulation(teacher), to_accumulation(student), normalize);
+  const int64_t count = teacher.size(0);
+  const at::TensorOptions options = mined.distance.options();
+  at::Tensor loss = at::empty({count}, options);
+  const at::Tensor stats = at::empty({5}, options);
+  const at::Tensor slope = at::empty({2, count}, options);
+  finish_rows(mined, temperature, loss.mutable_data_ptr<T>(), stats.mutable_data_ptr<T>(), slope.mutable_data_ptr<T>());
+  if (reduction != "none") loss = reduce<T>(loss, reduction);
+  return {loss.to(teacher.scalar_type()), stats, mined.index, slope, mined.inverse_norm};
 }
 
 FusedHsdLossOutputs fused_hsd_loss_cpu(const at::Tensor& teacher,  // (N, D)
                                        const at::Tensor& student,  // (N, D)
                                        double temperature, bool normalize, std::string_view reduction) {
   check_fused_hsd_loss(teacher, student, temperature, reduction);
-  const int64_t count = teacher.size(0);
-  const at::TensorOptions options = accumulation_options(teacher);
-  const MinedPairs mined = mine_hard_pairs(to_accumulation(teacher), to_accumulation(student), normalize);
-  at::Tensor loss = at::empty({count}, options);
-  const at::Tensor stats = at::empty({5}, options);
-  const at::Tensor slope = at::empty({2, count}, options);
-  const bool is_double = options.dtype() == at::kDouble;
-  if (is_double) {
-    finish_rows(mined, temperature, loss.mutable_data_ptr<double>(), stats.mutable_data_ptr<double>(),
-                slope.mutable_data_ptr<double>());
-  } else {
-    finish_rows(mined, temperature, loss.mutable_data_ptr<float>(), stats.mutable_data_ptr<float>(),
-                slope.mutable_data_ptr<float>());
-  }
-  if (reduction != "none") {
-    const double sum = is_double ? sum_of<double>(loss) : sum_of<float>(loss);
-    const double divisor = reduction == "mean" ? std::max<double>(count, 1) : 1.0;
-    loss = at::empty({}, options).fill_(sum / divisor);
-  }
-  return {loss.to(teacher.scalar_type()), stats, mined.index, slope, mined.inverse_norm};
+  return teacher.scalar_type() == at::kDouble ? loss_of<double>(teacher, student, temperature, normalize, reduction)
+                                              : loss_of<float>(teacher, student, temperature, normalize, reduction);
 }
 
 std::tuple<at::Tensor, at::Tensor> fused_hsd_loss_backward_cpu(const at::Tensor& grad_loss,     // () or (N,)

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "common/autocast.h"
+#include "common/autograd.h"
 #include "common/checks.h"
 
 namespace deepclust {
@@ -50,20 +51,14 @@ class BatchHardMining : public torch::autograd::Function<BatchHardMining> {
   static variable_list forward(AutogradContext* context, const at::Tensor& teacher, const at::Tensor& student,
                                bool normalize) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [positive_index, negative_index, positive_distance, negative_distance, positive_teacher_distance,
-                negative_teacher_distance, inverse_distance, inverse_norm] =
+    const auto [positive_distance, negative_distance, positive_teacher_distance, negative_teacher_distance,
+                positive_index, negative_index, inverse_distance, inverse_norm] =
         batch_hard_mining(teacher, student, normalize);
     context->save_for_backward({teacher, student, positive_index, negative_index, inverse_distance, inverse_norm});
     context->mark_non_differentiable({positive_index, negative_index, inverse_distance, inverse_norm});
     context->saved_data["normalize"] = normalize;
-    return {positive_index,
-            negative_index,
-            positive_distance,
-            negative_distance,
-            positive_teacher_distance,
-            negative_teacher_distance,
-            inverse_distance,
-            inverse_norm};
+    return {positive_distance, negative_distance, positive_teacher_distance, negative_teacher_distance,
+            positive_index,    negative_index,    inverse_distance,          inverse_norm};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -71,7 +66,7 @@ class BatchHardMining : public torch::autograd::Function<BatchHardMining> {
     const bool want_teacher = context->needs_input_grad(0);
     const bool want_student = context->needs_input_grad(1);
     const auto [grad_teacher, grad_student] = batch_hard_mining_backward(
-        grads[2], grads[3], grads[4], grads[5], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
+        grads[0], grads[1], grads[2], grads[3], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5],
         context->saved_data["normalize"].toBool(), want_teacher, want_student);
     return {want_teacher ? grad_teacher : at::Tensor(), want_student ? grad_student : at::Tensor(), at::Tensor()};
   }
@@ -79,6 +74,10 @@ class BatchHardMining : public torch::autograd::Function<BatchHardMining> {
 
 BatchHardMiningOutputs batch_hard_mining_autograd(const at::Tensor& teacher, const at::Tensor& student,
                                                   bool normalize) {
+  if (!needs_graph(teacher, student)) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return batch_hard_mining(teacher, student, normalize);
+  }
   const variable_list outputs = BatchHardMining::apply(teacher, student, normalize);
   return {outputs[0], outputs[1], outputs[2], outputs[3], outputs[4], outputs[5], outputs[6], outputs[7]};
 }
@@ -94,9 +93,9 @@ BatchHardMiningOutputs batch_hard_mining_autocast(const at::Tensor& teacher, con
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
-      "batch_hard_mining(Tensor teacher, Tensor student, *, bool normalize=True) -> (Tensor positive_index, "
-      "Tensor negative_index, Tensor positive_distance, Tensor negative_distance, Tensor positive_teacher_distance, "
-      "Tensor negative_teacher_distance, Tensor inverse_distance, Tensor inverse_norm)");
+      "batch_hard_mining(Tensor teacher, Tensor student, *, bool normalize=True) -> (Tensor positive_distance, "
+      "Tensor negative_distance, Tensor positive_teacher_distance, Tensor negative_teacher_distance, "
+      "Tensor positive_index, Tensor negative_index, Tensor inverse_distance, Tensor inverse_norm)");
   m.def(
       "batch_hard_mining_backward(Tensor grad_positive_distance, Tensor grad_negative_distance, "
       "Tensor grad_positive_teacher_distance, Tensor grad_negative_teacher_distance, Tensor teacher, Tensor student, "

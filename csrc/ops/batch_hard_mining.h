@@ -17,9 +17,9 @@
 
 namespace deepclust {
 
-// positive_index, negative_index (N,) int64; positive_distance, negative_distance, positive_teacher_distance,
-// negative_teacher_distance (N,) in the input dtype; for the backward pass, in the accumulation dtype, inverse_distance
-// (4, N) (0 where clamped) and inverse_norm (2, N).
+// positive_distance, negative_distance, positive_teacher_distance, negative_teacher_distance (N,) in the input dtype;
+// positive_index, negative_index (N,) int64; for the backward pass, in the accumulation dtype, inverse_distance (4, N)
+// (0 where clamped) and inverse_norm (2, N).
 using BatchHardMiningOutputs =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 

@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "common/autocast.h"
+#include "common/autograd.h"
 #include "common/checks.h"
 
 namespace deepclust {
@@ -73,6 +74,10 @@ class FusedHsdLoss : public torch::autograd::Function<FusedHsdLoss> {
 
 FusedHsdLossOutputs fused_hsd_loss_autograd(const at::Tensor& teacher, const at::Tensor& student, double temperature,
                                             bool normalize, std::string_view reduction) {
+  if (!needs_graph(teacher, student)) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    return fused_hsd_loss(teacher, student, temperature, normalize, reduction);
+  }
   const variable_list outputs = FusedHsdLoss::apply(teacher, student, temperature, normalize, reduction);
   return {outputs[0], outputs[1], outputs[2], outputs[3], outputs[4]};
 }

@@ -1,1 +1,141 @@
-from deepclust_ext.reference import HSDStats, fused_hsd_loss
+"""fused_hsd_loss: the hardness-aware self-distillation loss in one op."""
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from deepclust_ext import _extension, reference
+from deepclust_ext.ops._checks import check_feature_pair, check_positive, check_reduction
+from deepclust_ext.ops.batch_hard_mining import fake_pair_gradient
+from deepclust_ext.reference import HSDStats
+
+
+@overload
+def fused_hsd_loss(
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    *,
+    temperature: float = ...,
+    normalize: bool = ...,
+    reduction: str = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def fused_hsd_loss(
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    *,
+    temperature: float = ...,
+    normalize: bool = ...,
+    reduction: str = ...,
+    return_stats: Literal[True],
+) -> tuple[Tensor, HSDStats]: ...
+def fused_hsd_loss(
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    *,
+    temperature: float = 0.5,
+    normalize: bool = True,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, HSDStats]:
+    r"""Pull every student to its hardest positive and push it from its hardest negative, weighted by their hardness.
+
+    On the pairs p, n and distances D (teacher-student), DT (teacher-teacher) of :func:`batch_hard_mining`:
+
+    .. math::
+        w^p_i = \max(D_{ip} - DT_{ip}, 0) \qquad w^n_i = \max(DT_{in} - D_{in}, 0) \qquad
+        loss_i = \log(1 + \exp((w^p_i D_{ip} - w^n_i D_{in}) / temperature))
+
+    which is the cross entropy of the logits (w^n D_n, w^p D_p) / temperature with target 0. The weights are constants;
+    the gradient reaches the two mined student rows, and the teacher if it requires one. An absent pair has logit 0.
+
+    A collapsed batch, or a student equal to its teacher, gives exactly log 2 = 0.6931 with zero gradient, and the loss
+    alone does not tell the two apart: ``return_stats=True`` does, at no cost.
+
+    Half-precision inputs are computed in float32; under autocast inputs are cast to float32, as for torch's own losses.
+    Results do not depend on the number of threads. Second derivatives raise ``RuntimeError``.
+
+    Args:
+        teacher: Features (N, D) of the teacher, float16, bfloat16, float32 or float64. N may be 0.
+        student: Features (N, D) of the student, row i being the same sample; same dtype and device.
+        temperature: Divides the logits; above 0. The published value is 0.5.
+        normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
+            type (about 1e19 in float32) count as not finite.
+        reduction: "mean" over anchors, "sum", or "none" for the (N,) losses. Mean and sum of no anchor are 0.
+        return_stats: Also return :class:`HSDStats`.
+
+    Returns:
+        The loss, () or (N,), in the input dtype; with ``return_stats`` the pair (loss, stats). The stats are
+        0-dimensional tensors on the same device, so that reading them is the caller's choice. If any input element is NaN
+        or Inf, losses, distances and gradients are NaN.
+
+    Raises:
+        TypeError: An argument is of the wrong type or dtype.
+        ValueError: A shape, device, the temperature or the reduction does not fit.
+
+    Example:
+        >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> loss, stats = fused_hsd_loss(teacher, teacher, return_stats=True)
+        >>> print(f"{loss:.4f} {stats.zero_negative_weight:.2f}")
+        0.6931 1.00
+
+    Source: HaDis, https://arxiv.org/abs/2401.14038; class ``HSD`` of its published code is
+    :class:`deepclust_ext.compat.HSD`.
+    """
+    check_feature_pair(teacher, student, "teacher", "student")
+    check_positive(temperature, "temperature")
+    check_reduction(reduction)
+    if not _extension.uses_native(teacher.device.type):
+        return reference.fused_hsd_loss(
+            teacher,
+            student,
+            temperature=temperature,
+            normalize=normalize,
+            reduction=reduction,
+            return_stats=return_stats,
+        )
+    outputs = torch.ops.deepclust_ext.fused_hsd_loss.default(
+        teacher, student, temperature=temperature, normalize=normalize, reduction=reduction
+    )
+    loss: Tensor = outputs[0]
+    return (loss, HSDStats(*outputs[1].unbind())) if return_stats else loss
+
+
+if _extension.NATIVE_DEVICES:
+
+    @torch.library.register_fake("deepclust_ext::fused_hsd_loss")
+    def _fake(
+        teacher: Tensor,  # (N, D)
+        student: Tensor,  # (N, D)
+        *,
+        temperature: float = 0.5,
+        normalize: bool = True,
+        reduction: str = "mean",
+    ) -> tuple[Tensor, ...]:
+        check_feature_pair(teacher, student, "teacher", "student")
+        count = teacher.shape[0]
+        accumulation = torch.promote_types(teacher.dtype, torch.float32)
+        return (
+            teacher.new_empty((count,) if reduction == "none" else ()),
+            teacher.new_empty(5, dtype=accumulation),
+            teacher.new_empty((2, count), dtype=torch.int64),
+            teacher.new_empty((2, count), dtype=accumulation),
+            teacher.new_empty((2, count), dtype=accumulation),
+        )
+
+    @torch.library.register_fake("deepclust_ext::fused_hsd_loss_backward")
+    def _fake_backward(
+        grad_loss: Tensor,  # () or (N,)
+        teacher: Tensor,  # (N, D)
+        student: Tensor,  # (N, D)
+        index: Tensor,  # (2, N)
+        slope: Tensor,  # (2, N)
+        inverse_norm: Tensor,  # (2, N)
+        normalize: bool,
+        reduction: str,
+        want_teacher: bool,
+        want_student: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return fake_pair_gradient(teacher, student, want_teacher, want_student)

@@ -1,0 +1,64 @@
+"""Argument checks of the public functions, the same for the native ops, the reference and traced calls.
+
+The C++ ops check again what protects memory, for callers that reach them through ``torch.ops``.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_feature_pair(
+    first: Tensor,  # (N, D)
+    second: Tensor,  # (N, D)
+    first_name: str,
+    second_name: str,
+) -> None:
+    """Require two floating tensors of one shape (N, D), D > 0, one dtype (except under autocast) and one device.
+
+    Raises:
+        TypeError: An argument is no tensor, or of an unsupported or different dtype.
+        ValueError: A shape or device does not fit.
+    """
+    if (  # the common case in one expression: this runs on every call
+        isinstance(first, Tensor)
+        and isinstance(second, Tensor)
+        and first.dtype is second.dtype
+        and first.dtype in SUPPORTED_DTYPES
+        and first.dim() == 2
+        and first.shape == second.shape
+        and first.shape[1] > 0
+        and first.device == second.device
+    ):
+        return
+    for tensor, name in ((first, first_name), (second, second_name)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in SUPPORTED_DTYPES:
+            raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if first.dim() != 2 or first.shape[1] == 0:
+        raise ValueError(f"{first_name}: expected shape (N, D) with D > 0, got {tuple(first.shape)}")
+    if second.shape != first.shape:
+        expected = f"{tuple(first.shape)} like {first_name}"
+        raise ValueError(f"{second_name}: expected shape {expected}, got {tuple(second.shape)}")
+    if second.device != first.device:
+        raise ValueError(f"{second_name}: expected device {first.device} like {first_name}, got {second.device}")
+    if second.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+        raise TypeError(f"{second_name}: expected dtype {first.dtype} like {first_name}, got {second.dtype}")
+
+
+def check_positive(value: float, name: str) -> None:
+    """Require a finite number above 0; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+
+
+def check_reduction(reduction: str) -> None:
+    """Require "none", "mean" or "sum"; ValueError otherwise."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction: expected 'none', 'mean' or 'sum', got {reduction!r}")
