@@ -110,6 +110,7 @@ class Trainer:
         if resume:
             self._load()
         else:
+            self.history = []
             seed_everything(self.config.seed)
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         (self.out / HISTORY_NAME).write_text(lines, encoding="utf-8")
