@@ -6,11 +6,12 @@
 // each class is found. With classes unrelated to the order of D, a threshold at quantile q takes about 1/q and 1/(1-q)
 // tests, a handful for most rows. Where teacher and student agree, the order does carry the class, but then few columns
 // can be positives at all: DT_ij <= D_ii implies D_ij <= D_ii + D_jj, and columns beyond that are never looked at. Rows
-// that are still open after a number of tests worth a small part of their product are mined again with both products at
-// the end.
+// that stay open get the second product after all.
 //
-// Both ways decide by the same rule, so the path does not show in the result: class by exact DT, order by the streamed
-// score, ties to the lowest index. Cost: N^2 D multiply-adds plus 2 N^2 D for each row left open, and O(N D) memory.
+// Scores from a product only rule columns out, with a bound on their rounding. What remains is decided by distances
+// summed over squared differences, DT for the class and D for the order, ties to the lowest index; so neither the way a
+// row took nor the instruction set shows in the result. Cost: N D multiply-adds for a row, 2 N D for one left open, and
+// O(N D) memory for all.
 #include "cpu/batch_hard_mining.h"
 
 #include <ATen/Parallel.h>
@@ -49,6 +50,7 @@ struct MiningInputs {
   int64_t depth;                  // D
   int64_t padded;                 // N rounded up to whole column panels
   const T* teacher;               // (N, D)
+  const T* student;               // (N, D)
   const T* shift;                 // (D,)
   const T* teacher_panels;        // (padded, D) packed, centered
   const T* teacher_bias;          // (padded,)
@@ -168,10 +170,23 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
     return mined;
   }
 
-  MiningInputs<T> in{count,        depth,          padded,        teacher,
-                     shift,        teacher_panels, teacher_bias,  student_panels,
-                     student_bias, self_squared,   self_distance, teacher_norm_squared,
-                     T(0),         T(0),           T(0),          (depth + 16) * std::numeric_limits<T>::epsilon()};
+  MiningInputs<T> in{count,
+                     depth,
+                     padded,
+                     teacher,
+                     student,
+                     shift,
+                     teacher_panels,
+                     teacher_bias,
+                     student_panels,
+                     student_bias,
+                     self_squared,
+                     self_distance,
+                     teacher_norm_squared,
+                     T(0),
+                     T(0),
+                     T(0),
+                     (depth + 32) * std::numeric_limits<T>::epsilon() / 2};
   for (int64_t j = 0; j < count; ++j) {
     in.self_distance_max = std::max(in.self_distance_max, self_distance[j]);
     in.teacher_norm_max = std::max(in.teacher_norm_max, teacher_norm_squared[j]);

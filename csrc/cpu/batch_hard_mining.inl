@@ -181,139 +181,154 @@ struct RowScan {
   }
 };
 
-// The best pair of a row among the columns whose class is known.
+// The hardest pairs of a row among the columns classified so far, by exact squared distance and lowest index, and which
+// scores can still beat them given that a score errs by at most `margin`.
 template <typename T>
 struct BestPairs {
-  T positive_score = std::numeric_limits<T>::infinity();
-  T negative_score = -std::numeric_limits<T>::infinity();
+  T norm_squared;  // of the centered row: a score is (norm_squared - squared distance) / 2
+  T margin;
+  T positive_squared = T(-1);
+  T negative_squared = std::numeric_limits<T>::infinity();
   int64_t positive = -1;
   int64_t negative = -1;
+  T positive_ceiling = std::numeric_limits<T>::infinity();
+  T negative_floor = -std::numeric_limits<T>::infinity();
 
-  bool improves_positive(T score, int64_t column) const {
-    return score < positive_score || (score == positive_score && column < positive);
-  }
-  bool improves_negative(T score, int64_t column) const {
-    return score > negative_score || (score == negative_score && column < negative);
-  }
-  void add(bool is_negative, T score, int64_t column) {
-    if (is_negative && improves_negative(score, column)) {
-      negative_score = score;
+  bool can_be_positive(T score) const { return score <= positive_ceiling; }
+  bool can_be_negative(T score) const { return score >= negative_floor; }
+
+  void add(bool is_negative, T squared, int64_t column) {
+    const T score = T(0.5) * (norm_squared - squared);
+    if (is_negative && (squared < negative_squared || (squared == negative_squared && column < negative))) {
+      negative_squared = squared;
       negative = column;
-    } else if (!is_negative && improves_positive(score, column)) {
-      positive_score = score;
+      negative_floor = score - margin;
+    }
+    if (!is_negative && (squared > positive_squared || (squared == positive_squared && column < positive))) {
+      positive_squared = squared;
       positive = column;
+      positive_ceiling = score + margin;
     }
   }
 };
 
+// Work on one row: its scores and the pairs found.
 template <typename T>
-DEEPCLUST_INLINE bool is_negative(const MiningInputs<T>& in, int64_t row, int64_t column) {
-  const T* teacher = in.teacher;
-  return squared_distance(teacher + row * in.depth, teacher + column * in.depth, in.depth) > in.self_squared[row];
-}
+struct RowMiner {
+  const MiningInputs<T>& in;
+  int64_t row;
+  RowScan<T> scan;
+  BestPairs<T>& best;
 
-template <typename T>
-void classify(const MiningInputs<T>& in, int64_t row, int64_t column, const RowScan<T>& scan, BestPairs<T>& best) {
-  best.add(is_negative(in, row, column), scan.scores[column], column);
-}
-
-// Classifies every column that could still be the hardest positive, in any order, unless they are too many for that to
-// be cheaper than the row's product. In a clustered batch they are the anchor's own cluster.
-template <typename T>
-bool classify_possible_positives(const MiningInputs<T>& in, int64_t row, const RowScan<T>& scan, BestPairs<T>& best) {
-  constexpr int64_t kLanes = VecOf<T>::kLanes;
-  Mask<T> minus_count = {};
-  for (int64_t column = 0; column < in.padded; column += kLanes) {
-    minus_count += scan.positive_or_infinity(column) <= best.positive_score;
+  DEEPCLUST_INLINE T squared_to(const T* others, int64_t column) const {
+    return squared_distance(in.teacher + row * in.depth, others + column * in.depth, in.depth);
   }
-  int64_t count = 0;
-  for (int64_t lane = 0; lane < kLanes; ++lane) count -= minus_count[lane];
-  if (count > in.count / kDensePayoff) return false;
-  for (int64_t column = 0; column < in.padded; column += kLanes) {
-    const Vec<T> positive = scan.positive_or_infinity(column);
-    if (!any_lane<T>(positive <= best.positive_score)) continue;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      if (best.improves_positive(positive[lane], column + lane)) classify(in, row, column + lane, scan, best);
-    }
-  }
-  return true;
-}
 
-// Classifies columns from both ends of the score order until both hardest pairs are certain. False after `limit` tests.
-template <typename T>
-bool mine_row_in_order(const MiningInputs<T>& in, int64_t row, int64_t limit, RowScan<T>& scan, BestPairs<T>& best) {
-  best.add(false, scan.scores[row], row);
-  scan.take_out(row);
-  // No teacher row is farther from this one than the sum of their distances from the shift.
-  const T reach = std::sqrt(in.teacher_norm_squared[row]) + in.teacher_norm_max;
-  bool negative_open = reach * (1 + in.rounding) >= scan.own_distance;
-  bool positive_open = true;
-  for (int64_t tests = 0; negative_open || positive_open; ++tests) {
-    T score;
-    if (negative_open) {
-      const int64_t column = scan.template extreme<true>(&score);
-      negative_open = column >= 0 && best.improves_negative(score, column);
+  bool is_negative(int64_t column) const { return squared_to(in.teacher, column) > in.self_squared[row]; }
+
+  // Adds a column of known class, unless its score rules it out.
+  void add(bool negative, int64_t column) {
+    const T score = scan.scores[column];
+    if (!(negative ? best.can_be_negative(score) : best.can_be_positive(score))) return;
+    const T squared = squared_to(in.student, column);
+    best.add(negative, squared > T(kMinSquaredDistance) ? squared : T(kMinSquaredDistance), column);
+  }
+
+  void classify(int64_t column) { add(is_negative(column), column); }
+
+  // Classifies columns from both ends of the score order until no other can win. False after `limit` tests.
+  bool mine_in_order(int64_t limit) {
+    add(false, row);
+    scan.take_out(row);
+    // No teacher row is farther from this one than the sum of their distances from the shift.
+    const T reach = std::sqrt(in.teacher_norm_squared[row]) + in.teacher_norm_max;
+    bool negative_open = reach * (1 + in.rounding) >= scan.own_distance;
+    bool positive_open = true;
+    for (int64_t tests = 0; negative_open || positive_open; ++tests) {
+      T score;
       if (negative_open) {
-        if (tests >= limit) return false;
-        classify(in, row, column, scan, best);
-        scan.take_out(column);
+        const int64_t column = scan.template extreme<true>(&score);
+        negative_open = column >= 0 && best.can_be_negative(score);
+        if (negative_open) {
+          if (tests >= limit) return false;
+          classify(column);
+          scan.take_out(column);
+        }
+      }
+      if (positive_open) {
+        const int64_t column = scan.template extreme<false>(&score);
+        positive_open = column >= 0 && best.can_be_positive(score);
+        if (positive_open && tests == kOrderedTests) {
+          positive_open = !classify_possible_positives();
+        } else if (positive_open) {
+          if (tests >= limit) return false;
+          classify(column);
+          scan.take_out(column);
+        }
       }
     }
-    if (positive_open) {
-      const int64_t column = scan.template extreme<false>(&score);
-      positive_open = column >= 0 && best.improves_positive(score, column);
-      if (positive_open && tests == kOrderedTests) {
-        positive_open = !classify_possible_positives(in, row, scan, best);
-      } else if (positive_open) {
-        if (tests >= limit) return false;
-        classify(in, row, column, scan, best);
-        scan.take_out(column);
-      }
-    }
+    return true;
   }
-  return true;
-}
 
-// Settles a row by its scores against all teacher rows; only columns within rounding of the threshold are tested
-// exactly.
-template <typename T>
-void mine_row_by_product(const MiningInputs<T>& in, int64_t row, const RowScan<T>& scan,
-                         const T* teacher_scores,  // (padded,)
-                         BestPairs<T>& best) {
-  constexpr int64_t kLanes = VecOf<T>::kLanes;
-  const T norm = std::sqrt(in.teacher_norm_squared[row]);
-  const T threshold = T(0.5) * (in.teacher_norm_squared[row] - in.self_squared[row]);
-  const T margin = in.rounding * (norm + in.teacher_norm_max) * (norm + in.teacher_norm_max);
-  const T below = threshold - margin;  // teachers that score less are negatives for certain
-  const T above = threshold + margin;  // those that score more, positives
-  const T infinity = std::numeric_limits<T>::infinity();
-  Vec<T> nearest = broadcast(best.negative_score);
-  Vec<T> farthest = broadcast(-best.positive_score);
-  for (int64_t column = 0; column < in.padded; column += kLanes) {
-    const Vec<T> score = load(scan.scores + column);
-    const Vec<T> teacher_score = load(teacher_scores + column);
-    const Vec<T> negative = teacher_score < below ? score : broadcast(-infinity);
-    const Vec<T> positive = teacher_score > above ? -score : broadcast(-infinity);
-    nearest = negative > nearest ? negative : nearest;
-    farthest = positive > farthest ? positive : farthest;
+  // Classifies every column that could still be the hardest positive, in any order, unless they are too many for that
+  // to be cheaper than the row's product. In a clustered batch they are the anchor's own cluster.
+  bool classify_possible_positives() {
+    constexpr int64_t kLanes = VecOf<T>::kLanes;
+    Mask<T> minus_count = {};
+    for (int64_t column = 0; column < in.padded; column += kLanes) {
+      minus_count += scan.positive_or_infinity(column) <= best.positive_ceiling;
+    }
+    int64_t count = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) count -= minus_count[lane];
+    if (count > in.count / kDensePayoff) return false;
+    for (int64_t column = 0; column < in.padded; column += kLanes) {
+      const Vec<T> positive = scan.positive_or_infinity(column);
+      if (!any_lane<T>(positive <= best.positive_ceiling)) continue;
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        if (best.can_be_positive(positive[lane])) classify(column + lane);
+      }
+    }
+    return true;
   }
-  const T negative_bound = max_lanes<T>(nearest);
-  const T positive_bound = -max_lanes<T>(farthest);
-  for (int64_t column = 0; column < in.padded; column += kLanes) {
-    const Vec<T> score = load(scan.scores + column);
-    const Vec<T> teacher_score = load(teacher_scores + column);
-    const Mask<T> candidate =
-        ((teacher_score <= above) & (score >= negative_bound)) | ((teacher_score >= below) & (score <= positive_bound));
-    if (!any_lane<T>(candidate)) continue;
-    for (int64_t j = column; j < column + kLanes; ++j) {
-      if (teacher_scores[j] < below || teacher_scores[j] > above) {
-        best.add(teacher_scores[j] < below, scan.scores[j], j);
-      } else if (best.improves_negative(scan.scores[j], j) || best.improves_positive(scan.scores[j], j)) {
-        classify(in, row, j, scan, best);
+
+  // Settles the row by its scores against all teacher rows; only columns within rounding of the class threshold, or of
+  // the best score of their class, are looked at exactly.
+  void mine_by_product(const T* teacher_scores /* (padded,) */) {
+    constexpr int64_t kLanes = VecOf<T>::kLanes;
+    const T norm = std::sqrt(in.teacher_norm_squared[row]);
+    const T threshold = T(0.5) * (in.teacher_norm_squared[row] - in.self_squared[row]);
+    const T margin = in.rounding * (norm + in.teacher_norm_max) * (norm + in.teacher_norm_max);
+    const T below = threshold - margin;  // teachers that score less are negatives for certain
+    const T above = threshold + margin;  // those that score more, positives
+    const T infinity = std::numeric_limits<T>::infinity();
+    Vec<T> nearest = broadcast(-infinity);
+    Vec<T> farthest = broadcast(-infinity);
+    for (int64_t column = 0; column < in.padded; column += kLanes) {
+      const Vec<T> score = load(scan.scores + column);
+      const Vec<T> teacher_score = load(teacher_scores + column);
+      const Vec<T> negative = teacher_score < below ? score : broadcast(-infinity);
+      const Vec<T> positive = teacher_score > above ? -score : broadcast(-infinity);
+      nearest = negative > nearest ? negative : nearest;
+      farthest = positive > farthest ? positive : farthest;
+    }
+    const T sure_floor = max_lanes<T>(nearest) - 2 * best.margin;
+    const T sure_ceiling = 2 * best.margin - max_lanes<T>(farthest);
+    for (int64_t column = 0; column < in.padded; column += kLanes) {
+      const Vec<T> score = load(scan.scores + column);
+      const Vec<T> teacher_score = load(teacher_scores + column);
+      const Mask<T> candidate = ((teacher_score <= above) & (score >= sure_floor) & (score >= best.negative_floor)) |
+                                ((teacher_score >= below) & (score <= sure_ceiling) & (score <= best.positive_ceiling));
+      if (!any_lane<T>(candidate)) continue;
+      for (int64_t j = column; j < column + kLanes; ++j) {
+        if (teacher_scores[j] < below || teacher_scores[j] > above) {
+          add(teacher_scores[j] < below, j);
+        } else if (best.can_be_negative(scan.scores[j]) || best.can_be_positive(scan.scores[j])) {
+          classify(j);
+        }
       }
     }
   }
-}
+};
 
 // Mines the given rows.
 template <typename T>
@@ -348,6 +363,10 @@ void mine_rows(const MiningInputs<T>& in,
                       own,
                       T(0.5) * (norm * norm - own * own) - in.rounding * reach * reach};
   };
+  const auto pairs_of = [&](int64_t r) {
+    const T norm = std::sqrt(in.teacher_norm_squared[first + r]) + in.student_norm_max;
+    return BestPairs<T>{in.teacher_norm_squared[first + r], in.rounding * norm * norm + T(kMinSquaredDistance)};
+  };
   // Columns go in chunks of which the scores are still in cache when their extremes are taken.
   constexpr int64_t kChunk = 4 * kSpan * kLanes;
   for (int64_t begin = 0; begin < in.padded; begin += kChunk) {
@@ -360,8 +379,9 @@ void mine_rows(const MiningInputs<T>& in,
   for (int64_t r = 0; r < count; ++r) {
     // Where most rows end up with the product anyhow, the others do not try without it.
     const bool hopeless = r >= kRows && 2 * open > r;
-    RowScan<T> scan = scan_of(r);
-    if (hopeless || !mine_row_in_order(in, first + r, limit, scan, best[r])) rows[open++] = first + r;
+    best[r] = pairs_of(r);
+    RowMiner<T> miner{in, first + r, scan_of(r), best[r]};
+    if (hopeless || !miner.mine_in_order(limit)) rows[open++] = first + r;
   }
   for (int64_t begin = 0; begin < open; begin += kRows) {
     const int64_t batch = open - begin < kRows ? open - begin : kRows;
@@ -369,7 +389,7 @@ void mine_rows(const MiningInputs<T>& in,
     score_columns(block, in.teacher_panels, in.teacher_bias, batch, 0, in.padded, in.depth, teacher_scores, in.padded);
     for (int64_t i = 0; i < batch; ++i) {
       const int64_t r = rows[begin + i] - first;
-      mine_row_by_product(in, rows[begin + i], scan_of(r), teacher_scores + i * in.padded, best[r]);
+      RowMiner<T>{in, first + r, scan_of(r), best[r]}.mine_by_product(teacher_scores + i * in.padded);
     }
   }
   for (int64_t r = 0; r < count; ++r) {

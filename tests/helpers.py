@@ -1,0 +1,33 @@
+"""Comparisons that many tests share."""
+
+import torch
+from torch import Tensor
+
+
+#: What the float64 reference itself may err, relative: its distances come from a matrix product and cancel.
+TRUTH_ERROR = 1e-12
+
+
+def assert_error_budget(ours: Tensor, naive: Tensor, truth: Tensor, what: str = "result") -> None:
+    """Require that `ours` errs at most twice as much as `naive`, the reference in the same dtype, plus a rounding.
+
+    `truth` is the reference in float64 on the same inputs. Errors are compared as maximum and as root mean square, so that
+    one bad element does not hide and many slightly bad ones do not either. Where the naive form overflows or is NaN, it
+    allows nothing: ours must then be right to rounding.
+    """
+    assert ours.shape == naive.shape == truth.shape
+    assert ours.dtype == naive.dtype
+    error, naive_error = (ours.double() - truth).abs(), (naive.double() - truth).abs().nan_to_num(0, 0, 0)
+    assert bool(ours.isfinite().all()) or not bool(truth.isfinite().all()), f"{what}: not finite"
+    if not truth.numel():
+        return
+    scale = max(1.0, float(truth.abs().max()))
+    rounding = (4 * torch.finfo(ours.dtype).eps + TRUTH_ERROR) * scale
+    for name, norm in (("maximum", lambda x: x.max()), ("root mean square", lambda x: x.square().mean().sqrt())):
+        got, budget = float(norm(error)), 2 * float(norm(naive_error)) + rounding
+        assert got <= budget, f"{what}: {name} error {got:.3g}, budget {budget:.3g}"
+
+
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors hold the same values in every bit that a value has (NaN equals NaN)."""
+    return first.dtype == second.dtype and torch.equal(first.nan_to_num(12345.0), second.nan_to_num(12345.0))

@@ -1,0 +1,201 @@
+"""One suite that every op passes on every device and dtype; the samples are in opsamples.py."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import deepclust_ext
+from deepclust_ext import _extension, reference
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES
+from tests.helpers import assert_error_budget, same_bits
+from tests.ops.opsamples import SAMPLE_INPUTS, Sample
+
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+OPS = sorted(SAMPLE_INPUTS)
+
+pytestmark = [pytest.mark.parametrize("device", DEVICES), pytest.mark.parametrize("op", OPS)]
+
+
+def call(function: Callable[..., Any], sample: Sample) -> list[Tensor]:
+    """Return the results of one call as a flat list."""
+    result = function(*sample.tensors, **sample.options)
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def gradients(function: Callable[..., Any], sample: Sample) -> list[Tensor]:
+    """Return the gradients to all tensors of a fixed weighted sum of all differentiable results."""
+    leaves = sample.map(lambda tensor: tensor.detach().clone().requires_grad_())
+    total = torch.zeros((), dtype=sample.tensors[0].dtype, device=sample.tensors[0].device)
+    for order, result in enumerate(call(function, leaves)):
+        if result.is_floating_point():
+            weight = torch.linspace(1.0, 2.0 + order, result.numel(), device=result.device).view(result.shape)
+            total = total + (result * weight.to(result.dtype)).sum()
+    return list(torch.autograd.grad(total, leaves.tensors))
+
+
+def native(op: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(deepclust_ext, op)
+    return function
+
+
+def in_float64(op: str, sample: Sample, run: Callable[..., list[Tensor]]) -> list[Tensor]:
+    return run(getattr(reference, op), sample.map(lambda tensor: tensor.double()))
+
+
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES, ids=str)
+@pytest.mark.parametrize("run", [call, gradients])
+def test_within_error_budget(op: str, device: str, dtype: torch.dtype, run: Callable[..., list[Tensor]]) -> None:
+    for sample in SAMPLE_INPUTS[op](dtype, device):
+        ours = run(native(op), sample)
+        naive = run(getattr(reference, op), sample)
+        truth = in_float64(op, sample, run)
+        for position, (mine, theirs, exact) in enumerate(zip(ours, naive, truth, strict=True)):
+            what = f"{sample.name}, output {position}"
+            if exact.is_floating_point():
+                assert_error_budget(mine, theirs, exact, what)
+            else:
+                assert torch.equal(mine, exact), what
+
+
+def test_gradients_by_finite_differences(op: str, device: str) -> None:
+    for sample in SAMPLE_INPUTS[op](torch.float64, device)[:4]:
+        if sample.tensors[0].numel() > 1000:
+            continue
+        leaves = sample.map(lambda tensor: tensor.requires_grad_())
+        if op == "fused_hsd_loss":  # its weights are constants to the gradient, so differences of the loss are no oracle
+            assert_error_budget_of_gradients(op, leaves)
+            continue
+
+        def differentiable(*tensors: Tensor, options: dict[str, Any] = sample.options) -> Sequence[Tensor]:
+            results = native(op)(*tensors, **options)
+            return [result for result in results if result.is_floating_point()]
+
+        assert torch.autograd.gradcheck(differentiable, leaves.tensors)
+
+
+def assert_error_budget_of_gradients(op: str, sample: Sample) -> None:
+    for ours, truth in zip(gradients(native(op), sample), gradients(getattr(reference, op), sample), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES, ids=str)
+def test_opcheck(op: str, device: str, dtype: torch.dtype) -> None:
+    overload = getattr(torch.ops.deepclust_ext, op).default
+    for sample in SAMPLE_INPUTS[op](dtype, device)[:3]:
+        leaves = sample.map(lambda tensor: tensor.requires_grad_())
+        torch.library.opcheck(overload, leaves.tensors, leaves.options, rtol=1e-2, atol=1e-2)
+
+
+def test_compiles_to_one_graph(op: str, device: str) -> None:
+    compiled = torch.compile(native(op), fullgraph=True)
+    for sample in SAMPLE_INPUTS[op](torch.float32, device)[1:3]:
+        for ours, eager in zip(call(compiled, sample), call(native(op), sample), strict=True):
+            assert same_bits(ours, eager), sample.name
+        for ours, eager in zip(gradients(compiled, sample), gradients(native(op), sample), strict=True):
+            torch.testing.assert_close(ours, eager)
+
+
+def test_layout_of_inputs_does_not_matter(op: str, device: str) -> None:
+    def transposed(tensor: Tensor) -> Tensor:
+        return tensor.T.contiguous().T
+
+    def every_second(tensor: Tensor) -> Tensor:
+        return torch.stack([tensor, torch.full_like(tensor, 7)], dim=-1).flatten(1)[:, ::2]
+
+    for sample in SAMPLE_INPUTS[op](torch.float32, device):
+        for strided in (sample.map(transposed), sample.map(every_second)):
+            for ours, plain in zip(call(native(op), strided), call(native(op), sample), strict=True):
+                assert same_bits(ours, plain), sample.name
+            for ours, plain in zip(gradients(native(op), strided), gradients(native(op), sample), strict=True):
+                assert same_bits(ours, plain), sample.name
+    expanded = SAMPLE_INPUTS[op](torch.float32, device)[2].map(lambda tensor: tensor[:1].expand(50, -1))
+    copied = expanded.map(lambda tensor: tensor.contiguous())
+    for ours, plain in zip(call(native(op), expanded), call(native(op), copied), strict=True):
+        assert same_bits(ours, plain)
+
+
+def test_same_bits_on_any_thread_count_and_run(op: str, device: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for sample in SAMPLE_INPUTS[op](torch.float32, device):
+            results = []
+            for count in (1, 2, 2, 3, 5):
+                torch.set_num_threads(count)
+                results.append(call(native(op), sample) + gradients(native(op), sample))
+            for other in results[1:]:
+                assert all(map(same_bits, other, results[0])), sample.name
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_inputs_are_not_changed(op: str, device: str) -> None:
+    for sample in SAMPLE_INPUTS[op](torch.float32, device):
+        before = sample.map(lambda tensor: tensor.clone())
+        gradients(native(op), sample)
+        call(native(op), sample)
+        assert all(map(torch.equal, sample.tensors, before.tensors))
+
+
+def test_autocast_computes_in_float32(op: str, device: str) -> None:
+    sample = SAMPLE_INPUTS[op](torch.bfloat16, device)[2]
+    mixed = Sample(sample.name, (sample.tensors[0].float(), *sample.tensors[1:]), sample.options)
+    expected = call(native(op), sample.map(lambda tensor: tensor.float()))
+    with torch.autocast(device, dtype=torch.bfloat16):
+        for half in (sample, mixed):
+            for ours, float32 in zip(call(native(op), half), expected, strict=True):
+                assert same_bits(ours, float32)
+        leaves = mixed.map(lambda tensor: tensor.requires_grad_())
+        floats = [result for result in call(native(op), leaves) if result.is_floating_point()]
+    sum(result.sum() for result in floats).backward()
+    assert all(leaf.grad is not None and leaf.grad.dtype == leaf.dtype for leaf in leaves.tensors)
+
+
+def test_what_is_not_differentiable_says_so(op: str, device: str) -> None:
+    leaves = SAMPLE_INPUTS[op](torch.float64, device)[1].map(lambda tensor: tensor.requires_grad_())
+    result = next(result for result in call(native(op), leaves) if result.is_floating_point())
+    first = torch.autograd.grad(result.sum(), leaves.tensors, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"derivative for deepclust_ext::{op}_backward is not implemented"):
+        sum(gradient.sum() for gradient in first).backward()
+    sample = SAMPLE_INPUTS[op](torch.float64, device)[1]
+    with pytest.raises((RuntimeError, NotImplementedError)), torch.autograd.forward_ad.dual_level():
+        call(native(op), sample.map(lambda tensor: torch.autograd.forward_ad.make_dual(tensor, torch.ones_like(tensor))))
+
+
+def test_gradient_only_where_asked(op: str, device: str) -> None:
+    sample = SAMPLE_INPUTS[op](torch.float32, device)[2]
+    for wanted in range(len(sample.tensors)):
+        leaves = sample.map(lambda tensor: tensor.clone())
+        leaves.tensors[wanted].requires_grad_()
+        result = [result for result in call(native(op), leaves) if result.is_floating_point()]
+        sum(one.sum() for one in result).backward()
+        assert [leaf.grad is not None for leaf in leaves.tensors] == [i == wanted for i in range(len(leaves.tensors))]
+
+
+def test_empty_batch(op: str, device: str) -> None:
+    for dtype in SUPPORTED_DTYPES:
+        sample = SAMPLE_INPUTS[op](dtype, device)[0].map(lambda tensor: tensor[:0])
+        for ours, expected in zip(
+            call(native(op), sample), call(getattr(reference, op), sample), strict=True
+        ):
+            assert torch.equal(ours, expected)
+            assert ours.dtype == expected.dtype
+        assert all(gradient.shape == sample.tensors[0].shape for gradient in gradients(native(op), sample))
+
+
+def test_pybind_entry_is_the_same_op(op: str, device: str) -> None:
+    from deepclust_ext import _C
+
+    sample = SAMPLE_INPUTS[op](torch.float32, device)[2]
+    direct = getattr(_C, op)(*sample.tensors, **sample.options)
+    dispatched = getattr(torch.ops.deepclust_ext, op)(*sample.tensors, **sample.options)
+    assert all(map(same_bits, direct, dispatched))
+
+
+def test_reference_runs_without_native_kernels(op: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    for sample in SAMPLE_INPUTS[op](torch.float32, device)[:3]:
+        for ours, expected in zip(call(native(op), sample), call(getattr(reference, op), sample), strict=True):
+            assert same_bits(ours, expected)
