@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-
 #: What the float64 reference itself may err, relative: its distances come from a matrix product and cancel.
 TRUTH_ERROR = 1e-12
 
@@ -11,9 +10,9 @@ TRUTH_ERROR = 1e-12
 def assert_error_budget(ours: Tensor, naive: Tensor, truth: Tensor, what: str = "result") -> None:
     """Require that `ours` errs at most twice as much as `naive`, the reference in the same dtype, plus a rounding.
 
-    `truth` is the reference in float64 on the same inputs. Errors are compared as maximum and as root mean square, so that
-    one bad element does not hide and many slightly bad ones do not either. Where the naive form overflows or is NaN, it
-    allows nothing: ours must then be right to rounding.
+    `truth` is the reference in float64 on the same inputs. Errors are compared as maximum and as root mean square, so
+    that one bad element does not hide and many slightly bad ones do not either. Where the naive form overflows or is
+    NaN, it allows nothing: ours must then be right to rounding.
     """
     assert ours.shape == naive.shape == truth.shape
     assert ours.dtype == naive.dtype
@@ -23,9 +22,12 @@ def assert_error_budget(ours: Tensor, naive: Tensor, truth: Tensor, what: str = 
         return
     scale = max(1.0, float(truth.abs().max()))
     rounding = (4 * torch.finfo(ours.dtype).eps + TRUTH_ERROR) * scale
-    for name, norm in (("maximum", lambda x: x.max()), ("root mean square", lambda x: x.square().mean().sqrt())):
-        got, budget = float(norm(error)), 2 * float(norm(naive_error)) + rounding
-        assert got <= budget, f"{what}: {name} error {got:.3g}, budget {budget:.3g}"
+    for name, got, allowed in (
+        ("maximum", error.max(), naive_error.max()),
+        ("root mean square", error.square().mean().sqrt(), naive_error.square().mean().sqrt()),
+    ):
+        budget = 2 * float(allowed) + rounding
+        assert float(got) <= budget, f"{what}: {name} error {float(got):.3g}, budget {budget:.3g}"
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

@@ -22,8 +22,8 @@ def batch_hard_mining(
     .. math::
         DT_{ij} = \sqrt{\max(|t_i - t_j|^2, 10^{-12})} \qquad D_{ij} = \sqrt{\max(|t_i - s_j|^2, 10^{-12})}
 
-    The negatives of anchor i are the columns j with :math:`DT_{ij} > D_{ii}`, its positives are all others, i itself among
-    them. The hardest positive is the farthest by D, the hardest negative the nearest; ties go to the lowest index.
+    The negatives of anchor i are the columns j with :math:`DT_{ij} > D_{ii}`, its positives are all others, itself
+    included. The hardest positive is the farthest by D, the hardest negative the nearest; ties go to the lowest index.
 
     The six results can be used by any loss; all four distances carry gradients to both inputs (0 where a distance is
     clamped). Half-precision inputs are computed in float32. Under autocast inputs are cast to float32, as for
@@ -36,10 +36,10 @@ def batch_hard_mining(
             type (about 1e19 in float32) count as not finite.
 
     Returns:
-        ``HardPairs`` of six (N,) tensors: ``positive_index`` and ``negative_index`` (int64, -1 where an anchor has none),
-        and in the input dtype ``positive_distance``, ``negative_distance`` (teacher-student), ``positive_teacher_distance``
-        and ``negative_teacher_distance`` (teacher-teacher); distances of absent pairs are 0. If any input element is NaN or
-        Inf, every index is -1 and every distance NaN.
+        ``HardPairs`` of six (N,) tensors: ``positive_index`` and ``negative_index`` (int64, -1 where an anchor has
+        none), and in the input dtype ``positive_distance``, ``negative_distance`` (teacher-student),
+        ``positive_teacher_distance`` and ``negative_teacher_distance`` (teacher-teacher); distances of absent pairs
+        are 0. If any input element is NaN or Inf, every index is -1 and every distance NaN.
 
     Raises:
         TypeError: An argument is no tensor, or of an unsupported or different dtype.
@@ -63,44 +63,6 @@ def batch_hard_mining(
     return HardPairs(positive_index, negative_index, *distances)
 
 
-if _extension.NATIVE_DEVICES:
-
-    @torch.library.register_fake("deepclust_ext::batch_hard_mining")
-    def _fake(
-        teacher: Tensor,  # (N, D)
-        student: Tensor,  # (N, D)
-        *,
-        normalize: bool = True,
-    ) -> tuple[Tensor, ...]:
-        check_feature_pair(teacher, student, "teacher", "student")
-        count = teacher.shape[0]
-        accumulation = torch.promote_types(teacher.dtype, torch.float32)
-        return (
-            *(teacher.new_empty(count) for _ in range(4)),
-            *(teacher.new_empty(count, dtype=torch.int64) for _ in range(2)),
-            teacher.new_empty((4, count), dtype=accumulation),
-            teacher.new_empty((2, count), dtype=accumulation),
-        )
-
-    @torch.library.register_fake("deepclust_ext::batch_hard_mining_backward")
-    def _fake_backward(
-        grad_positive_distance: Tensor,  # (N,)
-        grad_negative_distance: Tensor,  # (N,)
-        grad_positive_teacher_distance: Tensor,  # (N,)
-        grad_negative_teacher_distance: Tensor,  # (N,)
-        teacher: Tensor,  # (N, D)
-        student: Tensor,  # (N, D)
-        positive_index: Tensor,  # (N,)
-        negative_index: Tensor,  # (N,)
-        inverse_distance: Tensor,  # (4, N)
-        inverse_norm: Tensor,  # (2, N)
-        normalize: bool,
-        want_teacher: bool,
-        want_student: bool,
-    ) -> tuple[Tensor, Tensor]:
-        return fake_pair_gradient(teacher, student, want_teacher, want_student)
-
-
 def fake_pair_gradient(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
@@ -112,3 +74,43 @@ def fake_pair_gradient(
         teacher.new_empty(teacher.shape if want_teacher else (0,)),
         student.new_empty(student.shape if want_student else (0,)),
     )
+
+
+def _fake(
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    *,
+    normalize: bool = True,
+) -> tuple[Tensor, ...]:
+    check_feature_pair(teacher, student, "teacher", "student")
+    count = teacher.shape[0]
+    accumulation = torch.promote_types(teacher.dtype, torch.float32)
+    return (
+        *(teacher.new_empty(count) for _ in range(4)),
+        *(teacher.new_empty(count, dtype=torch.int64) for _ in range(2)),
+        teacher.new_empty((4, count), dtype=accumulation),
+        teacher.new_empty((2, count), dtype=accumulation),
+    )
+
+
+def _fake_backward(
+    grad_positive_distance: Tensor,  # (N,)
+    grad_negative_distance: Tensor,  # (N,)
+    grad_positive_teacher_distance: Tensor,  # (N,)
+    grad_negative_teacher_distance: Tensor,  # (N,)
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    positive_index: Tensor,  # (N,)
+    negative_index: Tensor,  # (N,)
+    inverse_distance: Tensor,  # (4, N)
+    inverse_norm: Tensor,  # (2, N)
+    normalize: bool,
+    want_teacher: bool,
+    want_student: bool,
+) -> tuple[Tensor, Tensor]:
+    return fake_pair_gradient(teacher, student, want_teacher, want_student)
+
+
+if _extension.NATIVE_DEVICES:
+    torch.library.register_fake("deepclust_ext::batch_hard_mining", _fake)
+    torch.library.register_fake("deepclust_ext::batch_hard_mining_backward", _fake_backward)

@@ -68,8 +68,8 @@ def fused_hsd_loss(
 
     Returns:
         The loss, () or (N,), in the input dtype; with ``return_stats`` the pair (loss, stats). The stats are
-        0-dimensional tensors on the same device, so that reading them is the caller's choice. If any input element is NaN
-        or Inf, losses, distances and gradients are NaN.
+        0-dimensional tensors on the same device, so that reading them is the caller's choice. If any input element is
+        NaN or Inf, losses, distances and gradients are NaN.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
@@ -103,39 +103,41 @@ def fused_hsd_loss(
     return (loss, HSDStats(*outputs[1].unbind())) if return_stats else loss
 
 
+def _fake(
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    *,
+    temperature: float = 0.5,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> tuple[Tensor, ...]:
+    check_feature_pair(teacher, student, "teacher", "student")
+    count = teacher.shape[0]
+    accumulation = torch.promote_types(teacher.dtype, torch.float32)
+    return (
+        teacher.new_empty((count,) if reduction == "none" else ()),
+        teacher.new_empty(5, dtype=accumulation),
+        teacher.new_empty((2, count), dtype=torch.int64),
+        teacher.new_empty((2, count), dtype=accumulation),
+        teacher.new_empty((2, count), dtype=accumulation),
+    )
+
+
+def _fake_backward(
+    grad_loss: Tensor,  # () or (N,)
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    index: Tensor,  # (2, N)
+    slope: Tensor,  # (2, N)
+    inverse_norm: Tensor,  # (2, N)
+    normalize: bool,
+    reduction: str,
+    want_teacher: bool,
+    want_student: bool,
+) -> tuple[Tensor, Tensor]:
+    return fake_pair_gradient(teacher, student, want_teacher, want_student)
+
+
 if _extension.NATIVE_DEVICES:
-
-    @torch.library.register_fake("deepclust_ext::fused_hsd_loss")
-    def _fake(
-        teacher: Tensor,  # (N, D)
-        student: Tensor,  # (N, D)
-        *,
-        temperature: float = 0.5,
-        normalize: bool = True,
-        reduction: str = "mean",
-    ) -> tuple[Tensor, ...]:
-        check_feature_pair(teacher, student, "teacher", "student")
-        count = teacher.shape[0]
-        accumulation = torch.promote_types(teacher.dtype, torch.float32)
-        return (
-            teacher.new_empty((count,) if reduction == "none" else ()),
-            teacher.new_empty(5, dtype=accumulation),
-            teacher.new_empty((2, count), dtype=torch.int64),
-            teacher.new_empty((2, count), dtype=accumulation),
-            teacher.new_empty((2, count), dtype=accumulation),
-        )
-
-    @torch.library.register_fake("deepclust_ext::fused_hsd_loss_backward")
-    def _fake_backward(
-        grad_loss: Tensor,  # () or (N,)
-        teacher: Tensor,  # (N, D)
-        student: Tensor,  # (N, D)
-        index: Tensor,  # (2, N)
-        slope: Tensor,  # (2, N)
-        inverse_norm: Tensor,  # (2, N)
-        normalize: bool,
-        reduction: str,
-        want_teacher: bool,
-        want_student: bool,
-    ) -> tuple[Tensor, Tensor]:
-        return fake_pair_gradient(teacher, student, want_teacher, want_student)
+    torch.library.register_fake("deepclust_ext::fused_hsd_loss", _fake)
+    torch.library.register_fake("deepclust_ext::fused_hsd_loss_backward", _fake_backward)

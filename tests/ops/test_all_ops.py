@@ -65,7 +65,9 @@ def test_gradients_by_finite_differences(op: str, device: str) -> None:
         if sample.tensors[0].numel() > 1000:
             continue
         leaves = sample.map(lambda tensor: tensor.requires_grad_())
-        if op == "fused_hsd_loss":  # its weights are constants to the gradient, so differences of the loss are no oracle
+        if (
+            op == "fused_hsd_loss"
+        ):  # its weights are constants to the gradient, so differences of the loss are no oracle
             assert_error_budget_of_gradients(op, leaves)
             continue
 
@@ -149,7 +151,7 @@ def test_autocast_computes_in_float32(op: str, device: str) -> None:
                 assert same_bits(ours, float32)
         leaves = mixed.map(lambda tensor: tensor.requires_grad_())
         floats = [result for result in call(native(op), leaves) if result.is_floating_point()]
-    sum(result.sum() for result in floats).backward()
+    torch.stack([result.sum() for result in floats]).sum().backward()
     assert all(leaf.grad is not None and leaf.grad.dtype == leaf.dtype for leaf in leaves.tensors)
 
 
@@ -158,10 +160,12 @@ def test_what_is_not_differentiable_says_so(op: str, device: str) -> None:
     result = next(result for result in call(native(op), leaves) if result.is_floating_point())
     first = torch.autograd.grad(result.sum(), leaves.tensors, create_graph=True)
     with pytest.raises(RuntimeError, match=f"derivative for deepclust_ext::{op}_backward is not implemented"):
-        sum(gradient.sum() for gradient in first).backward()
+        torch.stack([gradient.sum() for gradient in first]).sum().backward()
     sample = SAMPLE_INPUTS[op](torch.float64, device)[1]
     with pytest.raises((RuntimeError, NotImplementedError)), torch.autograd.forward_ad.dual_level():
-        call(native(op), sample.map(lambda tensor: torch.autograd.forward_ad.make_dual(tensor, torch.ones_like(tensor))))
+        call(
+            native(op), sample.map(lambda tensor: torch.autograd.forward_ad.make_dual(tensor, torch.ones_like(tensor)))
+        )
 
 
 def test_gradient_only_where_asked(op: str, device: str) -> None:
@@ -170,16 +174,14 @@ def test_gradient_only_where_asked(op: str, device: str) -> None:
         leaves = sample.map(lambda tensor: tensor.clone())
         leaves.tensors[wanted].requires_grad_()
         result = [result for result in call(native(op), leaves) if result.is_floating_point()]
-        sum(one.sum() for one in result).backward()
+        torch.stack([one.sum() for one in result]).sum().backward()
         assert [leaf.grad is not None for leaf in leaves.tensors] == [i == wanted for i in range(len(leaves.tensors))]
 
 
 def test_empty_batch(op: str, device: str) -> None:
     for dtype in SUPPORTED_DTYPES:
         sample = SAMPLE_INPUTS[op](dtype, device)[0].map(lambda tensor: tensor[:0])
-        for ours, expected in zip(
-            call(native(op), sample), call(getattr(reference, op), sample), strict=True
-        ):
+        for ours, expected in zip(call(native(op), sample), call(getattr(reference, op), sample), strict=True):
             assert torch.equal(ours, expected)
             assert ours.dtype == expected.dtype
         assert all(gradient.shape == sample.tensors[0].shape for gradient in gradients(native(op), sample))

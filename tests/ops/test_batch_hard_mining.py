@@ -34,7 +34,9 @@ def make_batch(kind: str, count: int, depth: int, dtype: torch.dtype = torch.flo
         teacher, student = 0.1 * normal(count) + 1, 0.1 * normal(count) - 1
     else:
         centers = normal(1 if kind == "collapsed" else 8)
-        spread, step = {"aligned": (0.3, 0.05), "overlapping": (1, 1), "few": (0.3, 0.4), "collapsed": (1e-4, 1e-4)}[kind]
+        spread, step = {"aligned": (0.3, 0.05), "overlapping": (1, 1), "few": (0.3, 0.4), "collapsed": (1e-4, 1e-4)}[
+            kind
+        ]
         teacher = centers[torch.randint(len(centers), (count,), generator=generator)] + spread * normal(count)
         student = teacher + step * normal(count)
     return teacher.to(dtype), student.to(dtype)
@@ -64,11 +66,16 @@ def test_every_way_finds_the_pairs_of_the_reference(kind: str, count: int, dtype
     for normalize in (True, False):
         pairs = batch_hard_mining(teacher, student, normalize=normalize)
         truth = reference.batch_hard_mining(teacher.double(), student.double(), normalize=normalize)
-        if kind != "collapsed":  # there the float64 reference cancels, too
-            assert torch.equal(pairs.positive_index, truth.positive_index)
-            assert torch.equal(pairs.negative_index, truth.negative_index)
-        for ours, exact in zip(pairs[2:], truth[2:], strict=True):
-            torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-6)
+        for indices, exact_indices, ours, exact in zip(pairs[:2], truth[:2], pairs[2:4], truth[2:4], strict=True):
+            # Float32 may take another pair only where both are equally far to rounding. Normalizing a collapsed batch
+            # in float32 rounds rows by a thousandth of their distances; the float64 reference itself cancels there.
+            rounding = 1e-2 if kind == "collapsed" else 1e-6
+            torch.testing.assert_close(ours.double(), exact, rtol=rounding, atol=1e-9)
+            if kind != "collapsed":
+                assert float((indices != exact_indices).double().mean()) <= (dtype == torch.float32) * 0.01
+        same = (pairs.positive_index == truth.positive_index) & (pairs.negative_index == truth.negative_index)
+        for ours, exact in zip(pairs[4:], truth[4:], strict=True):
+            torch.testing.assert_close(ours[same].double(), exact[same], rtol=rounding, atol=1e-9)
 
 
 def brute_force(teacher: Tensor, student: Tensor, anchor: int) -> tuple[int, int]:
@@ -115,7 +122,10 @@ def test_permuting_the_batch_permutes_the_pairs(count: int, seed: int) -> None:
     teacher, student = (torch.randn(count, 12, generator=generator) for _ in range(2))
     order = torch.randperm(count, generator=generator)
     plain, permuted = batch_hard_mining(teacher, student), batch_hard_mining(teacher[order], student[order])
-    for before, after in ((plain.positive_index, permuted.positive_index), (plain.negative_index, permuted.negative_index)):
+    for before, after in (
+        (plain.positive_index, permuted.positive_index),
+        (plain.negative_index, permuted.negative_index),
+    ):
         expected = torch.where(before[order] < 0, -1, torch.argsort(order)[before[order]])
         assert torch.equal(after, expected)
 
@@ -169,7 +179,9 @@ def test_normalization_survives_any_finite_scale(dtype: torch.dtype, scale: floa
         return
     expected = batch_hard_mining(scaled[0].double() / scale, scaled[1].double() / scale)
     for ours, exact in zip(batch_hard_mining(*scaled), expected, strict=True):
-        torch.testing.assert_close(ours.double(), exact.double(), rtol=2e-3 if dtype == torch.float16 else 1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            ours.double(), exact.double(), rtol=2e-3 if dtype == torch.float16 else 1e-5, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -249,9 +261,19 @@ def test_bad_input_is_named(
     [
         (torch.ones(2), torch.ones(2), ValueError, r"teacher: expected shape \(N, D\) with D > 0, got \[2\]"),
         (torch.ones(2, 0), torch.ones(2, 0), ValueError, r"teacher: expected shape \(N, D\) with D > 0, got \[2, 0\]"),
-        (torch.ones(2, 3), torch.ones(3, 3), ValueError, r"student: expected shape \[2, 3\] like teacher, got \[3, 3\]"),
+        (
+            torch.ones(2, 3),
+            torch.ones(3, 3),
+            ValueError,
+            r"student: expected shape \[2, 3\] like teacher, got \[3, 3\]",
+        ),
         (torch.ones(2, 2).int(), torch.ones(2, 2).int(), TypeError, "teacher: expected dtype float16, .*, got Int"),
-        (torch.ones(2, 2), torch.ones(2, 2).double(), TypeError, "student: expected dtype Float like teacher, got Double"),
+        (
+            torch.ones(2, 2),
+            torch.ones(2, 2).double(),
+            TypeError,
+            "student: expected dtype Float like teacher, got Double",
+        ),
     ],
 )
 def test_calls_around_the_python_function_are_checked_too(

@@ -1,7 +1,7 @@
 """Hand cases, properties and edges of the HSD loss; what it shares with mining is tested there."""
 
 import math
-import resource
+import os
 import subprocess
 import sys
 from typing import Any
@@ -64,9 +64,11 @@ def test_loss_gradient_and_stats_of_the_reference(kind: str) -> None:
 def test_student_equal_to_teacher_is_log_2_without_gradient(dtype: torch.dtype) -> None:
     teacher = make_batch("random", 70, 20)[0].to(dtype)
     student = teacher.clone().requires_grad_()
-    loss, stats = fused_hsd_loss(teacher, student, return_stats=True)
-    assert float(loss) == float(torch.tensor(LOG_2, dtype=dtype))
+    losses, stats = fused_hsd_loss(teacher, student, reduction="none", return_stats=True)
+    assert torch.equal(losses, torch.full((70,), LOG_2, dtype=dtype))
     assert (float(stats.zero_negative_weight), float(stats.zero_positive_weight)) == (1, 1)
+    loss = fused_hsd_loss(teacher, student)
+    assert loss.item() == pytest.approx(torch.tensor(LOG_2, dtype=dtype).item(), rel=1e-15)
     (gradient,) = torch.autograd.grad(loss, student)
     assert int(gradient.count_nonzero()) == 0
 
@@ -74,7 +76,7 @@ def test_student_equal_to_teacher_is_log_2_without_gradient(dtype: torch.dtype) 
 def test_collapse_is_log_2_without_gradient() -> None:
     teacher, student = torch.ones(40, 6), torch.ones(40, 6).requires_grad_()
     loss, stats = fused_hsd_loss(teacher, student, return_stats=True)
-    assert float(loss) == pytest.approx(LOG_2)
+    assert loss.item() == pytest.approx(LOG_2)
     assert float(stats.no_negative) == 1
     assert int(torch.autograd.grad(loss, student)[0].count_nonzero()) == 0
 
@@ -83,7 +85,7 @@ def test_batches_of_none_one_and_two() -> None:
     empty = torch.zeros(0, 3, requires_grad=True)
     for reduction in ("mean", "sum"):
         loss, stats = fused_hsd_loss(torch.zeros(0, 3), empty, reduction=reduction, return_stats=True)
-        assert float(loss) == 0
+        assert loss.item() == 0
         assert all(float(value) == 0 for value in stats)
         assert torch.autograd.grad(loss, empty)[0].shape == (0, 3)
     assert fused_hsd_loss(torch.zeros(0, 3), empty, reduction="none").shape == (0,)
@@ -128,7 +130,9 @@ def test_extreme_temperatures_stay_finite() -> None:
     assert float(fused_hsd_loss(teacher, student, temperature=1e30)) == pytest.approx(LOG_2)
 
 
-@given(st.integers(1, 50), st.integers(1, 30), st.integers(0, 10**6), st.floats(0.01, 100))
+# Not in one dimension: there normalized rows are exactly +-1, and which of the equally far columns has the lowest index
+# depends on the order.
+@given(st.integers(1, 50), st.integers(2, 30), st.integers(0, 10**6), st.floats(0.01, 100))
 def test_scale_and_order_do_not_matter_and_none_averages_to_mean(
     count: int, depth: int, seed: int, scale: float
 ) -> None:
@@ -139,8 +143,7 @@ def test_scale_and_order_do_not_matter_and_none_averages_to_mean(
     single = fused_hsd_loss(teacher[order], student[order], reduction="none")
     torch.testing.assert_close(single.mean(), loss, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(fused_hsd_loss(teacher, student, reduction="sum"), loss * count)
-    if depth > 1:  # in one dimension normalized rows are exactly +-1 and rounding may break their ties either way
-        torch.testing.assert_close(fused_hsd_loss(scale * teacher, student), loss, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(fused_hsd_loss(scale * teacher, student), loss, rtol=1e-9, atol=1e-12)
 
 
 def test_many_anchors_that_share_a_student() -> None:
@@ -148,7 +151,9 @@ def test_many_anchors_that_share_a_student() -> None:
     student = (teacher + 0.01 * torch.randn(501, 8)).requires_grad_()
     double = student.detach().double().requires_grad_()
     ours = torch.autograd.grad(fused_hsd_loss(teacher, student), student)[0]
-    truth = torch.autograd.grad(reference.fused_hsd_loss(teacher.double(), double), double)[0]
+    expected = reference.fused_hsd_loss(teacher.double(), double)
+    assert isinstance(expected, torch.Tensor)
+    truth = torch.autograd.grad(expected, double)[0]
     torch.testing.assert_close(ours.double(), truth, rtol=1e-3, atol=1e-6)
 
 
@@ -205,11 +210,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.skipif("libasan" in __import__("os").environ.get("LD_PRELOAD", ""), reason="a sanitizer multiplies memory")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer multiplies memory")
 def test_no_square_matrix_in_memory() -> None:
     """Forward and backward at N = 32768, D = 128 take at most 160 MB; one N x N matrix would take 4096 MB."""
     kilobytes_per_unit = 1 if sys.platform == "linux" else 1 / 1024
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
     output = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True)
     extra_megabytes = int(output.stdout) * kilobytes_per_unit / 1024
     assert extra_megabytes <= 160
