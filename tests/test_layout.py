@@ -62,7 +62,9 @@ def listed_names(path: Path, variable: str = "__all__") -> set[str]:
         if any(isinstance(target, ast.Name) and target.id == variable for target in targets):
             assert isinstance(node, ast.Assign | ast.AnnAssign)
             literal = node.value.keys if isinstance(node.value, ast.Dict) else getattr(node.value, "elts", [])
-            return {entry.value for entry in literal if isinstance(entry, ast.Constant)}
+            return {
+                entry.value for entry in literal if isinstance(entry, ast.Constant) and isinstance(entry.value, str)
+            }
     return set()
 
 
