@@ -1,0 +1,58 @@
+"""Seeded teacher and student batches, and the two matrix products that comparisons of them start from."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+CLUSTERS = 10
+
+#: Noise of the teacher around its cluster's centre and of the student around its teacher; centres have unit variance.
+CLUSTERED = {
+    "clusters": (0.3, 0.1),  # late training: tight clusters, and a student close to its teacher
+    "overlapping": (
+        1.0,
+        1.0,
+    ),  # the order of the distances says least about the class of a column: the hardest to prune
+    "labelled": (0.2, 0.5),  # the student is farther from its teacher than the cluster is wide: see batch_hard_mining
+}
+
+
+def teacher_and_student(distribution: str, rows: int, dims: int) -> tuple[Tensor, Tensor]:
+    """Return a teacher and a student batch (rows, dims) in float32, the student requiring its gradient.
+
+    Args:
+        distribution: "random" for two independent normal batches, or a key of CLUSTERED.
+        rows: Number of samples; sample i lies in cluster i modulo CLUSTERS.
+        dims: Number of features.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(count: int) -> Tensor:
+        return torch.randn(count, dims, generator=generator)
+
+    if distribution == "random":
+        teacher, student = normal(rows), normal(rows)
+    else:
+        spread, offset = CLUSTERED[distribution]
+        teacher = normal(CLUSTERS)[cluster_labels(rows)] + spread * normal(rows)
+        student = teacher + offset * normal(rows)
+    return teacher, student.requires_grad_()
+
+
+@cache
+def cluster_labels(rows: int) -> Tensor:
+    """Return the cluster of every row."""
+    return torch.arange(rows) % CLUSTERS
+
+
+@torch.no_grad()
+def two_products(teacher: Tensor, student: Tensor) -> None:
+    """Compute what every full-matrix form starts from: teacher with teacher and teacher with student."""
+    torch.mm(teacher, teacher.T)
+    torch.mm(teacher, student.T)
+
+
+def two_products_flops(teacher: Tensor, student: Tensor) -> int:
+    """Return the floating-point operations of both products."""
+    return 4 * teacher.shape[0] * student.shape[0] * teacher.shape[1]

@@ -1,0 +1,1 @@
+"""One file per op, found by name; `benchmarks.harness.OpBenchmark` says what it defines."""

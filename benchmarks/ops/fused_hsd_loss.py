@@ -1,0 +1,41 @@
+"""fused_hsd_loss against its published form, eager and compiled.
+
+No public package has this loss. What pytorch-metric-learning shares with it, the mining, is compared in
+batch_hard_mining.py; building the loss around its miner here would mean a second definition of the maths.
+"""
+
+from functools import partial
+
+import torch
+
+from benchmarks.harness import Case, Provider, Yardstick
+from benchmarks.inputs import teacher_and_student, two_products, two_products_flops
+from deepclust_ext import fused_hsd_loss, reference
+
+MODES = ("forward", "backward", "both")
+TRUTH = reference.fused_hsd_loss
+YARDSTICK = Yardstick("two products", two_products, two_products_flops)
+
+PROVIDERS = {
+    "ours": Provider(lambda: fused_hsd_loss),
+    "reference": Provider(lambda: reference.fused_hsd_loss),
+    "compiled reference": Provider(lambda: torch.compile(reference.fused_hsd_loss), compiled=True),
+}
+
+_TOO_LARGE = "skipped: several N x N float32 matrices of 4.3 GB each"
+
+CASES = [
+    *(
+        Case(distribution, rows, dims, partial(teacher_and_student, distribution))
+        for rows, dims in ((128, 128), (256, 256), (1024, 256), (4096, 256))
+        for distribution in ("random", "clusters", "overlapping")
+    ),
+    Case(
+        "random",
+        32768,
+        128,
+        partial(teacher_and_student, "random"),
+        memory_only=True,
+        skip={"reference": _TOO_LARGE, "compiled reference": _TOO_LARGE},
+    ),
+]

@@ -1,0 +1,142 @@
+"""Rows of results: how they are named, printed, and kept in one CSV per machine."""
+
+import csv
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what a run was made."""
+
+    machine: str
+    device: str
+    threads: int
+    torch: str
+    commit: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the CSV; an empty cell means not measured, and `status` says why."""
+
+    op: str
+    case: str
+    provider: str
+    mode: str
+    machine: str
+    device: str
+    threads: int
+    torch: str
+    commit: str
+    dtype: str
+    status: str  # "ok", "memory only", or why it was not timed: "WRONG: ...", "not installed: ...", "skipped: ..."
+    rounds: int | None = None
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    per_ours: float | None = None  # this provider's time / ours, same mode: above 1 ours is faster
+    per_yardstick: float | None = None  # this provider's time / the yardstick's
+    gflop_per_s: float | None = None  # of the yardstick, whose operations are known
+    peak_extra_mb: float | None = None  # of one call, forward and, if the op is timed so, backward
+
+
+COLUMNS = [column.name for column in fields(Row)]
+KEY = ("op", "provider", "mode", "case", "dtype", "device", "threads", "torch", "commit")
+
+
+def machine_name(device: str) -> str:
+    """Return the model of the processor, or of the GPU."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    name = facts.get("model name", platform.machine())
+    # Virtual machines may hide the model behind a bare brand; family and model tell generations apart.
+    if not re.search(r"\d", name):
+        name += f" family {facts['cpu family']} model {facts['model']}" if "cpu family" in facts else ""
+    return name
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a file name: lower case, trademarks dropped, everything else than a-z and 0-9 a dash."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm|c)\)|@.*", "", text.lower())).strip("-")
+
+
+def csv_path(folder: Path, setting: Setting) -> Path:
+    """Return the file of a machine at a number of threads."""
+    return folder / f"{slug(setting.machine)}-{setting.threads}-thread{'s' * (setting.threads != 1)}.csv"
+
+
+def current_commit() -> str:
+    """Return the short commit, with "-dirty" if anything but results differs from it, or "unknown" without git."""
+
+    def git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    try:
+        commit = git("rev-parse", "--short=10", "HEAD").stdout.strip()
+        unchanged = git("diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results").returncode == 0
+    except OSError:
+        return "unknown"
+    return commit + "-dirty" * (not unchanged) if commit else "unknown"
+
+
+def update_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows into a file in place of those with the same key; all others stay."""
+    kept: dict[tuple[str, ...], dict[str, str]] = {}
+    if path.exists():
+        with path.open(newline="") as stream:
+            kept = {tuple(line[name] for name in KEY): line for line in csv.DictReader(stream)}
+    for row in rows:
+        line = {name: format_cell(value) for name, value in asdict(row).items()}
+        kept[tuple(line[name] for name in KEY)] = line
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept.values())
+
+
+def format_cell(value: str | float | None) -> str:
+    """Return a value as text: four significant digits, nothing for None."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def format_table(rows: Sequence[Row], yardstick: str) -> str:
+    """Return the rows of one case, aligned for a terminal."""
+    titles = {
+        "provider": "provider",
+        "mode": "mode",
+        "median_ms": "ms",
+        "p20_ms": "p20",
+        "p80_ms": "p80",
+        "per_ours": "/ ours",
+        "per_yardstick": f"/ {yardstick}",
+        "gflop_per_s": "GFLOP/s",
+        "peak_extra_mb": "extra MB",
+    }
+    table = [list(titles.values())]
+    for row in rows:
+        cells = [format_cell(getattr(row, name)) for name in titles]
+        table.append(cells if row.status == "ok" else [*cells, row.status])
+    widths = [max(len(line[i]) for line in table) for i in range(len(titles))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, [*widths, 0], strict=False))
+        ).rstrip()
+        for line in table
+    )

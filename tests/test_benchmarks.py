@@ -1,0 +1,228 @@
+"""The benchmark harness: its statistics, its gate, what it writes. No time is ever asserted."""
+
+import csv
+import dataclasses
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command_line
+from benchmarks import report
+from benchmarks.harness import Provider, admit, error, find_fault, load_op, op_names, paired_ratio, summarize
+from benchmarks.inputs import cluster_labels
+from benchmarks.memory import measure_in_subprocess
+from benchmarks.report import COLUMNS, KEY, Row, Setting, csv_path, format_table, machine_name, slug, update_csv
+from deepclust_ext import batch_hard_mining, fused_hsd_loss, reference
+
+SETTING = Setting(machine="A 1", device="cpu", threads=2, torch="2.13.0", commit="abc", dtype="float32")
+
+
+def make_row(**changes: Any) -> Row:
+    row = Row(op="spin", case="tiny", provider="ours", mode="both", status="ok", **dataclasses.asdict(SETTING))
+    return dataclasses.replace(row, **changes)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the compiled reference out: the C++ compiler behind it is slow, and not what is tested here."""
+    for op in op_names():
+        module = load_op(op)
+        rest = {name: provider for name, provider in module.PROVIDERS.items() if not provider.compiled}
+        monkeypatch.setattr(module, "PROVIDERS", rest)
+
+
+def test_percentiles_are_in_milliseconds() -> None:
+    summary = summarize([0.001, 0.002, 0.003, 0.004, 0.100, 0.006])
+    assert (summary.median_ms, summary.p20_ms, summary.p80_ms) == pytest.approx((3.5, 2.0, 6.0))
+
+
+def test_ratio_is_taken_round_by_round() -> None:
+    # The machine slows down tenfold in the second round; the ratio of the medians would be 2.
+    assert paired_ratio([3.0, 30.0, 3.0], [1.0, 10.0, 1.5]) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("AMD EPYC 9R14", "amd-epyc-9r14"),
+        ("Intel(R) Xeon(R) Platinum 8488C @ 2.40GHz", "intel-xeon-platinum-8488c"),
+        ("NVIDIA H200", "nvidia-h200"),
+        ("  /weird\\__name!  ", "weird-name"),
+    ],
+)
+def test_slug(text: str, expected: str) -> None:
+    assert slug(text) == expected
+
+
+def test_file_is_named_after_machine_and_threads(tmp_path: Path) -> None:
+    assert csv_path(tmp_path, SETTING) == tmp_path / "a-1-2-threads.csv"
+    assert csv_path(tmp_path, dataclasses.replace(SETTING, threads=1)).name == "a-1-1-thread.csv"
+    assert slug(machine_name("cpu"))
+
+
+def test_file_keeps_rows_with_another_key_and_replaces_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "machine.csv"
+    update_csv(path, [make_row(median_ms=1.0), make_row(commit="old", median_ms=2.0)])
+    update_csv(path, [make_row(median_ms=3.14159), make_row(mode="forward")])
+    lines = read_rows(path)
+    assert [(line["commit"], line["mode"], line["median_ms"]) for line in lines] == [
+        ("abc", "both", "3.142"),
+        ("old", "both", "2"),
+        ("abc", "forward", ""),
+    ]
+    assert list(lines[0]) == COLUMNS
+    assert set(KEY) < set(COLUMNS)
+
+
+def test_commit_is_unknown_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    assert report.current_commit() == "unknown"
+
+
+def test_table_is_aligned_and_says_why_a_row_is_empty() -> None:
+    rows = [make_row(median_ms=1.5), make_row(provider="a longer name", status="WRONG: output is off")]
+    title, first, second = format_table(rows, "two products").splitlines()
+    assert title.split()[:7] == ["provider", "mode", "ms", "p20", "p80", "/", "ours"]
+    assert first.index("1.5") + len("1.5") == title.index("ms") + len("ms")
+    assert second.startswith("a longer name  both")
+    assert second.endswith("  WRONG: output is off")
+
+
+def test_error_leaves_out_a_few_rows_only() -> None:
+    truth = torch.ones(100, 4, dtype=torch.float64)
+    flipped = truth.float()
+    flipped[:2] = 7.0
+    assert error(flipped, truth) == 0.0
+    flipped[2] = 1.5
+    assert error(flipped, truth) == pytest.approx(0.05)
+    flipped[3, 0] = torch.nan
+    assert error(flipped, truth) == float("inf")
+    assert error(torch.tensor(1.5), torch.tensor(1.0, dtype=torch.float64)) == pytest.approx(0.5)
+    assert error(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 9, 2, 3])) == 0.0
+    assert error(torch.tensor([0, 1, 2, 3]), torch.tensor([8, 9, 9, 3])) == pytest.approx(0.5)
+
+
+def test_budget_is_twice_the_error_of_the_reference() -> None:
+    truth = {"output": torch.tensor(1.0, dtype=torch.float64)}
+    naive = {"output": torch.tensor(1.1)}
+    assert find_fault({"output": torch.tensor(0.81)}, naive, truth) is None
+    assert find_fault({"output": torch.tensor(1.3)}, naive, truth) == "WRONG: output is off by 3.0e-01, allowed 2.0e-01"
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_quick_run_writes_the_stated_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    arguments = ["fused_hsd_loss", "batch_hard_mining", "--quick", "--out", str(tmp_path)]
+    assert command_line.main([*arguments, "--threads", str(threads)]) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith(f"-{threads}-thread{'s' if threads > 1 else ''}.csv")
+    lines = read_rows(path)
+    assert list(lines[0]) == COLUMNS
+    assert {(line["op"], line["provider"], line["mode"]) for line in lines} == {
+        *((op, "two products", "forward") for op in ("fused_hsd_loss", "batch_hard_mining")),
+        *(("fused_hsd_loss", name, m) for name in ("ours", "reference") for m in ("forward", "backward", "both")),
+        *(("batch_hard_mining", name, "forward") for name in ("ours", "reference")),
+    }
+    for line in lines:
+        assert (line["status"], line["rounds"], line["torch"]) == ("ok", "3", torch.__version__)
+        assert float(line["p20_ms"]) <= float(line["median_ms"]) <= float(line["p80_ms"])
+        assert float(line["per_yardstick"]) > 0
+    printed = capsys.readouterr().out
+    assert "fused_hsd_loss random-128x128, two products: 0.008389 GFLOP" in printed
+    assert str(path) in printed
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_wrong_and_missing_providers_are_named_and_not_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_missing() -> Any:
+        raise ImportError("No module named 'rival'")
+
+    module = load_op("fused_hsd_loss")
+    rivals = {
+        "hot": Provider(lambda: lambda teacher, student: fused_hsd_loss(teacher, student, temperature=0.6)),
+        "detached": Provider(lambda: lambda t, s: fused_hsd_loss(t, s).detach()),
+        "doubled": Provider(lambda: lambda t, s: (loss := fused_hsd_loss(t, s)) + loss - loss.detach()),
+        "rival": Provider(load_missing),
+    }
+    monkeypatch.setattr(module, "PROVIDERS", {**module.PROVIDERS, **rivals})
+    assert command_line.main(["fused_hsd_loss", "--quick", "--out", str(tmp_path)]) == 1
+    (path,) = tmp_path.iterdir()
+    lines = {(line["provider"], line["mode"]): line for line in read_rows(path)}
+    assert lines["hot", "both"]["status"].startswith("WRONG: output is off by ")
+    assert lines["detached", "both"]["status"].startswith("WRONG: gradient of input 1 is off by inf")
+    assert lines["doubled", "both"]["status"].startswith("WRONG: gradient of input 1 is off by ")
+    assert lines["rival", "both"]["status"] == "not installed: No module named 'rival'"
+    assert lines["ours", "both"]["status"] == "ok"
+    assert not any(lines[name, "both"]["median_ms"] for name in rivals)
+    assert not any((name, "forward") in lines for name in rivals)
+    assert "WRONG: output is off by" in capsys.readouterr().out
+
+
+def test_unknown_op_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main(["spin"])
+    assert "OP: expected some of batch_hard_mining, fused_hsd_loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("op", op_names())
+def test_every_op_states_what_the_harness_needs(op: str) -> None:
+    module = load_op(op)
+    assert next(iter(module.PROVIDERS)) == "ours"
+    assert module.TRUTH is getattr(reference, op)
+    assert tuple(module.MODES) in (("forward",), ("forward", "backward", "both"))
+    names = [case.name for case in module.CASES]
+    assert len(names) == len(set(names))
+    for case in module.CASES:
+        assert set(case.skip) <= set(module.PROVIDERS)
+        accepted = inspect.signature(module.TRUTH).bind(*case.inputs(torch.float32, "cpu", rows=4))
+        assert all(len(x) == 4 for x in accepted.args)
+
+
+def test_labelled_case_has_the_clusters_as_its_classes() -> None:
+    """What makes the miner of pytorch-metric-learning comparable: both sides mine in the same two sets."""
+    (case,) = (case for case in load_op("batch_hard_mining").CASES if case.name == "labelled-256x256")
+    pairs = batch_hard_mining(*case.inputs(torch.float32, "cpu"))
+    labels = cluster_labels(case.rows)
+    assert torch.equal(labels[pairs.positive_index], labels)
+    assert not (labels[pairs.negative_index] == labels).any()
+
+
+def test_batch_hard_miner_passes_the_gate_where_it_is_installed() -> None:
+    pytest.importorskip("pytorch_metric_learning", reason="needs the extra `bench`")
+    module = load_op("batch_hard_mining")
+    (case,) = (case for case in module.CASES if case.name == "labelled-256x256")
+    only = dataclasses.replace(case, skip=dict.fromkeys(module.PROVIDERS, "skipped: not the question"))
+    fit, _ = admit(module, only, only.inputs(torch.float32, "cpu"))
+    assert list(fit) == ["pytorch-metric-learning"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resets the peak through /proc")
+def test_memory_of_the_reference_grows_with_the_square() -> None:
+    """The reference holds several N x N matrices of 4 MB; ours holds none."""
+    theirs, ours = (
+        measure_in_subprocess("batch_hard_mining", "random-1024x256", name, "float32", "cpu", 1)
+        for name in ("reference", "ours")
+    )
+    assert theirs > 2 * 4.19
+    assert ours < theirs / 2
+
+
+def test_pytest_benchmark_has_every_case() -> None:
+    pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
+    from benchmarks.test_benchmarks import combinations
+
+    ids = {combination.id for combination in combinations()}
+    for op in op_names():
+        for case in load_op(op).CASES:
+            assert (f"{op}-{case.name}-forward-ours" in ids) != case.memory_only
