@@ -15,8 +15,8 @@ bool is_supported(at::ScalarType dtype) {
 
 void check_feature_pair(const at::Tensor& first, const at::Tensor& second, const char* first_name,
                         const char* second_name) {
-  TORCH_CHECK_VALUE(first.dim() == 2 && first.sym_size(1) > 0, first_name,
-                    ": expected shape (N, D) with D > 0, got ", first.sym_sizes());
+  TORCH_CHECK_VALUE(first.dim() == 2 && first.sym_size(1) > 0, first_name, ": expected shape (N, D) with D > 0, got ",
+                    first.sym_sizes());
   TORCH_CHECK_TYPE(is_supported(first.scalar_type()), first_name,
                    ": expected dtype float16, bfloat16, float32 or float64, got ", first.scalar_type());
   TORCH_CHECK_VALUE(second.sym_sizes() == first.sym_sizes(), second_name, ": expected shape ", first.sym_sizes(),

@@ -231,7 +231,7 @@ BatchHardMiningOutputs batch_hard_mining_cpu(const at::Tensor& teacher,  // (N, 
                                              bool normalize) {
   check_batch_hard_mining(teacher, student);
   const MinedPairs mined = mine_hard_pairs(to_accumulation(teacher), to_accumulation(student), normalize);
-  const at::Tensor distance = mined.distance.to(teacher.scalar_type());
+  const at::Tensor distance = to_dtype(mined.distance, teacher.scalar_type());
   const auto row = [](const at::Tensor& rows, int64_t i) {
     return rows.select(0, i).clone();
   };  // outputs may not alias
@@ -257,8 +257,8 @@ std::tuple<at::Tensor, at::Tensor> batch_hard_mining_backward_cpu(
   const at::Tensor slope = weight.mul(inverse_distance);
   const auto [grad_teacher, grad_student] =
       pair_gradient(to_accumulation(teacher), to_accumulation(student), at::stack({positive_index, negative_index}),
-                    inverse_norm.contiguous(), slope, normalize, want_teacher, want_student);
-  return {grad_teacher.to(teacher.scalar_type()), grad_student.to(teacher.scalar_type())};
+                    inverse_norm, slope, normalize, want_teacher, want_student);
+  return {to_dtype(grad_teacher, teacher.scalar_type()), to_dtype(grad_student, teacher.scalar_type())};
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ FusedHsdLossOutputs loss_of(const at::Tensor& teacher, const at::Tensor& student
   const at::Tensor slope = at::empty({2, count}, options);
   finish_rows(mined, temperature, loss.mutable_data_ptr<T>(), stats.mutable_data_ptr<T>(), slope.mutable_data_ptr<T>());
   if (reduction != "none") loss = reduce<T>(loss, reduction);
-  return {loss.to(teacher.scalar_type()), stats, mined.index, slope, mined.inverse_norm};
+  return {to_dtype(loss, teacher.scalar_type()), stats, mined.index, slope, mined.inverse_norm};
 }
 
 FusedHsdLossOutputs fused_hsd_loss_cpu(const at::Tensor& teacher,  // (N, D)
@@ -114,9 +114,9 @@ std::tuple<at::Tensor, at::Tensor> fused_hsd_loss_backward_cpu(const at::Tensor&
   const double divisor = reduction == "mean" ? std::max<double>(teacher.size(0), 1) : 1.0;
   const at::Tensor scaled_slope = slope.mul(to_accumulation(grad_loss).div(divisor));
   const auto [grad_teacher, grad_student] =
-      pair_gradient(to_accumulation(teacher), to_accumulation(student), index.contiguous(), inverse_norm.contiguous(),
-                    scaled_slope, normalize, want_teacher, want_student);
-  return {grad_teacher.to(teacher.scalar_type()), grad_student.to(teacher.scalar_type())};
+      pair_gradient(to_accumulation(teacher), to_accumulation(student), index, inverse_norm, scaled_slope, normalize,
+                    want_teacher, want_student);
+  return {to_dtype(grad_teacher, teacher.scalar_type()), to_dtype(grad_student, teacher.scalar_type())};
 }
 
 }  // namespace

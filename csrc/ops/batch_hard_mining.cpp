@@ -93,7 +93,7 @@ BatchHardMiningOutputs batch_hard_mining_autocast(const at::Tensor& teacher, con
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
-      "batch_hard_mining(Tensor teacher, Tensor student, *, bool normalize=True) -> (Tensor positive_distance, "
+      "batch_hard_mining(Tensor teacher, Tensor student, bool normalize=True) -> (Tensor positive_distance, "
       "Tensor negative_distance, Tensor positive_teacher_distance, Tensor negative_teacher_distance, "
       "Tensor positive_index, Tensor negative_index, Tensor inverse_distance, Tensor inverse_norm)");
   m.def(

@@ -94,7 +94,7 @@ FusedHsdLossOutputs fused_hsd_loss_autocast(const at::Tensor& teacher, const at:
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
-      "fused_hsd_loss(Tensor teacher, Tensor student, *, float temperature=0.5, bool normalize=True, "
+      "fused_hsd_loss(Tensor teacher, Tensor student, float temperature=0.5, bool normalize=True, "
       "str reduction='mean') -> (Tensor loss, Tensor stats, Tensor index, Tensor slope, Tensor inverse_norm)");
   m.def(
       "fused_hsd_loss_backward(Tensor grad_loss, Tensor teacher, Tensor student, Tensor index, Tensor slope, "

@@ -58,7 +58,7 @@ def batch_hard_mining(
     if not _extension.uses_native(teacher.device.type):
         return reference.batch_hard_mining(teacher, student, normalize=normalize)
     *distances, positive_index, negative_index, _, _ = torch.ops.deepclust_ext.batch_hard_mining.default(
-        teacher, student, normalize=normalize
+        teacher, student, normalize
     )
     return HardPairs(positive_index, negative_index, *distances)
 
@@ -79,7 +79,6 @@ def fake_pair_gradient(
 def _fake(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
-    *,
     normalize: bool = True,
 ) -> tuple[Tensor, ...]:
     check_feature_pair(teacher, student, "teacher", "student")

@@ -96,9 +96,7 @@ def fused_hsd_loss(
             reduction=reduction,
             return_stats=return_stats,
         )
-    outputs = torch.ops.deepclust_ext.fused_hsd_loss.default(
-        teacher, student, temperature=temperature, normalize=normalize, reduction=reduction
-    )
+    outputs = torch.ops.deepclust_ext.fused_hsd_loss.default(teacher, student, temperature, normalize, reduction)
     loss: Tensor = outputs[0]
     return (loss, HSDStats(*outputs[1].unbind())) if return_stats else loss
 
@@ -106,7 +104,6 @@ def fused_hsd_loss(
 def _fake(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
-    *,
     temperature: float = 0.5,
     normalize: bool = True,
     reduction: str = "mean",
