@@ -17,12 +17,6 @@
 #define DEEPCLUST_END_TARGET DEEPCLUST_PRAGMA(GCC pop_options)
 #endif
 
-// Vector types never cross a function call here (all such functions are inlined), so how they would be passed is moot.
-#if defined(__GNUC__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wpsabi"
-#endif
-
 #define DEEPCLUST_CAPABILITY baseline
 #define DEEPCLUST_VECTOR_BYTES 16
 #define DEEPCLUST_TILE_ROWS 4
@@ -51,8 +45,4 @@ DEEPCLUST_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #undef DEEPCLUST_VECTOR_BYTES
 #undef DEEPCLUST_TILE_ROWS
 DEEPCLUST_END_TARGET
-#endif
-
-#if defined(__GNUC__)
-#pragma GCC diagnostic pop
 #endif
