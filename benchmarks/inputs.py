@@ -10,12 +10,11 @@ CLUSTERS = 10
 #: Noise of the teacher around its cluster's centre and of the student around its teacher; centres have unit variance.
 CLUSTERED = {
     "clusters": (0.3, 0.1),  # late training: tight clusters, and a student close to its teacher
-    "overlapping": (
-        1.0,
-        1.0,
-    ),  # the order of the distances says least about the class of a column: the hardest to prune
-    "labelled": (0.2, 0.5),  # the student is farther from its teacher than the cluster is wide: see batch_hard_mining
+    "overlapping": (1.0, 1.0),  # wide clusters: the order of the distances says little about the class of a column
+    "distant": (0.2, 0.5),  # student farther from its teacher than its cluster is wide: our pruning skips the least
 }
+DISTRIBUTIONS = ("random", *CLUSTERED)
+SIZES = ((128, 128), (256, 256), (1024, 256), (4096, 256))  # rows, dims; the first is a small training batch
 
 
 def teacher_and_student(distribution: str, rows: int, dims: int) -> tuple[Tensor, Tensor]:

@@ -189,9 +189,9 @@ def test_every_op_states_what_the_harness_needs(op: str) -> None:
         assert all(len(x) == 4 for x in accepted.args)
 
 
-def test_labelled_case_has_the_clusters_as_its_classes() -> None:
+def test_distant_case_has_the_clusters_as_its_classes() -> None:
     """What makes the miner of pytorch-metric-learning comparable: both sides mine in the same two sets."""
-    (case,) = (case for case in load_op("batch_hard_mining").CASES if case.name == "labelled-256x256")
+    (case,) = (case for case in load_op("batch_hard_mining").CASES if case.name == "distant-256x256")
     pairs = batch_hard_mining(*case.inputs(torch.float32, "cpu"))
     labels = cluster_labels(case.rows)
     assert torch.equal(labels[pairs.positive_index], labels)
@@ -201,7 +201,7 @@ def test_labelled_case_has_the_clusters_as_its_classes() -> None:
 def test_batch_hard_miner_passes_the_gate_where_it_is_installed() -> None:
     pytest.importorskip("pytorch_metric_learning", reason="needs the extra `bench`")
     module = load_op("batch_hard_mining")
-    (case,) = (case for case in module.CASES if case.name == "labelled-256x256")
+    (case,) = (case for case in module.CASES if case.name == "distant-256x256")
     only = dataclasses.replace(case, skip=dict.fromkeys(module.PROVIDERS, "skipped: not the question"))
     fit, _ = admit(module, only, only.inputs(torch.float32, "cpu"))
     assert list(fit) == ["pytorch-metric-learning"]

@@ -1,11 +1,11 @@
 """batch_hard_mining, forward only, against its plain-PyTorch form and pytorch-metric-learning's BatchHardMiner.
 
-BatchHardMiner takes the classes as labels, our op finds them: column j is a positive of anchor i where
-DT_ij <= D_ii, which in general differs per anchor and is not even symmetric. The case "labelled" is one where both
-mean the same: clusters are narrower than the way from a teacher row to its student, and farther apart, so that the
-positives of an anchor are exactly the rows of its cluster. Anchors come from the teacher, columns from the student
-(`ref_emb`). Even there the miner does less: it is told the classes, so it needs one product of the two, and it
-returns indices without distances. Its results are checked like all others before it is timed.
+BatchHardMiner takes the classes as labels, our op finds them: column j is a positive of anchor i where DT_ij <= D_ii,
+which in general differs per anchor and is not even symmetric. In the distribution "distant" both mean the same:
+clusters are narrower than the way from a teacher row to its student, and farther apart, so that the positives of an
+anchor are exactly the rows of its cluster. Anchors come from the teacher, columns from the student (`ref_emb`). Even
+there the miner does less: it is told the classes, so it needs one product of the two, and it returns indices without
+distances. Its results are checked like all others before it is timed.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Case, Provider, Yardstick
-from benchmarks.inputs import cluster_labels, teacher_and_student, two_products, two_products_flops
+from benchmarks.inputs import (
+    DISTRIBUTIONS,
+    SIZES,
+    cluster_labels,
+    teacher_and_student,
+    two_products,
+    two_products_flops,
+)
 from deepclust_ext import batch_hard_mining, reference
 
 MODES = ("forward",)
@@ -52,20 +59,16 @@ def _load_batch_hard_miner() -> Callable[[Tensor, Tensor], HardIndices]:
     return mine
 
 
+MINER = {"pytorch-metric-learning": Provider(_load_batch_hard_miner)}
+
 CASES = [
-    *(
-        Case(distribution, rows, dims, partial(teacher_and_student, distribution))
-        for rows, dims in ((128, 128), (256, 256), (1024, 256), (4096, 256))
-        for distribution in ("random", "clusters", "overlapping")
-    ),
-    *(
-        Case(
-            "labelled",
-            rows,
-            256,
-            partial(teacher_and_student, "labelled"),
-            rivals={"pytorch-metric-learning": Provider(_load_batch_hard_miner)},
-        )
-        for rows in (256, 1024, 4096)
-    ),
+    Case(
+        distribution,
+        rows,
+        dims,
+        partial(teacher_and_student, distribution),
+        rivals=MINER if distribution == "distant" else {},
+    )
+    for rows, dims in SIZES
+    for distribution in DISTRIBUTIONS
 ]

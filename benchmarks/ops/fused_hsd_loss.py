@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from benchmarks.harness import Case, Provider, Yardstick
-from benchmarks.inputs import teacher_and_student, two_products, two_products_flops
+from benchmarks.inputs import DISTRIBUTIONS, SIZES, teacher_and_student, two_products, two_products_flops
 from deepclust_ext import fused_hsd_loss, reference
 
 MODES = ("forward", "backward", "both")
@@ -27,8 +27,8 @@ _TOO_LARGE = "skipped: several N x N float32 matrices of 4.3 GB each"
 CASES = [
     *(
         Case(distribution, rows, dims, partial(teacher_and_student, distribution))
-        for rows, dims in ((128, 128), (256, 256), (1024, 256), (4096, 256))
-        for distribution in ("random", "clusters", "overlapping")
+        for rows, dims in SIZES
+        for distribution in DISTRIBUTIONS
     ),
     Case(
         "random",
