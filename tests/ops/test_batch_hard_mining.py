@@ -88,7 +88,7 @@ def brute_force(teacher: Tensor, student: Tensor, anchor: int) -> tuple[int, int
 
 
 def test_more_rows_than_a_16_bit_index_holds() -> None:
-    teacher, student = make_batch("few", 66_000, 4, torch.float64)
+    teacher, student = make_batch("aligned", 66_000, 4, torch.float64)
     pairs = batch_hard_mining(teacher, student, normalize=False)
     for anchor in (0, 1, 32_767, 40_001, 65_535, 65_536, 65_999):
         assert (int(pairs.positive_index[anchor]), int(pairs.negative_index[anchor])) == brute_force(
