@@ -76,7 +76,7 @@ docs: setup
 	$(bin)/python -m pytest --doctest-modules deepclust_ext
 
 bench: setup
-	$(bin)/python -m benchmarks.run
+	$(bin)/python -m pytest benchmarks --benchmark-only
 
 ci:
 	@for target in $(ci_targets); do \

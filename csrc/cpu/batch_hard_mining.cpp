@@ -202,9 +202,10 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> thread_scratch(workspace);
     T* memory = thread_scratch.take(workspace);
+    bool expect_product = false;
     for (int64_t first = begin * block_rows; first < std::min(end * block_rows, count); first += block_rows) {
-      DEEPCLUST_SELECT(mine_rows<T>)(in, first, std::min(block_rows, count - first), limit, memory, index,
-                                     index + count);
+      DEEPCLUST_SELECT(mine_rows<T>)(in, first, std::min(block_rows, count - first), limit, memory, &expect_product,
+                                     index, index + count);
     }
   });
   at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {

@@ -9,10 +9,14 @@ namespace DEEPCLUST_CAPABILITY {
 // columns, `kLanes` apart, so that the extremes of all groups come from vertical comparisons alone.
 constexpr int64_t kSpan = 16;
 
-// Tests in order before a row looks at how many columns could be its positive, and the share of all columns up to which
-// testing them one by one is cheaper than the row's product with all teacher rows (both measured).
+// All measured: tests in order before a row looks at how many columns could be its positive; the share of all columns
+// up to which testing those one by one is cheaper than the row's product with all teacher rows; how many rows of a
+// block still try without it where most rows of the last block needed it; and how many row panels share a pass over the
+// teacher columns.
 constexpr int64_t kOrderedTests = 4;
 constexpr int64_t kDensePayoff = 8;
+constexpr int64_t kTriesInVain = 2;
+constexpr int64_t kProductPanels = 4;
 
 // L2-normalizes `count` rows and returns whether all are finite. Without `normalize` only the check is made.
 template <typename T>
@@ -330,17 +334,20 @@ struct RowMiner {
   }
 };
 
-// Mines the given rows.
+// Mines the given rows. `expect_product` carries from block to block whether most rows needed the second product: if
+// so, only the first few try without it.
 template <typename T>
 void mine_rows(const MiningInputs<T>& in,
                int64_t first,  // rows first ... first + count - 1
                int64_t count, int64_t limit,
-               T* workspace,             // (mining_workspace<T>(...),)
+               T* workspace,  // (mining_workspace<T>(...),)
+               bool* expect_product,
                int64_t* positive_index,  // (N,)
                int64_t* negative_index   // (N,)
 ) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr int64_t kRows = Tile<T>::kPanelRows;
+  constexpr int64_t kBatch = kProductPanels * kRows;
   const int64_t padded_rows = (count + kRows - 1) / kRows * kRows;
   const int64_t group_stride = in.padded / kSpan + kLanes;
   T* block = workspace;
@@ -367,24 +374,27 @@ void mine_rows(const MiningInputs<T>& in,
     const T norm = std::sqrt(in.teacher_norm_squared[first + r]) + in.student_norm_max;
     return BestPairs<T>{in.teacher_norm_squared[first + r], in.rounding * norm * norm + T(kMinSquaredDistance)};
   };
+  const int64_t tries = *expect_product ? kTriesInVain : kRows;
+  const int64_t prepared = *expect_product && tries < count ? tries : count;
   // Columns go in chunks of which the scores are still in cache when their extremes are taken.
   constexpr int64_t kChunk = 4 * kSpan * kLanes;
   for (int64_t begin = 0; begin < in.padded; begin += kChunk) {
     const int64_t end = begin + kChunk < in.padded ? begin + kChunk : in.padded;
     score_columns(block, in.student_panels, in.student_bias, count, begin, end, in.depth, scores, in.padded);
-    for (int64_t r = 0; r < count; ++r) scan_of(r).update_groups(begin, end);
+    for (int64_t r = 0; r < prepared; ++r) scan_of(r).update_groups(begin, end);
   }
   BestPairs<T> best[kMaxBlockRows];
   int64_t open = 0;
   for (int64_t r = 0; r < count; ++r) {
-    // Where most rows end up with the product anyhow, the others do not try without it.
-    const bool hopeless = r >= kRows && 2 * open > r;
     best[r] = pairs_of(r);
     RowMiner<T> miner{in, first + r, scan_of(r), best[r]};
+    const bool hopeless = r >= tries && 2 * open > r;
+    if (!hopeless && r >= prepared) miner.scan.update_groups(0, in.padded);
     if (hopeless || !miner.mine_in_order(limit)) rows[open++] = first + r;
   }
-  for (int64_t begin = 0; begin < open; begin += kRows) {
-    const int64_t batch = open - begin < kRows ? open - begin : kRows;
+  *expect_product = 2 * open > count;
+  for (int64_t begin = 0; begin < open; begin += kBatch) {
+    const int64_t batch = open - begin < kBatch ? open - begin : kBatch;
     pack_rows(in.teacher, rows + begin, in.shift, batch, in.depth, block);
     score_columns(block, in.teacher_panels, in.teacher_bias, batch, 0, in.padded, in.depth, teacher_scores, in.padded);
     for (int64_t i = 0; i < batch; ++i) {
@@ -416,7 +426,8 @@ template <typename T>
 int64_t mining_workspace(int64_t rows, int64_t padded, int64_t depth) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
   const int64_t padded_rows = (rows + kRows - 1) / kRows * kRows;
-  return padded_rows * (block_stride(depth) + padded + 2 * (padded / kSpan + VecOf<T>::kLanes)) + kRows * padded;
+  return padded_rows * (block_stride(depth) + padded + 2 * (padded / kSpan + VecOf<T>::kLanes)) +
+         kProductPanels * kRows * padded;
 }
 
 // Distances of the mined pairs of rows [begin, end), each summed over squared differences; 0 for an absent pair. The
