@@ -109,7 +109,7 @@ def _hadis() -> "HaDis":
         *block(1, 32), nn.MaxPool2d(2), *block(32, 64), nn.MaxPool2d(2), *block(64, 512), nn.Flatten()
     )
     # Channels last halves the time of these convolutions on a CPU.
-    backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone = backbone.to(memory_format=torch.channels_last)
     # Clusters of 180 scans need firmer prototypes than the paper's of 6,000, and 28 steps an epoch a quicker teacher.
     return HaDis(backbone, 2048, hidden_dim=256, embedding_dim=64, momentum=0.99, prototype_weight=3.0)
 
