@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the demo's options to a parser."""
     parser.add_argument("--method", choices=METHODS, default="hadis", help="what to train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=40, help="passes over the scans (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=80, help="passes over the scans (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="images of a step (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder for results (default: runs/demo-METHOD-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
@@ -155,11 +155,14 @@ def _print_scores(metrics: dict[str, dict[str, float]]) -> None:
 
 def _draw(path: Path, trainer: "Trainer", labels: "Tensor", predicted: "Tensor") -> str:
     """Draw the figure and return how to mention it: its path, or why there is none."""
+    from deepclust_ext.plots import save_overview
+
     try:
-        from deepclust_ext.plots import save_overview
-    except ImportError:
+        save_overview(path, trainer.embed().numpy(), labels.numpy(), predicted.numpy(), trainer.history)
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("matplotlib"):
+            raise
         return "; no figure, because matplotlib is missing: pip install 'deepclust_ext[plot]'"
-    save_overview(path, trainer.embed().numpy(), labels.numpy(), predicted.numpy(), trainer.history)
     return f" and {path}"
 
 

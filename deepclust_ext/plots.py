@@ -1,16 +1,19 @@
 """The figure of a run. Needs matplotlib, the extra `plot`."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.manifold import TSNE
 
 from deepclust_ext.metrics import contingency
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def save_overview(
@@ -21,6 +24,8 @@ def save_overview(
     history: list[dict[str, float]],
 ) -> None:
     """Write a PNG: a t-SNE map by cluster and by class, the matched confusion matrix, and the loss curves."""
+    from matplotlib.figure import Figure  # optional, so not needed to import this module
+
     figure = Figure(figsize=(14, 12), layout="constrained")
     maps, below = figure.subplots(2, 2)
     points = TSNE(init="pca", random_state=0).fit_transform(rows)

@@ -36,7 +36,7 @@ def test_without_matplotlib_it_says_so_and_goes_on(
 ) -> None:
     monkeypatch.delitem(sys.modules, "deepclust_ext.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert demo.run(parse("--epochs", "1", "--batch-size", "512", "--profile", "--out", str(tmp_path))) == 0
     printed = capsys.readouterr().out
     assert "no figure, because matplotlib is missing: pip install 'deepclust_ext[plot]'" in printed

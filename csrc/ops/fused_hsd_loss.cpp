@@ -48,16 +48,17 @@ std::tuple<at::Tensor, at::Tensor> fused_hsd_loss_backward(const at::Tensor& gra
 
 class FusedHsdLoss : public torch::autograd::Function<FusedHsdLoss> {
  public:
-  static variable_list forward(AutogradContext* context, const at::Tensor& teacher, const at::Tensor& student,
-                               double temperature, bool normalize, std::string_view reduction) {
+  // Only the loss goes through the graph; `outputs` receives the rest, which spares small calls their wrapping.
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& teacher, const at::Tensor& student,
+                            double temperature, bool normalize, std::string_view reduction,
+                            FusedHsdLossOutputs* outputs) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [loss, stats, index, slope, inverse_norm] =
-        fused_hsd_loss(teacher, student, temperature, normalize, reduction);
+    *outputs = fused_hsd_loss(teacher, student, temperature, normalize, reduction);
+    const auto& [loss, stats, index, slope, inverse_norm] = *outputs;
     context->save_for_backward({teacher, student, index, slope, inverse_norm});
-    context->mark_non_differentiable({stats, index, slope, inverse_norm});
     context->saved_data["normalize"] = normalize;
     context->saved_data["reduction"] = std::string(reduction);
-    return {loss, stats, index, slope, inverse_norm};
+    return loss;
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -68,7 +69,7 @@ class FusedHsdLoss : public torch::autograd::Function<FusedHsdLoss> {
         grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], context->saved_data["normalize"].toBool(),
         context->saved_data["reduction"].toStringView(), want_teacher, want_student);
     return {want_teacher ? grad_teacher : at::Tensor(), want_student ? grad_student : at::Tensor(), at::Tensor(),
-            at::Tensor(), at::Tensor()};
+            at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -78,8 +79,9 @@ FusedHsdLossOutputs fused_hsd_loss_autograd(const at::Tensor& teacher, const at:
     const at::AutoDispatchBelowADInplaceOrView guard;
     return fused_hsd_loss(teacher, student, temperature, normalize, reduction);
   }
-  const variable_list outputs = FusedHsdLoss::apply(teacher, student, temperature, normalize, reduction);
-  return {outputs[0], outputs[1], outputs[2], outputs[3], outputs[4]};
+  FusedHsdLossOutputs outputs;
+  std::get<0>(outputs) = FusedHsdLoss::apply(teacher, student, temperature, normalize, reduction, &outputs);
+  return outputs;
 }
 
 template <c10::DeviceType kDevice>
