@@ -24,6 +24,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -233,9 +234,14 @@ BatchHardMiningOutputs batch_hard_mining_cpu(const at::Tensor& teacher,  // (N, 
   check_batch_hard_mining(teacher, student);
   const MinedPairs mined = mine_hard_pairs(to_accumulation(teacher), to_accumulation(student), normalize);
   const at::Tensor distance = to_dtype(mined.distance, teacher.scalar_type());
+  // Outputs may not alias, so each is a copy; select().clone() would cost small calls more than the mining does.
   const auto row = [](const at::Tensor& rows, int64_t i) {
-    return rows.select(0, i).clone();
-  };  // outputs may not alias
+    const at::Tensor copy = at::empty({rows.size(1)}, rows.options());
+    const size_t bytes = copy.nbytes();
+    if (bytes > 0)
+      std::memcpy(copy.mutable_data_ptr(), static_cast<const char*>(rows.const_data_ptr()) + i * bytes, bytes);
+    return copy;
+  };
   return {row(distance, 0),    row(distance, 1),    row(distance, 2),       row(distance, 3),
           row(mined.index, 0), row(mined.index, 1), mined.inverse_distance, mined.inverse_norm};
 }
