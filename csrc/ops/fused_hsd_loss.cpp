@@ -68,8 +68,12 @@ class FusedHsdLoss : public torch::autograd::Function<FusedHsdLoss> {
     const auto [grad_teacher, grad_student] = fused_hsd_loss_backward(
         grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], context->saved_data["normalize"].toBool(),
         context->saved_data["reduction"].toStringView(), want_teacher, want_student);
-    return {want_teacher ? grad_teacher : at::Tensor(), want_student ? grad_student : at::Tensor(), at::Tensor(),
-            at::Tensor(), at::Tensor(), at::Tensor()};
+    return {want_teacher ? grad_teacher : at::Tensor(),
+            want_student ? grad_student : at::Tensor(),
+            at::Tensor(),
+            at::Tensor(),
+            at::Tensor(),
+            at::Tensor()};
   }
 };
 
