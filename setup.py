@@ -26,7 +26,7 @@ SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr"]  # torch hid
 BYTES_PER_JOB = 2 << 30  # what the compiler takes for one file that includes torch's headers
 
 
-def decide_cuda(request: str, *, torch_cuda: str | None, nvcc: str | None, has_sources: bool) -> tuple[bool, str]:
+def decide_cuda(request: str, *, torch_cuda: str | None, nvcc: str | None) -> tuple[bool, str]:
     """Decide from DEEPCLUST_EXT_CUDA and both CUDA versions whether to build the CUDA kernels, and say why.
 
     Raises:
@@ -36,9 +36,7 @@ def decide_cuda(request: str, *, torch_cuda: str | None, nvcc: str | None, has_s
         raise ValueError(f"DEEPCLUST_EXT_CUDA must be auto, 0 or 1, got {request!r}")
     if request == "0":
         return False, "DEEPCLUST_EXT_CUDA=0"
-    if not has_sources:
-        obstacle = "this version has no CUDA sources"
-    elif torch_cuda is None:
+    if torch_cuda is None:
         obstacle = "torch was built without CUDA"
     elif nvcc is None:
         obstacle = "no CUDA toolkit was found (CUDA_HOME, nvcc on PATH, /usr/local/cuda)"
@@ -76,6 +74,12 @@ def compiler_flags(environment: Mapping[str, str], platform: str) -> list[str]:
     return flags
 
 
+def nvcc_flags(environment: Mapping[str, str]) -> list[str]:
+    """Return nvcc's flags; lineinfo lets profilers and compute-sanitizer name the line."""
+    strict = ["-Werror=all-warnings"] if environment.get("DEEPCLUST_EXT_WERROR") == "1" else []
+    return ["-O3", "-lineinfo", "-Xcompiler=-Wall,-Wextra", *strict]
+
+
 def default_jobs(cores: int, meminfo: Path = Path("/proc/meminfo")) -> int:
     """Return how many compilers to run at once: one per core, fewer where memory is short (and the system tells)."""
     available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.is_file() else None
@@ -91,35 +95,32 @@ def native_library() -> dict[str, Any]:
             f"deepclust_ext: the build needs torch, which does not import here ({error}). "
             "Install torch, then run: pip install --no-build-isolation -e ."
         ) from None
-    patterns = ("*.cpp", "common/*.cpp", "ops/*.cpp", "cpu/*.cpp")
-    sources = [str(path) for pattern in patterns for path in sorted(Path("csrc").glob(pattern))]
-    cuda_sources = [str(path) for path in sorted(Path("csrc").glob("cuda/*.cu"))]
     toolkit = find_toolkit(os.environ)
+    request, nvcc = os.environ.get("DEEPCLUST_EXT_CUDA", "auto"), toolkit[1] if toolkit else None
     try:
-        use_cuda, reason = decide_cuda(
-            os.environ.get("DEEPCLUST_EXT_CUDA", "auto"),
-            torch_cuda=torch.version.cuda,
-            nvcc=toolkit[1] if toolkit else None,
-            has_sources=bool(cuda_sources),
-        )
+        use_cuda, reason = decide_cuda(request, torch_cuda=torch.version.cuda, nvcc=nvcc)
     except ValueError as error:
         raise SystemExit(f"deepclust_ext: {error}") from None
     print(f"deepclust_ext: building for torch {torch.__version__}, {'CUDA' if use_cuda else 'CPU only'}: {reason}")
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHITECTURES
+    macros = {}
     if use_cuda and toolkit:
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHITECTURES
+        macros = {"DEEPCLUST_CUDA_ARCHITECTURES": f'"{architectures}"', "DEEPCLUST_CUDA_VERSION": f'"{toolkit[1]}"'}
         os.environ.update(CUDA_HOME=str(toolkit[0]), TORCH_CUDA_ARCH_LIST=architectures)  # read by torch, on import too
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("MAX_JOBS", str(default_jobs(cores)))
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
 
-    system = [f"-isystem{path}" for path in (*include_paths(), sysconfig.get_path("include"))]  # no warnings from there
+    headers = (*include_paths("cuda" if use_cuda else "cpu"), sysconfig.get_path("include"))
+    cxx_flags = compiler_flags(os.environ, sys.platform) + [f"-isystem{path}" for path in headers]  # no warnings there
+    patterns = ["*.cpp", "common/*.cpp", "ops/*.cpp", "cpu/*.cpp", *["cuda/*.cu", "cuda/torch/*.cpp"] * use_cuda]
     make_extension: Any = CUDAExtension if use_cuda else CppExtension
     extension = make_extension(
         "deepclust_ext._C",
-        sources + cuda_sources * use_cuda,
+        [str(path) for pattern in patterns for path in sorted(Path("csrc").glob(pattern))],
         include_dirs=[str(Path("csrc").resolve())],
-        define_macros=[("DEEPCLUST_CUDA_ARCHITECTURES", f'"{architectures}"')] if use_cuda else [],
-        extra_compile_args={"cxx": compiler_flags(os.environ, sys.platform) + system, "nvcc": ["-O3", "-lineinfo"]},
+        define_macros=list(macros.items()),
+        extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags(os.environ)},
         extra_link_args=SANITIZERS if os.environ.get("DEEPCLUST_EXT_SANITIZE") == "1" else [],
     )
 

@@ -5,7 +5,9 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -17,17 +19,41 @@ TORCH_LIBRARY(deepclust_ext, library) { library.set_python_module("deepclust_ext
 
 namespace {
 
+#ifdef DEEPCLUST_CUDA_VERSION
+const std::vector<std::string> kDevices = {"cpu", "cuda"};
+const std::optional<std::string> kCudaVersion = DEEPCLUST_CUDA_VERSION;
+const std::string kArchitectureList = DEEPCLUST_CUDA_ARCHITECTURES;
+#else
+const std::vector<std::string> kDevices = {"cpu"};
+const std::optional<std::string> kCudaVersion;
+const std::string kArchitectureList;
+#endif
+
+const char* cpu_capability_name() {
+#ifdef DEEPCLUST_EMULATED
+  return "emulated CUDA device";
+#else
+  return deepclust::capability_name(deepclust::cpu_capability());
+#endif
+}
+
+// "8.0;9.0+PTX", in which torch takes blanks for semicolons -> {"8.0", "9.0+PTX"}
+std::vector<std::string> split_architectures(std::string list) {
+  std::replace(list.begin(), list.end(), ';', ' ');
+  std::istringstream stream(list);
+  std::vector<std::string> names;
+  for (std::string name; stream >> name;) names.push_back(name);
+  return names;
+}
+
 pybind11::dict build_info() {
-  std::optional<std::string> cuda_version;
-  std::vector<std::string> cuda_architectures;
-  std::vector<std::string> devices = {"cpu"};
   pybind11::dict info;
   info["torch_version"] = TORCH_VERSION;
-  info["cuda_version"] = cuda_version;
-  info["cuda_architectures"] = cuda_architectures;
+  info["cuda_version"] = kCudaVersion;
+  info["cuda_architectures"] = split_architectures(kArchitectureList);
   info["compiler"] = __VERSION__;
-  info["devices"] = devices;
-  info["cpu_capability"] = deepclust::capability_name(deepclust::cpu_capability());
+  info["devices"] = kDevices;
+  info["cpu_capability"] = cpu_capability_name();
   return info;
 }
 

@@ -26,44 +26,43 @@ def setup_py() -> ModuleType:
 def test_cuda_is_built_when_torch_and_toolkit_agree_on_the_major_version(
     setup_py: ModuleType, request_: str, nvcc: str
 ) -> None:
-    use, reason = setup_py.decide_cuda(request_, torch_cuda="13.2", nvcc=nvcc, has_sources=True)
+    use, reason = setup_py.decide_cuda(request_, torch_cuda="13.2", nvcc=nvcc)
     assert use
     assert reason == f"nvcc {nvcc}, torch built for CUDA 13.2"
 
 
 OBSTACLES = [
-    (None, "13.0", True, "torch was built without CUDA"),
-    ("13.2", None, True, "no CUDA toolkit was found (CUDA_HOME, nvcc on PATH, /usr/local/cuda)"),
-    ("13.2", "12.8", True, "nvcc is version 12.8 but torch was built for CUDA 13.2"),
-    ("13.2", "13.0", False, "this version has no CUDA sources"),
+    (None, "13.0", "torch was built without CUDA"),
+    ("13.2", None, "no CUDA toolkit was found (CUDA_HOME, nvcc on PATH, /usr/local/cuda)"),
+    ("13.2", "12.8", "nvcc is version 12.8 but torch was built for CUDA 13.2"),
 ]
 
 
-@pytest.mark.parametrize(("torch_cuda", "nvcc", "has_sources", "obstacle"), OBSTACLES)
+@pytest.mark.parametrize(("torch_cuda", "nvcc", "obstacle"), OBSTACLES)
 def test_auto_falls_back_to_cpu_with_the_reason(
-    setup_py: ModuleType, torch_cuda: str | None, nvcc: str | None, has_sources: bool, obstacle: str
+    setup_py: ModuleType, torch_cuda: str | None, nvcc: str | None, obstacle: str
 ) -> None:
-    decision = setup_py.decide_cuda("auto", torch_cuda=torch_cuda, nvcc=nvcc, has_sources=has_sources)
+    decision = setup_py.decide_cuda("auto", torch_cuda=torch_cuda, nvcc=nvcc)
     assert decision == (False, obstacle)
 
 
-@pytest.mark.parametrize(("torch_cuda", "nvcc", "has_sources", "obstacle"), OBSTACLES)
+@pytest.mark.parametrize(("torch_cuda", "nvcc", "obstacle"), OBSTACLES)
 def test_explicit_cuda_that_cannot_be_built_is_an_error(
-    setup_py: ModuleType, torch_cuda: str | None, nvcc: str | None, has_sources: bool, obstacle: str
+    setup_py: ModuleType, torch_cuda: str | None, nvcc: str | None, obstacle: str
 ) -> None:
     with pytest.raises(ValueError, match="DEEPCLUST_EXT_CUDA=1, but ") as caught:
-        setup_py.decide_cuda("1", torch_cuda=torch_cuda, nvcc=nvcc, has_sources=has_sources)
+        setup_py.decide_cuda("1", torch_cuda=torch_cuda, nvcc=nvcc)
     assert str(caught.value).endswith(obstacle)
 
 
 def test_explicit_cpu_wins_over_everything(setup_py: ModuleType) -> None:
-    decision = setup_py.decide_cuda("0", torch_cuda="13.2", nvcc="13.0", has_sources=True)
+    decision = setup_py.decide_cuda("0", torch_cuda="13.2", nvcc="13.0")
     assert decision == (False, "DEEPCLUST_EXT_CUDA=0")
 
 
 def test_unknown_request_is_an_error(setup_py: ModuleType) -> None:
     with pytest.raises(ValueError, match="DEEPCLUST_EXT_CUDA must be auto, 0 or 1, got 'yes'"):
-        setup_py.decide_cuda("yes", torch_cuda=None, nvcc=None, has_sources=True)
+        setup_py.decide_cuda("yes", torch_cuda=None, nvcc=None)
 
 
 def make_toolkit(home: Path, version: str, *, headers: bool = True) -> Path:
@@ -94,7 +93,7 @@ def test_no_toolkit(setup_py: ModuleType, tmp_path: Path) -> None:
     assert setup_py.find_toolkit({}, system=tmp_path) is None
 
 
-def test_flags(setup_py: ModuleType) -> None:
+def test_compiler_flags(setup_py: ModuleType) -> None:
     plain = setup_py.compiler_flags({}, "linux")
     assert plain == ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-psabi", "-fopenmp"]
     assert "-fopenmp" not in setup_py.compiler_flags({}, "darwin")
@@ -102,6 +101,18 @@ def test_flags(setup_py: ModuleType) -> None:
     sanitized = setup_py.compiler_flags({"DEEPCLUST_EXT_SANITIZE": "1"}, "linux")
     assert sanitized.index("-O1") > sanitized.index("-O3")  # the last one counts
     assert "-fsanitize=address,undefined" in sanitized
+
+
+def test_nvcc_flags(setup_py: ModuleType) -> None:
+    plain = setup_py.nvcc_flags({})
+    assert plain == ["-O3", "-lineinfo", "-Xcompiler=-Wall,-Wextra"]
+    assert setup_py.nvcc_flags({"DEEPCLUST_EXT_WERROR": "1"}) == [*plain, "-Werror=all-warnings"]
+
+
+def test_no_two_sources_compile_to_the_same_object() -> None:
+    sources = [path.relative_to(ROOT) for suffix in ("*.cpp", "*.cu") for path in (ROOT / "csrc").rglob(suffix)]
+    objects = [path.with_suffix(".o") for path in sources]
+    assert sorted(set(objects)) == sorted(objects)
 
 
 @pytest.mark.parametrize(("free_gib", "jobs"), [(64, 8), (5, 2), (1, 1)])
