@@ -1,0 +1,90 @@
+// An array in device memory: cudaMalloc on a GPU; on the emulated device, host memory that its checker knows.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "device.h"
+#ifdef DEEPCLUST_EMULATED
+#include "emulator.h"
+#endif
+
+namespace conformance {
+
+#ifdef DEEPCLUST_EMULATED
+
+inline void require_success(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error("CUDA error " + std::to_string(static_cast<int>(error)));
+}
+
+inline void* device_allocate(size_t bytes, bool initialised, const char* name) {
+  void* pointer = std::malloc(bytes);
+  deepclust::emulator::register_buffer(pointer, bytes, initialised, name);
+  return pointer;
+}
+
+inline void device_free(void* pointer) {
+  deepclust::emulator::unregister_buffer(pointer);
+  std::free(pointer);
+}
+
+inline void copy_to_device(void* device, const void* host, size_t bytes) { std::memcpy(device, host, bytes); }
+inline void copy_to_host(void* host, const void* device, size_t bytes) { std::memcpy(host, device, bytes); }
+
+#else
+
+inline void require_success(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
+}
+
+inline void* device_allocate(size_t bytes, bool, const char*) {
+  void* pointer = nullptr;
+  require_success(cudaMalloc(&pointer, bytes));
+  return pointer;
+}
+
+inline void device_free(void* pointer) { cudaFree(pointer); }
+
+inline void copy_to_device(void* device, const void* host, size_t bytes) {
+  require_success(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice));
+}
+
+inline void copy_to_host(void* host, const void* device, size_t bytes) {
+  require_success(cudaMemcpy(host, device, bytes, cudaMemcpyDeviceToHost));
+}
+
+#endif
+
+template <class T>
+class DeviceBuffer {
+ public:
+  // Contents are undefined: the emulated device reports whoever reads them before writing.
+  DeviceBuffer(size_t count, const char* name)
+      : count_(count), pointer_(static_cast<T*>(device_allocate(count * sizeof(T), false, name))) {}
+  DeviceBuffer(const std::vector<T>& values, const char* name)
+      : count_(values.size()), pointer_(static_cast<T*>(device_allocate(count_ * sizeof(T), true, name))) {
+    copy_to_device(pointer_, values.data(), count_ * sizeof(T));
+  }
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+  ~DeviceBuffer() { device_free(pointer_); }
+
+  T* data() const { return pointer_; }
+
+  // Waits for the kernels before it, as every copy on the default stream does.
+  std::vector<T> to_host() const {
+    std::vector<T> values(count_);
+    copy_to_host(values.data(), pointer_, count_ * sizeof(T));
+    return values;
+  }
+
+ private:
+  size_t count_;
+  T* pointer_;
+};
+
+}  // namespace conformance
