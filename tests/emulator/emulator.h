@@ -159,19 +159,17 @@ DEEPCLUST_DEFINE_REDUCE(__reduce_xor_sync, kXor, kXor)
 #undef DEEPCLUST_DEFINE_REDUCE
 
 // ---- Atomics: relaxed, and for the types that CUDA has them for
-#define DEEPCLUST_DEFINE_ATOMIC(name, result, ...)                                                                        \
-  template <class T>                                                                                                      \
-  T name(                                                                                                                 \
-      T* target,                                                                                                          \
-      deepclust::emulator::Same<T> value,                                                                \DEEPCLUST_AT) { \
-    static_assert(deepclust::emulator::kOneOf<T, __VA_ARGS__>, "CUDA has no " #name " for this type");                    \
-    return deepclust::emulator::atomic_update(target, [value](T old) { return static_cast<T>(result); }, at);             \
+#define DEEPCLUST_DEFINE_ATOMIC(name, result, ...)                                                            \
+  template <class T>                                                                                          \
+  T name(T* target, deepclust::emulator::Same<T> value, DEEPCLUST_AT) {                                       \
+    static_assert(deepclust::emulator::kOneOf<T, __VA_ARGS__>, "CUDA has no " #name " for this type");        \
+    return deepclust::emulator::atomic_update(target, [value](T old) { return static_cast<T>(result); }, at); \
   }
 DEEPCLUST_DEFINE_ATOMIC(atomicAdd, old + value, int, unsigned, unsigned long long, float, double)
 DEEPCLUST_DEFINE_ATOMIC(atomicMax, old < value ? value : old, int, unsigned, long long, unsigned long long)
 DEEPCLUST_DEFINE_ATOMIC(atomicMin, value < old ? value : old, int, unsigned, long long, unsigned long long)
-DEEPCLUST_DEFINE_ATOMIC(atomicAnd, old& value, int, unsigned, unsigned long long)
-DEEPCLUST_DEFINE_ATOMIC(atomicOr, old | value, int, unsigned, unsigned long long)
+DEEPCLUST_DEFINE_ATOMIC(atomicAnd, (old & value), int, unsigned, unsigned long long)
+DEEPCLUST_DEFINE_ATOMIC(atomicOr, (old | value), int, unsigned, unsigned long long)
 DEEPCLUST_DEFINE_ATOMIC(atomicInc, old >= value ? 0 : old + 1, unsigned)
 #undef DEEPCLUST_DEFINE_ATOMIC
 template <class T>
