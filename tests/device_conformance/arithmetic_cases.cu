@@ -23,7 +23,7 @@ __global__ void bits_kernel(int* results, const unsigned* words, int count) {
   results[3 * count + i] = static_cast<int>(__brev(words[i]));
 }
 
-CONFORMANCE_CASE(bit_counts) {
+DEVICE_CASE(bit_counts) {
   std::vector<int> population, leading, first, reversed;
   for (unsigned word : kWords) {
     population.push_back(0);
@@ -58,7 +58,7 @@ __global__ void wide_bits_kernel(int* results, const unsigned* words, int count)
   }
 }
 
-CONFORMANCE_CASE(bit_counts_of_64_bits) {
+DEVICE_CASE(bit_counts_of_64_bits) {
   std::vector<int> expected;
   for (unsigned low : kWords) {
     for (unsigned high : kWords) {
@@ -89,7 +89,7 @@ __global__ void bit_cast_kernel(unsigned long long* results, const float* floats
   results[i * 7 + 6] = __ldg(reinterpret_cast<const unsigned long long*>(doubles) + i);
 }
 
-CONFORMANCE_CASE(bit_casts) {
+DEVICE_CASE(bit_casts) {
   const float infinity = std::numeric_limits<float>::infinity();
   const std::vector<float> floats = {0.0f, -0.0f, 1.0f, -2.5f, 1e-40f, infinity, -infinity, 3.4e38f};
   std::vector<double> doubles;
@@ -132,7 +132,7 @@ __global__ void exact_kernel(double* results, const float* a, const float* b, in
   results[10 * step + i] = max(static_cast<long long>(x * 100), static_cast<long long>(y * 100));
 }
 
-CONFORMANCE_CASE(exact_functions) {
+DEVICE_CASE(exact_functions) {
   Random random(11);
   std::vector<float> a, b;
   for (int i = 0; i < 64; ++i) {
@@ -167,7 +167,7 @@ __global__ void nan_kernel(float* results, float nan) {
   results[5] = nan < 1.0f || nan >= 1.0f || nan == nan ? 1.0f : 0.0f;
 }
 
-CONFORMANCE_CASE(nan_in_minimum_and_maximum) {
+DEVICE_CASE(nan_in_minimum_and_maximum) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   expect_equal(results_of(6, 1, 1, 0, nan_kernel, nan), {1, 2, 3, 4, 1, 0});
 }
@@ -186,7 +186,7 @@ __global__ void function_kernel(double* results, const double* points, int count
   results[5 * count + i] = __logf(narrow * narrow + 0.25f);
 }
 
-CONFORMANCE_CASE(rounded_functions) {
+DEVICE_CASE(rounded_functions) {
   Random random(12);
   std::vector<double> points;
   for (int i = 0; i < 128; ++i) points.push_back(static_cast<float>(random.uniform(-8, 8)));

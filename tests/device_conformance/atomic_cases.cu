@@ -85,9 +85,9 @@ void check_own_words() {
   }
 }
 
-CONFORMANCE_CASE(atomics_int) { check_own_words<int>(); }
-CONFORMANCE_CASE(atomics_unsigned) { check_own_words<unsigned>(); }
-CONFORMANCE_CASE(atomics_unsigned_long_long) { check_own_words<unsigned long long>(); }
+DEVICE_CASE(atomics_int) { check_own_words<int>(); }
+DEVICE_CASE(atomics_unsigned) { check_own_words<unsigned>(); }
+DEVICE_CASE(atomics_unsigned_long_long) { check_own_words<unsigned long long>(); }
 
 template <class T>
 __global__ void add_kernel(T* totals, const T* values) {
@@ -107,7 +107,7 @@ void check_contended_add() {  // small integers: every order gives the same sum
   expect_equal(totals.to_host(), expected);
 }
 
-CONFORMANCE_CASE(atomic_add_contended) {
+DEVICE_CASE(atomic_add_contended) {
   check_contended_add<int>();
   check_contended_add<unsigned>();
   check_contended_add<unsigned long long>();
@@ -121,7 +121,7 @@ __global__ void extremes_kernel(unsigned long long* extremes, const unsigned lon
   atomicMin(&extremes[1], key);
 }
 
-CONFORMANCE_CASE(atomic_max_and_min_contended) {
+DEVICE_CASE(atomic_max_and_min_contended) {
   Random random(3);
   std::vector<unsigned long long> keys;
   for (int i = 0; i < 4 * 64; ++i) keys.push_back(random.bits());
@@ -135,7 +135,7 @@ CONFORMANCE_CASE(atomic_max_and_min_contended) {
 // Every thread draws a ticket; tickets of a counter that wraps at 10 are 0..10, equally often.
 __global__ void ticket_kernel(unsigned* counts, unsigned* counter) { atomicAdd(&counts[atomicInc(counter, 10)], 1); }
 
-CONFORMANCE_CASE(atomic_inc_wraps) {
+DEVICE_CASE(atomic_inc_wraps) {
   const DeviceBuffer<unsigned> counts(std::vector<unsigned>(11, 0), "counts"), counter({0}, "counter");
   require_success(launch(ticket_kernel, 3, 44, 0, nullptr, counts.data(), counter.data()));
   expect_equal(counts.to_host(), std::vector<unsigned>(11, 12));
@@ -144,7 +144,7 @@ CONFORMANCE_CASE(atomic_inc_wraps) {
 
 __global__ void inc_above_limit_kernel(unsigned* before, unsigned* counter) { before[0] = atomicInc(counter, 10); }
 
-CONFORMANCE_CASE(atomic_inc_above_the_limit) {
+DEVICE_CASE(atomic_inc_above_the_limit) {
   const DeviceBuffer<unsigned> counter({25}, "counter");
   expect_equal(conformance::results_of(1, 1, 1, 0, inc_above_limit_kernel, counter.data()), {25});
   expect_equal(counter.to_host(), {0});
@@ -161,7 +161,7 @@ __global__ void float_max_kernel(unsigned* maximum, const float* values) {
   }
 }
 
-CONFORMANCE_CASE(atomic_cas_loop) {
+DEVICE_CASE(atomic_cas_loop) {
   Random random(5);
   std::vector<float> values;
   for (int i = 0; i < 64; ++i) values.push_back(static_cast<float>(random.uniform(-1, 1)));
@@ -189,7 +189,7 @@ __global__ void last_block_kernel(int* total, int* partial, unsigned* ticket) {
   *total = sum;
 }
 
-CONFORMANCE_CASE(last_block_sees_all_blocks) {
+DEVICE_CASE(last_block_sees_all_blocks) {
   const DeviceBuffer<int> partial(50, "partial");
   const DeviceBuffer<unsigned> ticket({0}, "ticket");
   for (int run = 0; run < 3; ++run) {  // the ticket counter resets itself
@@ -205,7 +205,7 @@ __global__ void fence_kernel(int* results, int* flags) {  // fences compile and 
   results[threadIdx.x] = flags[threadIdx.x];
 }
 
-CONFORMANCE_CASE(fences) {
+DEVICE_CASE(fences) {
   std::vector<int> expected;
   for (int lane = 0; lane < 32; ++lane) expected.push_back(lane);
   const DeviceBuffer<int> flags(32, "flags");

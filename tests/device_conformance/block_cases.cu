@@ -18,7 +18,7 @@ __global__ void index_kernel(unsigned* results) {
       ((blockIdx.z * 10 + blockIdx.y) * 10 + blockIdx.x) * 1000 + (threadIdx.z * 10 + threadIdx.y) * 10 + threadIdx.x;
 }
 
-CONFORMANCE_CASE(indices) {
+DEVICE_CASE(indices) {
   std::vector<unsigned> expected;
   for (unsigned block_z = 0; block_z < 2; ++block_z)
     for (unsigned block_y = 0; block_y < 3; ++block_y)
@@ -35,7 +35,7 @@ __global__ void lane_order_kernel(unsigned* results) {  // warps are cut from th
   results[thread] = __shfl_sync(0xffffffffu, thread, 5);
 }
 
-CONFORMANCE_CASE(lanes_of_a_3d_block) {
+DEVICE_CASE(lanes_of_a_3d_block) {
   std::vector<unsigned> expected;
   for (unsigned thread = 0; thread < 96; ++thread) expected.push_back(thread / 32 * 32 + 5);
   expect_equal(results_of(96, 1, dim3(6, 4, 4), 0, lane_order_kernel), expected);
@@ -55,7 +55,7 @@ __global__ void barrier_vote_kernel(int* results) {
   }
 }
 
-CONFORMANCE_CASE(barriers_that_vote) {
+DEVICE_CASE(barriers_that_vote) {
   std::vector<int> expected;
   for (int round = 0; round < kVoteRounds; ++round) {
     int count = 0;
@@ -79,7 +79,7 @@ __global__ void exited_threads_kernel(int* results) {  // threads that returned 
   results[40 + threadIdx.x] = __syncthreads_count(1);
 }
 
-CONFORMANCE_CASE(barrier_after_threads_exited) {
+DEVICE_CASE(barrier_after_threads_exited) {
   std::vector<int> expected;
   for (int thread = 0; thread < 40; ++thread) expected.push_back((39 - thread) * 3);
   expected.insert(expected.end(), 40, 40);
@@ -104,7 +104,7 @@ __global__ void static_shared_kernel(int* results) {
   to[2] = total;
 }
 
-CONFORMANCE_CASE(static_shared_memory) {
+DEVICE_CASE(static_shared_memory) {
   std::vector<int> expected;
   for (int block = 0; block < 3; ++block) {
     for (int y = 0; y < 8; ++y) {
@@ -139,7 +139,7 @@ __global__ void dynamic_shared_kernel(double* results) {
   results[kDoubles + thread] = ints[thread % kInts];
 }
 
-CONFORMANCE_CASE(dynamic_shared_memory) {
+DEVICE_CASE(dynamic_shared_memory) {
   static_assert(kDoublesAt % 128 == 0 && kDynamicBytes % 128 == 0, "arrays begin at multiples of 128 bytes");
   std::vector<double> expected;
   for (int i = 0; i < 40; ++i) expected.push_back((39 - i) / 4.0 + (200 + i % 37) % 256);
@@ -160,7 +160,7 @@ __global__ void large_shared_kernel(int* results) {
   results[threadIdx.x] = sum;
 }
 
-CONFORMANCE_CASE(dynamic_shared_memory_above_48_kb) {
+DEVICE_CASE(dynamic_shared_memory_above_48_kb) {
   std::vector<int> expected;
   const int rows = static_cast<int>(kLargeCount) / 128;
   for (int thread = 0; thread < 128; ++thread) expected.push_back(rows * (rows - 1) / 2 * 128 + rows * (127 - thread));
@@ -179,7 +179,7 @@ __global__ void two_steps_kernel(int* results, int steps) {
   results[threadIdx.x] = sum;
 }
 
-CONFORMANCE_CASE(sync_forget_is_a_barrier) {
+DEVICE_CASE(sync_forget_is_a_barrier) {
   std::vector<int> expected;
   for (int thread = 0; thread < 64; ++thread) expected.push_back(4 * (63 - thread) + (0 + 1 + 2 + 3) * 1000);
   expect_equal(results_of(64, 1, 64, 0, two_steps_kernel, 4), expected);

@@ -19,7 +19,7 @@ struct Registration {
   Registration(const char* name, void (*run)()) { all_cases().push_back({name, run}); }
 };
 
-#define CONFORMANCE_CASE(name)                              \
+#define DEVICE_CASE(name)                                   \
   void name();                                              \
   const conformance::Registration name##_case{#name, name}; \
   void name()

@@ -100,17 +100,17 @@ std::vector<float> expected_conversions(const std::vector<float>& values, int di
   return expected;
 }
 
-CONFORMANCE_CASE(float_to_half_and_back) {
+DEVICE_CASE(float_to_half_and_back) {
   const std::vector<float> values = hard_numbers();
   expect_equal(converted(half_kernel, values, 4), expected_conversions(values, 11, -24, 16), values.size());
 }
 
-CONFORMANCE_CASE(float_to_bfloat16_and_back) {
+DEVICE_CASE(float_to_bfloat16_and_back) {
   const std::vector<float> values = hard_numbers();
   expect_equal(converted(bfloat16_kernel, values, 4), expected_conversions(values, 8, -133, 128), values.size());
 }
 
-CONFORMANCE_CASE(float_to_tf32_rounds_to_nearest) {
+DEVICE_CASE(float_to_tf32_rounds_to_nearest) {
   const std::vector<float> values = hard_numbers();
   std::vector<uint32_t> expected;
   for (float value : values) {
@@ -121,7 +121,7 @@ CONFORMANCE_CASE(float_to_tf32_rounds_to_nearest) {
 
 bool is_nan(float value) { return value != value; }
 
-CONFORMANCE_CASE(conversions_keep_nan) {
+DEVICE_CASE(conversions_keep_nan) {
   // The narrow formats drop low mantissa bits; a NaN that has only those must not become infinite.
   const std::vector<float> values = {float_of(0x7fc00000u), float_of(0xffc00000u), float_of(0x7f800001u),
                                      float_of(0xff801000u), float_of(0x7fffffffu)};
@@ -141,7 +141,7 @@ __global__ void packing_kernel(uint32_t* results, float low, float high) {  // t
   results[3] = __float_as_uint(__high2float(bfloat16_pair));
 }
 
-CONFORMANCE_CASE(pairs_of_narrow_floats) {
+DEVICE_CASE(pairs_of_narrow_floats) {
   const std::vector<uint32_t> expected = {0xc0003c00u, 0xc0003f80u, 0xc0000000u, 0xc0000000u};
   expect_equal(results_of(4, 1, 1, 0, packing_kernel, 1.0f, -2.0f), expected, 1);
 }

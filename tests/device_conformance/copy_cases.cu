@@ -30,7 +30,7 @@ __global__ void sizes_kernel(unsigned char* results, const unsigned char* source
   for (int i = 0; i < kRow; ++i) results[other * kRow + i] = rows[other * kRow + i];
 }
 
-CONFORMANCE_CASE(cp_async_sizes) {
+DEVICE_CASE(cp_async_sizes) {
   std::vector<unsigned char> source, expected;
   for (int i = 0; i < 17 * kRow; ++i) source.push_back(static_cast<unsigned char>(i % 251 + 1));
   for (int bytes = 0; bytes <= 16; ++bytes) {
@@ -67,7 +67,7 @@ __global__ void groups_kernel(int4* results, const int4* source) {
   read_group<0>(results, stages, 3);
 }
 
-CONFORMANCE_CASE(cp_async_groups) {
+DEVICE_CASE(cp_async_groups) {
   std::vector<int4> source;
   for (int i = 0; i < kGroups * kGroupThreads; ++i) source.push_back(make_int4(i, 2 * i, 3 * i, -i));
   const DeviceBuffer<int4> input(source, "source");
@@ -107,7 +107,7 @@ __global__ void pipeline_kernel(int* results, const int4* source, int steps) {
   results[thread] = sum;
 }
 
-CONFORMANCE_CASE(cp_async_pipeline) {
+DEVICE_CASE(cp_async_pipeline) {
   constexpr int kSteps = 5;
   std::vector<int4> source;
   for (int i = 0; i < kSteps * kGroupThreads; ++i) source.push_back(make_int4(i, i * i, 7, -3 * i));
@@ -139,7 +139,7 @@ __global__ void ldmatrix_kernel(uint32_t* results) {
   for (int matrix = 0; matrix < 4; ++matrix) results[matrix * 32 + lane] = registers[matrix];
 }
 
-CONFORMANCE_CASE(ldmatrix_x4_map) {
+DEVICE_CASE(ldmatrix_x4_map) {
   std::vector<uint32_t> expected;
   for (uint32_t matrix = 0; matrix < 4; ++matrix) {
     for (uint32_t lane = 0; lane < 32; ++lane) {

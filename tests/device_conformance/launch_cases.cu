@@ -27,7 +27,7 @@ __global__ void argument_kernel(double* results, size_t wide, float narrow, cons
   results[7] = small;
 }
 
-CONFORMANCE_CASE(launch_converts_arguments) {
+DEVICE_CASE(launch_converts_arguments) {
   const Parameters parameters{-5, 0.125, 77};
   const std::vector<double> expected = {7, static_cast<double>(0.1f), 1, 1, -5, 0.125, 77, 250};
   expect_equal(results_of(8, 1, 1, 0, argument_kernel, 7, 0.1, nullptr, 3, parameters, 250), expected, 1);
@@ -35,7 +35,7 @@ CONFORMANCE_CASE(launch_converts_arguments) {
 
 __global__ void count_threads_kernel(unsigned* results) { atomicAdd(results, 1); }
 
-CONFORMANCE_CASE(launch_of_1024_threads) {
+DEVICE_CASE(launch_of_1024_threads) {
   const DeviceBuffer<unsigned> counter(std::vector<unsigned>{0}, "counter");
   require_success(launch(count_threads_kernel, dim3(3, 2), dim3(16, 8, 8), 0, nullptr, counter.data()));
   expect_equal(counter.to_host(), {6 * 1024}, 1);
@@ -48,7 +48,7 @@ __global__ void shared_flag_kernel(int* results) {
   results[blockIdx.x * blockDim.x + threadIdx.x] = flag;
 }
 
-CONFORMANCE_CASE(launches_on_one_stream_are_in_order) {
+DEVICE_CASE(launches_on_one_stream_are_in_order) {
   const DeviceBuffer<int> values(64, "values");
   require_success(launch(shared_flag_kernel, 2, 32, 0, nullptr, values.data()));
   require_success(deepclust::device::memset_async(values.data(), 0x01, 16 * sizeof(int), nullptr));
@@ -58,7 +58,7 @@ CONFORMANCE_CASE(launches_on_one_stream_are_in_order) {
   expect_equal(values.to_host(), expected);
 }
 
-CONFORMANCE_CASE(memset_async_sets_bytes) {
+DEVICE_CASE(memset_async_sets_bytes) {
   const DeviceBuffer<unsigned char> values(std::vector<unsigned char>(100, 9), "values");
   require_success(deepclust::device::memset_async(values.data() + 3, 0xab, 90, nullptr));
   require_success(deepclust::device::memset_async(values.data() + 5, 0, 0, nullptr));
@@ -67,7 +67,7 @@ CONFORMANCE_CASE(memset_async_sets_bytes) {
   expect_equal(values.to_host(), expected);
 }
 
-CONFORMANCE_CASE(multiprocessors) {
+DEVICE_CASE(multiprocessors) {
   if (deepclust::device::multiprocessor_count() <= 0)
     throw std::runtime_error("multiprocessor_count() is not positive");
 }
@@ -89,12 +89,12 @@ void expect_refused(dim3 grid, dim3 block, size_t shared_bytes) {
   expect_equal(counter.to_host(), {5}, 1);
 }
 
-CONFORMANCE_CASE(launch_of_too_many_threads_is_refused) { expect_refused(1, 1025, 0); }
-CONFORMANCE_CASE(launch_of_too_many_threads_in_z_is_refused) { expect_refused(1, dim3(1, 1, 65), 0); }
-CONFORMANCE_CASE(launch_of_no_threads_is_refused) { expect_refused(1, 0, 0); }
-CONFORMANCE_CASE(launch_of_no_blocks_is_refused) { expect_refused(0, 32, 0); }
-CONFORMANCE_CASE(launch_of_too_many_blocks_in_y_is_refused) { expect_refused(dim3(1, 65536), 1, 0); }
-CONFORMANCE_CASE(launch_with_too_much_shared_memory_is_refused) { expect_refused(1, 32, 1024 * 1024); }
+DEVICE_CASE(launch_of_too_many_threads_is_refused) { expect_refused(1, 1025, 0); }
+DEVICE_CASE(launch_of_too_many_threads_in_z_is_refused) { expect_refused(1, dim3(1, 1, 65), 0); }
+DEVICE_CASE(launch_of_no_threads_is_refused) { expect_refused(1, 0, 0); }
+DEVICE_CASE(launch_of_no_blocks_is_refused) { expect_refused(0, 32, 0); }
+DEVICE_CASE(launch_of_too_many_blocks_in_y_is_refused) { expect_refused(dim3(1, 65536), 1, 0); }
+DEVICE_CASE(launch_with_too_much_shared_memory_is_refused) { expect_refused(1, 32, 1024 * 1024); }
 
 static_assert(alignof(float4) == 16 && alignof(double2) == 16 && alignof(int4) == 16 && alignof(uint4) == 16,
               "16-byte vectors");
@@ -113,7 +113,7 @@ __global__ void vector_kernel(float* results, const float* values, const double*
       make_float2(static_cast<float>(doubles.y), static_cast<float>(ints.z + static_cast<int>(made.w)));
 }
 
-CONFORMANCE_CASE(vector_types) {
+DEVICE_CASE(vector_types) {
   std::vector<float> values, expected(256);
   std::vector<double> wide;
   std::vector<int> integers;

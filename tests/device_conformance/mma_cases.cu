@@ -159,9 +159,9 @@ void check_one_hot() {
   products.expect_exact();
 }
 
-CONFORMANCE_CASE(mma_tf32_map) { check_one_hot<Tf32>(); }
-CONFORMANCE_CASE(mma_bf16_map) { check_one_hot<Bf16>(); }
-CONFORMANCE_CASE(mma_f16_map) { check_one_hot<F16>(); }
+DEVICE_CASE(mma_tf32_map) { check_one_hot<Tf32>(); }
+DEVICE_CASE(mma_bf16_map) { check_one_hot<Bf16>(); }
+DEVICE_CASE(mma_f16_map) { check_one_hot<F16>(); }
 
 template <class Format>
 void check_random() {
@@ -185,8 +185,8 @@ void check_random() {
   products.expect_within_rounding();
 }
 
-CONFORMANCE_CASE(mma_tf32_random) { check_random<Tf32>(); }
-CONFORMANCE_CASE(mma_bf16_random) { check_random<Bf16>(); }
-CONFORMANCE_CASE(mma_f16_random) { check_random<F16>(); }
+DEVICE_CASE(mma_tf32_random) { check_random<Tf32>(); }
+DEVICE_CASE(mma_bf16_random) { check_random<Bf16>(); }
+DEVICE_CASE(mma_f16_random) { check_random<F16>(); }
 
 }  // namespace

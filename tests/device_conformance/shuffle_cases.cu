@@ -60,12 +60,12 @@ void check_shuffles() {
   }
 }
 
-CONFORMANCE_CASE(shuffle_int) { check_shuffles<int>(); }
-CONFORMANCE_CASE(shuffle_unsigned) { check_shuffles<unsigned>(); }
-CONFORMANCE_CASE(shuffle_float) { check_shuffles<float>(); }
-CONFORMANCE_CASE(shuffle_long_long) { check_shuffles<long long>(); }
-CONFORMANCE_CASE(shuffle_unsigned_long_long) { check_shuffles<unsigned long long>(); }
-CONFORMANCE_CASE(shuffle_double) { check_shuffles<double>(); }
+DEVICE_CASE(shuffle_int) { check_shuffles<int>(); }
+DEVICE_CASE(shuffle_unsigned) { check_shuffles<unsigned>(); }
+DEVICE_CASE(shuffle_float) { check_shuffles<float>(); }
+DEVICE_CASE(shuffle_long_long) { check_shuffles<long long>(); }
+DEVICE_CASE(shuffle_unsigned_long_long) { check_shuffles<unsigned long long>(); }
+DEVICE_CASE(shuffle_double) { check_shuffles<double>(); }
 
 __global__ void default_width_kernel(int* results) {
   const int lane = threadIdx.x, value = 100 + lane;
@@ -76,7 +76,7 @@ __global__ void default_width_kernel(int* results) {
   results[128 + lane] = __shfl_sync(kAll, value, lane - 40, 8);  // the index counts modulo the width
 }
 
-CONFORMANCE_CASE(shuffle_default_width_and_wrapped_index) {
+DEVICE_CASE(shuffle_default_width_and_wrapped_index) {
   std::vector<int> expected(5 * kLanes);
   for (int lane = 0; lane < 32; ++lane) {
     expected[lane] = 100 + 31 - lane;
@@ -103,7 +103,7 @@ __global__ void disjoint_masks_kernel(int* results) {
   }
 }
 
-CONFORMANCE_CASE(shuffle_disjoint_masks) {
+DEVICE_CASE(shuffle_disjoint_masks) {
   std::vector<int> expected(2 * kLanes);
   for (int lane = 0; lane < 32; ++lane) {
     expected[lane] = lane < 16 ? lane ^ 5 : 16 + (lane + 1) % 16;
@@ -125,7 +125,7 @@ __global__ void sum_kernel(float* results) {
   results[32 + lane] = total;
 }
 
-CONFORMANCE_CASE(shuffle_prefix_and_total) {
+DEVICE_CASE(shuffle_prefix_and_total) {
   std::vector<float> expected(2 * kLanes);
   for (int lane = 0; lane < 32; ++lane) {
     expected[lane] = static_cast<float>(lane * (lane + 1) / 2);

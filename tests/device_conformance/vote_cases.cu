@@ -31,7 +31,7 @@ __global__ void vote_kernel(unsigned* results, Masks masks, const unsigned* pred
   }
 }
 
-CONFORMANCE_CASE(votes) {
+DEVICE_CASE(votes) {
   const std::vector<unsigned> predicates = {0, kAll, 0x00000001u, 0x80000000u, 0x12345678u, 0x55555555u, 0xfffffff7u};
   std::vector<unsigned> expected;
   for (unsigned mask : kMasks.values) {
@@ -69,7 +69,7 @@ void check_match(const std::vector<T>& values) {
   expect_equal(warp_results_of(kMaskCount, match_kernel<T>, kMasks, input.data()), expected);
 }
 
-CONFORMANCE_CASE(match_any) {
+DEVICE_CASE(match_any) {
   std::vector<int> narrow;
   std::vector<unsigned long long> wide;
   for (int lane = 0; lane < 32; ++lane) {
@@ -120,8 +120,8 @@ void check_reduce() {
   expect_equal(warp_results_of(kMaskCount * 3, reduce_kernel<T>, kMasks, input.data()), expected);
 }
 
-CONFORMANCE_CASE(reduce_int) { check_reduce<int>(); }
-CONFORMANCE_CASE(reduce_unsigned) { check_reduce<unsigned>(); }
+DEVICE_CASE(reduce_int) { check_reduce<int>(); }
+DEVICE_CASE(reduce_unsigned) { check_reduce<unsigned>(); }
 
 __global__ void reduce_bits_kernel(unsigned* results, Masks masks, const unsigned* values) {
   const int lane = threadIdx.x;
@@ -136,7 +136,7 @@ __global__ void reduce_bits_kernel(unsigned* results, Masks masks, const unsigne
   }
 }
 
-CONFORMANCE_CASE(reduce_bits) {
+DEVICE_CASE(reduce_bits) {
   std::vector<unsigned> values;
   for (int lane = 0; lane < 32; ++lane) values.push_back((1u << lane) | 0xf0000000u >> (lane % 4) | 0x00080000u);
   std::vector<unsigned> expected;
@@ -170,7 +170,7 @@ __global__ void disjoint_votes_kernel(unsigned* results) {
   }
 }
 
-CONFORMANCE_CASE(votes_of_disjoint_groups) {
+DEVICE_CASE(votes_of_disjoint_groups) {
   std::vector<unsigned> expected(2 * kLanes);
   for (int lane = 0; lane < 32; ++lane) {
     expected[lane] = lane % 2 == 0 ? 0x55u : lane < 16 ? 0x0000aaaau : 0xaaaa0000u;

@@ -120,8 +120,8 @@ void check_layouts() {
   }
 }
 
-CONFORMANCE_CASE(wmma_bfloat16) { check_layouts<__nv_bfloat16>(); }
-CONFORMANCE_CASE(wmma_half) { check_layouts<__half>(); }
-CONFORMANCE_CASE(wmma_tf32) { check_layouts<wmma::precision::tf32>(); }
+DEVICE_CASE(wmma_bfloat16) { check_layouts<__nv_bfloat16>(); }
+DEVICE_CASE(wmma_half) { check_layouts<__half>(); }
+DEVICE_CASE(wmma_tf32) { check_layouts<wmma::precision::tf32>(); }
 
 }  // namespace

@@ -1,0 +1,154 @@
+// Global memory: bounds, alignment, initialisation, blocks that race. See tile.cu for the conventions.
+#include "../../device_conformance/cases.h"
+
+namespace {
+
+using conformance::DeviceBuffer;
+using conformance::expect_equal;
+using conformance::require_success;
+using conformance::results_of;
+using deepclust::device::launch;
+using deepclust::device::shared_array;
+using deepclust::device::shared_next;
+
+__global__ void copy_kernel(float* results, const float* values, int shift) {
+  // BUG: read_past_end, read_before_begin, read_uninitialised
+  results[threadIdx.x] = values[static_cast<int>(threadIdx.x) + shift];
+}
+
+void run_copy(int shift) {
+  const std::vector<float> values(32, 2);
+  const DeviceBuffer<float> input(values, "values");
+  expect_equal(results_of(32, 1, 32, 0, copy_kernel, input.data(), shift), values);
+}
+
+DEVICE_CASE(read_past_end) { run_copy(1); }
+DEVICE_CASE(read_before_begin) { run_copy(-1); }
+DEVICE_CASE(read_uninitialised) {
+  const DeviceBuffer<float> nothing(32, "nothing");
+  expect_equal(results_of(32, 1, 32, 0, copy_kernel, nothing.data(), 0), std::vector<float>(32, 2));
+}
+
+__global__ void write_kernel(float* results, int shift) {
+  // BUG: write_past_end
+  results[static_cast<int>(threadIdx.x) + shift] = 2;
+}
+DEVICE_CASE(write_past_end) { expect_equal(results_of(32, 1, 32, 0, write_kernel, 1), std::vector<float>(32, 2)); }
+
+__global__ void accumulate_kernel(float* results) {
+  // BUG: accumulate_into_uninitialised
+  results[threadIdx.x] += 2;
+}
+DEVICE_CASE(accumulate_into_uninitialised) {
+  expect_equal(results_of(32, 1, 32, 0, accumulate_kernel), std::vector<float>(32, 2));
+}
+
+__global__ void atomic_kernel(float* results) {
+  // BUG: atomic_on_uninitialised
+  atomicAdd(&results[threadIdx.x], 2.0f);
+}
+DEVICE_CASE(atomic_on_uninitialised) {
+  expect_equal(results_of(32, 1, 32, 0, atomic_kernel), std::vector<float>(32, 2));
+}
+
+__global__ void host_memory_kernel(float* results, const float* values) {
+  // BUG: read_of_host_memory
+  results[threadIdx.x] = values[threadIdx.x];
+}
+DEVICE_CASE(read_of_host_memory) {
+  const std::vector<float> values(32, 2);
+  expect_equal(results_of(32, 1, 32, 0, host_memory_kernel, values.data()), values);
+}
+
+__global__ void vector_kernel(float* results, const float* values) {
+  // BUG: misaligned_float4
+  const float4 quad = *reinterpret_cast<const float4*>(values + threadIdx.x * 5);
+  results[threadIdx.x] = quad.x + quad.y + quad.z + quad.w;
+}
+DEVICE_CASE(misaligned_float4) {
+  const std::vector<float> values(5 * 32, 2);
+  const DeviceBuffer<float> input(values, "values");
+  expect_equal(results_of(32, 1, 32, 0, vector_kernel, input.data()), std::vector<float>(32, 8));
+}
+
+__global__ void uninitialised_shared_kernel(float* results) {
+  DEEPCLUST_DYNAMIC_SHARED(memory);
+  float* words = shared_array<float>(memory, 0, 32);
+  if (threadIdx.x > 0) words[threadIdx.x] = 2;
+  __syncthreads();
+  // BUG: uninitialised_shared
+  results[threadIdx.x] = words[31 - threadIdx.x];
+}
+DEVICE_CASE(uninitialised_shared) {
+  expect_equal(results_of(32, 1, 32, shared_next<float>(0, 32), uninitialised_shared_kernel),
+               std::vector<float>(32, 2));
+}
+
+// What a block leaves in shared memory is nothing that the next one may read.
+__global__ void left_by_last_block_kernel(float* results) {
+  DEEPCLUST_SHARED(float, word);
+  if (blockIdx.x == 0 || gridDim.x == 1) word = 2;
+  // BUG: shared_left_by_other_block
+  results[blockIdx.x] = word;
+}
+DEVICE_CASE(shared_left_by_other_block) {
+  expect_equal(results_of(2, 2, 1, 0, left_by_last_block_kernel), std::vector<float>(2, 2));
+}
+
+__global__ void too_long_kernel(float* results, int count) {
+  DEEPCLUST_DYNAMIC_SHARED(memory);
+  // BUG: shared_array_longer_than_launch
+  float* words = shared_array<float>(memory, 0, count);
+  words[threadIdx.x] = 2;
+  results[threadIdx.x] = words[threadIdx.x];
+}
+DEVICE_CASE(shared_array_longer_than_launch) {
+  expect_equal(results_of(32, 1, 32, shared_next<float>(0, 32), too_long_kernel, 1024), std::vector<float>(32, 2));
+}
+
+enum class Update { kAtomic, kPlain, kMixed };
+
+template <Update kUpdate>
+__global__ void update_kernel(int* total) {
+  if (kUpdate == Update::kPlain || (kUpdate == Update::kMixed && blockIdx.x == 3)) {
+    // BUG: plain_update_across_blocks, plain_and_atomic_update
+    *total += 1;
+  } else {
+    // BUG: plain_and_atomic_update
+    atomicAdd(total, 1);
+  }
+}
+
+template <Update kUpdate>
+void run_update() {
+  const DeviceBuffer<int> total({0}, "total");
+  require_success(launch(update_kernel<kUpdate>, 7, 1, 0, nullptr, total.data()));
+  require_success(launch(update_kernel<kUpdate>, 7, 1, 0, nullptr, total.data()));  // launches do not race
+  expect_equal(total.to_host(), {14}, 1);
+}
+
+DEVICE_CASE(atomics_across_blocks) { run_update<Update::kAtomic>(); }
+DEVICE_CASE(plain_update_across_blocks) { run_update<Update::kPlain>(); }
+DEVICE_CASE(plain_and_atomic_update) { run_update<Update::kMixed>(); }
+
+// One block reads what another writes in the same launch.
+__global__ void neighbor_block_kernel(int* results, int* values) {
+  const unsigned block = blockIdx.x;
+  // BUG: read_of_other_block
+  if (threadIdx.x == 0) values[block] = 1;
+  // BUG: read_of_other_block
+  results[block] = values[(block + 1) % gridDim.x];
+}
+DEVICE_CASE(read_of_other_block) {
+  const DeviceBuffer<int> values({1, 1, 1}, "values");
+  expect_equal(results_of(3, 3, 1, 0, neighbor_block_kernel, values.data()), {1, 1, 1});
+}
+
+// Threads of one block write the same word, with no barrier between.
+__global__ void same_word_kernel(int* results) {
+  // BUG: two_threads_write_one_word
+  *results = static_cast<int>(threadIdx.x);
+}
+DEVICE_CASE(two_threads_write_one_word) { expect_equal(results_of(1, 1, 64, 0, same_word_kernel), {63}); }
+
+}  // namespace

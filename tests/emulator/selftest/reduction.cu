@@ -1,0 +1,161 @@
+// Sums over a grid whose last block adds what all blocks wrote. See tile.cu for the conventions.
+#include "../../device_conformance/cases.h"
+
+namespace {
+
+using conformance::DeviceBuffer;
+using conformance::expect_equal;
+using conformance::results_of;
+
+enum class Bug { kNone, kNoFence, kFlagReadEarly, kScratchReused, kHalfBlockBarrier, kNoBarrierBeforeTicket };
+
+constexpr int kThreads = 64, kBlocks = 5;
+
+template <Bug kBug>
+__device__ float block_sum(float value) {
+  DEEPCLUST_SHARED(float, parts, [kThreads / 32]);
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
+  if (threadIdx.x % 32 == 0) {
+    // BUG: reduction_scratch_reused
+    parts[threadIdx.x / 32] = value;
+  }
+  if (kBug == Bug::kHalfBlockBarrier) {
+    // BUG: reduction_half_block_barrier
+    if (threadIdx.x < kThreads / 2) __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  value = 0;
+  for (int part = 0; part < kThreads / 32; ++part) {
+    // BUG: reduction_scratch_reused
+    value += parts[part];
+  }
+  if (kBug != Bug::kScratchReused) __syncthreads();
+  return value;
+}
+
+template <Bug kBug>
+__global__ void sum_kernel(float* total, float* partial, unsigned* ticket, const float* x, int count) {
+  DEEPCLUST_SHARED(bool, last);
+  float sum = 0, squares = 0;
+  for (int i = blockIdx.x * kThreads + threadIdx.x; i < count; i += gridDim.x * kThreads) {
+    sum += x[i];
+    squares += x[i] * x[i];
+  }
+  sum = block_sum<kBug>(sum);
+  squares = block_sum<kBug>(squares);
+  if (threadIdx.x == 0) {
+    // BUG: reduction_no_fence
+    partial[blockIdx.x] = sum + squares;
+    if (kBug != Bug::kNoFence) __threadfence();
+    // BUG: reduction_flag_read_early
+    last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+  }
+  if (kBug != Bug::kFlagReadEarly) __syncthreads();
+  // BUG: reduction_flag_read_early
+  if (!last) return;
+  if (threadIdx.x == 0) {
+    sum = 0;
+    for (unsigned block = 0; block < gridDim.x; ++block) {
+      // BUG: reduction_no_fence
+      sum += partial[block];
+    }
+    *total = sum;
+  }
+}
+
+template <Bug kBug>
+void run() {
+  std::vector<float> x;
+  float expected = 0;
+  for (int i = 0; i < 700; ++i) {
+    x.push_back(static_cast<float>(i % 13 - 4));
+    expected += x.back() + x.back() * x.back();
+  }
+  const DeviceBuffer<float> device_x(x, "x"), partial(kBlocks, "partial");
+  const DeviceBuffer<unsigned> ticket({0}, "ticket");
+  for (int launch = 0; launch < 2; ++launch) {  // the ticket counter resets itself
+    expect_equal(
+        results_of(1, kBlocks, kThreads, 0, sum_kernel<kBug>, partial.data(), ticket.data(), device_x.data(), 700),
+        {expected}, 1);
+  }
+}
+
+DEVICE_CASE(reduction) { run<Bug::kNone>(); }
+DEVICE_CASE(reduction_no_fence) { run<Bug::kNoFence>(); }
+DEVICE_CASE(reduction_flag_read_early) { run<Bug::kFlagReadEarly>(); }
+DEVICE_CASE(reduction_scratch_reused) { run<Bug::kScratchReused>(); }
+DEVICE_CASE(reduction_half_block_barrier) { run<Bug::kHalfBlockBarrier>(); }
+
+// All threads of a block write, one draws the ticket, all threads of the last block read.
+template <Bug kBug>
+__global__ void rows_kernel(int* results, int* partial, unsigned* ticket) {
+  DEEPCLUST_SHARED(bool, last);
+  const int thread = threadIdx.x;
+  // BUG: tickets_no_fence, tickets_no_barrier
+  partial[blockIdx.x * kThreads + thread] = static_cast<int>(blockIdx.x) + thread;
+  if (kBug != Bug::kNoBarrierBeforeTicket) __syncthreads();
+  if (thread == 0) {
+    if (kBug != Bug::kNoFence) __threadfence();
+    last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  int sum = 0;
+  for (unsigned block = 0; block < gridDim.x; ++block) {
+    // BUG: tickets_no_fence, tickets_no_barrier
+    sum += partial[block * kThreads + kThreads - 1 - thread];
+  }
+  results[thread] = sum;
+}
+
+template <Bug kBug>
+void run_rows() {
+  const DeviceBuffer<int> partial(kBlocks * kThreads, "partial");
+  const DeviceBuffer<unsigned> ticket({0}, "ticket");
+  std::vector<int> expected;
+  for (int thread = 0; thread < kThreads; ++thread) {
+    expected.push_back(kBlocks * (kBlocks - 1) / 2 + kBlocks * (kThreads - 1 - thread));
+  }
+  expect_equal(results_of(kThreads, kBlocks, kThreads, 0, rows_kernel<kBug>, partial.data(), ticket.data()), expected);
+}
+
+DEVICE_CASE(tickets) { run_rows<Bug::kNone>(); }
+DEVICE_CASE(tickets_no_fence) { run_rows<Bug::kNoFence>(); }
+DEVICE_CASE(tickets_no_barrier) { run_rows<Bug::kNoBarrierBeforeTicket>(); }
+
+// Two phases with a ticket each: blocks of one row of the grid meet first, then the last block of every row.
+__global__ void two_tickets_kernel(int* total, int* partial, int* row_sums, unsigned* tickets) {
+  DEEPCLUST_SHARED(bool, last);
+  const int row = blockIdx.y;
+  if (threadIdx.x == 0) {
+    partial[row * gridDim.x + blockIdx.x] = static_cast<int>(blockIdx.x) + 10 * row;
+    __threadfence();
+    last = atomicAdd(&tickets[row], 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    int sum = 0;
+    for (unsigned block = 0; block < gridDim.x; ++block) sum += partial[row * gridDim.x + block];
+    row_sums[row] = sum;
+    __threadfence();
+    last = atomicAdd(&tickets[gridDim.y], 1) == gridDim.y - 1;
+  }
+  __syncthreads();
+  if (!last || threadIdx.x != 0) return;
+  __threadfence();
+  int sum = 0;
+  for (unsigned other = 0; other < gridDim.y; ++other) sum += row_sums[other];
+  *total = sum;
+}
+
+DEVICE_CASE(two_tickets) {
+  const DeviceBuffer<int> partial(12, "partial"), row_sums(3, "row_sums");
+  const DeviceBuffer<unsigned> tickets(std::vector<unsigned>(4, 0), "tickets");
+  expect_equal(results_of(1, dim3(4, 3), 32, 0, two_tickets_kernel, partial.data(), row_sums.data(), tickets.data()),
+               {3 * 6 + 4 * 30}, 1);
+}
+
+}  // namespace
