@@ -153,7 +153,7 @@ DEVICE_CASE(atomic_inc_above_the_limit) {
 // A maximum of floats by compare-and-swap, as kernels build operations that the device lacks.
 __global__ void float_max_kernel(unsigned* maximum, const float* values) {
   const float value = values[blockIdx.x * blockDim.x + threadIdx.x];
-  unsigned seen = *maximum;
+  unsigned seen = atomicOr(maximum, 0);  // an atomic read
   while (__uint_as_float(seen) < value) {
     const unsigned before = atomicCAS(maximum, seen, __float_as_uint(value));
     if (before == seen) break;
@@ -181,6 +181,7 @@ __global__ void last_block_kernel(int* total, int* partial, unsigned* ticket) {
     partial[blockIdx.x] = static_cast<int>(blockIdx.x) + 1;
     __threadfence();
     last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+    __threadfence();
   }
   __syncthreads();
   if (!last || threadIdx.x != 0) return;

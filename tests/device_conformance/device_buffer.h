@@ -22,7 +22,7 @@ inline void require_success(cudaError_t error) {
 }
 
 inline void* device_allocate(size_t bytes, bool initialised, const char* name) {
-  void* pointer = std::malloc(bytes);
+  void* pointer = std::memset(std::malloc(bytes), 0xff, bytes);  // NaN, so that plain builds notice unwritten results
   deepclust::emulator::register_buffer(pointer, bytes, initialised, name);
   return pointer;
 }

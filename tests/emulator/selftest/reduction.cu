@@ -7,7 +7,15 @@ using conformance::DeviceBuffer;
 using conformance::expect_equal;
 using conformance::results_of;
 
-enum class Bug { kNone, kNoFence, kFlagReadEarly, kScratchReused, kHalfBlockBarrier, kNoBarrierBeforeTicket };
+enum class Bug {
+  kNone,
+  kNoFenceBefore,
+  kNoFenceAfter,
+  kFlagReadEarly,
+  kScratchReused,
+  kHalfBlockBarrier,
+  kNoBarrierBefore
+};
 
 constexpr int kThreads = 64, kBlocks = 5;
 
@@ -45,11 +53,12 @@ __global__ void sum_kernel(float* total, float* partial, unsigned* ticket, const
   sum = block_sum<kBug>(sum);
   squares = block_sum<kBug>(squares);
   if (threadIdx.x == 0) {
-    // BUG: reduction_no_fence
+    // BUG: reduction_no_fence_before_ticket, reduction_no_fence_after_ticket
     partial[blockIdx.x] = sum + squares;
-    if (kBug != Bug::kNoFence) __threadfence();
+    if (kBug != Bug::kNoFenceBefore) __threadfence();
     // BUG: reduction_flag_read_early
     last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+    if (kBug != Bug::kNoFenceAfter) __threadfence();
   }
   if (kBug != Bug::kFlagReadEarly) __syncthreads();
   // BUG: reduction_flag_read_early
@@ -57,7 +66,7 @@ __global__ void sum_kernel(float* total, float* partial, unsigned* ticket, const
   if (threadIdx.x == 0) {
     sum = 0;
     for (unsigned block = 0; block < gridDim.x; ++block) {
-      // BUG: reduction_no_fence
+      // BUG: reduction_no_fence_before_ticket, reduction_no_fence_after_ticket
       sum += partial[block];
     }
     *total = sum;
@@ -82,7 +91,8 @@ void run() {
 }
 
 DEVICE_CASE(reduction) { run<Bug::kNone>(); }
-DEVICE_CASE(reduction_no_fence) { run<Bug::kNoFence>(); }
+DEVICE_CASE(reduction_no_fence_before_ticket) { run<Bug::kNoFenceBefore>(); }
+DEVICE_CASE(reduction_no_fence_after_ticket) { run<Bug::kNoFenceAfter>(); }
 DEVICE_CASE(reduction_flag_read_early) { run<Bug::kFlagReadEarly>(); }
 DEVICE_CASE(reduction_scratch_reused) { run<Bug::kScratchReused>(); }
 DEVICE_CASE(reduction_half_block_barrier) { run<Bug::kHalfBlockBarrier>(); }
@@ -92,18 +102,19 @@ template <Bug kBug>
 __global__ void rows_kernel(int* results, int* partial, unsigned* ticket) {
   DEEPCLUST_SHARED(bool, last);
   const int thread = threadIdx.x;
-  // BUG: tickets_no_fence, tickets_no_barrier
+  // BUG: tickets_no_fence_before, tickets_no_fence_after, tickets_no_barrier_before
   partial[blockIdx.x * kThreads + thread] = static_cast<int>(blockIdx.x) + thread;
-  if (kBug != Bug::kNoBarrierBeforeTicket) __syncthreads();
+  if (kBug != Bug::kNoBarrierBefore) __syncthreads();
   if (thread == 0) {
-    if (kBug != Bug::kNoFence) __threadfence();
+    if (kBug != Bug::kNoFenceBefore) __threadfence();
     last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+    if (kBug != Bug::kNoFenceAfter) __threadfence();
   }
   __syncthreads();
   if (!last) return;
   int sum = 0;
   for (unsigned block = 0; block < gridDim.x; ++block) {
-    // BUG: tickets_no_fence, tickets_no_barrier
+    // BUG: tickets_no_fence_before, tickets_no_fence_after, tickets_no_barrier_before
     sum += partial[block * kThreads + kThreads - 1 - thread];
   }
   results[thread] = sum;
@@ -121,8 +132,9 @@ void run_rows() {
 }
 
 DEVICE_CASE(tickets) { run_rows<Bug::kNone>(); }
-DEVICE_CASE(tickets_no_fence) { run_rows<Bug::kNoFence>(); }
-DEVICE_CASE(tickets_no_barrier) { run_rows<Bug::kNoBarrierBeforeTicket>(); }
+DEVICE_CASE(tickets_no_fence_before) { run_rows<Bug::kNoFenceBefore>(); }
+DEVICE_CASE(tickets_no_fence_after) { run_rows<Bug::kNoFenceAfter>(); }
+DEVICE_CASE(tickets_no_barrier_before) { run_rows<Bug::kNoBarrierBefore>(); }
 
 // Two phases with a ticket each: blocks of one row of the grid meet first, then the last block of every row.
 __global__ void two_tickets_kernel(int* total, int* partial, int* row_sums, unsigned* tickets) {
