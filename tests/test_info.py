@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 
 import pytest
 import torch
@@ -23,6 +24,16 @@ def test_facts_of_this_installation() -> None:
     assert info["built_for_torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert info["cuda_decision"]
     assert json.loads(json.dumps(info)) == info
+
+
+def test_cuda_facts_agree_with_the_build_record() -> None:
+    info = collect_info()
+    built = bool(_extension.build_record()["cuda"])
+    assert ("cuda" in info["devices"]) == built
+    assert bool(info["built_for_cuda"]) == built
+    assert bool(info["cuda_architectures"]) == built
+    for architecture in info["cuda_architectures"]:
+        assert re.fullmatch(r"\d+\.\d+a?(\+PTX)?", architecture)
 
 
 def test_text_says_why_there_are_no_cuda_kernels() -> None:

@@ -25,11 +25,13 @@ FILES_OF_AN_OP = (
     "csrc/ops/{}.h",
     "csrc/ops/{}.cpp",
     "csrc/cpu/{}.cpp",
+    "csrc/cuda/{}.cuh",
+    "csrc/cuda/{}.cu",
+    "csrc/cuda/torch/{}.cpp",
     "deepclust_ext/reference/{}.py",
     "tests/ops/test_{}.py",
     "benchmarks/ops/{}.py",
 )
-CUDA_FILES_OF_AN_OP = ("csrc/cuda/{}.cuh", "csrc/cuda/{}.cu")
 
 
 def op_names(root: Path) -> list[str]:
@@ -39,14 +41,13 @@ def op_names(root: Path) -> list[str]:
 
 def missing_parts(root: Path) -> list[str]:
     """Return what the ops lack, each as a path or as the entry to add."""
-    patterns = FILES_OF_AN_OP + (CUDA_FILES_OF_AN_OP if (root / "csrc" / "cuda").is_dir() else ())
     exports = {
         path: listed_names(root / path) for path in ("deepclust_ext/__init__.py", "deepclust_ext/ops/__init__.py")
     }
     samples = listed_names(root / "tests" / "ops" / "opsamples.py", "SAMPLE_INPUTS")
     missing = []
     for op in op_names(root):
-        missing += [path for pattern in patterns if not (root / (path := pattern.format(op))).is_file()]
+        missing += [path for pattern in FILES_OF_AN_OP if not (root / (path := pattern.format(op))).is_file()]
         missing += [f"{path}: {op} in __all__" for path, names in exports.items() if op not in names]
         if op not in samples:
             missing.append(f"tests/ops/opsamples.py: {op} in SAMPLE_INPUTS")
@@ -105,6 +106,22 @@ def imported_modules(path: Path, package: Path) -> Iterator[str]:
                 yield f"{base}.{alias.name}" if is_module else base
 
 
+def wrong_includes(root: Path) -> list[str]:
+    """Return what kernel code includes, itself or by a header, beyond device.h, csrc/ and the C++ standard library."""
+    csrc = root / "csrc"
+    files = [*sorted(csrc.glob("cuda/*.cu")), *sorted(csrc.glob("cuda/*.cuh")), *sorted(csrc.glob("common/*.cuh"))]
+    wrong = []
+    for path in files:  # grows as it goes
+        for quote, name in re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)', path.read_text(), re.MULTILINE):
+            header = csrc / name
+            allowed = header.is_file() if quote == '"' else re.fullmatch(r"[a-z_]+", name)
+            if not allowed:
+                wrong.append(f"{path.relative_to(root)} includes {name}")
+            elif quote == '"' and name != "device.h" and header not in files:
+                files.append(header)
+    return wrong
+
+
 def test_there_are_ops_to_check() -> None:
     assert {"batch_hard_mining", "fused_hsd_loss"} <= set(op_names(ROOT))
 
@@ -116,6 +133,11 @@ def test_every_op_has_all_its_parts() -> None:
 
 def test_imports_go_down_the_layers_only() -> None:
     wrong = wrong_imports(ROOT)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_kernel_code_sees_cuda_through_device_h_only() -> None:
+    wrong = wrong_includes(ROOT)
     assert not wrong, "\n".join(wrong)
 
 
@@ -194,11 +216,6 @@ def test_checker_names_a_missing_file(planted: Path, pattern: str) -> None:
     assert missing_parts(planted) == [pattern.format("spin")]
 
 
-def test_checker_asks_for_cuda_files_once_there_is_a_cuda_folder(planted: Path) -> None:
-    (planted / "csrc" / "cuda").mkdir()
-    assert missing_parts(planted) == ["csrc/cuda/spin.cuh", "csrc/cuda/spin.cu"]
-
-
 @pytest.mark.parametrize("path", ["deepclust_ext/__init__.py", "deepclust_ext/ops/__init__.py"])
 def test_checker_names_a_missing_export(planted: Path, path: str) -> None:
     plant(planted, path, '__all__ = ["other"]')
@@ -247,3 +264,30 @@ def test_checker_accepts_imports_that_go_down(planted: Path, path: str, line: st
     plant(planted, "deepclust_ext/demo.py", "")
     plant(planted, path, line)
     assert wrong_imports(planted) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "name"),
+    [
+        ("csrc/cuda/spin.cu", "#include <torch/library.h>", "torch/library.h"),
+        ("csrc/cuda/spin.cu", "#include <c10/cuda/CUDAStream.h>", "c10/cuda/CUDAStream.h"),
+        ("csrc/cuda/spin.cuh", "# include <ATen/ATen.h>", "ATen/ATen.h"),
+        ("csrc/cuda/turn.cuh", '#include "cuda_fp16.h"', "cuda_fp16.h"),
+        ("csrc/common/tile.cuh", "  #include <mma.h>", "mma.h"),
+        ("csrc/common/rows.h", "#include <cuda_runtime.h>", "cuda_runtime.h"),
+    ],
+)
+def test_checker_names_an_include_past_device_h(planted: Path, path: str, line: str, name: str) -> None:
+    plant(planted, "csrc/common/rows.h", "")
+    plant(planted, "csrc/cuda/spin.cu", '#include "common/rows.h"')
+    plant(planted, path, line)
+    assert wrong_includes(planted) == [f"{path} includes {name}"]
+
+
+def test_checker_accepts_what_kernel_code_may_include(planted: Path) -> None:
+    plant(planted, "csrc/device.h", "#include <cuda_runtime.h>")
+    plant(planted, "csrc/cuda/context.h", "#include <ATen/Context.h>")
+    plant(planted, "csrc/cuda/spin.cu", '#include <type_traits>\n#include "cuda/spin.cuh"')
+    plant(planted, "csrc/cuda/spin.cuh", '#include <cstdint>\n#include "device.h"')
+    plant(planted, "csrc/cuda/torch/spin.cpp", '#include <c10/cuda/CUDAGuard.h>\n#include "cuda/context.h"')
+    assert wrong_includes(planted) == []
