@@ -29,9 +29,6 @@
 // Last parameter of whatever a message or a rule must place in kernel code: where the call stands.
 #define DEEPCLUST_AT deepclust::emulator::Location at = deepclust::emulator::Location::current()
 
-// ---- Built-in variables: set whenever a thread is resumed
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 namespace deepclust::emulator {
@@ -188,6 +185,7 @@ T atomicCAS(T* target, deepclust::emulator::Same<T> expected, deepclust::emulato
 // ---- Arithmetic and bits. Device results may differ in the last bits: compare with derived tolerances.
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
+inline float __fmul_rn(float x, float y) { return x * y; }  // never contracted: one statement of its own
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline int __float_as_int(float x) { return deepclust::emulator::bit_cast<int>(x); }

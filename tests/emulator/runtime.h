@@ -13,6 +13,10 @@
 #include <source_location>
 #endif
 
+// CUDA's built-in variables: set whenever a thread is resumed.
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
 namespace deepclust::emulator {
 
 // What kernel code did wrong. Thrown by the launch; the next launch finds a working device.
@@ -93,7 +97,7 @@ unsigned char* dynamic_shared();
 void open_shared(const void* pointer, size_t bytes, Location at);
 
 // ---- Memory accesses that the compiler does not instrument
-enum class Access { kRead, kWrite, kAtomic };
+enum class Access { kRead, kWrite, kAtomic, kAsyncBegin, kAsyncEnd };  // async: cp.async issued, waited for
 void check_access(const void* pointer, size_t bytes, Access access, Location at);
 
 }  // namespace deepclust::emulator

@@ -1,0 +1,103 @@
+#include "shadow.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+
+namespace deepclust::emulator {
+namespace {
+
+// Host threads may allocate tensors while another one runs a kernel.
+std::mutex registry_mutex;
+std::map<uintptr_t, std::unique_ptr<Buffer>> registry;  // by lowest address
+std::atomic<uint64_t> generation{1};                    // moves on when a buffer goes
+
+bool is_zero(const Cell& cell) {
+  return !cell.write.stamp && !cell.read.stamp && !cell.lane_read.stamp && !cell.other_read.stamp;
+}
+
+std::map<uintptr_t, std::unique_ptr<Buffer>>::iterator at_or_below(uintptr_t address) {
+  auto next = registry.upper_bound(address);
+  return next == registry.begin() ? registry.end() : std::prev(next);
+}
+
+}  // namespace
+
+Buffer::~Buffer() {
+  if (cells != nullptr && !shared) munmap(cells, bytes * sizeof(Cell));
+}
+
+void Buffer::refine_for(uintptr_t address, size_t access_bytes) {
+  const int fitting = __builtin_ctzll((address - low) | access_bytes);
+  if (fitting < granule_log) {
+    if (cells != nullptr) {
+      const size_t ratio = size_t{1} << (granule_log - fitting);
+      const size_t fine_count = ((bytes - 1) >> fitting) + 1;
+      for (size_t coarse = ((bytes - 1) >> granule_log) + 1; coarse-- > 0;) {
+        const Cell history = cells[coarse];
+        for (size_t fine = std::min((coarse + 1) * ratio, fine_count); fine-- > coarse * ratio;) {
+          if (!is_zero(history) || !is_zero(cells[fine])) cells[fine] = history;
+        }
+      }
+    }
+    granule_log = fitting;
+  }
+  if (cells == nullptr) cells = reserve_cells(bytes);
+}
+
+Cell* reserve_cells(size_t count) {
+  void* memory =
+      mmap(nullptr, count * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<Cell*>(memory);
+}
+
+Buffer* add_buffer(const void* pointer, size_t bytes, bool initialised, const char* name, Cell* shared_cells) {
+  auto buffer = std::make_unique<Buffer>();
+  buffer->low = reinterpret_cast<uintptr_t>(pointer);
+  buffer->bytes = bytes;
+  buffer->shared = shared_cells != nullptr;
+  buffer->initialised = initialised;
+  buffer->name = name;
+  buffer->cells = shared_cells;
+  Buffer* result = buffer.get();
+  const std::lock_guard<std::mutex> lock(registry_mutex);
+  registry[result->low] = std::move(buffer);
+  ++generation;
+  return result;
+}
+
+void remove_buffer(const void* pointer) {
+  const std::lock_guard<std::mutex> lock(registry_mutex);
+  if (registry.erase(reinterpret_cast<uintptr_t>(pointer)) > 0) ++generation;
+}
+
+Buffer* find_buffer(uintptr_t address) {
+  constexpr size_t kSlots = 512;
+  static thread_local Buffer* recent[kSlots];
+  static thread_local uint64_t recent_generation;
+  if (recent_generation != generation.load(std::memory_order_relaxed)) {
+    std::fill(std::begin(recent), std::end(recent), nullptr);
+    recent_generation = generation.load(std::memory_order_relaxed);
+  }
+  Buffer*& slot = recent[address / 64 % kSlots];
+  if (slot != nullptr && slot->contains(address)) return slot;
+  const std::lock_guard<std::mutex> lock(registry_mutex);
+  const auto found = at_or_below(address);
+  if (found == registry.end() || !found->second->contains(address)) return nullptr;
+  return slot = found->second.get();
+}
+
+Buffer* find_buffer_below(uintptr_t address) {
+  const std::lock_guard<std::mutex> lock(registry_mutex);
+  const auto found = at_or_below(address);
+  return found == registry.end() ? nullptr : found->second.get();
+}
+
+}  // namespace deepclust::emulator
