@@ -48,7 +48,7 @@ struct Thread {
 struct Collective {
   const char* name;
   uint32_t mask;
-  uint32_t arrived;  // 0: nobody is in it
+  uint32_t arrived;
   Location at;
   uint64_t value[kLanes];
   uint64_t extra[kLanes];
@@ -56,9 +56,9 @@ struct Collective {
 
 struct Warp {
   Thread* lanes;
-  uint32_t absent;                 // lanes that the block does not have or that left the kernel
-  uint32_t claimed;                // lanes named by the masks below; masks do not overlap
-  Collective collectives[kLanes];  // by the lowest lane of the mask
+  uint32_t absent;  // lanes that the block does not have or that left the kernel
+  uint32_t active;  // which of the collectives below lanes wait in
+  Collective collectives[kLanes];
 };
 
 struct Barrier {

@@ -49,11 +49,28 @@ int arrive_at_barrier(const char* name, bool predicate, unsigned char* forgotten
   return static_cast<int>(current->answer);
 }
 
-const Collective& overlapping(const Warp& warp, uint32_t mask) {
-  for (const Collective& collective : warp.collectives) {
-    if (collective.arrived != 0 && (collective.mask & mask) != 0) return collective;
+// The collective that lanes wait in with this name and mask, or a free one.
+//
+// A lane may be named by a mask and still do other things first: quads of a diverged warp meet among themselves while
+// the rest of the warp waits for all. Wrong is a mask that names a lane which in turn waits for this one elsewhere.
+Collective& join(Warp& warp, const char* name, uint32_t mask, Location at) {
+  const int lane = current->lane;
+  for (uint32_t left = warp.active; left != 0; left &= left - 1) {
+    Collective& other = warp.collectives[__builtin_ctz(left)];
+    if (other.mask == mask && same_name(other.name, name)) return other;
+    if ((other.mask >> lane & 1) != 0 && (other.arrived & mask) != 0) {
+      fail(at, "lane %d calls %s with mask %08x while lanes of that mask wait in %s with mask %08x at %s:%d", lane,
+           name, mask, other.name, other.mask, base_name(other.at.file), other.at.line);
+    }
   }
-  return warp.collectives[0];  // not reached: the caller saw a claimed lane of the mask
+  const int free_slot = __builtin_ctz(~warp.active);  // there is one: a lane waits in one collective at most
+  warp.active |= uint32_t{1} << free_slot;
+  Collective& collective = warp.collectives[free_slot];
+  collective.name = name;
+  collective.mask = mask;
+  collective.arrived = 0;
+  collective.at = at;
+  return collective;
 }
 
 }  // namespace
@@ -65,16 +82,16 @@ void reset_collectives() {
     const int lanes = std::min(kLanes, block.thread_count - w * kLanes);
     warp.lanes = &block.threads[w * kLanes];
     warp.absent = lanes == kLanes ? 0 : ~uint32_t{0} << lanes;
-    warp.claimed = 0;
-    for (Collective& collective : warp.collectives) collective.arrived = 0;
+    warp.active = 0;
   }
 }
 
 void leave_collectives() {
   Warp& warp = block.warps[current->warp];
   const uint32_t bit = uint32_t{1} << current->lane;
-  if ((warp.claimed & bit) != 0) {
-    const Collective& waiting = overlapping(warp, bit);
+  for (uint32_t left = warp.active; left != 0; left &= left - 1) {
+    const Collective& waiting = warp.collectives[__builtin_ctz(left)];
+    if ((waiting.mask & bit) == 0) continue;
     fail(waiting.at, "lane %d leaves the kernel, but the mask %08x of %s names it", current->lane, waiting.mask,
          waiting.name);
   }
@@ -101,17 +118,8 @@ void meet(const char* name, uint32_t mask, Alignment alignment, uint64_t value, 
   if ((mask & warp.absent) != 0) {
     fail(at, "mask %08x of %s names lanes %08x, which left the kernel or never were", mask, name, mask & warp.absent);
   }
-  Collective& collective = warp.collectives[__builtin_ctz(mask)];
-  if ((warp.claimed & mask) == 0) {
-    warp.claimed |= mask;
-    collective.name = name;
-    collective.mask = mask;
-    collective.at = at;
-  } else if (collective.arrived == 0 || collective.mask != mask || !same_name(collective.name, name)) {
-    const Collective& other = overlapping(warp, mask);
-    fail(at, "lane %d calls %s with mask %08x while lanes of that mask wait in %s with mask %08x at %s:%d", lane, name,
-         mask, other.name, other.mask, base_name(other.at.file), other.at.line);
-  } else if (alignment == Alignment::kAligned && !same_place(collective.at, at)) {
+  Collective& collective = join(warp, name, mask, at);
+  if (collective.arrived != 0 && alignment == Alignment::kAligned && !same_place(collective.at, at)) {
     fail(at, "lane %d calls %s here while other lanes of its warp wait in %s at %s:%d", lane, name, name,
          base_name(collective.at.file), collective.at.line);
   }
@@ -123,8 +131,7 @@ void meet(const char* name, uint32_t mask, Alignment alignment, uint64_t value, 
     return;
   }
   complete(collective, warp.lanes);
-  collective.arrived = 0;
-  warp.claimed &= ~mask;
+  warp.active &= ~(uint32_t{1} << (&collective - warp.collectives));
   block.ready[current->warp / 2] |= uint64_t{mask} << (current->warp % 2 * kLanes);
   if (config().schedule != Schedule::kForward) yield();  // forward: the last lane goes on, which saves a switch
 }
