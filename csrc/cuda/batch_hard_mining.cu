@@ -92,7 +92,7 @@ struct Arguments {
   }
 };
 
-// ---------------------------------------------------------------------------------------------------- prepare the rows
+// ---- prepare the rows
 
 template <class T>
 struct Norm {
@@ -216,8 +216,7 @@ __global__ void __launch_bounds__(kPrepareThreads, 4) prepare_rows_kernel(const 
   }
 }
 
-// --------------------------------------------------------------------------------------------------- search the
-// columns
+// ---- search the columns
 
 // Row functor. A score is x.y - |y|^2 / 2, larger for a nearer y. From its teacher score u a column of row i is a
 // negative for certain if u < low, a positive for certain if u > high; student scores s order the columns.
@@ -278,7 +277,7 @@ struct PairSearch {
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {
       const RowState& row = state[slot];
-      T nearest = -Limits<T>::kMax, farthest = Limits<T>::kMax;
+      T nearest = -Limits<T>::kInfinity, farthest = Limits<T>::kInfinity;
 #pragma unroll
       for (int c = 0; c < 2 * Gemm::kColumnTiles; ++c) {
         const T u = score(scores, 0, slot, c), s = score(scores, 1, slot, c);
@@ -331,7 +330,7 @@ struct PairSearch {
   // Raises floor and ceiling of the slot's rows by the columns that are certain, and lists what can still win.
   __device__ __forceinline__ void list_columns(int slot, int64_t first_column, typename Gemm::Products& scores) {
     RowState& row = state[slot];
-    T nearest = -Limits<T>::kMax, farthest = Limits<T>::kMax;
+    T nearest = -Limits<T>::kInfinity, farthest = Limits<T>::kInfinity;
 #pragma unroll
     for (int c = 0; c < 2 * Gemm::kColumnTiles; ++c) {
       const T u = score(scores, 0, slot, c), s = score(scores, 1, slot, c);
@@ -400,8 +399,7 @@ struct PairSearch {
   }
 };
 
-// ---------------------------------------------------------------------------------------------------- decide by
-// distances
+// ---- decide by distances
 
 // The hardest pairs of a row among the columns considered so far.
 template <class T>
@@ -527,8 +525,7 @@ __device__ void decide_by_all_columns(const Arguments<P>& in, int64_t i, unsigne
   }
 }
 
-// ------------------------------------------------------------------------------------------------------ write the
-// results
+// ---- write the results
 
 template <class T>
 __device__ __forceinline__ T inverse_of(T squared, T distance) {
