@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "device.h"
@@ -22,7 +24,9 @@ inline void require_success(cudaError_t error) {
 }
 
 inline void* device_allocate(size_t bytes, bool initialised, const char* name) {
-  void* pointer = std::memset(std::malloc(bytes), 0xff, bytes);  // NaN, so that plain builds notice unwritten results
+  void* pointer = nullptr;
+  if (posix_memalign(&pointer, 256, bytes) != 0) throw std::bad_alloc();  // aligned as by cudaMalloc
+  std::memset(pointer, 0xff, bytes);  // NaN, so that plain builds notice unwritten results
   deepclust::emulator::register_buffer(pointer, bytes, initialised, name);
   return pointer;
 }
@@ -63,8 +67,11 @@ template <class T>
 class DeviceBuffer {
  public:
   // Contents are undefined: the emulated device reports whoever reads them before writing.
-  DeviceBuffer(size_t count, const char* name)
-      : count_(count), pointer_(static_cast<T*>(device_allocate(count * sizeof(T), false, name))) {}
+  // A template, lest it take the braces of a list of values.
+  template <class Count, class = std::enable_if_t<std::is_integral<Count>::value>>
+  DeviceBuffer(Count count, const char* name)
+      : count_(static_cast<size_t>(count)),
+        pointer_(static_cast<T*>(device_allocate(count_ * sizeof(T), false, name))) {}
   DeviceBuffer(const std::vector<T>& values, const char* name)
       : count_(values.size()), pointer_(static_cast<T*>(device_allocate(count_ * sizeof(T), true, name))) {
     copy_to_device(pointer_, values.data(), count_ * sizeof(T));

@@ -15,6 +15,7 @@ std::vector<Case>& all_cases() {
 }  // namespace conformance
 
 int main(int count, char** names) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a crash shows how far it came
   int run = 0, failed = 0;
   for (const conformance::Case& test : conformance::all_cases()) {
     bool wanted = count == 1;
