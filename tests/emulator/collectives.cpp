@@ -1,5 +1,6 @@
 // Where threads meet: barriers of the block and the warp-level functions.
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "block.h"
@@ -33,8 +34,10 @@ int arrive_at_barrier(const char* name, bool predicate, unsigned char* forgotten
   if (barrier.arrived == 0) {
     barrier = {0, 0, name, at, forgotten, forgotten_bytes};
   } else if (!same_place(barrier.at, at) || !same_name(barrier.name, name)) {
-    fail(at, "divergent barrier: this thread is at %s (column %d), others wait at %s:%d in %s (column %d)", name,
-         at.column, base_name(barrier.at.file), barrier.at.line, barrier.name, barrier.at.column);
+    char column[32] = "";
+    if (barrier.at.column != 0) snprintf(column, sizeof(column), ", column %d", barrier.at.column);
+    fail(at, "divergent barrier: this thread calls %s, others wait in %s at %s:%d%s", name, barrier.name,
+         base_name(barrier.at.file), barrier.at.line, column);
   } else if (barrier.forgotten != forgotten || barrier.forgotten_bytes != forgotten_bytes) {
     fail(at, "the threads of the block pass different ranges to %s", name);
   }

@@ -68,6 +68,17 @@ T shuffle_value(const char* name, uint32_t mask, T value, int lane, bool in_rang
   return result;
 }
 
+// Device integers wrap around.
+template <class T>
+T wrapping_sum(T a, T b) {
+  if constexpr (std::is_integral_v<T>) {
+    using Unsigned = std::make_unsigned_t<T>;
+    return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));
+  } else {
+    return a + b;
+  }
+}
+
 // Applies `update` to *target as one atomic, relaxed operation and returns the old value.
 template <class T, class Update>
 DEEPCLUST_UNCHECKED T atomic_update(T* target, Update update, Location at) {
@@ -162,7 +173,8 @@ DEEPCLUST_DEFINE_REDUCE(__reduce_xor_sync, kXor, kXor)
     static_assert(deepclust::emulator::kOneOf<T, __VA_ARGS__>, "CUDA has no " #name " for this type");        \
     return deepclust::emulator::atomic_update(target, [value](T old) { return static_cast<T>(result); }, at); \
   }
-DEEPCLUST_DEFINE_ATOMIC(atomicAdd, old + value, int, unsigned, unsigned long long, float, double)
+DEEPCLUST_DEFINE_ATOMIC(atomicAdd, deepclust::emulator::wrapping_sum(old, value), int, unsigned, unsigned long long,
+                        float, double)
 DEEPCLUST_DEFINE_ATOMIC(atomicMax, old < value ? value : old, int, unsigned, long long, unsigned long long)
 DEEPCLUST_DEFINE_ATOMIC(atomicMin, value < old ? value : old, int, unsigned, long long, unsigned long long)
 DEEPCLUST_DEFINE_ATOMIC(atomicAnd, (old & value), int, unsigned, unsigned long long)

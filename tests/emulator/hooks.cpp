@@ -15,7 +15,12 @@ extern "C" {
 extern const char deepclust_emulator_hooks;
 const char deepclust_emulator_hooks = 1;  // its presence turns the checker on
 
+// Host code beside the kernels calls these: objects with virtual functions, and static ones made at their first use.
 void __tsan_init() {}
+void __tsan_vptr_update(void**, void*) {}
+unsigned char __tsan_atomic8_load(const volatile unsigned char* pointer, int) {
+  return __atomic_load_n(pointer, __ATOMIC_SEQ_CST);
+}
 
 #define DEEPCLUST_DEFINE_HOOKS(name, bytes)                                          \
   void __tsan_##name##read##bytes(void* pointer) {                                   \

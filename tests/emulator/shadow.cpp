@@ -13,16 +13,18 @@
 namespace deepclust::emulator {
 namespace {
 
+using Registry = std::map<uintptr_t, std::unique_ptr<Buffer>>;  // by lowest address
+
 // Host threads may allocate tensors while another one runs a kernel.
 std::mutex registry_mutex;
-std::map<uintptr_t, std::unique_ptr<Buffer>> registry;  // by lowest address
-std::atomic<uint64_t> generation{1};                    // moves on when a buffer goes
+Registry& registry = *new Registry;   // for good: tensors may outlive the library's static objects
+std::atomic<uint64_t> generation{1};  // moves on when a buffer comes or goes
 
 bool is_zero(const Cell& cell) {
   return !cell.write.stamp && !cell.read.stamp && !cell.lane_read.stamp && !cell.other_read.stamp;
 }
 
-std::map<uintptr_t, std::unique_ptr<Buffer>>::iterator at_or_below(uintptr_t address) {
+Registry::iterator at_or_below(uintptr_t address) {
   auto next = registry.upper_bound(address);
   return next == registry.begin() ? registry.end() : std::prev(next);
 }
