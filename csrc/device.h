@@ -58,6 +58,8 @@ inline int multiprocessor_count() {
   return count;
 }
 
+#if defined(__CUDACC__)  // not for csrc/cuda/torch, which the host compiler compiles
+
 template <class T>
 __device__ __forceinline__ T* shared_array(unsigned char* base, size_t offset, size_t /*count*/) {
   return reinterpret_cast<T*>(base + offset);
@@ -128,6 +130,8 @@ __device__ __forceinline__ uint32_t float_to_tf32(float value) {
   asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(bits) : "f"(value));
   return bits;
 }
+
+#endif  // __CUDACC__
 
 }  // namespace deepclust::device
 #endif
