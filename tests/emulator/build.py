@@ -198,7 +198,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the copy of the tree")
     parser.add_argument("mode", choices=[mode for mode in MODES if mode != "nvcc"])
     options = parser.parse_args()
-    print(build_library(options.folder, options.mode))
+    try:
+        print(build_library(options.folder, options.mode))
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
