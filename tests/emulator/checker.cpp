@@ -177,7 +177,7 @@ bool is_static_data(uintptr_t address) {
 void check_memory(const void* pointer, size_t bytes, Access access, Where where) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (is_static_data(address)) return;
-  Buffer* buffer = find_buffer(address);
+  Buffer* buffer = find_buffer_from_kernel(address);
   if (buffer == nullptr) fail_outside(address, bytes, access, where);
   const Thread& self = *current;
   if (address + bytes > buffer->low + buffer->bytes) {

@@ -24,11 +24,6 @@ bool is_zero(const Cell& cell) {
   return !cell.write.stamp && !cell.read.stamp && !cell.lane_read.stamp && !cell.other_read.stamp;
 }
 
-Registry::iterator at_or_below(uintptr_t address) {
-  auto next = registry.upper_bound(address);
-  return next == registry.begin() ? registry.end() : std::prev(next);
-}
-
 }  // namespace
 
 Buffer::~Buffer() {
@@ -81,25 +76,29 @@ void remove_buffer(const void* pointer) {
 }
 
 Buffer* find_buffer(uintptr_t address) {
+  Buffer* below = find_buffer_below(address);
+  return below != nullptr && below->contains(address) ? below : nullptr;
+}
+
+Buffer* find_buffer_from_kernel(uintptr_t address) {
   constexpr size_t kSlots = 512;
-  static thread_local Buffer* recent[kSlots];
-  static thread_local uint64_t recent_generation;
+  static Buffer* recent[kSlots];
+  static uint64_t recent_generation;
   if (recent_generation != generation.load(std::memory_order_relaxed)) {
     std::fill(std::begin(recent), std::end(recent), nullptr);
     recent_generation = generation.load(std::memory_order_relaxed);
   }
   Buffer*& slot = recent[address / 64 % kSlots];
   if (slot != nullptr && slot->contains(address)) return slot;
-  const std::lock_guard<std::mutex> lock(registry_mutex);
-  const auto found = at_or_below(address);
-  if (found == registry.end() || !found->second->contains(address)) return nullptr;
-  return slot = found->second.get();
+  Buffer* found = find_buffer(address);
+  if (found != nullptr) slot = found;
+  return found;
 }
 
 Buffer* find_buffer_below(uintptr_t address) {
   const std::lock_guard<std::mutex> lock(registry_mutex);
-  const auto found = at_or_below(address);
-  return found == registry.end() ? nullptr : found->second.get();
+  const auto above = registry.upper_bound(address);
+  return above == registry.begin() ? nullptr : std::prev(above)->second.get();
 }
 
 }  // namespace deepclust::emulator

@@ -75,8 +75,9 @@ struct Buffer {
 // Shared memory has its cells at a fixed place, since launches come and go; stale ones carry another block's number.
 Buffer* add_buffer(const void* pointer, size_t bytes, bool initialised, const char* name, Cell* shared_cells);
 void remove_buffer(const void* pointer);
-Buffer* find_buffer(uintptr_t address);        // null if none holds the address
-Buffer* find_buffer_below(uintptr_t address);  // the last one that starts at or before it, for messages
-Cell* reserve_cells(size_t count);             // zero, and no memory until touched
+Buffer* find_buffer(uintptr_t address);              // null if none holds the address
+Buffer* find_buffer_from_kernel(uintptr_t address);  // the same, quicker, for the thread that runs the launch
+Buffer* find_buffer_below(uintptr_t address);        // the last one that starts at or before it, for messages
+Cell* reserve_cells(size_t count);                   // zero, and no memory until touched
 
 }  // namespace deepclust::emulator

@@ -21,12 +21,11 @@ void require_tf32(float value, const Collective& collective, int lane, const cha
   fail(collective.at, "%s: operand %s of lane %d was not converted to tf32", collective.name, operand, lane);
 }
 
-// c += a * b for row-major matrices, summed in double: the tensor cores' order of summation is not known.
+// One row of c += a * b, with row-major b; summed in double: the tensor cores' order of summation is not known.
 template <int kInner, int kColumns>
-void multiply_row(const float* a_row, const float* b, double* c_row) {
+void multiply_row(const double* a_row, const double* b, double* c_row) {
   for (int k = 0; k < kInner; ++k) {
-    const double factor = a_row[k];
-    for (int column = 0; column < kColumns; ++column) c_row[column] += factor * b[k * kColumns + column];
+    for (int column = 0; column < kColumns; ++column) c_row[column] += a_row[k] * b[k * kColumns + column];
   }
 }
 
@@ -67,8 +66,8 @@ struct F16 {
 template <class Type>
 void multiply_registers(Collective& collective, Thread*) {
   constexpr int kInner = Type::kInner, kPacked = Type::kPacked;
-  float a[16 * kInner];
-  float b[kInner * 8];
+  double a[16 * kInner];
+  double b[kInner * 8];
   double d[16 * 8];
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto& registers = *reinterpret_cast<const Registers*>(collective.value[lane]);
@@ -106,8 +105,8 @@ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, Locati
 // For wmma; all lanes pass the same shape.
 template <int m, int n, int k>
 void multiply_shape(Collective& collective, Thread*) {
-  float a[m * k];
-  float b[k * n];
+  double a[m * k];
+  double b[k * n];
   double d[m * n];
   for (int lane = 0; lane < kLanes; ++lane) {
     const auto& product = *reinterpret_cast<const FragmentProduct*>(collective.value[lane]);
