@@ -1,7 +1,22 @@
-"""Comparisons that many tests share."""
+"""Devices and comparisons that many tests share."""
 
+import pytest
 import torch
 from torch import Tensor
+
+from deepclust_ext import _extension
+
+#: Whether this library runs the CUDA kernels on the emulated device, which then serves CPU tensors.
+EMULATED = False
+if _extension.NATIVE_DEVICES:
+    from deepclust_ext import _C
+
+    EMULATED = _C.build_info()["cpu_capability"] == "emulated CUDA device"
+
+#: Devices for pytest.mark.parametrize("device", DEVICES).
+DEVICES = [pytest.param("cpu", id="emulated-cuda" if EMULATED else "cpu")]
+if torch.cuda.is_available():
+    DEVICES.append(pytest.param("cuda", id="cuda"))
 
 #: What the float64 reference itself may err, relative: its distances come from a matrix product and cancel.
 TRUTH_ERROR = 1e-12

@@ -10,10 +10,9 @@ from torch import Tensor
 import deepclust_ext
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES
-from tests.helpers import assert_error_budget, same_bits
+from tests.helpers import DEVICES, assert_error_budget, same_bits
 from tests.ops.opsamples import SAMPLE_INPUTS, Sample
 
-DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 OPS = sorted(SAMPLE_INPUTS)
 
 pytestmark = [pytest.mark.parametrize("device", DEVICES), pytest.mark.parametrize("op", OPS)]

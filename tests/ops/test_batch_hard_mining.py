@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepclust_ext import HardPairs, _extension, batch_hard_mining, reference
+from tests.helpers import EMULATED
 
 CLAMPED = 1e-6  # the smallest distance there is
 
@@ -87,6 +88,7 @@ def brute_force(teacher: Tensor, student: Tensor, anchor: int) -> tuple[int, int
     return int(across.masked_fill(negative, -float("inf")).argmax()), nearest
 
 
+@pytest.mark.skipif(EMULATED, reason="4 billion pairs take hours on the emulated device")
 def test_more_rows_than_a_16_bit_index_holds() -> None:
     teacher, student = make_batch("aligned", 66_000, 4, torch.float64)
     pairs = batch_hard_mining(teacher, student, normalize=False)
@@ -310,6 +312,7 @@ def digest(capability: str) -> list[str]:
     return output.stdout.splitlines()
 
 
+@pytest.mark.skipif(EMULATED, reason="the emulated device has one instruction set")
 def test_instruction_sets_agree() -> None:
     best, avx2, baseline = (digest(capability) for capability in ("avx512", "avx2", "default"))
     assert baseline[0] == "baseline"

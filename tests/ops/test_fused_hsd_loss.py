@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepclust_ext import _extension, fused_hsd_loss, reference
+from tests.helpers import EMULATED
 from tests.ops.test_batch_hard_mining import BAD_INPUTS, CLAMPED, KINDS, STUDENT, TEACHER, make_batch
 
 LOG_2 = math.log(2)
@@ -210,6 +211,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.skipif(EMULATED, reason="a billion pairs take an hour on the emulated device")
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer multiplies memory")
 def test_no_square_matrix_in_memory() -> None:
     """Forward and backward at N = 32768, D = 128 take at most 160 MB; one N x N matrix would take 4096 MB."""

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import HardPairs, batch_hard_mining, fused_hsd_loss, reference
-from tests.helpers import assert_error_budget, same_bits
-from tests.ops.test_all_ops import DEVICES
+from tests.helpers import DEVICES, assert_error_budget, same_bits
 
 # Around the borders of row blocks (64, 128), column tiles (64), quads (4) and stages (16, 32 and 64 features).
 SIZES = [(1, 1), (2, 33), (5, 64), (63, 3), (64, 16), (65, 130), (129, 31), (200, 65)]
