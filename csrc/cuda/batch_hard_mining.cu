@@ -11,6 +11,7 @@
 #include "cuda/batch_hard_mining.cuh"
 
 #include <cmath>
+#include <type_traits>
 
 #include "common/constants.h"
 #include "common/hsd_row.h"
@@ -31,9 +32,9 @@ enum RowValue { kTeacherBias, kStudentBias, kSelfSquared, kTeacherScale, kStuden
 enum Kind { kNegative, kPositive };
 
 template <class T>
-struct alignas(2 * sizeof(T)) Candidate {
+struct alignas(2 * sizeof(T)) Candidate {  // moved as one vector, so without padding
   T score;
-  int32_t column;
+  std::conditional_t<sizeof(T) == 8, int64_t, int32_t> column;
 };
 
 // What one split found out about one row. A count above kMaxCandidates says that there were too many.
@@ -475,7 +476,7 @@ __device__ bool decide_by_candidates(const Arguments<P>& in, int64_t i, HardestP
         if (first + quad_lane() < count) {
           const Candidate<T> candidate = list[first + quad_lane()];
           const bool can_win = kind == kNegative ? candidate.score >= floor : candidate.score <= ceiling;
-          if (can_win && candidate.column != i) column = candidate.column;
+          if (can_win && candidate.column != i) column = static_cast<int>(candidate.column);
         }
         for (unsigned lanes = quad_ballot(column >= 0); lanes != 0; lanes &= lanes - 1) {
           const int j = __shfl_sync(quad_mask(), column, __ffs(lanes) - 1, 4);
