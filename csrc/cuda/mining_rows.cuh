@@ -1,0 +1,210 @@
+// First kernel of mining: normalized rows, what else a row needs to know, and whether all are finite.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "common/constants.h"
+#include "common/numeric.cuh"
+#include "common/quad.cuh"
+#include "common/tile_gemm.cuh"
+#include "cuda/batch_hard_mining.cuh"
+#include "device.h"
+
+namespace deepclust::mining {
+
+constexpr int kPrepareThreads = 128;
+constexpr int kRowsPerPrepareBlock = kPrepareThreads / 4;  // one quad each
+constexpr int kMaxSplits = 16;
+constexpr int kMaxCandidates = 32;  // of a row, class and split
+constexpr int kOpenRows = 4;        // rows that share a pass of the exact search
+
+enum RowValue { kTeacherBias, kStudentBias, kSelfSquared, kTeacherScale, kStudentScale, kRowValues };
+enum Kind { kNegative, kPositive };
+
+template <class T>
+struct alignas(2 * sizeof(T)) Candidate {  // moved as one vector, so without padding
+  T score;
+  std::conditional_t<sizeof(T) == 8, int64_t, int32_t> column;
+};
+
+// What one split found out about one row. A count above kMaxCandidates says that there were too many.
+template <class T>
+struct SearchResult {
+  T floor;    // no negative with a score below is the nearest
+  T ceiling;  // no positive with a score above is the farthest
+  int count[2];
+};
+
+template <class P>
+struct RowElementOf {
+  using type = typename P::Element;
+};
+template <>
+struct RowElementOf<F32AsBf16x3> {
+  using type = float;
+};
+
+template <class P>
+struct Arguments {
+  using T = typename P::Accumulator;
+  using Row = typename RowElementOf<P>::type;
+  const Row* input[2];            // (N, D) teacher, student
+  Row* rows[2];                   // (N, row_depth)
+  typename P::Element* split[4];  // (N, row_depth) teacher high, low, student high, low
+  T* values;                      // (kRowValues, N)
+  T* largest_squares;             // (2, prepare_blocks)
+  Candidate<T>* candidates;       // (N, splits, 2, kMaxCandidates)
+  SearchResult<T>* results;       // (splits, N)
+  unsigned* tickets;              // (row_blocks + 1,)
+  double* sums;                   // (row_blocks, kHsdSums)
+  MiningOutputs out;
+  int64_t count, depth, row_depth;
+  int row_blocks, splits, prepare_blocks;
+  bool normalize;
+
+  __device__ __forceinline__ T value(RowValue which, int64_t row) const { return values[which * count + row]; }
+
+  __device__ __forceinline__ ScaledRow<Row> row(int which, int64_t index) const {
+    ScaledRow<Row> row{rows[which] + index * row_depth, T(1)};
+    if constexpr (sizeof(Row) == 2) row.scale = value(which == 0 ? kTeacherScale : kStudentScale, index);
+    return row;
+  }
+
+  __device__ __forceinline__ Candidate<T>* list(int64_t row, int split_index, int kind) const {
+    return candidates + ((row * splits + split_index) * 2 + kind) * kMaxCandidates;
+  }
+
+  __device__ __forceinline__ TileOperand<P> operand(int which) const {
+    if constexpr (P::kParts == 2) {
+      return {{split[2 * which], split[2 * which + 1]}, count};
+    } else {
+      return {{rows[which]}, count};
+    }
+  }
+};
+
+template <class T>
+struct Norm {
+  bool finite;
+  double value;
+};
+
+// L2 norm of a row, by a quad.
+template <class T, class Row>
+__device__ Norm<T> norm_of(const Row* source /* (depth,) */, int64_t depth, bool normalize) {
+  T squares = 0;
+  for (int64_t k = quad_lane(); k < depth; k += 4) squares += widen(source[k]) * widen(source[k]);
+  squares = quad_sum(squares);
+  if (!normalize) return {squares <= Limits<T>::kMax, sqrt(static_cast<double>(squares))};
+  // Squares that leave the comfortable range are summed again relative to the largest element.
+  constexpr T kTiny = Limits<T>::kTiny / Limits<T>::kEpsilon;
+  if (squares > kTiny && squares < 1 / kTiny) return {true, sqrt(static_cast<double>(squares))};
+  double largest = 0;
+  bool finite = true;
+  for (int64_t k = quad_lane(); k < depth; k += 4) {
+    const double size = fabs(static_cast<double>(widen(source[k])));
+    finite = finite && size <= Limits<double>::kMax;
+    largest = larger(size, largest);
+  }
+  finite = quad_ballot(finite) == 0xf;
+  largest = quad_max(largest);
+  double scaled = 0;
+  for (int64_t k = quad_lane(); k < depth && finite && largest > 0; k += 4) {
+    const double ratio = static_cast<double>(widen(source[k])) / largest;
+    scaled += ratio * ratio;
+  }
+  return {finite, largest * sqrt(quad_sum(scaled))};
+}
+
+// Writes row i of teacher (0) or student (1) and returns its squared norm, infinite if the row is not finite; by a
+// quad.
+template <class P>
+__device__ typename P::Accumulator prepare_row(const Arguments<P>& in, int which, int64_t i) {
+  using T = typename P::Accumulator;
+  using Row = typename Arguments<P>::Row;
+  const Row* source = in.input[which] + i * in.depth;
+  const Norm<T> norm = norm_of<T>(source, in.depth, in.normalize);
+  const T inverse_norm = in.normalize ? static_cast<T>(1 / larger(norm.value, kMinNorm)) : T(1);
+  // bfloat16 elements are kept, but for a power of two, which brings the norm near 1: products must not overflow.
+  int exponent = 0;
+  if (std::is_same<Row, __nv_bfloat16>::value && norm.finite && norm.value > 0) exponent = ilogb(norm.value);
+  ScaledRow<Row> row{in.rows[which] + i * in.row_depth, T(1)};
+  if constexpr (sizeof(Row) == 2) row.scale = ldexpf(inverse_norm, exponent);
+  T squared = 0;
+  for (int64_t chunk = quad_lane(); chunk < in.row_depth / Chunk<Row>::kCount; chunk += 4) {
+    Chunk<Row> stored;
+#pragma unroll
+    for (int e = 0; e < Chunk<Row>::kCount; ++e) {
+      const int64_t k = chunk * Chunk<Row>::kCount + e;
+      T element = k < in.depth ? widen(source[k]) : T(0);
+      if constexpr (sizeof(Row) != 2) element *= inverse_norm;
+      if constexpr (std::is_same<Row, __nv_bfloat16>::value) element = ldexpf(element, -exponent);
+      stored.element[e] = narrow<Row>(element);
+      const T value = row.value(stored.element[e]);
+      squared += value * value;
+      if constexpr (P::kParts == 2) {
+        const auto high = narrow<typename P::Element>(value);
+        in.split[2 * which][i * in.row_depth + k] = high;
+        in.split[2 * which + 1][i * in.row_depth + k] = narrow<typename P::Element>(value - widen(high));
+      }
+    }
+    stored.store(in.rows[which] + i * in.row_depth, chunk);
+  }
+  squared = quad_sum(squared);
+  if (quad_lane() == 0) {
+    static_cast<T*>(in.out.inverse_norm)[which * in.count + i] = inverse_norm;
+    in.values[(kTeacherBias + which) * in.count + i] = squared / 2;
+    if (sizeof(Row) == 2) in.values[(kTeacherScale + which) * in.count + i] = row.scale;
+  }
+  return norm.finite ? squared : Limits<T>::kInfinity;
+}
+
+// The largest value of a warp, in all its lanes.
+template <class T>
+__device__ __forceinline__ T warp_max(T value) {
+  for (int offset = 16; offset > 0; offset /= 2) value = larger(value, __shfl_xor_sync(kWholeWarp, value, offset));
+  return value;
+}
+
+template <class P>
+__global__ void __launch_bounds__(kPrepareThreads, 4) prepare_rows_kernel(const Arguments<P> in) {
+  using T = typename P::Accumulator;
+  using Row = typename Arguments<P>::Row;
+  const int64_t i = int64_t{blockIdx.x} * kRowsPerPrepareBlock + threadIdx.x / 4;
+  T squares[2] = {0, 0};
+  if (i < in.count) {
+    T scale[2] = {1, 1};
+    for (int which = 0; which < 2; ++which) {
+      squares[which] = prepare_row(in, which, i);
+      if constexpr (sizeof(Row) == 2) {
+        __syncwarp(quad_mask());
+        scale[which] = in.value(which == 0 ? kTeacherScale : kStudentScale, i);
+      }
+    }
+    // Every lane reads the chunks that it wrote itself.
+    const ScaledRow<Row> teacher{in.rows[0] + i * in.row_depth, scale[0]};
+    const ScaledRow<Row> student[1] = {{in.rows[1] + i * in.row_depth, scale[1]}};
+    T squared[1];
+    squared_distances(teacher, student, in.row_depth, squared);
+    if (quad_lane() == 0) in.values[kSelfSquared * in.count + i] = larger(squared[0], T(kMinSquaredDistance));
+  }
+  DEEPCLUST_SHARED(T, largest, [2][kPrepareThreads / 32]);
+  for (int which = 0; which < 2; ++which) {
+    const T warp_largest = warp_max(squares[which]);
+    if (threadIdx.x % 32 == 0) largest[which][threadIdx.x / 32] = warp_largest;
+  }
+  __syncthreads();
+  if (threadIdx.x < 2) {
+    T block_largest = 0;
+    for (int warp = 0; warp < kPrepareThreads / 32; ++warp)
+      block_largest = larger(block_largest, largest[threadIdx.x][warp]);
+    in.largest_squares[threadIdx.x * in.prepare_blocks + blockIdx.x] = block_largest;
+  }
+  if (blockIdx.x == 0) {
+    for (int ticket = threadIdx.x; ticket <= in.row_blocks; ticket += kPrepareThreads) in.tickets[ticket] = 0;
+  }
+}
+
+}  // namespace deepclust::mining
