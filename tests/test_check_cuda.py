@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from tests.check_cuda import Kernel, Launch, find_problems, parse_launch_bounds, parse_launches, parse_ptxas, short_name
-from tests.emulator.build import gencode_flags
 
 PTXAS = """\
 ptxas info    : 0 bytes gmem
@@ -105,10 +104,3 @@ def test_a_kernel_that_is_never_launched_is_named() -> None:
 )
 def test_short_names(demangled: str, name: str) -> None:
     assert short_name(demangled) == name
-
-
-def test_architectures_in_torchs_notation() -> None:
-    assert gencode_flags("8.0;9.0+PTX") == [
-        "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
-    ]
