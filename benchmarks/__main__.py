@@ -3,24 +3,26 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.clock import Function, Rounds, paired_ratio, summarize, time_rounds
+from benchmarks.floors import CARDS, floor_lines, floor_table
 from benchmarks.harness import (
+    DEFAULT_DTYPES,
+    DTYPES,
     Case,
     OpBenchmark,
-    Rounds,
     admit,
+    cases_of,
+    float32_products,
     load_op,
     op_names,
-    paired_ratio,
-    summarize,
-    time_rounds,
 )
-from benchmarks.memory import measure_in_subprocess
+from benchmarks.memory import measure_allocated, measure_in_subprocess
 from benchmarks.report import (
     ROOT,
     Row,
@@ -31,6 +33,7 @@ from benchmarks.report import (
     machine_name,
     update_csv,
 )
+from deepclust_ext._extension import NATIVE_DEVICES
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,26 +45,32 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=10.0, help="time per case (default: 10)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "float64", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: float32; on cuda all but float64")
+    parser.add_argument("--floors", action="store_true", help="print floors and predictions for an H200, run nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV")
     return parser
 
 
 def run_case(name: str, op: OpBenchmark, case: Case, setting: Setting, seconds: float, memory: bool) -> list[Row]:
     """Measure one case and return a row per provider and mode, or one per provider that was not timed."""
-    inputs = case.inputs(getattr(torch, setting.dtype), setting.device)
+    inputs = case.inputs(DTYPES[setting.dtype][0], setting.device)
     if case.memory_only:
+        functions: dict[str, Function] = {}
         timed: Rounds = {}
         statuses = {provider: case.skip.get(provider, "memory only") for provider in op.PROVIDERS}
+        measured = [provider for provider, status in statuses.items() if status == "memory only"]
     else:
         functions, statuses = admit(op, case, inputs)
-        timed = time_rounds(op, functions, inputs, setting.device, seconds)
-    runnable = {provider for provider, _ in timed if provider != op.YARDSTICK.name}
-    runnable |= {provider for provider, status in statuses.items() if status == "memory only"}
-    peaks = {
-        provider: measure_in_subprocess(name, case.name, provider, setting.dtype, setting.device, setting.threads)
-        for provider in sorted(runnable if memory else ())
-    }
+        calls = {op.YARDSTICK.name: op.YARDSTICK.function, **functions}
+        modes = {provider: op.MODES if provider in functions else ("forward",) for provider in calls}
+        timed = time_rounds(calls, modes, inputs, setting.device, seconds)
+        measured = list(functions)
+    peaks: dict[str, float] = {}
+    for provider in measured if memory else ():
+        if setting.device == "cuda":
+            peaks[provider] = measure_allocated(functions[provider], inputs, op.MODES)
+        else:
+            peaks[provider] = measure_in_subprocess(name, case.name, provider, setting.dtype, setting.threads)
     make_row = partial(Row, op=name, case=case.name, **asdict(setting))
     whole = op.MODES[-1]  # the mode that memory is measured in
     rows = []
@@ -87,38 +96,60 @@ def run_case(name: str, op: OpBenchmark, case: Case, setting: Setting, seconds: 
     return rows
 
 
+def print_case(name: str, op: OpBenchmark, case: Case, setting: Setting, rows: list[Row]) -> None:
+    """Print the table of a case and, on CUDA, how far ours is from the floor."""
+    flops = op.YARDSTICK.flops(*case.inputs(torch.float32, "cpu"))
+    label = "" if setting.dtype == "float32" else f" {setting.dtype}"
+    print(f"\n{name} {case.name}{label}, {op.YARDSTICK.name}: {flops / 1e9:.4g} GFLOP")
+    print(format_table(rows, op.YARDSTICK.name), flush=True)
+    if setting.device == "cuda":
+        ours = {row.mode: row.median_ms for row in rows if row.provider == "ours" and row.median_ms is not None}
+        for line in floor_lines(setting.machine, op.WORK, case.rows, case.dims, setting.dtype, ours):
+            print(line, flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks asked for, print tables, update the machine's CSV; return 1 if a provider is wrong."""
     parser = make_parser()
     options = parser.parse_args(arguments)
+    if options.floors:
+        print(floor_table(CARDS["NVIDIA H200"]))
+        return 0
     unknown = set(options.ops) - set(op_names())
     if unknown:
         parser.error(f"OP: expected some of {', '.join(op_names())}, got {', '.join(sorted(unknown))}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU")
+    if options.device == "cuda" and "cuda" not in NATIVE_DEVICES:
+        parser.error("--device cuda: deepclust_ext was built without CUDA kernels, so ours would be the reference")
+    if options.device == "cpu" and options.dtype == "float32-high":
+        parser.error("--dtype float32-high: a setting of products on CUDA")
     if options.threads:
         torch.set_num_threads(options.threads)
+    dtypes = (options.dtype,) if options.dtype else DEFAULT_DTYPES[options.device]
     setting = Setting(
         machine=machine_name(options.device),
         device=options.device,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         commit=current_commit(),
-        dtype=options.dtype,
+        dtype=", ".join(dtypes),
     )
     path = csv_path(options.out, setting)
     print(", ".join(f"{name} {value}" for name, value in asdict(setting).items()))
     wrong = False
+    seconds = 0 if options.quick else options.seconds
     for name in options.ops or op_names():
         op = load_op(name)
-        cases = [case for case in op.CASES if options.cases in case.name]
+        cases = [case for case in cases_of(op, options.device) if options.cases in case.name]
         for case in cases[:1] if options.quick else cases:
-            rows = run_case(
-                name, op, case, setting, seconds=0 if options.quick else options.seconds, memory=not options.quick
-            )
-            flops = op.YARDSTICK.flops(*case.inputs(torch.float32, "cpu"))
-            print(f"\n{name} {case.name}, {op.YARDSTICK.name}: {flops / 1e9:.4g} GFLOP")
-            print(format_table(rows, op.YARDSTICK.name), flush=True)
-            update_csv(path, rows)  # after every case, so that an interrupted run keeps what it has
-            wrong = wrong or any(row.status.startswith("WRONG") for row in rows)
+            for dtype in dtypes:
+                one = replace(setting, dtype=dtype)
+                with float32_products(DTYPES[dtype][1]):
+                    rows = run_case(name, op, case, one, seconds, memory=not options.quick)
+                print_case(name, op, case, one, rows)
+                update_csv(path, rows)  # after every case, so that an interrupted run keeps what it has
+                wrong = wrong or any(row.status.startswith("WRONG") for row in rows)
     print(f"\nwritten to {path}")
     return int(wrong)
 

@@ -1,26 +1,28 @@
-"""Checks, then times, every provider of an op, all of them in turn within one process.
+"""What a benchmark of an op consists of, and the check that every provider has to pass before it is timed."""
 
-Why in turn: the speed of a machine drifts (clock, neighbours, page cache), but hardly within one round. A round calls
-every provider once, in shuffled order; a ratio is the median over rounds of the two times of the same round.
-"""
-
-import gc
 import importlib
-import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Function = Callable[..., Any]
+from benchmarks.clock import Function, clear_gradients
+from benchmarks.floors import WorkOf
 
-WARM_UPS = 2
-MIN_ROUNDS, MAX_ROUNDS = 9, 200
+# What a run's dtype may be, with the torch dtype and torch's setting for float32 products on CUDA. "float32-high" lets
+# rivals multiply in TF32 and our products be three bfloat16 ones, which does not show in our results.
+DTYPES = {
+    "float32": (torch.float32, "highest"),
+    "float32-high": (torch.float32, "high"),
+    "bfloat16": (torch.bfloat16, "highest"),
+    "float16": (torch.float16, "highest"),
+    "float64": (torch.float64, "highest"),
+}
+DEFAULT_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float32-high", "bfloat16", "float16")}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Case:
     rivals: Mapping[str, Provider] = field(default_factory=dict)  # providers that this case has beyond PROVIDERS
     skip: Mapping[str, str] = field(default_factory=dict)  # provider -> status that says why
     memory_only: bool = False  # too large for a check in float64
+    checked_rows: int | None = None  # so many rows are checked instead: too large for a check in float64 on this GPU
 
     @property
     def name(self) -> str:
@@ -71,6 +74,8 @@ class OpBenchmark(Protocol):
     YARDSTICK: Yardstick
     PROVIDERS: Mapping[str, Provider]
     CASES: Sequence[Case]
+    CUDA_CASES: Sequence[Case]
+    WORK: Mapping[str, WorkOf]  # mode -> what ours has to do on CUDA
 
 
 def op_names() -> list[str]:
@@ -81,6 +86,11 @@ def op_names() -> list[str]:
 def load_op(name: str) -> OpBenchmark:
     """Import the benchmark of an op."""
     return cast(OpBenchmark, importlib.import_module(f"benchmarks.ops.{name}"))
+
+
+def cases_of(op: OpBenchmark, device: str) -> Sequence[Case]:
+    """Return the cases for a type of device."""
+    return op.CUDA_CASES if device == "cuda" else op.CASES
 
 
 def providers_of(op: OpBenchmark, case: Case) -> dict[str, Provider]:
@@ -124,28 +134,61 @@ def error(result: Tensor, truth: Tensor) -> float:
     return float(kept.norm()) / scale
 
 
-def find_fault(results: dict[str, Tensor], naive: dict[str, Tensor], truth: dict[str, Tensor]) -> str | None:
+def find_fault(
+    results: dict[str, Tensor], budget: dict[str, Tensor], truth: dict[str, Tensor], dtype: torch.dtype
+) -> str | None:
     """Return what is wrong with a provider's results, or None.
 
-    The rule of the error budget: at most twice the error of the reference in the tested dtype, and a little more
+    The rule of the error budget: at most twice the error of the reference, computed in `dtype`, and a little more
     because that error can be 0 by luck.
     """
     for name, result in results.items():
         off = error(result, truth[name])
-        slack = 100 * torch.finfo(result.dtype).eps if result.is_floating_point() else 0.0
-        allowed = 2 * error(naive[name], truth[name]) + slack
+        slack = 100 * torch.finfo(dtype).eps if result.is_floating_point() else 0.0
+        allowed = 2 * error(budget[name], truth[name]) + slack
         if off > allowed:
             return f"WRONG: {name} is off by {off:.1e}, allowed {allowed:.1e}"
     return None
 
 
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Let torch multiply float32 matrices on CUDA with this precision, "highest" or "high".
+
+    By the older of torch's two settings, which sets the newer one as well; the other way round, torch.compile raises.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def reference_results(op: OpBenchmark, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the results of the reference on the same values in another dtype."""
+    return named_results(op, op.TRUTH, tuple(x.detach().to(dtype).requires_grad_(x.requires_grad) for x in inputs))
+
+
 def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Function], dict[str, str]]:
-    """Load and check every provider; return those fit to be timed and, for the others, a status that says why."""
+    """Load and check every provider; return those fit to be timed and, for the others, a status that says why.
+
+    Rivals have the error budget of the reference in the tested dtype; ours has that in float32, its results rounded.
+    """
     torch.compiler.reset()  # else the recompilation limit, reached after a few sizes, would silently mean eager
-    exact = tuple(x.detach().double().requires_grad_(x.requires_grad) for x in inputs)
-    truth = named_results(op, op.TRUTH, exact)
-    naive = named_results(op, op.TRUTH, inputs)
-    fit, excluded = {}, {}
+    dtype, device = inputs[0].dtype, inputs[0].device.type
+    checked = case.inputs(dtype, device, case.checked_rows) if case.checked_rows else inputs
+    careful_dtype = torch.promote_types(dtype, torch.float32)
+    fit: dict[str, Function] = {}
+    excluded: dict[str, str] = {}
+    try:
+        truth = reference_results(op, checked, torch.float64)
+        naive = reference_results(op, checked, dtype)
+        with float32_products("highest"):
+            careful = reference_results(op, checked, careful_dtype)
+    except torch.OutOfMemoryError:
+        return fit, dict.fromkeys(providers_of(op, case), "skipped: not enough memory to check it")
+    careful = {name: value.to(naive[name].dtype) for name, value in careful.items()}
     for name, provider in providers_of(op, case).items():
         if name in case.skip:
             excluded[name] = case.skip[name]
@@ -155,94 +198,16 @@ def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict
         except ImportError as missing:
             excluded[name] = f"not installed: {missing}"
             continue
-        fault = find_fault(named_results(op, function, inputs), naive, truth)
+        budget = (careful, careful_dtype) if name == "ours" else (naive, dtype)
+        try:
+            fault = find_fault(named_results(op, function, checked), budget[0], truth, budget[1])
+            if case.checked_rows and not fault:  # that it runs at all, and stays finite
+                values = named_results(op, function, inputs).values()
+                fault = None if all(value.isfinite().all() for value in values) else "WRONG: not finite"
+        except torch.OutOfMemoryError:
+            fault = "skipped: out of memory"
         if fault:
             excluded[name] = fault
         else:
             fit[name] = function
     return fit, excluded
-
-
-# The clock
-
-
-def clear_gradients(inputs: tuple[Tensor, ...]) -> None:
-    """Forget gradients, so that a backward pass writes a new one, as after `optimizer.zero_grad()`."""
-    for x in inputs:
-        x.grad = None
-
-
-def read_clock(device: str) -> float:
-    """Return the time in seconds, after all queued work is done."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def take_sample(function: Function, inputs: tuple[Tensor, ...], modes: Sequence[str], device: str) -> dict[str, float]:
-    """Time one call; forward records the graph where a backward follows, and "both" is one stretch of time."""
-    clear_gradients(inputs)
-    start = read_clock(device)
-    output = function(*inputs)
-    middle = read_clock(device)
-    if "backward" not in modes:
-        return {"forward": middle - start}
-    output.backward()
-    end = read_clock(device)
-    return {"forward": middle - start, "backward": end - middle, "both": end - start}
-
-
-Rounds = dict[tuple[str, str], list[float]]  # (provider, mode) -> seconds in each round
-
-
-def time_rounds(
-    op: OpBenchmark, functions: Mapping[str, Function], inputs: tuple[Tensor, ...], device: str, seconds: float
-) -> Rounds:
-    """Time the yardstick and every function once per round, for about so many seconds; no seconds mean 3 rounds."""
-    calls = {op.YARDSTICK.name: op.YARDSTICK.function, **functions}
-    modes = {name: ("forward",) if name == op.YARDSTICK.name else op.MODES for name in calls}
-    rounds: Rounds = {(name, mode): [] for name in calls for mode in modes[name]}
-
-    def run_round(order: list[str]) -> dict[tuple[str, str], float]:
-        return {
-            (name, mode): taken
-            for name in order
-            for mode, taken in take_sample(calls[name], inputs, modes[name], device).items()
-        }
-
-    order = list(calls)
-    for _ in range(WARM_UPS):
-        start = time.perf_counter()
-        run_round(order)
-        round_seconds = time.perf_counter() - start
-    count = min(max(int(seconds / round_seconds), MIN_ROUNDS), MAX_ROUNDS) if seconds else 3
-    shuffler = random.Random(0)  # nobody always finds the caches as the same other one left them
-    gc.disable()
-    try:
-        for _ in range(count):
-            shuffler.shuffle(order)
-            for key, taken in run_round(order).items():
-                rounds[key].append(taken)
-    finally:
-        gc.enable()
-    return rounds
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Median and spread of some times, in milliseconds."""
-
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-
-
-def summarize(seconds: Sequence[float]) -> Summary:
-    """Return median, 20th and 80th percentile."""
-    p20, median, p80 = 1e3 * np.quantile(seconds, [0.2, 0.5, 0.8])
-    return Summary(float(median), float(p20), float(p80))
-
-
-def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """Return the median of the ratios of times that were taken in the same round."""
-    return float(np.median(np.divide(numerator, denominator)))

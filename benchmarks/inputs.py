@@ -1,9 +1,13 @@
-"""Seeded teacher and student batches, and the two matrix products that comparisons of them start from."""
+"""Seeded teacher and student batches, cases of them for CUDA, and the two products that comparisons start from."""
 
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 import torch
 from torch import Tensor
+
+from benchmarks.floors import CUDA_SIZES
+from benchmarks.harness import Case, Provider
 
 CLUSTERS = 10
 
@@ -15,6 +19,11 @@ CLUSTERED = {
 }
 DISTRIBUTIONS = ("random", *CLUSTERED)
 SIZES = ((128, 128), (256, 256), (1024, 256), (4096, 256))  # rows, dims; the first is a small training batch
+CUDA_CLUSTERED_ROWS = 4096  # at which CUDA has the other distributions as well
+
+#: Rows of a check where the case itself has too many. A float64 matrix of 65536 rows takes 34 GB, and the reference
+#: holds seven at a time; of 20480 rows it takes 3.4 GB, and those still fill all multiprocessors with large blocks.
+CHECKED_ROWS = 20480
 
 
 def teacher_and_student(distribution: str, rows: int, dims: int) -> tuple[Tensor, Tensor]:
@@ -40,9 +49,25 @@ def teacher_and_student(distribution: str, rows: int, dims: int) -> tuple[Tensor
 
 
 @cache
-def cluster_labels(rows: int) -> Tensor:
+def cluster_labels(rows: int, device: str = "cpu") -> Tensor:
     """Return the cluster of every row."""
-    return torch.arange(rows) % CLUSTERS
+    return torch.arange(rows, device=device) % CLUSTERS
+
+
+def cuda_cases(rivals: Callable[[str], Mapping[str, Provider]] = lambda distribution: {}) -> list[Case]:
+    """Return the cases for CUDA of an op on teacher and student, with the rivals that a distribution adds."""
+    return [
+        Case(
+            distribution,
+            rows,
+            dims,
+            partial(teacher_and_student, distribution),
+            rivals=rivals(distribution),
+            checked_rows=CHECKED_ROWS if rows > CHECKED_ROWS else None,
+        )
+        for rows, dims in CUDA_SIZES
+        for distribution in (DISTRIBUTIONS if rows == CUDA_CLUSTERED_ROWS else ("random",))
+    ]
 
 
 @torch.no_grad()

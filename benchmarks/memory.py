@@ -1,4 +1,4 @@
-"""Peak extra memory of one call, each measured in a process of its own (`python -m benchmarks.memory`).
+"""Peak extra memory of one call; on the CPU each in a process of its own (`python -m benchmarks.memory`).
 
 The process builds the inputs, warms the provider up on 64 rows (a compiled one on all rows: compiling is no part of a
 call), resets its peak resident memory, calls forward and, where the op is timed so, backward once, and reports how far
@@ -6,7 +6,9 @@ the peak rose above what was resident before. The gradient counts, inputs do not
 
 Blocks of 64 kB and more are mapped one by one (MALLOC_MMAP_THRESHOLD_), so what a warm-up freed is back with the system
 and cannot serve the measured call unseen. Without /proc the peak cannot be reset, and memory is reported only as far as
-it exceeds the peak of the warm-up. On CUDA it is torch's own count of allocated bytes.
+it exceeds the peak of the warm-up.
+
+On CUDA torch's allocator counts the bytes, exactly, so no process of its own is needed.
 """
 
 import argparse
@@ -14,42 +16,49 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from benchmarks.harness import Case, OpBenchmark, clear_gradients, load_op, providers_of, take_sample
+from benchmarks.clock import Function, clear_gradients, take_host_sample
+from benchmarks.harness import Case, OpBenchmark, load_op, providers_of
 
 WARM_UP_ROWS = 64
 _PROC = Path("/proc/self")
 
 
-def measure_in_subprocess(op: str, case: str, provider: str, dtype: str, device: str, threads: int) -> float:
-    """Return the peak extra memory of one call in MB (10^6 bytes)."""
-    command = [sys.executable, "-m", "benchmarks.memory", op, case, provider, dtype, device, str(threads)]
+def measure_in_subprocess(op: str, case: str, provider: str, dtype: str, threads: int) -> float:
+    """Return the peak extra resident memory of one call on the CPU in MB (10^6 bytes)."""
+    command = [sys.executable, "-m", "benchmarks.memory", op, case, provider, dtype, str(threads)]
     root = Path(__file__).parents[1]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     printed = subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return int(printed.split()[-1]) / 1e6
 
 
-def measure(op: OpBenchmark, case: Case, provider: str, dtype: torch.dtype, device: str) -> int:
-    """Return the peak extra memory of one call in this process, in bytes."""
-    inputs = case.inputs(dtype, device)
+def measure_allocated(function: Function, inputs: tuple[Tensor, ...], modes: Sequence[str]) -> float:
+    """Return the peak extra memory of one call on CUDA in MB (10^6 bytes); it has been called before."""
+    clear_gradients(inputs)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    take_host_sample(function, inputs, modes)
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def measure(op: OpBenchmark, case: Case, provider: str, dtype: torch.dtype) -> int:
+    """Return the peak extra memory of one call in this process, on the CPU, in bytes."""
+    inputs = case.inputs(dtype, "cpu")
     chosen = providers_of(op, case)[provider]
     function = chosen.load()
-    warm_up = inputs if chosen.compiled else case.inputs(dtype, device, min(WARM_UP_ROWS, case.rows))
-    take_sample(function, warm_up, op.MODES, device)
+    warm_up = inputs if chosen.compiled else case.inputs(dtype, "cpu", min(WARM_UP_ROWS, case.rows))
+    take_host_sample(function, warm_up, op.MODES)
     clear_gradients(inputs)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        take_sample(function, inputs, op.MODES, device)
-        return torch.cuda.max_memory_allocated() - before
     if (_PROC / "clear_refs").exists():
         (_PROC / "clear_refs").write_text("5")
     before = peak_resident_bytes()
-    take_sample(function, inputs, op.MODES, device)
+    take_host_sample(function, inputs, op.MODES)
     return peak_resident_bytes() - before
 
 
@@ -65,14 +74,14 @@ def peak_resident_bytes() -> int:
 def main() -> None:
     """Measure one provider on one case and print the bytes."""
     parser = argparse.ArgumentParser()
-    for name in ("op", "case", "provider", "dtype", "device"):
+    for name in ("op", "case", "provider", "dtype"):
         parser.add_argument(name)
     parser.add_argument("threads", type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     op = load_op(arguments.op)
     (case,) = (case for case in op.CASES if case.name == arguments.case)
-    print(measure(op, case, arguments.provider, getattr(torch, arguments.dtype), arguments.device))
+    print(measure(op, case, arguments.provider, getattr(torch, arguments.dtype)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class Setting:
     threads: int
     torch: str
     commit: str
-    dtype: str
+    dtype: str  # a key of harness.DTYPES: "float32-high" is float32 with torch's lower precision of products on CUDA
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def slug(text: str) -> str:
 
 
 def csv_path(folder: Path, setting: Setting) -> Path:
-    """Return the file of a machine at a number of threads."""
+    """Return the file of a GPU, or of a processor at a number of threads."""
+    if setting.device == "cuda":
+        return folder / f"{slug(setting.machine)}.csv"
     return folder / f"{slug(setting.machine)}-{setting.threads}-thread{'s' * (setting.threads != 1)}.csv"
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Case, Function, admit, clear_gradients, load_op, op_names, providers_of
+from benchmarks.clock import Function, clear_gradients
+from benchmarks.harness import Case, admit, load_op, op_names, providers_of
 
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 

@@ -12,7 +12,8 @@ import torch
 
 from benchmarks import __main__ as command_line
 from benchmarks import report
-from benchmarks.harness import Provider, admit, error, find_fault, load_op, op_names, paired_ratio, summarize
+from benchmarks.clock import paired_ratio, summarize
+from benchmarks.harness import Provider, admit, error, find_fault, load_op, op_names
 from benchmarks.inputs import cluster_labels
 from benchmarks.memory import measure_in_subprocess
 from benchmarks.report import COLUMNS, KEY, Row, Setting, csv_path, format_table, machine_name, slug, update_csv
@@ -66,7 +67,24 @@ def test_slug(text: str, expected: str) -> None:
 def test_file_is_named_after_machine_and_threads(tmp_path: Path) -> None:
     assert csv_path(tmp_path, SETTING) == tmp_path / "a-1-2-threads.csv"
     assert csv_path(tmp_path, dataclasses.replace(SETTING, threads=1)).name == "a-1-1-thread.csv"
+    assert (
+        csv_path(tmp_path, dataclasses.replace(SETTING, machine="NVIDIA H200", device="cuda")).name == "nvidia-h200.csv"
+    )
     assert slug(machine_name("cpu"))
+
+
+def test_committed_results_have_the_stated_columns_and_names() -> None:
+    paths = list((report.ROOT / "benchmarks" / "results").glob("*.csv"))
+    assert paths
+    for path in paths:
+        lines = read_rows(path)
+        assert list(lines[0]) == COLUMNS
+        for line in lines:
+            setting = Setting(
+                **{f.name: line[f.name] for f in dataclasses.fields(Setting) if f.name != "threads"},
+                threads=int(line["threads"]),
+            )
+            assert csv_path(path.parent, setting) == path
 
 
 def test_file_keeps_rows_with_another_key_and_replaces_the_same(tmp_path: Path) -> None:
@@ -114,8 +132,12 @@ def test_error_leaves_out_a_few_rows_only() -> None:
 def test_budget_is_twice_the_error_of_the_reference() -> None:
     truth = {"output": torch.tensor(1.0, dtype=torch.float64)}
     naive = {"output": torch.tensor(1.1)}
-    assert find_fault({"output": torch.tensor(0.81)}, naive, truth) is None
-    assert find_fault({"output": torch.tensor(1.3)}, naive, truth) == "WRONG: output is off by 3.0e-01, allowed 2.0e-01"
+    assert find_fault({"output": torch.tensor(0.81)}, naive, truth, torch.float32) is None
+    fault = find_fault({"output": torch.tensor(1.3)}, naive, truth, torch.float32)
+    assert fault == "WRONG: output is off by 3.0e-01, allowed 2.0e-01"
+    assert (
+        find_fault({"output": torch.tensor(1.3)}, naive, truth, torch.bfloat16) is None
+    )  # coarse types have more slack
 
 
 @pytest.mark.usefixtures("without_compiler")
@@ -181,9 +203,11 @@ def test_every_op_states_what_the_harness_needs(op: str) -> None:
     assert next(iter(module.PROVIDERS)) == "ours"
     assert module.TRUTH is getattr(reference, op)
     assert tuple(module.MODES) in (("forward",), ("forward", "backward", "both"))
-    names = [case.name for case in module.CASES]
-    assert len(names) == len(set(names))
-    for case in module.CASES:
+    assert set(module.WORK) <= set(module.MODES)
+    for cases in (module.CASES, module.CUDA_CASES):
+        assert len({case.name for case in cases}) == len(cases)
+    for case in (*module.CASES, *module.CUDA_CASES):
+        assert (case.checked_rows or 1) < case.rows
         assert set(case.skip) <= set(module.PROVIDERS)
         accepted = inspect.signature(module.TRUTH).bind(*case.inputs(torch.float32, "cpu", rows=4))
         assert all(len(x) == 4 for x in accepted.args)
@@ -211,7 +235,7 @@ def test_batch_hard_miner_passes_the_gate_where_it_is_installed() -> None:
 def test_memory_of_the_reference_grows_with_the_square() -> None:
     """The reference holds several N x N matrices of 4 MB; ours holds none."""
     theirs, ours = (
-        measure_in_subprocess("batch_hard_mining", "random-1024x256", name, "float32", "cpu", 1)
+        measure_in_subprocess("batch_hard_mining", "random-1024x256", name, "float32", 1)
         for name in ("reference", "ours")
     )
     assert theirs > 2 * 4.19

@@ -15,11 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.floors import mining_work
 from benchmarks.harness import Case, Provider, Yardstick
 from benchmarks.inputs import (
     DISTRIBUTIONS,
     SIZES,
     cluster_labels,
+    cuda_cases,
     teacher_and_student,
     two_products,
     two_products_flops,
@@ -33,7 +35,7 @@ YARDSTICK = Yardstick("two products", two_products, two_products_flops)
 PROVIDERS = {
     "ours": Provider(lambda: batch_hard_mining),
     "reference": Provider(lambda: reference.batch_hard_mining),
-    "compiled reference": Provider(lambda: torch.compile(reference.batch_hard_mining), compiled=True),
+    "compiled reference": Provider(lambda: torch.compile(reference.batch_hard_mining, dynamic=False), compiled=True),
 }
 
 
@@ -51,7 +53,7 @@ def _load_batch_hard_miner() -> Callable[[Tensor, Tensor], HardIndices]:
     miner = BatchHardMiner(distance=LpDistance(normalize_embeddings=True, p=2))
 
     def mine(teacher: Tensor, student: Tensor) -> HardIndices:
-        labels = cluster_labels(len(teacher))
+        labels = cluster_labels(len(teacher), teacher.device.type)
         # Labels that are another object: with the same one the miner takes the anchor itself out of its positives.
         _, positive, negative = miner(teacher, labels, ref_emb=student, ref_labels=labels.clone())
         return HardIndices(positive, negative)
@@ -59,7 +61,10 @@ def _load_batch_hard_miner() -> Callable[[Tensor, Tensor], HardIndices]:
     return mine
 
 
-MINER = {"pytorch-metric-learning": Provider(_load_batch_hard_miner)}
+def miner_for(distribution: str) -> dict[str, Provider]:
+    """Return the miner where it computes the same."""
+    return {"pytorch-metric-learning": Provider(_load_batch_hard_miner)} if distribution == "distant" else {}
+
 
 CASES = [
     Case(
@@ -67,8 +72,10 @@ CASES = [
         rows,
         dims,
         partial(teacher_and_student, distribution),
-        rivals=MINER if distribution == "distant" else {},
+        rivals=miner_for(distribution),
     )
     for rows, dims in SIZES
     for distribution in DISTRIBUTIONS
 ]
+CUDA_CASES = cuda_cases(miner_for)
+WORK = {"forward": mining_work}

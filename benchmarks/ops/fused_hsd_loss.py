@@ -8,8 +8,16 @@ from functools import partial
 
 import torch
 
+from benchmarks.floors import gradient_work, mining_work
 from benchmarks.harness import Case, Provider, Yardstick
-from benchmarks.inputs import DISTRIBUTIONS, SIZES, teacher_and_student, two_products, two_products_flops
+from benchmarks.inputs import (
+    DISTRIBUTIONS,
+    SIZES,
+    cuda_cases,
+    teacher_and_student,
+    two_products,
+    two_products_flops,
+)
 from deepclust_ext import fused_hsd_loss, reference
 
 MODES = ("forward", "backward", "both")
@@ -19,7 +27,7 @@ YARDSTICK = Yardstick("two products", two_products, two_products_flops)
 PROVIDERS = {
     "ours": Provider(lambda: fused_hsd_loss),
     "reference": Provider(lambda: reference.fused_hsd_loss),
-    "compiled reference": Provider(lambda: torch.compile(reference.fused_hsd_loss), compiled=True),
+    "compiled reference": Provider(lambda: torch.compile(reference.fused_hsd_loss, dynamic=False), compiled=True),
 }
 
 _TOO_LARGE = "skipped: several N x N float32 matrices of 4.3 GB each"
@@ -39,3 +47,5 @@ CASES = [
         skip={"reference": _TOO_LARGE, "compiled reference": _TOO_LARGE},
     ),
 ]
+CUDA_CASES = cuda_cases()
+WORK = {"forward": mining_work, "backward": gradient_work}

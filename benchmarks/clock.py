@@ -1,0 +1,140 @@
+"""Times every provider of an op, all of them in turn within one process.
+
+Why in turn: the speed of a machine drifts (clock, neighbours, page cache), but hardly within one round. A round samples
+every provider once, in shuffled order; a ratio is the median over rounds of the two times of the same round.
+"""
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Function = Callable[..., Any]
+Sample = dict[str, float]  # mode -> seconds of one call
+Rounds = dict[tuple[str, str], list[float]]  # (provider, mode) -> seconds of one call in each round
+
+WARM_UPS = 2
+MIN_ROUNDS, MAX_ROUNDS = 9, 200
+MIN_STRETCH = 1e-3  # seconds between two events: events resolve half a microsecond, and a queue takes a few to fill
+
+
+def clear_gradients(inputs: tuple[Tensor, ...]) -> None:
+    """Forget gradients, so that a backward pass writes a new one, as after `optimizer.zero_grad()`."""
+    for x in inputs:
+        x.grad = None
+
+
+def take_host_sample(function: Function, inputs: tuple[Tensor, ...], modes: Sequence[str]) -> Sample:
+    """Time one call; forward records the graph where a backward follows, and "both" is one stretch of time."""
+    clear_gradients(inputs)
+    start = time.perf_counter()
+    output = function(*inputs)
+    middle = time.perf_counter()
+    if "backward" not in modes:
+        return {"forward": middle - start}
+    output.backward()
+    end = time.perf_counter()
+    return {"forward": middle - start, "backward": end - middle, "both": end - start}
+
+
+def time_stretch(call: Callable[[], object], repeats: int) -> float:
+    """Return the seconds that one of so many calls takes on the current CUDA stream, waits for the host included."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / repeats
+
+
+def take_device_sample(function: Function, inputs: tuple[Tensor, ...], modes: Sequence[str], *, repeats: int) -> Sample:
+    """Time calls on CUDA, every mode in its own stretch: backward on graphs made before, "both" as in training."""
+    if "backward" not in modes:
+        return {"forward": time_stretch(lambda: function(*inputs), repeats)}
+    outputs: list[Tensor] = []
+
+    def backward(output: Tensor) -> None:
+        clear_gradients(inputs)
+        output.backward()
+
+    return {
+        "forward": time_stretch(lambda: outputs.append(function(*inputs)), repeats),
+        "backward": time_stretch(lambda: backward(outputs.pop()), repeats),
+        "both": time_stretch(lambda: backward(function(*inputs)), repeats),
+    }
+
+
+def find_repeats(take: Callable[..., Sample]) -> int:
+    """Return the power of two at which the shortest mode of `take(repeats=...)` fills MIN_STRETCH."""
+    repeats = 1
+    while True:
+        take(repeats=repeats)  # pays for caches and memory
+        if repeats * min(take(repeats=repeats).values()) >= MIN_STRETCH:
+            return repeats
+        repeats *= 2
+
+
+def time_rounds(
+    calls: Mapping[str, Function],
+    modes: Mapping[str, Sequence[str]],
+    inputs: tuple[Tensor, ...],
+    device: str,
+    seconds: float,
+) -> Rounds:
+    """Time every function in its modes once per round, for about so many seconds; no seconds mean 3 rounds."""
+    samplers: dict[str, Callable[[], Sample]] = {}
+    for name, function in calls.items():
+        if device == "cuda":
+            take = partial(take_device_sample, function, inputs, modes[name])
+            samplers[name] = partial(take, repeats=find_repeats(take))
+        else:
+            samplers[name] = partial(take_host_sample, function, inputs, modes[name])
+    rounds: Rounds = {(name, mode): [] for name in calls for mode in modes[name]}
+
+    def run_round(order: list[str]) -> dict[tuple[str, str], float]:
+        return {(name, mode): taken for name in order for mode, taken in samplers[name]().items()}
+
+    order = list(calls)
+    for _ in range(WARM_UPS):
+        start = time.perf_counter()
+        run_round(order)
+        round_seconds = time.perf_counter() - start
+    count = min(max(int(seconds / round_seconds), MIN_ROUNDS), MAX_ROUNDS) if seconds else 3
+    shuffler = random.Random(0)  # nobody always finds the caches as the same other one left them
+    gc.disable()
+    try:
+        for _ in range(count):
+            shuffler.shuffle(order)
+            for key, taken in run_round(order).items():
+                rounds[key].append(taken)
+    finally:
+        gc.enable()
+    return rounds
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and spread of some times, in milliseconds."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+
+
+def summarize(seconds: Sequence[float]) -> Summary:
+    """Return median, 20th and 80th percentile."""
+    p20, median, p80 = 1e3 * np.quantile(seconds, [0.2, 0.5, 0.8])
+    return Summary(float(median), float(p20), float(p80))
+
+
+def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Return the median of the ratios of times that were taken in the same round."""
+    return float(np.median(np.divide(numerator, denominator)))
