@@ -94,13 +94,35 @@ struct AccessContext {
   fail_at(context.where, text);
 }
 
-void require_initialised(const AccessContext& context, const Cell& cell, size_t index) {
+// What memory holds until somebody writes it: NaN as any float type, and a pattern that nobody writes by chance.
+constexpr unsigned char kUnwritten[2] = {0xFA, 0xFF};
+
+void fill_unwritten(const void* pointer, size_t bytes) {
+  auto* target = static_cast<unsigned char*>(const_cast<void*>(pointer));
+  for (size_t i = 0; i < bytes; ++i) target[i] = kUnwritten[i % 2];
+}
+
+// The host, torch's own operators included, writes unseen; but then the pattern is gone.
+bool host_wrote(const Buffer& buffer, size_t index) {
+  const size_t begin = index << buffer.granule_log;
+  const size_t end = std::min(begin + (size_t{1} << buffer.granule_log), buffer.bytes);
+  const auto* memory = reinterpret_cast<const unsigned char*>(buffer.low);
+  for (size_t word = begin; word < end; word += 4) {
+    bool changed = false;
+    for (size_t i = word; i < std::min(word + 4, end); ++i) changed |= memory[i] != kUnwritten[i % 2];
+    if (!changed) return false;
+  }
+  return true;
+}
+
+void require_initialised(const AccessContext& context, Cell& cell, size_t index) {
   const Stamp written = cell.write.stamp;
   const bool stale = context.buffer.shared && written.block() != blocks_run;
   if (written && !stale) {
     if (written.in_flight()) fail_in(context, index, "read before the wait for the cp.async that fills");
   } else if (!context.buffer.initialised) {
-    fail_in(context, index, "uninitialised read of");
+    if (context.buffer.shared || !host_wrote(context.buffer, index)) fail_in(context, index, "uninitialised read of");
+    cell.write = {Stamp::of_host(), Where()};
   }
 }
 
@@ -164,10 +186,10 @@ bool is_static_data(uintptr_t address) {
     snprintf(text, sizeof(text), "%zu-byte %s of another thread's local variable", bytes, verb(access));
   } else if (const Buffer* below = find_buffer_below(address)) {
     snprintf(text, sizeof(text),
-             "out of bounds: %zu-byte %s in no known buffer; the nearest below is %s+%zu of %zu bytes", bytes,
+             "out of bounds: %zu-byte %s in no registered buffer; the nearest below is %s+%zu of %zu bytes", bytes,
              verb(access), below->name.c_str(), address - below->low, below->bytes);
   } else {
-    snprintf(text, sizeof(text), "out of bounds: %zu-byte %s in no known buffer", bytes, verb(access));
+    snprintf(text, sizeof(text), "out of bounds: %zu-byte %s in no registered buffer", bytes, verb(access));
   }
   fail_at(where, text);
 }
@@ -271,25 +293,21 @@ void checker_forget(const void* pointer, size_t bytes) {
 }
 
 void register_buffer(const void* pointer, size_t bytes, bool initialised, const char* name) {
-  if (config().check && bytes > 0) add_buffer(pointer, bytes, initialised, name, nullptr);
+  if (!config().check || bytes == 0) return;
+  if (!initialised) fill_unwritten(pointer, bytes);
+  add_buffer(pointer, bytes, initialised, name, nullptr);
 }
 
 void unregister_buffer(const void* pointer) {
   if (config().check) remove_buffer(pointer);
 }
 
-void mark_written(const void* pointer, size_t bytes, const char* by) {
+void require_buffer(const void* pointer, size_t bytes, const char* by) {
   if (!config().check || bytes == 0) return;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
-  Buffer* buffer = find_buffer(address);
+  const Buffer* buffer = find_buffer(address);
   if (buffer == nullptr || address + bytes > buffer->low + buffer->bytes) {
-    fail({}, "%s: the %zu bytes at %p are not all within one known buffer", by, bytes, pointer);
-  }
-  if (buffer->initialised) return;
-  buffer->refine_for(address, bytes);
-  const size_t last = buffer->index_of(address + bytes - 1);
-  for (size_t index = buffer->index_of(address); index <= last; ++index) {
-    buffer->cells[index].write = {Stamp::of_host(), Where()};
+    fail({}, "%s: the %zu bytes at %p are not all within one registered buffer", by, bytes, pointer);
   }
 }
 

@@ -280,7 +280,7 @@ cudaError_t launch_grid(KernelCall call, const void* arguments, dim3 grid, dim3 
 
 cudaError_t fill_memory(void* target, int value, size_t bytes) {
   if (bytes == 0) return cudaSuccess;
-  if (config().check) mark_written(target, bytes, "memset_async");
+  require_buffer(target, bytes, "memset_async");
   std::memset(target, value, bytes);
   return cudaSuccess;
 }

@@ -62,10 +62,12 @@ struct Location {
 // Ends the launch with an Error; from a fiber it does not unwind, since device code has no destructors to run.
 [[noreturn]] void fail(Location at, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-// ---- Memory that kernels may touch. Costs nothing to speak of until a kernel of the check build touches it.
+// ---- Memory that kernels may touch; without the check build these do nothing. The checker's own memory for a buffer
+// grows with what kernels touch of it. A buffer that is not initialised is filled with NaN; what the host then writes
+// to it counts as initialised.
 void register_buffer(const void* pointer, size_t bytes, bool initialised, const char* name);
 void unregister_buffer(const void* pointer);
-void mark_written(const void* pointer, size_t bytes, const char* by);  // throws Error if no buffer holds the range
+void require_buffer(const void* pointer, size_t bytes, const char* by);  // throws Error if no buffer holds the range
 
 // ---- Launch
 using KernelCall = void (*)(const void* arguments);

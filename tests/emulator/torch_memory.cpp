@@ -2,8 +2,6 @@
 // torch did not allocate itself, such as a NumPy array's, stays unknown, and a kernel that touches it is reported.
 #include <c10/core/Allocator.h>
 
-#include <cstring>
-
 #include "op_scope.h"
 #include "runtime.h"
 
@@ -18,7 +16,6 @@ class RegisteringAllocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     void* data = wrapped->raw_allocate(bytes);
-    if (ops_running > 0 && bytes > 0) std::memset(data, 0xFF, bytes);  // NaN, or -1 as an index
     register_buffer(data, bytes, ops_running == 0, ops_running > 0 ? "tensor of the op" : "tensor");
     return {data, data, &release, c10::Device(c10::DeviceType::CPU)};
   }
