@@ -186,10 +186,10 @@ bool is_static_data(uintptr_t address) {
     snprintf(text, sizeof(text), "%zu-byte %s of another thread's local variable", bytes, verb(access));
   } else if (const Buffer* below = find_buffer_below(address)) {
     snprintf(text, sizeof(text),
-             "out of bounds: %zu-byte %s in no registered buffer; the nearest below is %s+%zu of %zu bytes", bytes,
+             "out of bounds: %zu-byte %s in no known buffer; the nearest below is %s+%zu of %zu bytes", bytes,
              verb(access), below->name.c_str(), address - below->low, below->bytes);
   } else {
-    snprintf(text, sizeof(text), "out of bounds: %zu-byte %s in no registered buffer", bytes, verb(access));
+    snprintf(text, sizeof(text), "out of bounds: %zu-byte %s in no known buffer", bytes, verb(access));
   }
   fail_at(where, text);
 }
@@ -307,7 +307,7 @@ void require_buffer(const void* pointer, size_t bytes, const char* by) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   const Buffer* buffer = find_buffer(address);
   if (buffer == nullptr || address + bytes > buffer->low + buffer->bytes) {
-    fail({}, "%s: the %zu bytes at %p are not all within one registered buffer", by, bytes, pointer);
+    fail({}, "%s: the %zu bytes at %p are not all within one known buffer", by, bytes, pointer);
   }
 }
 
