@@ -78,7 +78,7 @@ __device__ void add_pairs(const Arguments<Element>& in, int which, int64_t row, 
       const bool mine = base + lane < listed && list[base + lane].row == local_row;
       for (unsigned left = __ballot_sync(kWholeWarp, mine); left != 0; left &= left - 1) {
         const int64_t pair = list[base + __ffs(left) - 1].pair;
-        const int64_t distance = pair / in.count, i = pair % in.count;
+        const int64_t distance = pair >= in.count, i = pair - distance * in.count;
         add(in.slope(which == kStudent ? distance : 2 + distance, i), kTeacher, i);
       }
     }
@@ -141,7 +141,8 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const Argume
 #pragma unroll
     for (int part = 0; part < kPairsPerWarp / 32; ++part) {
       const int64_t pair = begin + warp * kPairsPerWarp + part * 32 + lane;
-      const int64_t target = pair < pairs ? in.index[pair / in.count][pair % in.count] - first_row : -1;
+      const int64_t* index = pair < in.count ? in.index[0] + pair : in.index[1] + (pair - in.count);
+      const int64_t target = pair < pairs ? *index - first_row : -1;
       const bool hit = target >= 0 && target < rows;
       row[part] = hit ? static_cast<int>(target) : -1;
       hits[part] = __ballot_sync(kWholeWarp, hit);

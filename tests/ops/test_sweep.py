@@ -86,6 +86,10 @@ def near_ties(kind: str) -> tuple[Tensor, Tensor]:
         return 1 + 1e-4 * normal(100, 20, seed=5), 1 + 1e-4 * normal(100, 20, seed=6)
     if kind == "equal rows":
         return normal(1, 20, seed=7).expand(100, -1).clone(), normal(100, 20, seed=8)
+    if kind == "scattered":  # near ties in columns without pattern, so that lanes list them unevenly
+        far = torch.rand(150, 1, generator=torch.Generator().manual_seed(16), dtype=torch.float64) < 0.4
+        teacher, student = 1 + 1e-4 * normal(150, 20, seed=17), 1 + 1e-4 * normal(150, 20, seed=18)
+        return teacher + far * normal(150, 20, seed=19), student + far * normal(150, 20, seed=20)
     if kind == "offset":
         return 100 + normal(100, 20, seed=9), 100 + normal(100, 20, seed=10)
     if kind == "improving":  # every student nearer than the one before: the list of nearest columns is rewritten
@@ -97,7 +101,7 @@ def near_ties(kind: str) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("kind", ["collapsed", "equal rows", "offset", "improving", "repeated"])
+@pytest.mark.parametrize("kind", ["collapsed", "equal rows", "scattered", "offset", "improving", "repeated"])
 def test_near_ties(kind: str, dtype: torch.dtype, device: str) -> None:
     teacher, student = (features.to(dtype).to(device) for features in near_ties(kind))
     pairs = batch_hard_mining(teacher, student, normalize=False)
