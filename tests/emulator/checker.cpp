@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "publication.h"
@@ -156,6 +157,20 @@ void check_write(const AccessContext& context, Cell& cell, size_t index, const E
   cell.write = now;
 }
 
+// One place in the code mostly touches one buffer.
+Buffer* find_buffer_from(Where where, uintptr_t address) {
+  static Buffer* recent[512];
+  static uint64_t seen_changes;
+  const uint64_t changes = registry_changes.load(std::memory_order_relaxed);
+  if (seen_changes != changes) {
+    std::fill(std::begin(recent), std::end(recent), nullptr);
+    seen_changes = changes;
+  }
+  Buffer*& slot = recent[where.hash() % std::size(recent)];
+  if (slot == nullptr || !slot->contains(address)) slot = find_buffer(address);
+  return slot;
+}
+
 // Constants and variables of the library or program that holds the kernels.
 bool is_static_data(uintptr_t address) {
   static uintptr_t low, high;
@@ -199,7 +214,7 @@ bool is_static_data(uintptr_t address) {
 void check_memory(const void* pointer, size_t bytes, Access access, Where where) {
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   if (is_static_data(address)) return;
-  Buffer* buffer = find_buffer_from_kernel(address);
+  Buffer* buffer = find_buffer_from(where, address);
   if (buffer == nullptr) fail_outside(address, bytes, access, where);
   const Thread& self = *current;
   if (address + bytes > buffer->low + buffer->bytes) {

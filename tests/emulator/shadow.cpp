@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -11,14 +10,16 @@
 #include <new>
 
 namespace deepclust::emulator {
+
+std::atomic<uint64_t> registry_changes;
+
 namespace {
 
 using Registry = std::map<uintptr_t, std::unique_ptr<Buffer>>;  // by lowest address
 
 // Host threads may allocate tensors while another one runs a kernel.
 std::mutex registry_mutex;
-Registry& registry = *new Registry;   // for good: tensors may outlive the library's static objects
-std::atomic<uint64_t> generation{1};  // moves on when a buffer comes or goes
+Registry& registry = *new Registry;  // for good: tensors may outlive the library's static objects
 
 bool is_zero(const Cell& cell) {
   return !cell.write.stamp && !cell.read.stamp && !cell.lane_read.stamp && !cell.other_read.stamp;
@@ -30,7 +31,7 @@ Buffer::~Buffer() {
   if (cells != nullptr && !shared) munmap(cells, bytes * sizeof(Cell));
 }
 
-void Buffer::refine_for(uintptr_t address, size_t access_bytes) {
+void Buffer::refine(uintptr_t address, size_t access_bytes) {
   const int fitting = __builtin_ctzll((address - low) | access_bytes);
   if (fitting < granule_log) {
     if (cells != nullptr) {
@@ -66,33 +67,18 @@ Buffer* add_buffer(const void* pointer, size_t bytes, bool initialised, const ch
   Buffer* result = buffer.get();
   const std::lock_guard<std::mutex> lock(registry_mutex);
   registry[result->low] = std::move(buffer);
-  ++generation;
+  ++registry_changes;
   return result;
 }
 
 void remove_buffer(const void* pointer) {
   const std::lock_guard<std::mutex> lock(registry_mutex);
-  if (registry.erase(reinterpret_cast<uintptr_t>(pointer)) > 0) ++generation;
+  if (registry.erase(reinterpret_cast<uintptr_t>(pointer)) > 0) ++registry_changes;
 }
 
 Buffer* find_buffer(uintptr_t address) {
   Buffer* below = find_buffer_below(address);
   return below != nullptr && below->contains(address) ? below : nullptr;
-}
-
-Buffer* find_buffer_from_kernel(uintptr_t address) {
-  constexpr size_t kSlots = 512;
-  static Buffer* recent[kSlots];
-  static uint64_t recent_generation;
-  if (recent_generation != generation.load(std::memory_order_relaxed)) {
-    std::fill(std::begin(recent), std::end(recent), nullptr);
-    recent_generation = generation.load(std::memory_order_relaxed);
-  }
-  Buffer*& slot = recent[address / 64 % kSlots];
-  if (slot != nullptr && slot->contains(address)) return slot;
-  Buffer* found = find_buffer(address);
-  if (found != nullptr) slot = found;
-  return found;
 }
 
 Buffer* find_buffer_below(uintptr_t address) {

@@ -1,6 +1,7 @@
 // What the checker remembers about memory: for every granule of every buffer, who touched it last.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 
@@ -16,6 +17,7 @@ class Where {
   explicit Where(Location at) : bits_(reinterpret_cast<uint64_t>(at.file) << 16 | static_cast<uint16_t>(at.line)) {}
 
   void describe(char* text, size_t size) const;  // as "file:line"
+  size_t hash() const { return bits_ >> 16 ^ bits_; }
 
  private:
   static constexpr uint64_t kAddress = 0xFFFF;  // in place of a line
@@ -68,16 +70,23 @@ struct Buffer {
 
   ~Buffer();
   bool contains(uintptr_t address) const { return address - low < bytes; }
-  void refine_for(uintptr_t address, size_t access_bytes);
+  // Makes granules fit into an access, so that it never shares one with another access's bytes.
+  void refine_for(uintptr_t address, size_t access_bytes) {
+    const size_t within_granule = (size_t{1} << granule_log) - 1;
+    if ((((address - low) | access_bytes) & within_granule) != 0 || cells == nullptr) refine(address, access_bytes);
+  }
   size_t index_of(uintptr_t address) const { return (address - low) >> granule_log; }
+
+ private:
+  void refine(uintptr_t address, size_t access_bytes);
 };
 
 // Shared memory has its cells at a fixed place, since launches come and go; stale ones carry another block's number.
 Buffer* add_buffer(const void* pointer, size_t bytes, bool initialised, const char* name, Cell* shared_cells);
 void remove_buffer(const void* pointer);
-Buffer* find_buffer(uintptr_t address);              // null if none holds the address
-Buffer* find_buffer_from_kernel(uintptr_t address);  // the same, quicker, for the thread that runs the launch
-Buffer* find_buffer_below(uintptr_t address);        // the last one that starts at or before it, for messages
-Cell* reserve_cells(size_t count);                   // zero, and no memory until touched
+Buffer* find_buffer(uintptr_t address);         // null if none holds the address
+Buffer* find_buffer_below(uintptr_t address);   // the last one that starts at or before it, for messages
+extern std::atomic<uint64_t> registry_changes;  // while it stands still, found buffers stay
+Cell* reserve_cells(size_t count);              // zero, and no memory until touched
 
 }  // namespace deepclust::emulator
