@@ -17,11 +17,11 @@
 
 namespace conformance {
 
-#ifdef DEEPCLUST_EMULATED
-
 inline void require_success(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error("CUDA error " + std::to_string(static_cast<int>(error)));
 }
+
+#ifdef DEEPCLUST_EMULATED
 
 inline void* device_allocate(size_t bytes, bool initialised, const char* name) {
   void* pointer = nullptr;
@@ -40,10 +40,6 @@ inline void copy_to_device(void* device, const void* host, size_t bytes) { std::
 inline void copy_to_host(void* host, const void* device, size_t bytes) { std::memcpy(host, device, bytes); }
 
 #else
-
-inline void require_success(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(error));
-}
 
 inline void* device_allocate(size_t bytes, bool, const char*) {
   void* pointer = nullptr;

@@ -16,7 +16,7 @@ enum class Bug {
   kNoBarrierAfterLoad,
   kNoBarrierBeforeOverwrite,
   kNoSyncwarpAfterStore,
-  kNoSyncwarpBeforeStore,
+  kNoSyncwarpBeforeStore,  // harmless: the barriers of the next product come between
   kUnguardedRow,
   kNotConverted,
   kMisalignedPointer,
@@ -90,7 +90,6 @@ __global__ void fragment_kernel(float* sums, const float* a, const float* b, int
       }
       if (kBug != Bug::kNoBarrierBeforeOverwrite) __syncthreads();
     }
-    // BUG: fragment_no_syncwarp_before_store
     wmma::store_matrix_sync(warp_products, accumulator, kProductPitch, wmma::mem_row_major);
     if (kBug != Bug::kNoSyncwarpAfterStore) __syncwarp();
     for (int c = 0; c < kColumns / 2; ++c) {

@@ -123,6 +123,7 @@ __global__ void copy_kernel(float* results, const float* source) {
   // BUG: copy_of_misaligned_source, copy_to_misaligned_target, copy_past_source
   cp_async16(to, from, 16);
   if (kBug != CopyBug::kNoCommit) cp_async_commit();
+  // BUG: copy_past_source
   if (kBug != CopyBug::kNoWait) cp_async_wait<0>();
   if (kBug != CopyBug::kNoBarrier) __syncthreads();
   const int other = kBug == CopyBug::kNoBarrier ? (thread + 1) % 32 : thread;

@@ -24,7 +24,7 @@ __device__ float block_sum(float value) {
   DEEPCLUST_SHARED(float, parts, [kThreads / 32]);
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
   if (threadIdx.x % 32 == 0) {
-    // BUG: reduction_scratch_reused
+    // BUG: reduction_scratch_reused, reduction_half_block_barrier
     parts[threadIdx.x / 32] = value;
   }
   if (kBug == Bug::kHalfBlockBarrier) {
@@ -35,7 +35,7 @@ __device__ float block_sum(float value) {
   }
   value = 0;
   for (int part = 0; part < kThreads / 32; ++part) {
-    // BUG: reduction_scratch_reused
+    // BUG: reduction_scratch_reused, reduction_half_block_barrier
     value += parts[part];
   }
   if (kBug != Bug::kScratchReused) __syncthreads();
@@ -138,26 +138,26 @@ DEVICE_CASE(tickets_no_barrier_before) { run_rows<Bug::kNoBarrierBefore>(); }
 
 // Two phases with a ticket each: blocks of one row of the grid meet first, then the last block of every row.
 __global__ void two_tickets_kernel(int* total, int* partial, int* row_sums, unsigned* tickets) {
-  DEEPCLUST_SHARED(bool, last);
+  DEEPCLUST_SHARED(bool, last, [2]);
   const int row = blockIdx.y;
   if (threadIdx.x == 0) {
     partial[row * gridDim.x + blockIdx.x] = static_cast<int>(blockIdx.x) + 10 * row;
     __threadfence();
-    last = atomicAdd(&tickets[row], 1) == gridDim.x - 1;
+    last[0] = atomicAdd(&tickets[row], 1) == gridDim.x - 1;
+    __threadfence();
   }
   __syncthreads();
-  if (!last) return;
+  if (!last[0]) return;
   if (threadIdx.x == 0) {
-    __threadfence();
     int sum = 0;
     for (unsigned block = 0; block < gridDim.x; ++block) sum += partial[row * gridDim.x + block];
     row_sums[row] = sum;
     __threadfence();
-    last = atomicAdd(&tickets[gridDim.y], 1) == gridDim.y - 1;
+    last[1] = atomicAdd(&tickets[gridDim.y], 1) == gridDim.y - 1;
+    __threadfence();
   }
   __syncthreads();
-  if (!last || threadIdx.x != 0) return;
-  __threadfence();
+  if (!last[1] || threadIdx.x != 0) return;
   int sum = 0;
   for (unsigned other = 0; other < gridDim.y; ++other) sum += row_sums[other];
   *total = sum;

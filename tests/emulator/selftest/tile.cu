@@ -39,7 +39,7 @@ __device__ void load_tile(float* tile, const float* x, int rows, int depth, int 
       value = x[row * depth + k];
     }
     if (kBug == Bug::kUnwrittenPadding && k >= depth) continue;
-    // BUG: tile_no_barrier_before_overwrite, tile_no_barrier_after_load
+    // BUG: tile_no_barrier_before_overwrite, tile_no_barrier_after_load, tile_half_block_barrier
     tile[i % kDepth * kPitch + i / kDepth] = value;
   }
 }
@@ -77,10 +77,11 @@ __global__ void tile_kernel(float* sums, const float* x, const int* labels, int 
       if (kBug != Bug::kNoBarrierAfterLoad) __syncthreads();
       if (kBug == Bug::kRedundantBarrier) __syncthreads();
       for (int k = 0; k < kDepth; ++k) {
-        // BUG: tile_unwritten_padding, tile_no_barrier_after_load
+        // BUG: tile_unwritten_padding, tile_no_barrier_before_overwrite, tile_no_barrier_after_load,
+        // tile_half_block_barrier
         const float value = tiles[k * kPitch + row];
         for (int c = 0; c < 4; ++c) {
-          // BUG: tile_no_barrier_after_load
+          // BUG: tile_no_barrier_before_overwrite, tile_no_barrier_after_load, tile_half_block_barrier
           products[c] += value * tiles[kTileSize + k * kPitch + quarter + 4 * c];
         }
       }

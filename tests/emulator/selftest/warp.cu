@@ -163,6 +163,24 @@ DEVICE_CASE(disjoint_masks) {
   expect_equal(warp_results_of(1, disjoint_groups_kernel), expected);
 }
 
+// Some lanes meet among themselves while the others already wait for all.
+__global__ void partial_then_full_mask_kernel(int* results) {
+  const int lane = threadIdx.x;
+  int value = lane;
+  if (lane % 16 < 5) value = __reduce_min_sync(lane < 16 ? 0x0000001fu : 0x001f0000u, lane);
+  __syncwarp();
+  if (lane >= 20) value += __shfl_sync(0xfff00000u, 100, 25);
+  results[lane] = __shfl_sync(kAll, value, lane ^ 1);
+}
+DEVICE_CASE(partial_then_full_mask) {
+  std::vector<int> expected;
+  for (int lane = 0; lane < 32; ++lane) {
+    const int source = lane ^ 1;
+    expected.push_back((source % 16 < 5 ? source / 16 * 16 : source) + (source >= 20 ? 100 : 0));
+  }
+  expect_equal(warp_results_of(1, partial_then_full_mask_kernel), expected);
+}
+
 __device__ void meet() { __syncthreads(); }
 
 // The same lines meet again and again: unrolled, from a function, in a condition that holds for the whole block.
