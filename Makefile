@@ -9,10 +9,12 @@ EXTRAS ?= dev,bench,plot,tensorboard
 TESTS ?=
 
 bin := $(abspath $(VENV))/bin
-native_sources := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
-ci_targets := test lint typecheck docs test-cpu-torch asan test-slow
+native_sources := $(shell find csrc -type f)
+formatted_sources := $(native_sources) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+ci_targets := test lint typecheck docs check-cuda test-emulated test-cpu-torch asan test-slow
 
-.PHONY: setup demo test test-slow packaging test-cpu-torch asan lint format typecheck docs bench ci clean
+.PHONY: setup demo test test-slow packaging test-cpu-torch asan check-cuda test-emulated test-gpu lint format typecheck \
+	docs bench ci clean
 
 setup: $(VENV)/.library
 
@@ -47,6 +49,10 @@ define copy_tree
 	tar -c --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude='*.so' --exclude=_build.json . | tar -x -C $(1)
 endef
 
+# What lets Python load a library that was built with sanitizers.
+with_sanitizers = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+
 # The oldest torch at hand, without torchvision: every op, and every module at least imported.
 test-cpu-torch:
 	$(call copy_tree,build/cpu-torch)
@@ -55,19 +61,57 @@ test-cpu-torch:
 # The op tests with AddressSanitizer and UndefinedBehaviorSanitizer in the library.
 asan: setup
 	$(call copy_tree,build/asan)
-	cd build/asan && DEEPCLUST_EXT_SANITIZE=1 $(bin)/python setup.py --quiet build_ext --inplace
-	cd build/asan && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(bin)/python -m pytest tests/ops
+	cd build/asan && DEEPCLUST_EXT_SANITIZE=1 DEEPCLUST_EXT_CUDA=0 $(bin)/python setup.py --quiet build_ext --inplace
+	cd build/asan && $(with_sanitizers) $(bin)/python -m pytest tests/ops
+
+# Every CUDA kernel compiled for every architecture: warnings, spills, registers, shared memory, launches. No GPU.
+check-cuda: $(VENV)/.dependencies
+	$(bin)/python -m tests.check_cuda
+
+# The tests that run in every schedule and under every checker.
+kernel_tests := tests/ops/test_sweep.py tests/ops/test_all_ops.py -k "not opcheck and not compiles"
+
+# A copy of the tree for each way to compile the kernels for the emulated device, with the library that runs them.
+emulated_trees := emulated-plain emulated-asan emulated-check
+.PHONY: $(emulated_trees)
+$(emulated_trees): emulated-%: setup
+	$(call copy_tree,build/emulated-$*)
+	$(bin)/python tests/emulator/build.py library build/emulated-$* $*
+
+# The CUDA kernels executed on the CPU: the device interface, the op tests, then schedules, sanitizers and the checker.
+test-emulated: $(emulated_trees)
+	$(bin)/python -m pytest -n 2 tests/emulator tests/device_conformance
+	cd build/emulated-plain && $(bin)/python -m pytest -n 2 tests/ops
+	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=reverse DEEPCLUST_EMULATOR_CP_ASYNC=early \
+		$(bin)/python -m pytest -n 2 $(kernel_tests)
+	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=random DEEPCLUST_EMULATOR_CP_ASYNC=random \
+		$(bin)/python -m pytest -n 2 $(kernel_tests)
+	cd build/emulated-asan && $(with_sanitizers) $(bin)/python -m pytest -n 2 $(kernel_tests)
+	cd build/emulated-check && $(bin)/python -m pytest -n 2 $(kernel_tests)
+
+# Without torch's cache of device memory, each tensor is an allocation of its own, so that its end is seen.
+sanitizer := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --report-api-errors no \
+	--kernel-name kernel_substring=deepclust
+
+# On a machine with a GPU, with the Python and torch that are there: nothing is installed.
+test-gpu:
+	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'
+	DEEPCLUST_EXT_CUDA=1 $(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -m pytest tests/device_conformance -k gpu
+	$(PYTHON) -m pytest tests/ops tests/gpu
+	$(sanitizer) --tool memcheck $(PYTHON) -m tests.gpu.run_ops
+	$(sanitizer) --tool racecheck $(PYTHON) -m tests.gpu.run_ops
+	$(PYTHON) -m benchmarks --device cuda
 
 lint: setup
 	$(bin)/ruff check
 	$(bin)/ruff format --check
-	$(bin)/clang-format --dry-run --Werror $(native_sources)
+	$(bin)/clang-format --dry-run --Werror $(formatted_sources)
 
 format: setup
 	$(bin)/ruff check --fix
 	$(bin)/ruff format
-	$(bin)/clang-format -i $(native_sources)
+	$(bin)/clang-format -i $(formatted_sources)
 
 typecheck: setup
 	$(bin)/mypy
