@@ -90,6 +90,8 @@ def near_ties(kind: str) -> tuple[Tensor, Tensor]:
         far = torch.rand(150, 1, generator=torch.Generator().manual_seed(16), dtype=torch.float64) < 0.4
         teacher, student = 1 + 1e-4 * normal(150, 20, seed=17), 1 + 1e-4 * normal(150, 20, seed=18)
         return teacher + far * normal(150, 20, seed=19), student + far * normal(150, 20, seed=20)
+    if kind == "equidistant":  # negatives for certain, but which is the nearest shows in the last digits only
+        return normal(150, 20, seed=21), 0.1 * normal(1, 20, seed=22) + 1e-6 * normal(150, 20, seed=23)
     if kind == "offset":
         return 100 + normal(100, 20, seed=9), 100 + normal(100, 20, seed=10)
     if kind == "improving":  # every student nearer than the one before: the list of nearest columns is rewritten
@@ -101,7 +103,9 @@ def near_ties(kind: str) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("kind", ["collapsed", "equal rows", "scattered", "offset", "improving", "repeated"])
+@pytest.mark.parametrize(
+    "kind", ["collapsed", "equal rows", "scattered", "equidistant", "offset", "improving", "repeated"]
+)
 def test_near_ties(kind: str, dtype: torch.dtype, device: str) -> None:
     teacher, student = (features.to(dtype).to(device) for features in near_ties(kind))
     pairs = batch_hard_mining(teacher, student, normalize=False)
@@ -115,7 +119,8 @@ def test_near_ties(kind: str, dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_precision_of_products_does_not_show(device: str) -> None:
     """The same results to the bit, whatever torch may use for float32 products."""
-    kinds = [near_ties("improving"), near_ties("offset"), (normal(150, 40, seed=14), normal(150, 40, seed=15))]
+    kinds = [near_ties(kind) for kind in ("improving", "offset", "scattered", "equidistant")]
+    kinds.append((normal(150, 40, seed=14), normal(150, 40, seed=15)))
     setting = torch.backends.cuda.matmul.fp32_precision
     try:
         for teacher, student in kinds:
