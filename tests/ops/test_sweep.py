@@ -138,12 +138,15 @@ def test_precision_of_products_does_not_show(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_many_blocks_of_rows(device: str) -> None:
-    """As many rows as fill a small device with large blocks, one hub among them, and a ragged end."""
+    """As many rows as fill a small device with large blocks, a ragged end, and two hubs for the gradient."""
     teacher, student = normal(700, 24, seed=12), normal(700, 24, seed=13)
-    student[300] = 0.01 * student[300] + teacher.mean(0)
+    teacher[300], student[300] = 5 * teacher[300], 0.01 * student[300]  # everybody's nearest negative
+    teacher[301], student[301] = 0.01 * teacher[301], 10 * student[301]  # everybody's farthest positive
     teacher, student = teacher.float().to(device), student.float().to(device)
     pairs = batch_hard_mining(teacher, student, normalize=False)
     assert_hardest(pairs, teacher, student, rounding_of(torch.float32))
+    assert int((pairs.negative_index == 300).sum()) > 600
+    assert int((pairs.positive_index == 301).sum()) > 600
     leaves = [teacher.clone().requires_grad_(), student.clone().requires_grad_()]
     exact = [teacher.double().requires_grad_(), student.double().requires_grad_()]
     gradients = torch.autograd.grad(fused_hsd_loss(*leaves, normalize=False), leaves)
