@@ -140,7 +140,8 @@ def test_precision_of_products_does_not_show(device: str) -> None:
 def test_many_blocks_of_rows(device: str) -> None:
     """As many rows as fill a small device with large blocks, a ragged end, and two hubs for the gradient."""
     teacher, student = normal(700, 24, seed=12), normal(700, 24, seed=13)
-    teacher[300], student[300] = 5 * teacher[300], 0.01 * student[300]  # everybody's nearest negative
+    student[:, 0] += 10
+    teacher[300], student[300] = 5 * teacher[300], 0  # everybody's nearest negative
     teacher[301], student[301] = 0.01 * teacher[301], 10 * student[301]  # everybody's farthest positive
     teacher, student = teacher.float().to(device), student.float().to(device)
     pairs = batch_hard_mining(teacher, student, normalize=False)
