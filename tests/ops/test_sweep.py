@@ -87,9 +87,9 @@ def near_ties(kind: str) -> tuple[Tensor, Tensor]:
     if kind == "equal rows":
         return normal(1, 20, seed=7).expand(100, -1).clone(), normal(100, 20, seed=8)
     if kind == "scattered":  # near ties in columns without pattern, so that lanes list them unevenly
-        far = torch.rand(150, 1, generator=torch.Generator().manual_seed(16), dtype=torch.float64) < 0.4
-        teacher, student = 1 + 1e-4 * normal(150, 20, seed=17), 1 + 1e-4 * normal(150, 20, seed=18)
-        return teacher + far * normal(150, 20, seed=19), student + far * normal(150, 20, seed=20)
+        far = torch.rand(300, 1, generator=torch.Generator().manual_seed(16), dtype=torch.float64) < 0.6
+        teacher, student = 1 + 1e-4 * normal(300, 20, seed=17), 1 + 1e-4 * normal(300, 20, seed=18)
+        return teacher + far * normal(300, 20, seed=19), student + far * normal(300, 20, seed=20)
     if kind == "equidistant":  # negatives for certain, but which is the nearest shows in the last digits only
         return normal(150, 20, seed=21), 0.1 * normal(1, 20, seed=22) + 1e-6 * normal(150, 20, seed=23)
     if kind == "offset":
