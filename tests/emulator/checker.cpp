@@ -73,7 +73,8 @@ struct AccessContext {
 
 [[noreturn]] void fail_in(const AccessContext& context, size_t cell, const char* what) {
   char text[1024];
-  snprintf(text, sizeof(text), "%s %s+%zu", what, context.buffer.name.c_str(), cell << context.buffer.granule_log);
+  snprintf(text, sizeof(text), "%s %s+%zu of %zu bytes", what, context.buffer.name.c_str(),
+           cell << context.buffer.granule_log, context.buffer.bytes);
   fail_at(context.where, text);
 }
 
@@ -89,9 +90,10 @@ struct AccessContext {
              unsigned(number / gridDim.x % gridDim.y), unsigned(number / gridDim.x / gridDim.y));
   }
   char text[1536];
-  snprintf(text, sizeof(text), "data race on %s+%zu: nothing orders this %s after the %s by thread (%u,%u,%u)%s at %s",
-           context.buffer.name.c_str(), cell << context.buffer.granule_log, verb(context.access), past_verb, index.x,
-           index.y, index.z, other, past_place);
+  snprintf(text, sizeof(text),
+           "data race on %s+%zu of %zu bytes: nothing orders this %s after the %s by thread (%u,%u,%u)%s at %s",
+           context.buffer.name.c_str(), cell << context.buffer.granule_log, context.buffer.bytes, verb(context.access),
+           past_verb, index.x, index.y, index.z, other, past_place);
   fail_at(context.where, text);
 }
 
@@ -155,6 +157,10 @@ void check_write(const AccessContext& context, Cell& cell, size_t index, const E
     if (past->stamp && !is_ordered(context.self, context.buffer, past->stamp)) fail_race(context, index, *past, "read");
   }
   cell.write = now;
+  if (context.access == Access::kAtomic)
+    return;  // the next atomic need not be ordered after this one, but after the reads
+  cell.read.stamp = cell.lane_read.stamp = cell.other_read.stamp =
+      Stamp();  // whoever is ordered after it is after them
 }
 
 // One place in the code mostly touches one buffer.

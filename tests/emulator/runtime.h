@@ -37,7 +37,7 @@ struct Config {
   uint64_t seed = 1;
   CpAsync cp_async = CpAsync::kLate;
   int multiprocessors = 3;
-  size_t max_shared_bytes = 99 * 1024;  // what sm_86 grants one block, the least of the supported devices
+  size_t max_shared_bytes = 99 * 1024;  // what sm_86, of the supported devices the least, grants; redzones included
   bool check;                           // memory accesses reach the checker: hooks.cpp is linked
 };
 Config& config();
@@ -89,8 +89,7 @@ enum class Reduction { kAdd, kMinSigned, kMinUnsigned, kMaxSigned, kMaxUnsigned,
 uint32_t reduce(const char* name, uint32_t mask, uint32_t value, Reduction reduction, Location at);
 
 // ---- Shared memory
-struct StaticShared {  // one static shared variable of one kernel; constant-initialised, filled at its first use in a
-                       // launch
+struct StaticShared {  // a static shared variable of one kernel: zero, and set at its first use in a launch
   uint64_t launch;
   void* pointer;
 };
