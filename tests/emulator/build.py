@@ -34,7 +34,7 @@ MODES = ("plain", "asan", "check", "nvcc")
 KERNEL_FLAGS = {
     "plain": ["-O2"],
     "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "check": ["-O1", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"],
+    "check": ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"],
 }
 HOST_FLAGS = {"plain": ["-O2"], "asan": ["-O2", "-fsanitize=address"], "check": ["-O2"]}
 LINK_FLAGS = {"plain": [], "asan": ["-fsanitize=address,undefined"], "check": []}
@@ -110,13 +110,14 @@ def compile_all(compiler: Sequence[str | Path], units: Iterable[tuple[Path, list
     return objects
 
 
-def emulating_compiler(standard: str = "c++17") -> list[str | Path]:
+def emulating_compiler() -> list[str | Path]:
     """Return g++ with the flags by which kernel code and the emulator's own code compile."""
     strict = ["-Werror"] if os.environ.get("DEEPCLUST_EXT_WERROR") == "1" else []
     paths = [f"-I{ROOT / 'csrc'}", f"-I{EMULATOR}", f"-isystem{toolkit() / 'include'}"]
     # nvcc tolerates pointer punning, as in a float4 load from a float array; g++ -O2 does not
     flags = ["-DDEEPCLUST_EMULATED", "-g", "-fPIC", "-fno-strict-aliasing", *WARNINGS, *strict, *paths]
-    return [os.environ.get("CXX", "g++"), f"-std={standard}", *flags]
+    # C++20: torch's headers ask for it, and messages and rules know the column of a call
+    return [os.environ.get("CXX", "g++"), "-std=c++20", *flags]
 
 
 def runtime_sources(mode: str) -> list[Path]:
@@ -178,7 +179,7 @@ def build_library(folder: Path, mode: str) -> Path:
     library = folder / "deepclust_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     with one_build_at_a_time():
         # torch's headers take most of the time and hold nothing to check, so these objects serve all modes
-        compiler = emulating_compiler("c++20")  # torch's headers ask for it
+        compiler = emulating_compiler()
         objects = compile_all(compiler, [(source, ["-O1", *headers]) for source in torch_sources], torch_objects)
         objects += emulated_objects(sorted((csrc / "cuda").glob("*.cu")), mode)
         if is_stale(library, objects):

@@ -108,7 +108,7 @@ BUGS: dict[str, Diagnosis] = {
     "accumulate_into_uninitialised": UNWRITTEN,
     "atomic_on_uninitialised": UNWRITTEN,
     "read_of_host_memory": {"check": "out of bounds: 4-byte read in no known buffer"},
-    "misaligned_float4": {"asan": "runtime error: .* misaligned address", "check": "misaligned 16-byte read"},
+    "misaligned_float4": {"asan": "runtime error: .* misaligned address", "check": "misaligned access to .*float4"},
     "uninitialised_shared": UNWRITTEN,
     "shared_left_by_other_block": UNWRITTEN,
     "shared_array_longer_than_launch": in_every_build("exceeds the launch's 256 bytes of dynamic shared memory"),
