@@ -2,10 +2,10 @@
 //
 // Compile kernels with -fno-strict-aliasing (nvcc tolerates punning through pointers) and -Wno-unknown-pragmas
 // (unroll). For the check build add -O1 -g -fsanitize=thread,alignment --param=tsan-instrument-func-entry-exit=0
-// -fno-tree-sra and link hooks.cpp, which stands in for libtsan and libubsan: every access of kernel code to memory then
-// reaches the checker. -fsanitize=alignment finds misaligned accesses. -fno-tree-sra keeps stores of structs whole; by
-// parts they would leave the padding unwritten that a load of the struct reads. With -std=c++20 the emulator also tells
-// barriers on one source line apart.
+// -fno-tree-sra and link hooks.cpp, which stands in for libtsan and libubsan: every access of kernel code to memory
+// then reaches the checker. -fsanitize=alignment finds misaligned accesses. -fno-tree-sra keeps stores of structs
+// whole; by parts they would leave the padding unwritten that a load of the struct reads. With -std=c++20 the emulator
+// also tells barriers on one source line apart.
 #pragma once
 
 #include <cuda_bf16.h>
