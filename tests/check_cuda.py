@@ -110,7 +110,7 @@ def find_problems(kernel: Kernel, launches: Sequence[Launch], launch_bound: int 
 
 def short_name(demangled: str) -> str:
     """Return a kernel's name and template arguments, without namespaces, result and parameters."""
-    name = re.sub(r"\(anonymous namespace\)::|deepclust::|^void ", "", demangled)
+    name = re.sub(r"(\(anonymous namespace\)|\w+)::|^void ", "", demangled)
     return name.partition("(")[0]
 
 

@@ -98,7 +98,7 @@ def test_a_kernel_that_is_never_launched_is_named() -> None:
 @pytest.mark.parametrize(
     ("demangled", "name"),
     [
-        ("void deepclust::(anonymous namespace)::mine<deepclust::Bf16, 4>", "mine<Bf16, 4>"),
+        ("void deepclust::mining::(anonymous namespace)::mine<deepclust::Bf16, 4>", "mine<Bf16, 4>"),
         ("deepclust::(anonymous namespace)::fill(float*)", "fill"),
     ],
 )

@@ -168,13 +168,15 @@ def build_program(name: str, sources: Sequence[Path], mode: str) -> Path:
 def build_library(folder: Path, mode: str) -> Path:
     """Build the emulated deepclust_ext._C into a copy of the tree and return its path."""
     import torch
-    from torch.utils.cpp_extension import include_paths, library_paths
 
+    torch_home = Path(torch.__file__).parent
+    include = torch_home / "include"
     csrc = ROOT / "csrc"
     patterns = ("*.cpp", "common/*.cpp", "ops/*.cpp", "cuda/torch/*.cpp")
     torch_sources = [path for pattern in patterns for path in sorted(csrc.glob(pattern))]
     torch_sources.append(EMULATOR / "torch_memory.cpp")
-    headers = [f"-isystem{path}" for path in (*include_paths(), sysconfig.get_path("include"))]
+    folders = (include, include / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include"))
+    headers = [f"-isystem{path}" for path in folders]
     torch_objects = OUTPUT / "torch-objects" / f"{torch.__version__}-{sys.implementation.cache_tag}"
     library = folder / "deepclust_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     with one_build_at_a_time():
@@ -183,10 +185,9 @@ def build_library(folder: Path, mode: str) -> Path:
         objects = compile_all(compiler, [(source, ["-O1", *headers]) for source in torch_sources], torch_objects)
         objects += emulated_objects(sorted((csrc / "cuda").glob("*.cu")), mode)
         if is_stale(library, objects):
-            paths = [f"-L{path}" for path in library_paths()]
-            torch_libraries = ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
+            torch_libraries = [f"-L{torch_home / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
             linker = [os.environ.get("CXX", "g++"), "-shared", *LINK_FLAGS[mode]]
-            run([*linker, *objects, *paths, *torch_libraries, "-o", library])
+            run([*linker, *objects, *torch_libraries, "-o", library])
     record = {"torch_version": torch.__version__, "cuda": False, "cuda_reason": f"emulated device, mode {mode}"}
     library.with_name("_build.json").write_text(json.dumps(record) + "\n")
     return library
