@@ -92,7 +92,9 @@ def make_loss(queue: Queue, forward: float, backward: float) -> Callable[[Tensor
     def loss(x: Tensor) -> Tensor:
         nonlocal leaf
         leaf = x
-        return Loss.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+        apply: Any = Loss.apply  # typed in some versions of torch and not in others
+        result: Tensor = apply(x)
+        return result
 
     return loss
 
