@@ -60,6 +60,13 @@ struct F16 {
   }
 };
 
+// Values split in two float16 matrices beforehand, of rows with a norm below 2: below 2^-14 the low part has fewer
+// bits, which costs less than the bound allows. Nearly as exact as float32, and twice as fast as with tf32.
+struct F32AsF16x3 : F16 {
+  static constexpr int kParts = 2, kPieces = 2;
+  static constexpr float kSplitError = 0x1p-18f;
+};
+
 struct F64 {  // plain multiply-adds
   using Element = double;
   using Accumulator = double;

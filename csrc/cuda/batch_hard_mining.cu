@@ -5,7 +5,8 @@
 // columns out: a bound on their rounding says which columns can still be the hardest of a row, and these go on a short
 // list. The last block of a row to finish decides among the listed columns by distances summed over squared
 // differences, ties to the lowest index. So neither the precision of the products nor the order in which blocks run
-// shows in the result. A row whose list overflows (nearly equal rows) is searched exactly, column by column.
+// shows in the result, and float32 is multiplied in the fastest way that is precise enough, whatever torch may use for
+// its own products. A row whose list overflows (nearly equal rows) is searched exactly, column by column.
 //
 // Work: 4 N^2 D operations on tensor cores, about ten more per pair, and a few exact distances per row; O(N D) memory.
 #include "cuda/batch_hard_mining.cuh"
@@ -141,9 +142,15 @@ __device__ void find_largest_squares(const Arguments<P>& in, typename P::Accumul
   }
 }
 
+// Thread blocks that share a multiprocessor: as many as registers and shared memory (of sm_80 and sm_90) allow.
+constexpr int blocks_per_multiprocessor(bool is_half, bool is_large) { return is_large ? 1 : is_half ? 3 : 2; }
+
+template <class P, int kWarps>
+constexpr int kMinBlocks = blocks_per_multiprocessor(sizeof(typename Arguments<P>::Row) == 2, kWarps == 8);
+
 // Block (x, y) searches split y of the columns for row block x.
 template <class P, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps, 8 / kWarps) mine_pairs_kernel(const Arguments<P> in) {
+__global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs_kernel(const Arguments<P> in) {
   using T = typename P::Accumulator;
   using Search = PairSearch<P, kWarps>;
   using Gemm = typename Search::Gemm;
@@ -235,15 +242,16 @@ int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 }  // namespace
 
 MiningPlan plan_mining(MiningType type, int64_t count, int64_t depth, int multiprocessors) {
-  using SmallBlock = TileGemm<F32AsTf32x3, 4, 2>;
-  using LargeBlock = TileGemm<F32AsTf32x3, 8, 2>;
-  const int64_t stage_depth = type == MiningType::kF64                                ? TileGemm<F64, 4, 2>::kStageDepth
-                              : type == MiningType::kBf16 || type == MiningType::kF16 ? TileGemm<F16, 4, 2>::kStageDepth
-                                                                                      : SmallBlock::kStageDepth;
-  // Large blocks load less per row, small ones are more. A multiprocessor holds three small blocks, or one large.
-  const bool many_rows = divide_up(count, LargeBlock::kRows) >= multiprocessors;
+  using SmallBlock = TileGemm<F32AsF16x3, 4, 2>;
+  using LargeBlock = TileGemm<F32AsF16x3, 8, 2>;
+  const int64_t stage_depth = type == MiningType::kF64   ? TileGemm<F64, 4, 2>::kStageDepth
+                              : type == MiningType::kF32 ? SmallBlock::kStageDepth
+                                                         : TileGemm<F16, 4, 2>::kStageDepth;
+  // Large blocks load less for each product, small ones are more; a few splits of large blocks fill the device.
+  const bool many_rows = divide_up(count, LargeBlock::kRows) >= larger(3, multiprocessors / 5);
   const int64_t row_blocks = divide_up(count, many_rows ? LargeBlock::kRows : SmallBlock::kRows);
-  const int64_t room = int64_t{multiprocessors} * (many_rows ? 1 : 3) / row_blocks;
+  const bool is_half = type == MiningType::kBf16 || type == MiningType::kF16;
+  const int64_t room = int64_t{multiprocessors} * blocks_per_multiprocessor(is_half, many_rows) / row_blocks;
   const int64_t most = smaller<int64_t>(kMaxSplits, divide_up(count, SmallBlock::kColumns));
   return {type,
           count,
@@ -260,8 +268,8 @@ MiningWorkspaceBytes mining_workspace_bytes(const MiningPlan& plan) {
   const int64_t accumulator = wide ? sizeof(double) : sizeof(float);
   const int64_t element = plan.type == MiningType::kBf16 || plan.type == MiningType::kF16 ? 2 : accumulator;
   const int64_t row_bytes = plan.count * plan.row_depth * element;
-  return {{2 * row_bytes, plan.type == MiningType::kF32AsBf16x3 ? 2 * row_bytes : 0,
-           kRowValues * plan.count * accumulator, 2 * plan.prepare_blocks * accumulator,
+  return {{2 * row_bytes, plan.type == MiningType::kF32 ? 2 * row_bytes : 0, kRowValues * plan.count * accumulator,
+           2 * plan.prepare_blocks * accumulator,
            plan.count * plan.splits * 2 * kMaxCandidates *
                static_cast<int64_t>(wide ? sizeof(Candidate<double>) : sizeof(Candidate<float>)),
            plan.count * plan.splits *
@@ -274,10 +282,8 @@ cudaError_t launch_batch_hard_mining(const MiningPlan& plan, const void* teacher
                                      const MiningWorkspace& workspace, const MiningOutputs& outputs,
                                      cudaStream_t stream) {
   switch (plan.type) {
-    case MiningType::kF32AsTf32x3:
-      return launch_type<F32AsTf32x3>(plan, teacher, student, normalize, workspace, outputs, stream);
-    case MiningType::kF32AsBf16x3:
-      return launch_type<F32AsBf16x3>(plan, teacher, student, normalize, workspace, outputs, stream);
+    case MiningType::kF32:
+      return launch_type<F32AsF16x3>(plan, teacher, student, normalize, workspace, outputs, stream);
     case MiningType::kBf16:
       return launch_type<Bf16>(plan, teacher, student, normalize, workspace, outputs, stream);
     case MiningType::kF16:

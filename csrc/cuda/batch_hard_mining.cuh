@@ -7,8 +7,7 @@
 
 namespace deepclust {
 
-// Type of the inputs and, for float32, how the tensor cores multiply, which changes the time but never the result.
-enum class MiningType { kF32AsTf32x3, kF32AsBf16x3, kBf16, kF16, kF64 };
+enum class MiningType { kF32, kBf16, kF16, kF64 };  // of the inputs
 
 // How the work is cut, decided from the sizes and the device.
 struct MiningPlan {
@@ -27,7 +26,7 @@ MiningPlan plan_mining(MiningType type, int64_t count, int64_t depth, int multip
 // Device memory that both kernels need and nobody reads afterwards. T is the accumulation type.
 struct MiningWorkspace {
   void* rows;             // (2, N, row_depth) teacher, student: normalized; of half precision scaled by powers of two
-  void* split_rows;       // (4, N, row_depth) bfloat16: teacher high, low, student high, low; only for kF32AsBf16x3
+  void* split_rows;       // (4, N, row_depth) float16: teacher high, low, student high, low; only for kF32
   void* row_values;       // (kRowValues, N) T
   void* largest_squares;  // (2, prepare_blocks) T: squared norms of teacher and student; infinite if one is not finite
   void* candidates;       // (N, splits, 2, kMaxCandidates) Candidate<T>

@@ -1,11 +1,9 @@
-// What the torch side of the CUDA ops needs of its surroundings: device guard, current stream, launch check, scratch
-// memory, and torch's own setting for float32 products. With DEEPCLUST_EMULATED the ops serve CPU tensors instead.
+// What the torch side of the CUDA ops needs of its surroundings: device guard, current stream, launch check and scratch
+// memory. With DEEPCLUST_EMULATED the ops serve CPU tensors instead.
 #pragma once
 
-#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <torch/csrc/api/include/torch/version.h>
 
 #if defined(DEEPCLUST_EMULATED)
 #include <driver_types.h>
@@ -81,21 +79,5 @@ class DeviceMemory {
   std::vector<at::Tensor> memory_;
   std::vector<void*> pieces_;
 };
-
-// Whether torch is allowed to multiply float32 matrices with less than float32's precision. The old getter raises once
-// the newer setting has been used; the newer one exists since torch 2.13 in this form.
-inline bool allows_reduced_float32_products() {
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
-  const at::Float32Precision precision =
-      at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
-  return precision == at::Float32Precision::TF32 || precision == at::Float32Precision::BF16;
-#else
-  try {
-    return at::globalContext().float32MatmulPrecision() != at::Float32MatmulPrecision::HIGHEST;
-  } catch (const c10::Error&) {
-    return false;
-  }
-#endif
-}
 
 }  // namespace deepclust

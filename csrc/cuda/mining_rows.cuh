@@ -42,7 +42,7 @@ struct RowElementOf {
   using type = typename P::Element;
 };
 template <>
-struct RowElementOf<F32AsBf16x3> {
+struct RowElementOf<F32AsF16x3> {
   using type = float;
 };
 
@@ -50,8 +50,9 @@ template <class P>
 struct Arguments {
   using T = typename P::Accumulator;
   using Row = typename RowElementOf<P>::type;
-  const Row* input[2];            // (N, D) teacher, student
-  Row* rows[2];                   // (N, row_depth)
+  static constexpr bool kScaled = sizeof(typename P::Element) == 2;  // products are of rows scaled by powers of two
+  const Row* input[2];                                               // (N, D) teacher, student
+  Row* rows[2];                                                      // (N, row_depth)
   typename P::Element* split[4];  // (N, row_depth) teacher high, low, student high, low
   T* values;                      // (kRowValues, N)
   T* largest_squares;             // (2, prepare_blocks)
@@ -127,11 +128,15 @@ __device__ typename P::Accumulator prepare_row(const Arguments<P>& in, int which
   const Row* source = in.input[which] + i * in.depth;
   const Norm<T> norm = norm_of<T>(source, in.depth, in.normalize);
   const T inverse_norm = in.normalize ? static_cast<T>(1 / larger(norm.value, kMinNorm)) : T(1);
-  // bfloat16 elements are kept, but for a power of two, which brings the norm near 1: products must not overflow.
-  int exponent = 0;
-  if (std::is_same<Row, __nv_bfloat16>::value && norm.finite && norm.value > 0) exponent = ilogb(norm.value);
+  // Half-precision products are of rows with a norm near 1, so that they neither overflow nor vanish. Elements are
+  // kept but for a power of two. float16 inputs need none: products of their whole range fit in float32.
+  constexpr bool kIsBf16 = std::is_same<Row, __nv_bfloat16>::value;
+  const double size = kIsBf16 ? norm.value : norm.value * inverse_norm;
+  const int exponent = (kIsBf16 || P::kParts == 2) && norm.finite && size > 0 ? ilogb(size) : 0;
   ScaledRow<Row> row{in.rows[which] + i * in.row_depth, T(1)};
-  if constexpr (sizeof(Row) == 2) row.scale = ldexpf(inverse_norm, exponent);
+  T scale = 1;  // of the products
+  if constexpr (Arguments<P>::kScaled) scale = ldexpf(sizeof(Row) == 2 ? inverse_norm : T(1), exponent);
+  if constexpr (sizeof(Row) == 2) row.scale = scale;
   T squared = 0;
   for (int64_t chunk = quad_lane(); chunk < in.row_depth / Chunk<Row>::kCount; chunk += 4) {
     Chunk<Row> stored;
@@ -140,14 +145,15 @@ __device__ typename P::Accumulator prepare_row(const Arguments<P>& in, int which
       const int64_t k = chunk * Chunk<Row>::kCount + e;
       T element = k < in.depth ? widen(source[k]) : T(0);
       if constexpr (sizeof(Row) != 2) element *= inverse_norm;
-      if constexpr (std::is_same<Row, __nv_bfloat16>::value) element = ldexpf(element, -exponent);
+      if constexpr (kIsBf16) element = ldexpf(element, -exponent);
       stored.element[e] = narrow<Row>(element);
       const T value = row.value(stored.element[e]);
       squared += value * value;
       if constexpr (P::kParts == 2) {
-        const auto high = narrow<typename P::Element>(value);
+        const T scaled = ldexpf(value, -exponent);
+        const auto high = narrow<typename P::Element>(scaled);
         in.split[2 * which][i * in.row_depth + k] = high;
-        in.split[2 * which + 1][i * in.row_depth + k] = narrow<typename P::Element>(value - widen(high));
+        in.split[2 * which + 1][i * in.row_depth + k] = narrow<typename P::Element>(scaled - widen(high));
       }
     }
     stored.store(in.rows[which] + i * in.row_depth, chunk);
@@ -156,7 +162,7 @@ __device__ typename P::Accumulator prepare_row(const Arguments<P>& in, int which
   if (quad_lane() == 0) {
     static_cast<T*>(in.out.inverse_norm)[which * in.count + i] = inverse_norm;
     in.values[(kTeacherBias + which) * in.count + i] = squared / 2;
-    if (sizeof(Row) == 2) in.values[(kTeacherScale + which) * in.count + i] = row.scale;
+    if (Arguments<P>::kScaled) in.values[(kTeacherScale + which) * in.count + i] = scale;
   }
   return norm.finite ? squared : Limits<T>::kInfinity;
 }

@@ -60,7 +60,7 @@ struct PairSearch {
       row.high = threshold + class_margin;
       row.floor = -Limits<T>::kMax;
       row.ceiling = threshold + row.margin;
-      row.scale = sizeof(typename Arguments<P>::Row) == 2 ? in.value(kTeacherScale, i) : T(1);
+      row.scale = Arguments<P>::kScaled ? in.value(kTeacherScale, i) : T(1);
     }
   }
 
@@ -109,7 +109,7 @@ struct PairSearch {
       for (int set = 0; set < 2; ++set) {
         const T bias = j < in.count ? in.values[(kTeacherBias + set) * in.count + j] : Limits<T>::kInfinity;
         T scale = 1;
-        if constexpr (sizeof(typename Arguments<P>::Row) == 2) {
+        if constexpr (Arguments<P>::kScaled) {
           scale = j < in.count ? in.values[(kTeacherScale + set) * in.count + j] : T(0);
         }
 #pragma unroll

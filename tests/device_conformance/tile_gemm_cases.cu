@@ -158,6 +158,7 @@ void check_type() {
 DEVICE_CASE(tile_gemm_f32_as_tf32) { check_type<F32AsTf32>(); }
 DEVICE_CASE(tile_gemm_f32_as_tf32x3) { check_type<F32AsTf32x3>(); }
 DEVICE_CASE(tile_gemm_f32_as_bf16x3) { check_type<F32AsBf16x3>(); }
+DEVICE_CASE(tile_gemm_f32_as_f16x3) { check_type<F32AsF16x3>(); }
 DEVICE_CASE(tile_gemm_bf16) { check_type<Bf16>(); }
 DEVICE_CASE(tile_gemm_f16) { check_type<F16>(); }
 DEVICE_CASE(tile_gemm_f64) { check_type<F64>(); }

@@ -42,7 +42,7 @@ class MiningJob {
       case at::kBFloat16:
         return MiningType::kBf16;
       default:
-        return allows_reduced_float32_products() ? MiningType::kF32AsBf16x3 : MiningType::kF32AsTf32x3;
+        return MiningType::kF32;
     }
   }
 
