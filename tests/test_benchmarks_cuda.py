@@ -235,15 +235,15 @@ def test_case_too_large_for_a_check_is_checked_on_fewer_rows_and_must_run(mining
 
 
 def test_floor_is_operations_or_bytes() -> None:
-    work = mining_work(16384, 128, "float32")  # two products of 2 N^2 D, three pieces each, at 400 TFLOP/s
+    work = mining_work(16384, 128, "float32")  # two products of 2 N^2 D, three pieces each, at 790 TFLOP/s
     assert work.flops == 3 * 2 * 2 * 16384 * 16384 * 128
-    assert work.seconds(H200) == pytest.approx(1.031e-3, rel=1e-3)
-    assert mining_work(16384, 128, "bfloat16").seconds(H200) == pytest.approx(1.031e-3 / 3 * 400 / 790, rel=1e-3)
+    assert work.seconds(H200) == pytest.approx(5.219e-4, rel=1e-3)
+    assert mining_work(16384, 128, "bfloat16").seconds(H200) == pytest.approx(5.219e-4 / 3, rel=1e-3)
     # inputs read, rows written and read: 2 matrices of 2 bytes; at 256 rows that takes longer than the products
     assert mining_work(256, 128, "float16").bytes == 3 * 2 * 256 * 128 * 2 + 256 * 100
     assert mining_work(256, 128, "float16").seconds(H200) == pytest.approx(418816 / 4.3e12)
-    # with two bfloat16 copies of a float32 row
-    assert mining_work(256, 128, "float32-high").bytes == 2 * 256 * 128 * (4 + 4 + 4 + 4) + 256 * 100
+    # with two float16 copies of a float32 row
+    assert mining_work(256, 128, "float32").bytes == 2 * 256 * 128 * (4 + 4 + 4 + 4) + 256 * 100
     assert gradient_work(65536, 128, "float32").seconds(H200) == pytest.approx((3 * 65536 * 512 + 6553600) / 4.3e12)
 
 
@@ -257,12 +257,12 @@ def test_nothing_is_predicted_to_beat_its_floor(dtype: str) -> None:
 
 def test_share_of_the_floor_is_printed_for_known_cards_only() -> None:
     works = {"forward": mining_work, "backward": gradient_work}
-    times = {"forward": 3.0935, "backward": 0.06234, "both": 3.2}
+    times = {"forward": 1.56576, "backward": 0.06234, "both": 3.2}
     assert floor_lines("NVIDIA H200", works, 16384, 128, "float32", times) == [
-        "floor of forward: 412.3 GFLOP in 3xTF32, 51.97 MB, 1.031 ms; ours / floor 3",
+        "floor of forward: 412.3 GFLOP in 3xFP16, 68.75 MB, 0.5219 ms; ours / floor 3",
         "floor of backward: 26.8 MB, 0.006234 ms; ours / floor 10",
     ]
-    assert floor_lines("NVIDIA H200", works, 16384, 128, "float32", {})[0].endswith(" 1.031 ms")
+    assert floor_lines("NVIDIA H200", works, 16384, 128, "float32", {})[0].endswith(" 0.5219 ms")
     unknown = floor_lines("NVIDIA H200 MIG 1g.18gb", works, 16384, 128, "float32", times)
     assert unknown == ["no floor: the rates of NVIDIA H200 MIG 1g.18gb are not known"]
     assert floor_lines("NVIDIA H200", works, 256, 128, "float64", times) == [
@@ -339,4 +339,4 @@ def test_command_line_measures_every_dtype_on_a_gpu(
     ]
     printed = capsys.readouterr().out
     assert "batch_hard_mining random-256x128 float32-high, two products: 0.03355 GFLOP" in printed
-    assert "floor of forward: 0.1007 GFLOP in 3xBF16, 1.074 MB, 0.0002498 ms; ours / floor 8010" in printed
+    assert "floor of forward: 0.1007 GFLOP in 3xFP16, 1.074 MB, 0.0002498 ms; ours / floor 8010" in printed

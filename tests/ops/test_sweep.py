@@ -88,10 +88,11 @@ def near_ties(kind: str) -> tuple[Tensor, Tensor]:
         return normal(1, 20, seed=7).expand(100, -1).clone(), normal(100, 20, seed=8)
     if kind == "scattered":  # near ties in columns without pattern, so that lanes list them unevenly
         far = torch.rand(300, 1, generator=torch.Generator().manual_seed(16), dtype=torch.float64) < 0.6
+        far[:64, 0] = torch.arange(64) % 8 >= 6
         teacher, student = 1 + 1e-4 * normal(300, 20, seed=17), 1 + 1e-4 * normal(300, 20, seed=18)
         return teacher + far * normal(300, 20, seed=19), student + far * normal(300, 20, seed=20)
-    if kind == "equidistant":  # negatives for certain, but which is the nearest shows in the last digits only
-        return normal(150, 20, seed=21), 0.1 * normal(1, 20, seed=22) + 1e-6 * normal(150, 20, seed=23)
+    if kind == "equidistant":  # negatives for certain, but products of such large rows do not tell which is the nearest
+        return 220 + 1.6 * normal(150, 20, seed=21), 220 + 0.01 * normal(150, 20, seed=22)
     if kind == "offset":
         return 100 + normal(100, 20, seed=9), 100 + normal(100, 20, seed=10)
     if kind == "improving":  # every student nearer than the one before: the list of nearest columns is rewritten
