@@ -175,9 +175,8 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const Argume
           if (want[which] && last) finish_row(in, which, first_row + r);
         }
       }
-      listed = 0;
+      listed = 0;  // the next pairs are listed after a barrier, when all warps have added these
       first = false;
-      __syncthreads();
     }
   } while (begin < pairs);
 }
