@@ -100,7 +100,7 @@ def near_ties(kind: str) -> tuple[Tensor, Tensor]:
         return torch.eye(20, dtype=torch.float64).repeat(5, 1), torch.eye(20, dtype=torch.float64)[0] * (1 + step)
     teacher = normal(10, 20, seed=11).repeat(10, 1)  # every row ten times, in teacher and student
     if kind == "repeated far off":  # products do not tell which columns are exactly as far as the threshold
-        teacher = teacher + 220
+        teacher = teacher + 30
     return teacher, teacher.roll(3, 0)
 
 
