@@ -144,8 +144,8 @@ void check_read(const AccessContext& context, Cell& cell, size_t index, const Ev
 }
 
 void check_write(const AccessContext& context, Cell& cell, size_t index, const Event& now) {
-  if (cell.write.stamp == now.stamp) return;
   const Stamp written = cell.write.stamp;
+  if (written == now.stamp && !now.stamp.in_flight()) return;  // two copies in flight may land in either order
   if (context.access == Access::kAtomic) require_initialised(context, cell, index);
   if (written && !(written.atomic() && now.stamp.atomic()) && !is_ordered(context.self, context.buffer, written)) {
     fail_race(context, index, cell.write, written.atomic() ? "atomic access" : "write");

@@ -71,6 +71,71 @@ DEVICE_CASE(misaligned_float4) {
   expect_equal(results_of(32, 1, 32, 0, vector_kernel, input.data()), std::vector<float>(32, 8));
 }
 
+__global__ void last_vector_kernel(float* results, const float* values) {
+  // BUG: float4_past_end
+  const float4 quad = *reinterpret_cast<const float4*>(values + threadIdx.x * 4);
+  results[threadIdx.x] = quad.x + quad.y + quad.z + quad.w;
+}
+DEVICE_CASE(float4_past_end) {
+  const std::vector<float> values(4 * 32 - 2, 2);
+  const DeviceBuffer<float> input(values, "values");
+  expect_equal(results_of(32, 1, 32, 0, last_vector_kernel, input.data()), std::vector<float>(32, 8));
+}
+
+__global__ void misaligned_atomic_kernel(float* results) {
+  DEEPCLUST_SHARED(unsigned, words, [3]);
+  words[threadIdx.x] = 2;
+  __syncthreads();
+  // BUG: misaligned_atomic
+  atomicAdd(reinterpret_cast<unsigned long long*>(reinterpret_cast<unsigned char*>(words) + 4), 1);
+  results[threadIdx.x] = static_cast<float>(words[0]);
+}
+DEVICE_CASE(misaligned_atomic) {
+  expect_equal(results_of(3, 1, 3, 0, misaligned_atomic_kernel), std::vector<float>(3, 2));
+}
+
+__global__ void other_stack_kernel(float* results) {
+  DEEPCLUST_SHARED(const float*, pointer);
+  const float own = 2 + static_cast<float>(threadIdx.x);
+  if (threadIdx.x == 0) pointer = &own;
+  __syncthreads();
+  // BUG: read_of_other_threads_variable
+  results[threadIdx.x] = *pointer;
+  __syncthreads();
+}
+DEVICE_CASE(read_of_other_threads_variable) {
+  expect_equal(results_of(32, 1, 32, 0, other_stack_kernel), std::vector<float>(32, 2));
+}
+
+DEVICE_CASE(memset_past_end) {
+  const DeviceBuffer<float> values(32, "values");
+  require_success(deepclust::device::memset_async(values.data() + 1, 0, 32 * sizeof(float), nullptr));
+}
+
+__global__ void large_static_kernel(float* results) {
+  DEEPCLUST_SHARED(float, words, [20000]);
+  words[threadIdx.x] = 2;
+  results[threadIdx.x] = words[threadIdx.x];
+}
+DEVICE_CASE(static_shared_too_large) {
+  expect_equal(results_of(32, 1, 32, 0, large_static_kernel), std::vector<float>(32, 2));
+}
+
+template <bool kGlobal>
+__global__ void forget_kernel(float* results) {
+  DEEPCLUST_SHARED(float, words, [32]);
+  words[threadIdx.x] = 2;
+  results[threadIdx.x] = 2;
+  // BUG: sync_forget_of_different_ranges, sync_forget_of_global
+  deepclust::device::sync_forget(kGlobal ? results : words, kGlobal || threadIdx.x == 0 ? 32 : 16);
+}
+DEVICE_CASE(sync_forget_of_different_ranges) {
+  expect_equal(results_of(32, 1, 32, 0, forget_kernel<false>), std::vector<float>(32, 2));
+}
+DEVICE_CASE(sync_forget_of_global) {
+  expect_equal(results_of(32, 1, 32, 0, forget_kernel<true>), std::vector<float>(32, 2));
+}
+
 __global__ void uninitialised_shared_kernel(float* results) {
   DEEPCLUST_DYNAMIC_SHARED(memory);
   float* words = shared_array<float>(memory, 0, 32);

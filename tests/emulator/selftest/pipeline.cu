@@ -1,5 +1,5 @@
-// A tiled product with cp.async into two stages, ldmatrix and mma: the row sums of a b^T in bfloat16; and the smallest
-// uses of cp.async, with what can go wrong. See tile.cu for the conventions.
+// A tiled product with cp.async into two stages, ldmatrix and mma: the row sums of a b^T in bfloat16. See tile.cu for
+// the conventions.
 #include "../../device_conformance/cases.h"
 
 namespace {
@@ -17,7 +17,6 @@ enum class Bug {
   kNoBarrierBeforeRefill,
   kWaitsForOneGroupLess,
   kMisalignedRow,
-  kNotConverted,
 };
 
 constexpr int kRows = 32, kColumns = 16, kDepth = 16, kThreads = 64, kPitch = kDepth + 8;
@@ -108,62 +107,5 @@ DEVICE_CASE(pipeline_no_barrier_after_wait) { run<Bug::kNoBarrierAfterWait>(); }
 DEVICE_CASE(pipeline_no_barrier_before_refill) { run<Bug::kNoBarrierBeforeRefill>(); }
 DEVICE_CASE(pipeline_waits_for_one_group_less) { run<Bug::kWaitsForOneGroupLess>(); }
 DEVICE_CASE(pipeline_misaligned_row) { run<Bug::kMisalignedRow>(); }
-
-enum class CopyBug { kNoWait, kNoBarrier, kNoCommit, kMisalignedSource, kMisalignedTarget, kPastSource };
-
-// Every thread copies four floats and reads four: its own, or its neighbor's where only the barrier is missing.
-template <CopyBug kBug>
-__global__ void copy_kernel(float* results, const float* source) {
-  DEEPCLUST_DYNAMIC_SHARED(memory);
-  float* copies = shared_array<float>(memory, 0, 128);
-  const int thread = threadIdx.x;
-  const float* from = source + thread * 4 + (kBug == CopyBug::kMisalignedSource ? 1 : 0);
-  if (kBug == CopyBug::kPastSource) from += 4;
-  float* to = copies + thread * 4 + (kBug == CopyBug::kMisalignedTarget ? 1 : 0);
-  // BUG: copy_of_misaligned_source, copy_to_misaligned_target, copy_past_source
-  cp_async16(to, from, 16);
-  if (kBug != CopyBug::kNoCommit) cp_async_commit();
-  // BUG: copy_past_source
-  if (kBug != CopyBug::kNoWait) cp_async_wait<0>();
-  if (kBug != CopyBug::kNoBarrier) __syncthreads();
-  const int other = kBug == CopyBug::kNoBarrier ? (thread + 1) % 32 : thread;
-  // BUG: copy_read_without_wait, copy_read_without_barrier, copy_read_without_commit
-  for (int i = 0; i < 4; ++i) results[other * 4 + i] = copies[other * 4 + i];
-}
-
-template <CopyBug kBug>
-void run_copy() {
-  const std::vector<float> source(128, 5);
-  const DeviceBuffer<float> device_source(source, "source");
-  conformance::expect_equal(
-      conformance::results_of(128, 1, 32, shared_next<float>(0, 128), copy_kernel<kBug>, device_source.data()), source);
-}
-
-DEVICE_CASE(copy_read_without_wait) { run_copy<CopyBug::kNoWait>(); }
-DEVICE_CASE(copy_read_without_barrier) { run_copy<CopyBug::kNoBarrier>(); }
-DEVICE_CASE(copy_read_without_commit) { run_copy<CopyBug::kNoCommit>(); }
-DEVICE_CASE(copy_of_misaligned_source) { run_copy<CopyBug::kMisalignedSource>(); }
-DEVICE_CASE(copy_to_misaligned_target) { run_copy<CopyBug::kMisalignedTarget>(); }
-DEVICE_CASE(copy_past_source) { run_copy<CopyBug::kPastSource>(); }
-
-// The tf32 instruction takes operands that float_to_tf32 rounded.
-template <bool kConverted>
-__global__ void tf32_kernel(float* results, float value) {
-  const uint32_t operand = kConverted ? deepclust::device::float_to_tf32(value) : __float_as_uint(value);
-  const uint32_t a[4] = {operand, operand, operand, operand}, one = __float_as_uint(1.0f);
-  float d[4] = {};
-  // BUG: mma_not_converted
-  deepclust::device::mma_m16n8k8_tf32(d, a, one, one);
-  for (int i = 0; i < 4; ++i) results[i * 32 + threadIdx.x] = d[i];
-}
-
-DEVICE_CASE(mma_converted) {
-  conformance::expect_equal(conformance::warp_results_of(4, tf32_kernel<true>, 1 + 0x1p-15f),
-                            std::vector<float>(128, 8));
-}
-DEVICE_CASE(mma_not_converted) {
-  conformance::expect_equal(conformance::warp_results_of(4, tf32_kernel<false>, 1 + 0x1p-15f),
-                            std::vector<float>(128, 8));
-}
 
 }  // namespace
