@@ -68,8 +68,9 @@ asan: setup
 check-cuda: $(VENV)/.dependencies
 	$(bin)/python -m tests.check_cuda
 
-# The tests that run in every schedule and under every checker.
-kernel_tests := tests/ops/test_sweep.py tests/ops/test_all_ops.py -k "not opcheck and not compiles"
+# The op tests that reach every part of the kernels: all under the sanitizers and the checker, the sweep in all schedules.
+sweep := tests/ops/test_sweep.py
+kernel_tests := $(sweep) tests/ops/test_all_ops.py -k "not opcheck and not compiles"
 
 # A copy of the tree for each way to compile the kernels for the emulated device, with the library that runs them.
 emulated_trees := emulated-plain emulated-asan emulated-check
@@ -83,9 +84,9 @@ test-emulated: $(emulated_trees)
 	$(bin)/python -m pytest -n 2 tests/emulator tests/device_conformance
 	cd build/emulated-plain && $(bin)/python -m pytest -n 2 tests/ops
 	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=reverse DEEPCLUST_EMULATOR_CP_ASYNC=early \
-		$(bin)/python -m pytest -n 2 $(kernel_tests)
+		$(bin)/python -m pytest -n 2 $(sweep)
 	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=random DEEPCLUST_EMULATOR_CP_ASYNC=random \
-		$(bin)/python -m pytest -n 2 $(kernel_tests)
+		$(bin)/python -m pytest -n 2 $(sweep)
 	cd build/emulated-asan && $(with_sanitizers) $(bin)/python -m pytest -n 2 $(kernel_tests)
 	cd build/emulated-check && $(bin)/python -m pytest -n 2 $(kernel_tests)
 
