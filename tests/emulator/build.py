@@ -128,7 +128,8 @@ def runtime_sources(mode: str) -> list[Path]:
 
 def emulated_objects(sources: Sequence[Path], mode: str) -> list[Path]:
     """Compile sources and the emulator's runtime for a mode."""
-    everything = [*sources, *runtime_sources(mode)]
+    # The runtime first: of an inline function in several objects the linker takes the first, here the unchecked one.
+    everything = [*runtime_sources(mode), *sources]
     units = [(source, (KERNEL_FLAGS if source.suffix == ".cu" else HOST_FLAGS)[mode]) for source in everything]
     return compile_all(emulating_compiler(), units, OUTPUT / mode)
 

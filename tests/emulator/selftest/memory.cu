@@ -71,15 +71,14 @@ DEVICE_CASE(misaligned_float4) {
   expect_equal(results_of(32, 1, 32, 0, vector_kernel, input.data()), std::vector<float>(32, 8));
 }
 
-__global__ void last_vector_kernel(float* results, const float* values) {
-  // BUG: float4_past_end
-  const float4 quad = *reinterpret_cast<const float4*>(values + threadIdx.x * 4);
-  results[threadIdx.x] = quad.x + quad.y + quad.z + quad.w;
+__global__ void last_double_kernel(float* results, const float* values) {
+  // BUG: double_past_end
+  results[threadIdx.x] = static_cast<float>(reinterpret_cast<const double*>(values)[threadIdx.x]);
 }
-DEVICE_CASE(float4_past_end) {
-  const std::vector<float> values(4 * 32 - 2, 2);
+DEVICE_CASE(double_past_end) {  // the last one begins inside
+  const std::vector<float> values(63, 0);
   const DeviceBuffer<float> input(values, "values");
-  expect_equal(results_of(32, 1, 32, 0, last_vector_kernel, input.data()), std::vector<float>(32, 8));
+  expect_equal(results_of(32, 1, 32, 0, last_double_kernel, input.data()), std::vector<float>(32, 0));
 }
 
 __global__ void misaligned_atomic_kernel(float* results) {

@@ -127,6 +127,17 @@ DEVICE_CASE(no_syncwarp) { run_neighbors<Between::kNothing>(); }
 DEVICE_CASE(shuffle_in_place_of_syncwarp) { run_neighbors<Between::kShuffle>(); }
 DEVICE_CASE(syncwarp_of_other_lanes) { run_neighbors<Between::kPartialSyncwarp>(); }
 
+__global__ void many_barriers_kernel(int* results) {
+  for (int i = 0; i < 1 << 20; ++i) __syncthreads();
+  results[threadIdx.x] = 1;
+}
+DEVICE_CASE(too_many_barriers_to_count) { expect_equal(results_of(1, 1, 1, 0, many_barriers_kernel), repeated(1, 1)); }
+
+__global__ void launching_kernel(int* results) {
+  results[threadIdx.x] = deepclust::device::launch(deadlock_kernel, 1, 1, 0, nullptr, results) == cudaSuccess;
+}
+DEVICE_CASE(launch_in_kernel) { expect_equal(results_of(1, 1, 1, 0, launching_kernel), repeated(1, 1)); }
+
 // Harmless from here on.
 
 __global__ void exited_threads_kernel(int* results) {
