@@ -170,15 +170,18 @@ DEVICE_CASE(shared_array_longer_than_launch) {
   expect_equal(results_of(32, 1, 32, shared_next<float>(0, 32), too_long_kernel, 1024), std::vector<float>(32, 2));
 }
 
-enum class Update { kAtomic, kPlain, kMixed };
+enum class Update { kAtomic, kPlain, kMixed, kStore };
 
 template <Update kUpdate>
 __global__ void update_kernel(int* total) {
   if (kUpdate == Update::kPlain || (kUpdate == Update::kMixed && blockIdx.x == 3)) {
     // BUG: plain_update_across_blocks, plain_and_atomic_update
     *total += 1;
+  } else if (kUpdate == Update::kStore && blockIdx.x == 3) {
+    // BUG: store_and_atomic_update
+    *total = 1;
   } else {
-    // BUG: plain_and_atomic_update
+    // BUG: plain_and_atomic_update, store_and_atomic_update
     atomicAdd(total, 1);
   }
 }
@@ -194,6 +197,7 @@ void run_update() {
 DEVICE_CASE(atomics_across_blocks) { run_update<Update::kAtomic>(); }
 DEVICE_CASE(plain_update_across_blocks) { run_update<Update::kPlain>(); }
 DEVICE_CASE(plain_and_atomic_update) { run_update<Update::kMixed>(); }
+DEVICE_CASE(store_and_atomic_update) { run_update<Update::kStore>(); }
 
 // One block reads what another writes in the same launch.
 __global__ void neighbor_block_kernel(int* results, int* values) {
@@ -206,6 +210,19 @@ __global__ void neighbor_block_kernel(int* results, int* values) {
 DEVICE_CASE(read_of_other_block) {
   const DeviceBuffer<int> values({1, 1, 1}, "values");
   expect_equal(results_of(3, 3, 1, 0, neighbor_block_kernel, values.data()), {1, 1, 1});
+}
+
+// Two warps read a word, then one of them writes it.
+__global__ void overwrite_kernel(int* results, int* word) {
+  if (threadIdx.x % 32 != 0) return;
+  // BUG: overwritten_while_other_warp_reads
+  results[threadIdx.x / 32] = *word;
+  // BUG: overwritten_while_other_warp_reads
+  if (threadIdx.x == 32) *word = 1;
+}
+DEVICE_CASE(overwritten_while_other_warp_reads) {
+  const DeviceBuffer<int> word({1}, "word");
+  expect_equal(results_of(2, 1, 64, 0, overwrite_kernel, word.data()), {1, 1});
 }
 
 // Threads of one block write the same word, with no barrier between.

@@ -9,7 +9,9 @@ using conformance::results_of;
 
 enum class Bug {
   kNone,
+  kFenceByReaders,  // harmless
   kNoFenceBefore,
+  kWriteAfterFence,
   kNoFenceAfter,
   kFlagReadEarly,
   kScratchReused,
@@ -101,20 +103,23 @@ DEVICE_CASE(reduction_half_block_barrier) { run<Bug::kHalfBlockBarrier>(); }
 template <Bug kBug>
 __global__ void rows_kernel(int* results, int* partial, unsigned* ticket) {
   DEEPCLUST_SHARED(bool, last);
-  const int thread = threadIdx.x;
+  const int thread = threadIdx.x, place = blockIdx.x * kThreads + thread;
   // BUG: tickets_no_fence_before, tickets_no_fence_after, tickets_no_barrier_before
-  partial[blockIdx.x * kThreads + thread] = static_cast<int>(blockIdx.x) + thread;
+  partial[place] = static_cast<int>(blockIdx.x) + thread;
   if (kBug != Bug::kNoBarrierBefore) __syncthreads();
   if (thread == 0) {
     if (kBug != Bug::kNoFenceBefore) __threadfence();
+    // BUG: tickets_write_after_fence
+    if (kBug == Bug::kWriteAfterFence) partial[place] = static_cast<int>(blockIdx.x);
     last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
-    if (kBug != Bug::kNoFenceAfter) __threadfence();
+    if (kBug != Bug::kNoFenceAfter && kBug != Bug::kFenceByReaders) __threadfence();
   }
   __syncthreads();
   if (!last) return;
+  if (kBug == Bug::kFenceByReaders) __threadfence();
   int sum = 0;
   for (unsigned block = 0; block < gridDim.x; ++block) {
-    // BUG: tickets_no_fence_before, tickets_no_fence_after, tickets_no_barrier_before
+    // BUG: tickets_no_fence_before, tickets_no_fence_after, tickets_no_barrier_before, tickets_write_after_fence
     sum += partial[block * kThreads + kThreads - 1 - thread];
   }
   results[thread] = sum;
@@ -132,6 +137,8 @@ void run_rows() {
 }
 
 DEVICE_CASE(tickets) { run_rows<Bug::kNone>(); }
+DEVICE_CASE(tickets_fence_by_readers) { run_rows<Bug::kFenceByReaders>(); }
+DEVICE_CASE(tickets_write_after_fence) { run_rows<Bug::kWriteAfterFence>(); }
 DEVICE_CASE(tickets_no_fence_before) { run_rows<Bug::kNoFenceBefore>(); }
 DEVICE_CASE(tickets_no_fence_after) { run_rows<Bug::kNoFenceAfter>(); }
 DEVICE_CASE(tickets_no_barrier_before) { run_rows<Bug::kNoBarrierBefore>(); }
@@ -169,5 +176,80 @@ DEVICE_CASE(two_tickets) {
   expect_equal(results_of(1, dim3(4, 3), 32, 0, two_tickets_kernel, partial.data(), row_sums.data(), tickets.data()),
                {3 * 6 + 4 * 30}, 1);
 }
+
+// A block of one warp: lane 0 draws the ticket, __syncwarp hands what it learnt to the others.
+__global__ void warp_ticket_kernel(int* results, int* partial, unsigned* ticket) {
+  const int lane = threadIdx.x;
+  partial[blockIdx.x * 32 + lane] = static_cast<int>(blockIdx.x);
+  __syncwarp();
+  int last = 0;
+  if (lane == 0) {
+    __threadfence();
+    last = atomicInc(ticket, gridDim.x - 1) == gridDim.x - 1;
+    __threadfence();
+  }
+  last = __shfl_sync(0xffffffffu, last, 0);
+  __syncwarp();
+  if (last == 0) return;
+  int sum = 0;
+  for (unsigned block = 0; block < gridDim.x; ++block) sum += partial[block * 32 + 31 - lane];
+  results[lane] = sum;
+}
+
+DEVICE_CASE(ticket_of_a_warp) {
+  const DeviceBuffer<int> partial(kBlocks * 32, "partial");
+  const DeviceBuffer<unsigned> ticket({0}, "ticket");
+  expect_equal(results_of(32, kBlocks, 32, 0, warp_ticket_kernel, partial.data(), ticket.data()),
+               std::vector<int>(32, kBlocks * (kBlocks - 1) / 2));
+}
+
+enum class Chain { kOneThread, kFenceThenBarrier, kBarrierThenFence, kThirdBlockDoesNotLook, kNoFenceInSecond };
+
+// Block 0 publishes a word by flag 0, block 1 passes that on by flag 1, block 2 relies on it. Blocks may run in any
+// order: whoever does not see the flag does nothing.
+template <Chain kChain>
+__global__ void chain_kernel(int* results, int* word, int* flags) {
+  DEEPCLUST_SHARED(bool, seen);
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    // BUG: chain_third_block_does_not_look, chain_no_fence_in_second_block
+    *word = 5;
+    __threadfence();
+    atomicExch(&flags[0], 1);
+  }
+  if (blockIdx.x == 1) {
+    const unsigned last_thread = kChain == Chain::kOneThread || kChain == Chain::kNoFenceInSecond ? 0 : 40;
+    if (threadIdx.x == 0) {
+      seen = atomicAdd(&flags[0], 0) == 1;
+      if (kChain != Chain::kBarrierThenFence && kChain != Chain::kNoFenceInSecond) __threadfence();
+    }
+    if (last_thread != 0) __syncthreads();
+    if (threadIdx.x == last_thread && seen) {
+      if (kChain != Chain::kOneThread && kChain != Chain::kNoFenceInSecond) __threadfence();
+      atomicExch(&flags[1], 1);
+    }
+  }
+  if (blockIdx.x == 2 && threadIdx.x == 0) {
+    results[0] = 5;
+    const bool looks = kChain != Chain::kThirdBlockDoesNotLook;
+    const bool passed_on = looks && atomicAdd(&flags[1], 0) == 1;
+    if (looks) __threadfence();
+    if (passed_on || kChain == Chain::kThirdBlockDoesNotLook || kChain == Chain::kNoFenceInSecond) {
+      // BUG: chain_third_block_does_not_look, chain_no_fence_in_second_block
+      results[0] = *word;
+    }
+  }
+}
+
+template <Chain kChain>
+void run_chain() {
+  const DeviceBuffer<int> word({5}, "word"), flags({0, 0}, "flags");
+  expect_equal(results_of(1, 3, 64, 0, chain_kernel<kChain>, word.data(), flags.data()), {5});
+}
+
+DEVICE_CASE(chain_by_one_thread) { run_chain<Chain::kOneThread>(); }
+DEVICE_CASE(chain_with_fence_then_barrier) { run_chain<Chain::kFenceThenBarrier>(); }
+DEVICE_CASE(chain_with_barrier_then_fence) { run_chain<Chain::kBarrierThenFence>(); }
+DEVICE_CASE(chain_third_block_does_not_look) { run_chain<Chain::kThirdBlockDoesNotLook>(); }
+DEVICE_CASE(chain_no_fence_in_second_block) { run_chain<Chain::kNoFenceInSecond>(); }
 
 }  // namespace

@@ -93,7 +93,7 @@ DEVICE_CASE(barriers_of_different_kinds) {
   expect_equal(results_of(64, 1, 64, 0, barrier_kinds_kernel), repeated(64, 64));
 }
 
-enum class Between { kSyncwarp, kNothing, kShuffle, kPartialSyncwarp };
+enum class Between { kSyncwarp, kNothing, kShuffle, kPartialSyncwarp, kSyncwarpOnlyBeforeRead };
 
 // Every lane writes a word that is private to its warp and reads that of its neighbor.
 template <Between kBetween>
@@ -101,14 +101,14 @@ __global__ void neighbor_kernel(int* results) {
   DEEPCLUST_SHARED(int, words, [2][32]);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int round = 0; round < 3; ++round) {
-    // BUG: no_syncwarp, shuffle_in_place_of_syncwarp, syncwarp_of_other_lanes
+    // BUG: no_syncwarp, no_syncwarp_before_overwrite, shuffle_in_place_of_syncwarp, syncwarp_of_other_lanes
     words[warp][lane] = lane + round;
-    if (kBetween == Between::kSyncwarp) __syncwarp();
+    if (kBetween == Between::kSyncwarp || kBetween == Between::kSyncwarpOnlyBeforeRead) __syncwarp();
     if (kBetween == Between::kShuffle) __shfl_sync(kAll, lane, 0);
     if (kBetween == Between::kPartialSyncwarp) __syncwarp(lane < 16 ? 0x0000ffffu : 0xffff0000u);
-    // BUG: no_syncwarp, shuffle_in_place_of_syncwarp, syncwarp_of_other_lanes
+    // BUG: no_syncwarp, no_syncwarp_before_overwrite, shuffle_in_place_of_syncwarp, syncwarp_of_other_lanes
     const int neighbor = words[warp][(lane + 1) % 32];
-    __syncwarp();
+    if (kBetween != Between::kSyncwarpOnlyBeforeRead) __syncwarp();
     results[threadIdx.x * 3 + round] = neighbor;
   }
 }
@@ -124,6 +124,7 @@ void run_neighbors() {
 
 DEVICE_CASE(warp_private_memory) { run_neighbors<Between::kSyncwarp>(); }
 DEVICE_CASE(no_syncwarp) { run_neighbors<Between::kNothing>(); }
+DEVICE_CASE(no_syncwarp_before_overwrite) { run_neighbors<Between::kSyncwarpOnlyBeforeRead>(); }
 DEVICE_CASE(shuffle_in_place_of_syncwarp) { run_neighbors<Between::kShuffle>(); }
 DEVICE_CASE(syncwarp_of_other_lanes) { run_neighbors<Between::kPartialSyncwarp>(); }
 
