@@ -13,6 +13,7 @@
 
 #include "common/capability.h"
 #include "ops/batch_hard_mining.h"
+#include "ops/fused_contrastive_loss.h"
 #include "ops/fused_hsd_loss.h"
 
 TORCH_LIBRARY(deepclust_ext, library) { library.set_python_module("deepclust_ext.ops"); }
@@ -63,6 +64,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", build_info, "What this library was built for and which instruction set it chose.");
   m.def("batch_hard_mining", deepclust::batch_hard_mining, pybind11::arg("teacher"), pybind11::arg("student"),
         pybind11::kw_only(), pybind11::arg("normalize") = true);
+  m.def("fused_contrastive_loss", deepclust::fused_contrastive_loss, pybind11::arg("z_a"), pybind11::arg("z_b"),
+        pybind11::kw_only(), pybind11::arg("temperature") = 0.5, pybind11::arg("hardness") = 0.0,
+        pybind11::arg("debias") = 0.0, pybind11::arg("class_a") = pybind11::none(),
+        pybind11::arg("class_b") = pybind11::none(), pybind11::arg("class_temperature") = 1.0,
+        pybind11::arg("queue") = pybind11::none(), pybind11::arg("class_queue") = pybind11::none(),
+        pybind11::arg("normalize") = true, pybind11::arg("reduction") = "mean");
   m.def("fused_hsd_loss", deepclust::fused_hsd_loss, pybind11::arg("teacher"), pybind11::arg("student"),
         pybind11::kw_only(), pybind11::arg("temperature") = 0.5, pybind11::arg("normalize") = true,
         pybind11::arg("reduction") = "mean");

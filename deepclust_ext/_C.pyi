@@ -14,6 +14,21 @@ class BuildInfo(TypedDict):
 
 def build_info() -> BuildInfo: ...
 def batch_hard_mining(teacher: Tensor, student: Tensor, *, normalize: bool = True) -> tuple[Tensor, ...]: ...
+def fused_contrastive_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    *,
+    temperature: float = 0.5,
+    hardness: float = 0.0,
+    debias: float = 0.0,
+    class_a: Tensor | None = None,
+    class_b: Tensor | None = None,
+    class_temperature: float = 1.0,
+    queue: Tensor | None = None,
+    class_queue: Tensor | None = None,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> tuple[Tensor, ...]: ...
 def fused_hsd_loss(
     teacher: Tensor, student: Tensor, *, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"
 ) -> tuple[Tensor, ...]: ...

@@ -8,9 +8,13 @@ namespace deepclust {
 
 // Whether the call must be recorded; skipping the graph node otherwise saves small calls a good part of their time.
 // Forward-mode tangents count: the node is what refuses them.
-inline bool needs_graph(const at::Tensor& first, const at::Tensor& second) {
-  return (at::GradMode::is_enabled() && (first.requires_grad() || second.requires_grad())) ||
-         first._fw_grad(0).defined() || second._fw_grad(0).defined();
+template <class... Tensors>
+bool needs_graph(const Tensors&... inputs) {
+  const bool enabled = at::GradMode::is_enabled();
+  const auto counts = [enabled](const at::Tensor& x) {
+    return x.defined() && ((enabled && x.requires_grad()) || x._fw_grad(0).defined());
+  };
+  return (counts(inputs) || ...);
 }
 
 }  // namespace deepclust

@@ -21,10 +21,17 @@ void check_feature_pair(const at::Tensor& first, const at::Tensor& second, const
                    ": expected dtype float16, bfloat16, float32 or float64, got ", first.scalar_type());
   TORCH_CHECK_VALUE(second.sym_sizes() == first.sym_sizes(), second_name, ": expected shape ", first.sym_sizes(),
                     " like ", first_name, ", got ", second.sym_sizes());
-  TORCH_CHECK_TYPE(second.scalar_type() == first.scalar_type(), second_name, ": expected dtype ", first.scalar_type(),
-                   " like ", first_name, ", got ", second.scalar_type());
-  TORCH_CHECK_VALUE(second.device() == first.device(), second_name, ": expected device ", first.device(), " like ",
-                    first_name, ", got ", second.device());
+  check_like(second, first, second_name, first_name, first.sym_size(0), first.sym_size(1));
+}
+
+void check_like(const at::Tensor& tensor, const at::Tensor& like, const char* name, const char* like_name,
+                const c10::SymInt& rows, const c10::SymInt& columns) {
+  TORCH_CHECK_VALUE(tensor.dim() == 2 && tensor.sym_size(0) == rows && tensor.sym_size(1) == columns, name,
+                    ": expected shape [", rows, ", ", columns, "], got ", tensor.sym_sizes());
+  TORCH_CHECK_TYPE(tensor.scalar_type() == like.scalar_type(), name, ": expected dtype ", like.scalar_type(), " like ",
+                   like_name, ", got ", tensor.scalar_type());
+  TORCH_CHECK_VALUE(tensor.device() == like.device(), name, ": expected device ", like.device(), " like ", like_name,
+                    ", got ", tensor.device());
 }
 
 void check_positive(double value, const char* name) {

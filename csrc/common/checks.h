@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
 #include <string_view>
 
@@ -10,6 +11,10 @@ namespace deepclust {
 // Two batches of features: same shape (N, D) with D > 0, same floating dtype, same device.
 void check_feature_pair(const at::Tensor& first, const at::Tensor& second, const char* first_name,
                         const char* second_name);
+
+// `tensor`: shape (rows, columns), dtype and device as `like`, which has been checked.
+void check_like(const at::Tensor& tensor, const at::Tensor& like, const char* name, const char* like_name,
+                const c10::SymInt& rows, const c10::SymInt& columns);
 
 // `name` must be finite and above 0.
 void check_positive(double value, const char* name);

@@ -5,11 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define DEEPCLUST_HOST_DEVICE __host__ __device__
-#else
-#define DEEPCLUST_HOST_DEVICE
-#endif
+#include "common/host_device.h"
 
 namespace deepclust {
 

@@ -50,12 +50,63 @@ def check_feature_pair(
         raise TypeError(f"{second_name}: expected dtype {first.dtype} like {first_name}, got {second.dtype}")
 
 
-def check_positive(value: float, name: str) -> None:
-    """Require a finite number above 0; TypeError or ValueError otherwise."""
+def check_like(
+    tensor: Tensor,  # (`rows`, `columns`)
+    name: str,
+    like: Tensor,
+    like_name: str,
+    *,
+    rows: int | None = None,
+    columns: int | None = None,
+) -> None:
+    """Require a tensor of two dimensions, dtype (except under autocast) and device as another, already checked one.
+
+    `rows` and `columns` are the sizes that it must have; without `columns` any above 0, without `rows` any.
+
+    Raises:
+        TypeError: It is no tensor, or of another dtype.
+        ValueError: Its shape or device does not fit.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    fits = tensor.dim() == 2 and (tensor.shape[1] > 0 if columns is None else tensor.shape[1] == columns)
+    if not fits or (rows is not None and tensor.shape[0] != rows):
+        expected = f"({'any number' if rows is None else rows}, {'above 0' if columns is None else columns})"
+        raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+    if tensor.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
+    if tensor.dtype != like.dtype:
+        if tensor.dtype not in SUPPORTED_DTYPES:
+            raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if not torch.is_autocast_enabled(like.device.type):
+            raise TypeError(f"{name}: expected dtype {like.dtype} like {like_name}, got {tensor.dtype}")
+
+
+def check_number(value: float, name: str) -> None:
+    """Require a Python number; TypeError otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
+def check_positive(value: float, name: str) -> None:
+    """Require a finite number above 0; TypeError or ValueError otherwise."""
+    check_number(value, name)
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+
+
+def check_hardness(value: float, name: str) -> None:
+    """Require a finite number of at least 0; TypeError or ValueError otherwise."""
+    check_number(value, name)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def check_share(value: float, name: str) -> None:
+    """Require a number in [0, 1); TypeError or ValueError otherwise."""
+    check_number(value, name)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
 
 
 def check_reduction(reduction: str) -> None:

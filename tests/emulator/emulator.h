@@ -1,11 +1,11 @@
 // CUDA's names for g++: csrc/device.h includes this file in place of the CUDA headers when DEEPCLUST_EMULATED is set.
 //
 // Compile kernels with -fno-strict-aliasing (nvcc tolerates punning through pointers) and -Wno-unknown-pragmas
-// (unroll). For the check build add -O1 -g -fsanitize=thread,alignment --param=tsan-instrument-func-entry-exit=0
-// -fno-tree-sra and link hooks.cpp, which stands in for libtsan and libubsan: every access of kernel code to memory
-// then reaches the checker. -fsanitize=alignment finds misaligned accesses. -fno-tree-sra keeps stores of structs
-// whole; by parts they would leave the padding unwritten that a load of the struct reads. With -std=c++20 the emulator
-// also tells barriers on one source line apart.
+// (unroll). For the check build add -O1 -g -fsanitize=thread,alignment --param=tsan-instrument-func-entry-exit=0 and
+// link hooks.cpp, which stands in for libtsan and libubsan: every access of kernel code to memory then reaches the
+// checker. -fsanitize=alignment finds misaligned accesses. With -std=c++20 the emulator also tells barriers on one
+// source line apart. The compiler may store a struct by parts and load it whole: structs in shared or global memory
+// have no padding, which nobody would have written.
 #pragma once
 
 #include <cuda_bf16.h>

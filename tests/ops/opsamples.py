@@ -1,7 +1,7 @@
 """Sample inputs of every op, on which tests/ops/test_all_ops.py runs its suite."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,15 +10,30 @@ from torch import Tensor
 
 @dataclass
 class Sample:
-    """One call: tensors that may require gradients, and keyword arguments."""
+    """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options."""
 
     name: str
     tensors: tuple[Tensor, ...]
     options: dict[str, Any] = field(default_factory=dict)
+    keywords: tuple[str, ...] = ()
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Sample":
+        """Return the sample with other tensors."""
+        return replace(self, tensors=tensors)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Sample":
         """Return the sample with every tensor changed."""
-        return Sample(self.name, tuple(change(tensor) for tensor in self.tensors), self.options)
+        return self.with_tensors(tuple(change(tensor) for tensor in self.tensors))
+
+    @property
+    def args(self) -> tuple[Tensor, ...]:
+        """Positional arguments."""
+        return self.tensors[: len(self.tensors) - len(self.keywords)]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments."""
+        return dict(zip(self.keywords, self.tensors[len(self.args) :], strict=True)) | self.options
 
 
 def feature_pairs(dtype: torch.dtype, device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -59,7 +74,53 @@ def fused_hsd_loss_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     return samples + [Sample(str(options), (teacher, student), options) for options in variants]
 
 
+def fused_contrastive_loss_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """Every form: two views and queue, with and without class vectors, every option, ragged sizes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+    def assignments(count: int) -> Tensor:
+        return normal(count, 5).double().softmax(1).to(dtype)
+
+    def views(count: int, dims: int) -> tuple[Tensor, Tensor]:
+        first = normal(count, dims)
+        return first, first + normal(count, dims)
+
+    mild = {"hardness": 0.5, "class_temperature": 0.3}
+    sharp = {"temperature": 0.07, "hardness": 1.0, "debias": 0.1}
+    small_queue, small_classes = (normal(7, 4),), (assignments(3), assignments(3))
+    queue, classes = (normal(150, 24),), (assignments(70), assignments(70))
+    class_names, queue_names = ("class_a", "class_b"), ("queue",)
+    all_names = (*class_names, *queue_names, "class_queue")
+    samples = [
+        Sample("2x5", views(2, 5)),
+        Sample("3x4, all", (*views(3, 4), *small_classes, *small_queue, assignments(7)), sharp, all_names),
+        Sample("37x16", views(37, 16)),
+        Sample("3x4, classes", (*views(3, 4), *small_classes), mild, class_names),
+        Sample("131x67", views(131, 67)),
+    ]
+    pair = views(70, 24)
+    variants: list[dict[str, Any]] = [
+        {"reduction": "none", "temperature": 0.1},
+        {"reduction": "sum", "temperature": 0.01},
+        {"hardness": 2.0, "temperature": 0.05, "reduction": "none"},
+        {"hardness": 1.0, "debias": 0.1},
+        {"normalize": False, "temperature": 20.0, "debias": 0.01},
+        {"normalize": False, "temperature": 0.3, "hardness": 0.5},
+    ]
+    samples += [Sample(str(options), pair, options) for options in variants]
+    samples += [
+        Sample("70x24, classes", (*pair, *classes), {"hardness": 1.0, "class_temperature": 0.1}, class_names),
+        Sample("70x24, queue", (*pair, *queue), {"temperature": 0.07, "reduction": "none"}, queue_names),
+        Sample("70x24, all", (*pair, *classes, *queue, assignments(150)), sharp, all_names),
+    ]
+    return samples
+
+
 SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
     "batch_hard_mining": batch_hard_mining_samples,
+    "fused_contrastive_loss": fused_contrastive_loss_samples,
     "fused_hsd_loss": fused_hsd_loss_samples,
 }

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.parametrize("device", DEVICES), pytest.mark.parametriz
 
 def call(function: Callable[..., Any], sample: Sample) -> list[Tensor]:
     """Return the results of one call as a flat list."""
-    result = function(*sample.tensors, **sample.options)
+    result = function(*sample.args, **sample.kwargs)
     return [result] if isinstance(result, Tensor) else list(result)
 
 
@@ -70,9 +70,8 @@ def test_gradients_by_finite_differences(op: str, device: str) -> None:
             assert_error_budget_of_gradients(op, leaves)
             continue
 
-        def differentiable(*tensors: Tensor, options: dict[str, Any] = sample.options) -> Sequence[Tensor]:
-            results = native(op)(*tensors, **options)
-            return [result for result in results if result.is_floating_point()]
+        def differentiable(*tensors: Tensor, sample: Sample = sample) -> Sequence[Tensor]:
+            return [result for result in call(native(op), sample.with_tensors(tensors)) if result.is_floating_point()]
 
         assert torch.autograd.gradcheck(differentiable, leaves.tensors)
 
@@ -88,7 +87,7 @@ def test_opcheck(op: str, device: str, dtype: torch.dtype) -> None:
     overload = getattr(torch.ops.deepclust_ext, op).default
     for sample in SAMPLE_INPUTS[op](dtype, device)[:3]:
         leaves = sample.map(lambda tensor: tensor.requires_grad_())
-        torch.library.opcheck(overload, leaves.tensors, leaves.options, rtol=1e-2, atol=1e-2)
+        torch.library.opcheck(overload, leaves.args, leaves.kwargs, rtol=1e-2, atol=1e-2)
 
 
 def test_compiles_to_one_graph(op: str, device: str) -> None:
@@ -143,7 +142,7 @@ def test_inputs_are_not_changed(op: str, device: str) -> None:
 
 def test_autocast_computes_in_float32(op: str, device: str) -> None:
     sample = SAMPLE_INPUTS[op](torch.bfloat16, device)[2]
-    mixed = Sample(sample.name, (sample.tensors[0].float(), *sample.tensors[1:]), sample.options)
+    mixed = sample.with_tensors((sample.tensors[0].float(), *sample.tensors[1:]))
     expected = call(native(op), sample.map(lambda tensor: tensor.float()))
     with torch.autocast(device, dtype=torch.bfloat16):
         for half in (sample, mixed):
@@ -191,8 +190,8 @@ def test_pybind_entry_is_the_same_op(op: str, device: str) -> None:
     from deepclust_ext import _C
 
     sample = SAMPLE_INPUTS[op](torch.float32, device)[2]
-    direct = getattr(_C, op)(*sample.tensors, **sample.options)
-    dispatched = getattr(torch.ops.deepclust_ext, op)(*sample.tensors, **sample.options)
+    direct = getattr(_C, op)(*sample.args, **sample.kwargs)
+    dispatched = getattr(torch.ops.deepclust_ext, op)(*sample.args, **sample.kwargs)
     assert all(map(same_bits, direct, dispatched))
 
 

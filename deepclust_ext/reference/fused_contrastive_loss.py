@@ -1,0 +1,78 @@
+"""Hardness-weighted contrastive loss, in plain PyTorch."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize as l2_normalize
+from torch.nn.functional import softplus
+
+
+def fused_contrastive_loss(
+    z_a: Tensor,  # (B, D)
+    z_b: Tensor,  # (B, D)
+    *,
+    temperature: float = 0.5,
+    hardness: float = 0.0,
+    debias: float = 0.0,
+    class_a: Tensor | None = None,  # (B, K)
+    class_b: Tensor | None = None,  # (B, K)
+    class_temperature: float = 1.0,
+    queue: Tensor | None = None,  # (M, D)
+    class_queue: Tensor | None = None,  # (M, K)
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """Loss from the full matrix of scores; see :func:`deepclust_ext.fused_contrastive_loss` for the contract."""
+    finite = torch.stack(
+        [x.isfinite().all() for x in (z_a, z_b, class_a, class_b, queue, class_queue) if x is not None]
+    )
+    if normalize:
+        z_a, z_b = l2_normalize(z_a, dim=1), l2_normalize(z_b, dim=1)
+        queue = None if queue is None else l2_normalize(queue, dim=1)
+    if queue is None:
+        anchors = torch.cat([z_a, z_b])
+        scores = anchors @ anchors.T / temperature  # (2B, 2B)
+        if class_a is not None and class_b is not None:
+            classes = torch.cat([class_a, class_b])
+            scores = scores + classes @ classes.T / class_temperature
+        positive = scores.diagonal(len(z_a)).repeat(2)
+        own = torch.eye(len(z_a), dtype=torch.bool, device=z_a.device).repeat(2, 2)  # each row and its other view
+        scores = scores.masked_fill(own, -math.inf)
+        num_negatives = max(len(anchors) - 2, 0)
+    else:
+        scores = z_a @ queue.T / temperature  # (B, M)
+        positive = (z_a * z_b).sum(dim=1) / temperature
+        if class_a is not None and class_b is not None and class_queue is not None:
+            scores = scores + class_a @ class_queue.T / class_temperature
+            positive = positive + (class_a * class_b).sum(dim=1) / class_temperature
+        num_negatives = len(queue)
+    if num_negatives:
+        loss = softplus(_log_negatives(scores, positive, num_negatives, temperature, hardness, debias) - positive)
+    else:
+        loss = 0 * positive
+    loss = loss * torch.where(finite.all(), 1.0, math.nan).to(loss.dtype)
+    if reduction == "none":
+        return loss
+    return loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
+
+
+def _log_negatives(
+    scores: Tensor,  # (R, C) -inf where the column is no negative of the row
+    positive: Tensor,  # (R,)
+    num_negatives: int,
+    temperature: float,
+    hardness: float,
+    debias: float,
+) -> Tensor:
+    """Return log G, (R,)."""
+    log_sum = ((1 + hardness) * scores).logsumexp(dim=1)
+    if hardness > 0:
+        log_sum = math.log(num_negatives) + log_sum - (hardness * scores).logsumexp(dim=1)
+    if debias > 0:
+        # In logarithms, relative to the sum, so that nothing overflows: G - debias R exp(s_pos) = G share.
+        share = 1 - (math.log(debias * num_negatives) + positive - log_sum).clamp(max=0).exp()
+        floor = math.log(num_negatives) - 1 / temperature
+        above = share > (1 - debias) * (floor - log_sum).exp()
+        log_sum = torch.where(above, log_sum + torch.where(above, share, 1).log() - math.log1p(-debias), floor)
+    return log_sum
