@@ -7,25 +7,38 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
-    from deepclust_ext.methods import HaDis
+    from deepclust_ext.methods import ClusteringMethod
     from deepclust_ext.train import Trainer
 
-METHODS = ("hadis",)
 NUM_CLUSTERS = 10
+FEATURE_DIM = 2048  # of the demo's network
+
+
+class Defaults(NamedTuple):
+    """What the options of a method are where the user gives none."""
+
+    epochs: int
+    batch_size: int
+
+
+METHODS = {"hadis": Defaults(epochs=80, batch_size=64), "sacc": Defaults(epochs=100, batch_size=128)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the demo's options to a parser."""
     parser.add_argument("--method", choices=METHODS, default="hadis", help="what to train (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=80, help="passes over the scans (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images of a step (default: %(default)s)")
+    for name, what in (("epochs", "passes over the scans"), ("batch_size", "images of a step")):
+        defaults = ", ".join(f"{method} {getattr(default, name)}" for method, default in METHODS.items())
+        parser.add_argument("--" + name.replace("_", "-"), type=int, help=f"{what} (default: {defaults})")
     parser.add_argument("--out", type=Path, help="folder for results (default: runs/demo-METHOD-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -46,10 +59,11 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     out = args.out or Path("runs") / f"demo-{args.method}-seed{args.seed}"
     trainer, labels = _make_trainer(args, out)
+    epochs = trainer.config.epochs
     pixels = trainer.images.stack().flatten(1)
     predictions = {
         "k-means on pixels": _kmeans(pixels, args.seed),
-        "k-means, untrained network": trainer.cluster(),
+        "k-means, untrained network": trainer.kmeans(),
     }
     training_start = time.perf_counter()
     if args.profile:
@@ -57,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         trainer.fit(resume=args.resume)
     training_seconds = time.perf_counter() - training_start
-    predictions[f"{args.method}, {args.epochs} epochs"] = trainer.cluster()
+    predictions[f"{args.method}, {epochs} epochs"] = trainer.cluster()
     metrics = {name: _score(labels, predicted) for name, predicted in predictions.items()}
     _print_scores(metrics)
     figure = _draw(out / "overview.png", trainer, labels, list(predictions.values())[-1])
     seconds = time.perf_counter() - start
     record = {
-        "config": {name: value for name, value in vars(args).items() if isinstance(value, (str, int, bool))},
+        "config": {"method": args.method, "resume": args.resume} | asdict(trainer.config),
         "versions": _versions(),
         "threads": torch.get_num_threads(),
         "metrics": metrics,
@@ -76,30 +90,57 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_trainer(args: argparse.Namespace, out: Path) -> "tuple[Trainer, Tensor]":
-    from deepclust_ext.data import Digits, RandomAffine
+    from deepclust_ext.data import Digits
     from deepclust_ext.train import TrainConfig, Trainer, seed_everything
 
     seed_everything(args.seed)
     digits = Digits()
-    method = _hadis()
+    epochs, batch_size = (
+        given if given is not None else default
+        for given, default in zip((args.epochs, args.batch_size), METHODS[args.method], strict=True)
+    )
+    method, optimizer, augmentations = {"hadis": _hadis, "sacc": _sacc}[args.method](batch_size)
     config = TrainConfig(
-        num_clusters=NUM_CLUSTERS,
-        epochs=args.epochs,
-        warmup_epochs=args.epochs // 8,
-        lr_warmup_epochs=min(2, args.epochs),
-        batch_size=args.batch_size,
+        epochs=epochs,
+        warmup_epochs=epochs // 8,
+        lr_warmup_epochs=min(2, epochs),
+        batch_size=batch_size,
         seed=args.seed,
     )
-    affine = RandomAffine(degrees=15, shear=0.15, scale=0.15, stretch=0.075, shift=0.09375)
-    return Trainer(method, method.optimizer(args.batch_size), digits, (affine, affine), config, out), digits.labels
+    return Trainer(method, optimizer, digits, augmentations, config, out), digits.labels
 
 
-def _hadis() -> "HaDis":
-    """HaDis at the size of the demo: a network of three convolutions for 8 x 8 pixels, and narrow heads."""
+def _hadis(batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
+    """HaDis with narrow heads, two equal views."""
+    from deepclust_ext.methods import HaDis
+
+    # Clusters of 180 scans need firmer prototypes than the paper's of 6,000, and 28 steps an epoch a quicker teacher.
+    method = HaDis(
+        _backbone(), FEATURE_DIM, NUM_CLUSTERS, hidden_dim=256, embedding_dim=64, momentum=0.99, prototype_weight=3.0
+    )
+    return method, method.optimizer(batch_size), [_weak_view()] * 2
+
+
+def _sacc(batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
+    """SACC with narrow heads, two weak views and a strong one."""
+    from deepclust_ext.data import RandomAffine
+    from deepclust_ext.methods import SACC
+
+    method = SACC(_backbone(), FEATURE_DIM, NUM_CLUSTERS, hidden_dim=256)
+    strong = RandomAffine(degrees=25, shear=0.3, scale=0.25, stretch=0.15, shift=0.125)
+    return method, method.optimizer(1e-3), [_weak_view(), _weak_view(), strong]
+
+
+def _weak_view() -> "nn.Module":
+    from deepclust_ext.data import RandomAffine
+
+    return RandomAffine(degrees=15, shear=0.15, scale=0.15, stretch=0.075, shift=0.09375)
+
+
+def _backbone() -> "nn.Module":
+    """Return a network of three convolutions for 8 x 8 pixels, with FEATURE_DIM outputs."""
     import torch
     from torch import nn
-
-    from deepclust_ext.methods import HaDis
 
     def block(in_channels: int, out_channels: int) -> list[nn.Module]:
         convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
@@ -109,9 +150,7 @@ def _hadis() -> "HaDis":
         *block(1, 32), nn.MaxPool2d(2), *block(32, 64), nn.MaxPool2d(2), *block(64, 512), nn.Flatten()
     )
     # Channels last halves the time of these convolutions on a CPU.
-    backbone = backbone.to(memory_format=torch.channels_last)
-    # Clusters of 180 scans need firmer prototypes than the paper's of 6,000, and 28 steps an epoch a quicker teacher.
-    return HaDis(backbone, 2048, hidden_dim=256, embedding_dim=64, momentum=0.99, prototype_weight=3.0)
+    return backbone.to(memory_format=torch.channels_last)
 
 
 def _profiled_fit(trainer: "Trainer", resume: bool) -> str:

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from deepclust_ext.methods.base import ClusteringMethod
+from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.methods.kmeans import spherical_kmeans
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -33,7 +33,6 @@ class TrainConfig:
     """Settings of a run; stored in its checkpoints, and a resumed run must have the same.
 
     Attributes:
-        num_clusters: Clusters of the pseudo-labels.
         epochs: Passes over the data set. The defaults are those of HaDis, arXiv 2401.14038.
         warmup_epochs: First epochs, without pseudo-labels.
         lr_warmup_epochs: First epochs over which the learning rate rises linearly; then a cosine takes it to 0.
@@ -43,7 +42,6 @@ class TrainConfig:
         num_workers: Processes that load images.
     """
 
-    num_clusters: int
     epochs: int = 1000
     warmup_epochs: int = 50
     lr_warmup_epochs: int = 10
@@ -129,15 +127,24 @@ class Trainer:
 
     def embed(self) -> Tensor:
         """Return the method's rows for the whole data set in its order, (N, D) on the CPU."""
+        return self._for_all_images(self.method.embed)
+
+    def cluster(self, n_init: int = 20) -> Tensor:
+        """Return final labels (N,) int64: the method's cluster head's, or without one those of :meth:`kmeans`."""
+        if isinstance(self.method, ClusterHeadMethod):
+            return self._for_all_images(self.method.assign).argmax(dim=1)
+        return self.kmeans(n_init)
+
+    def kmeans(self, n_init: int = 20) -> Tensor:
+        """Return labels (N,) of spherical k-means on the method's rows, the best of ``n_init`` starts by inertia."""
+        return spherical_kmeans(self.embed(), self.method.num_clusters, seed=self.config.seed, n_init=n_init)
+
+    def _for_all_images(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         device = _device(self.method)
         size = max(self.config.batch_size, 512)
         order = list(range(len(self.images)))
         loader = self._loader([order[start : start + size] for start in range(0, len(order), size)])
-        return torch.cat([self.method.embed(images.to(device)).cpu() for images, _ in loader])
-
-    def cluster(self, n_init: int = 20) -> Tensor:
-        """Return final labels (N,): spherical k-means on the rows, the best of ``n_init`` starts by inertia."""
-        return spherical_kmeans(self.embed(), self.config.num_clusters, seed=self.config.seed, n_init=n_init)
+        return torch.cat([function(images.to(device)).cpu() for images, _ in loader])
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         start = time.perf_counter()
@@ -154,7 +161,7 @@ class Trainer:
                 labels = None if pseudo_labels is None else pseudo_labels[index].to(device, non_blocking=True)
             with record_function("augment"):
                 views = [augment(images) for augment in self.augmentations]
-            loss, terms = self.method.training_step(views, labels, self.config.num_clusters)
+            loss, terms = self.method.training_step(views, labels)
             with record_function("backward"):
                 self.optimizer.zero_grad()
                 loss.backward()
@@ -173,7 +180,7 @@ class Trainer:
         if epoch < self.config.warmup_epochs or not self.method.needs_pseudo_labels:
             return None
         # Fresh starts in every epoch: starting from the last centres is quicker but keeps their early mistakes.
-        return spherical_kmeans(self.embed(), self.config.num_clusters, seed=self._epoch_seed(epoch), n_init=3)
+        return spherical_kmeans(self.embed(), self.method.num_clusters, seed=self._epoch_seed(epoch), n_init=3)
 
     def _epoch_seed(self, epoch: int) -> int:
         return self.config.seed * 1000 + epoch
@@ -205,9 +212,12 @@ class Trainer:
             self._warned = True
             warnings.warn(f"epoch {record['epoch']}: {message}", RuntimeWarning, stacklevel=3)
 
+    def _settings(self) -> dict[str, int]:
+        return {"num_clusters": self.method.num_clusters} | asdict(self.config)
+
     def _save(self) -> None:
         state = {
-            "config": asdict(self.config),
+            "settings": self._settings(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "peak_rates": self._peak_rates,
@@ -221,9 +231,9 @@ class Trainer:
         if not path.is_file():
             raise FileNotFoundError(f"resume: expected a checkpoint at {path}, got none")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, value in asdict(self.config).items():
-            if state["config"][name] != value:
-                raise ValueError(f"{name}: expected {state['config'][name]} as in {path}, got {value}")
+        for name, value in self._settings().items():
+            if state["settings"][name] != value:
+                raise ValueError(f"{name}: expected {state['settings'][name]} as in {path}, got {value}")
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._peak_rates = state["peak_rates"]

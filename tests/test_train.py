@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deepclust_ext.data import RandomAffine
-from deepclust_ext.methods import HaDis
+from deepclust_ext.methods import ClusterHeadMethod
 from deepclust_ext.train import (
     CHECKPOINT_NAME,
     HISTORY_NAME,
@@ -22,8 +22,9 @@ from deepclust_ext.train import (
     seed_everything,
     warmup_cosine,
 )
+from tests.methods.methodsamples import METHODS, NUM_CLUSTERS, collapsed
 
-CONFIG = TrainConfig(num_clusters=3, epochs=4, warmup_epochs=1, lr_warmup_epochs=1, batch_size=16)
+CONFIG = TrainConfig(epochs=4, warmup_epochs=1, lr_warmup_epochs=1, batch_size=16)
 
 
 class Scans(Dataset[Any]):
@@ -55,13 +56,18 @@ class Interrupt(nn.Module):
         return images
 
 
-def make_trainer(out: Path, dataset: Dataset[Any] | None = None, config: TrainConfig = CONFIG, **extra: Any) -> Trainer:
+def make_trainer(
+    out: Path,
+    dataset: Dataset[Any] | None = None,
+    config: TrainConfig = CONFIG,
+    method: str = "hadis",
+    **extra: Any,
+) -> Trainer:
     seed_everything(5)
-    backbone = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
-    method = HaDis(backbone, 36, hidden_dim=16, embedding_dim=8, momentum=0.9)
-    affine = RandomAffine()
-    augmentations = extra.get("augmentations", (affine, affine))
-    return Trainer(method, method.optimizer(config.batch_size), dataset or Scans(), augmentations, config, out)
+    sample = METHODS[method]
+    model = sample.method()
+    augmentations = extra.get("augmentations", [RandomAffine()] * sample.num_views)
+    return Trainer(model, sample.optimizer(model), dataset or Scans(), augmentations, config, out)
 
 
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -75,16 +81,18 @@ def assert_same_run(first: Trainer, second: Trainer) -> None:
         assert torch.equal(weight, weights[name]), name
 
 
-def test_four_epochs_equal_two_and_two_more(tmp_path: Path) -> None:
-    whole = make_trainer(tmp_path / "whole")
+@pytest.mark.parametrize("method", METHODS)
+def test_four_epochs_equal_two_and_two_more(tmp_path: Path, method: str) -> None:
+    whole = make_trainer(tmp_path / "whole", method=method)
     whole.fit()
     # Three batches an epoch: the run stops in the middle of its third epoch.
-    affine = RandomAffine()
-    interrupted = make_trainer(tmp_path / "part", augmentations=(affine, nn.Sequential(Interrupt(7), affine)))
+    stopping = nn.Sequential(Interrupt(7), RandomAffine())
+    augmentations = [*whole.augmentations[1:], stopping]
+    interrupted = make_trainer(tmp_path / "part", method=method, augmentations=augmentations)
     with pytest.raises(KeyboardInterrupt):
         interrupted.fit()
     assert len(interrupted.history) == 2
-    resumed = make_trainer(tmp_path / "part")
+    resumed = make_trainer(tmp_path / "part", method=method)
     seed_everything(99)  # another process has other generators
     resumed.fit(resume=True)
     assert_same_run(whole, resumed)
@@ -123,7 +131,7 @@ def test_checkpoint_holds_only_tensors_and_scalars(tmp_path: Path) -> None:
     make_trainer(tmp_path).fit()
     state = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
     assert len(state["history"]) == 4
-    assert state["config"]["num_clusters"] == 3
+    assert state["settings"] == vars(CONFIG) | {"num_clusters": NUM_CLUSTERS}
 
 
 def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +154,7 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path: Path, monkeyp
 
 def test_last_incomplete_batch_is_left_out(tmp_path: Path) -> None:
     # 50 = 7 x 7 + 1: the single image would stop batch normalisation.
-    config = TrainConfig(num_clusters=3, epochs=1, warmup_epochs=0, lr_warmup_epochs=0, batch_size=7)
+    config = TrainConfig(epochs=1, warmup_epochs=0, lr_warmup_epochs=0, batch_size=7)
     sizes: list[int] = []
     spy = nn.Identity()
     spy.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
@@ -155,20 +163,12 @@ def test_last_incomplete_batch_is_left_out(tmp_path: Path) -> None:
 
 
 def test_collapse_warns_once(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
-    with torch.no_grad():
-        for parameter in trainer.method.parameters():
-            parameter.zero_()
+    config = TrainConfig(epochs=2, warmup_epochs=2, lr_warmup_epochs=0, batch_size=16)
+    trainer = make_trainer(tmp_path, config=config)
+    collapsed(trainer.method)
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.0
-    trainer = Trainer(
-        trainer.method,
-        trainer.optimizer,
-        Scans(),
-        trainer.augmentations,
-        TrainConfig(num_clusters=1, epochs=2, warmup_epochs=2, lr_warmup_epochs=0, batch_size=16),
-        tmp_path,
-    )
+    trainer = Trainer(trainer.method, trainer.optimizer, Scans(), trainer.augmentations, config, tmp_path)
     with pytest.warns(RuntimeWarning, match="epoch 1: .* collapsed to a point") as caught:
         trainer.fit()
     assert len(caught) == 1
@@ -189,16 +189,33 @@ def test_embed_keeps_the_order_of_the_data(tmp_path: Path) -> None:
     torch.testing.assert_close(rows[17:18], trainer.method.embed(Scans()[17].unsqueeze(0)))
 
 
+def test_a_cluster_head_decides_the_clusters(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, method="sacc")
+    assert isinstance(trainer.method, ClusterHeadMethod)
+    expected = trainer.method.assign(Scans().images).argmax(dim=1)
+    assert torch.equal(trainer.cluster(), expected)
+    assert not torch.equal(trainer.kmeans(), expected)
+
+
+def test_without_a_cluster_head_kmeans_decides(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    assert torch.equal(trainer.cluster(), trainer.kmeans())
+
+
 def test_errors_name_the_argument(tmp_path: Path) -> None:
-    too_big = TrainConfig(num_clusters=3, epochs=60, batch_size=64)
+    too_big = TrainConfig(epochs=60, batch_size=64)
     with pytest.raises(ValueError, match="batch_size: expected 2 to 50, the size of the data set, got 64"):
         make_trainer(tmp_path, config=too_big)
     with pytest.raises(ValueError, match=r"warmup_epochs: expected 0 to epochs \(4\), got 50"):
-        make_trainer(tmp_path, config=TrainConfig(num_clusters=3, epochs=4, batch_size=16))
+        make_trainer(tmp_path, config=TrainConfig(epochs=4, batch_size=16))
     with pytest.raises(FileNotFoundError, match="resume: expected a checkpoint at .*, got none"):
         make_trainer(tmp_path).fit(resume=True)
     make_trainer(tmp_path).fit()
     with pytest.raises(ValueError, match="epochs: expected 4 as in .*, got 5"):
         make_trainer(tmp_path, config=TrainConfig(**{**vars(CONFIG), "epochs": 5})).fit(resume=True)
+    trainer = make_trainer(tmp_path)
+    trainer.method.num_clusters = 51
+    with pytest.raises(ValueError, match="num_clusters: expected 4 as in .*, got 51"):
+        trainer.fit(resume=True)
     with pytest.raises(ValueError, match="num_clusters: expected at most 50, the number of rows, got 51"):
-        make_trainer(tmp_path, config=TrainConfig(**{**vars(CONFIG), "num_clusters": 51})).cluster()
+        trainer.cluster()

@@ -1,6 +1,8 @@
 """Losses as modules, one file per loss."""
 
+from deepclust_ext.losses.cluster_contrastive import ClusterContrastiveLoss
+from deepclust_ext.losses.contrastive import ContrastiveLoss
 from deepclust_ext.losses.hsd import HSDLoss
 from deepclust_ext.losses.prototype import PrototypeLoss
 
-__all__ = ["HSDLoss", "PrototypeLoss"]
+__all__ = ["ClusterContrastiveLoss", "ContrastiveLoss", "HSDLoss", "PrototypeLoss"]

@@ -12,6 +12,7 @@ from torch.profiler import record_function
 
 from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods.base import ClusteringMethod
+from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread
 
 
 class HaDis(ClusteringMethod):
@@ -36,6 +37,7 @@ class HaDis(ClusteringMethod):
     Args:
         backbone: Maps (B, C, H, W) to (B, ``feature_dim``).
         feature_dim: Width of the backbone's output.
+        num_clusters: K, of pseudo-labels and final clusters.
         hidden_dim: Hidden width of projector and predictor.
         embedding_dim: Output width of projector and predictor.
         momentum: Share of the old teacher kept at each update.
@@ -53,6 +55,7 @@ class HaDis(ClusteringMethod):
         self,
         backbone: nn.Module,
         feature_dim: int,
+        num_clusters: int,
         *,
         hidden_dim: int = 4096,
         embedding_dim: int = 256,
@@ -64,11 +67,12 @@ class HaDis(ClusteringMethod):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+        self.num_clusters = num_clusters
         self.momentum = momentum
         self.noise_std = noise_std
         self.prototype_weight = prototype_weight
-        self.student = nn.Sequential(backbone, _mlp(feature_dim, hidden_dim, embedding_dim))
-        self.predictor = _mlp(embedding_dim, hidden_dim, embedding_dim, final_std=0.01)
+        self.student = nn.Sequential(backbone, mlp(feature_dim, hidden_dim, embedding_dim))
+        self.predictor = mlp(embedding_dim, hidden_dim, embedding_dim, final_std=0.01)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.hsd = HSDLoss(temperature=temperature, return_stats=True)
         self.prototypes = PrototypeLoss(temperature=temperature)
@@ -77,28 +81,26 @@ class HaDis(ClusteringMethod):
         self,
         views: Sequence[Tensor],  # two of (B, C, H, W)
         pseudo_labels: Tensor | None = None,  # (B,) None during warm-up
-        num_clusters: int = 0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 
         Raises:
             ValueError: If there are not exactly two views.
         """
-        if len(views) != 2:
-            raise ValueError(f"views: expected 2 tensors, got {len(views)}")
+        check_views(views, 2)
         noise_std = 0.0 if pseudo_labels is None else self.noise_std
         with record_function("forward"):
             queries = [self._query(view, noise_std) for view in views]
             with torch.no_grad():
                 keys = [self.teacher(view) for view in views]
         with record_function("loss"):
-            first = self._direction(queries[0], keys[1], pseudo_labels, num_clusters)
-            second = self._direction(queries[1], keys[0], pseudo_labels, num_clusters)
+            first = self._direction(queries[0], keys[1], pseudo_labels)
+            second = self._direction(queries[1], keys[0], pseudo_labels)
             terms = {name: (first[name] + second[name]) / 2 for name in first}
             loss = terms["dsa"] + terms["hsd"]
             if pseudo_labels is not None:
                 loss = loss + self.prototype_weight * terms["prototype"]
-            terms = {"loss": loss} | terms | _spread(keys[0])
+            terms = {"loss": loss} | terms | spread(keys[0])
         return loss, {name: term.detach() for name, term in terms.items()}
 
     def _query(self, view: Tensor, noise_std: float) -> Tensor:
@@ -110,12 +112,11 @@ class HaDis(ClusteringMethod):
         query: Tensor,  # (B, D)
         key: Tensor,  # (B, D)
         pseudo_labels: Tensor | None,  # (B,)
-        num_clusters: int,
     ) -> dict[str, Tensor]:
         hsd, stats = self.hsd(key, query)
         terms: dict[str, Tensor] = {"dsa": -2 * cosine_similarity(query, key).mean(), "hsd": hsd}
         if pseudo_labels is not None:
-            terms["prototype"] = self.prototypes(query, key, pseudo_labels, num_clusters)
+            terms["prototype"] = self.prototypes(query, key, pseudo_labels, self.num_clusters)
         terms.update(stats._asdict())
         return terms
 
@@ -129,17 +130,13 @@ class HaDis(ClusteringMethod):
         for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             old.lerp_(new, 1 - self.momentum)
 
-    @torch.no_grad()
     def embed(
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> Tensor:
         """Return the teacher's normalised rows (B, ``embedding_dim``) in evaluation mode."""
-        was_training = self.teacher.training
-        self.teacher.eval()
-        rows = normalize(self.teacher(images), dim=1)
-        self.teacher.train(was_training)
-        return rows
+        with evaluation(self.teacher):
+            return normalize(self.teacher(images), dim=1)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the student's parameters at ``lr`` and the predictor's at ten times ``lr``."""
@@ -163,23 +160,3 @@ class HaDis(ClusteringMethod):
             f"the HSD loss is {terms['hsd']:.4f}, which is ln 2, and hardly any anchor has a weight, so it gives no "
             f"gradient; with a feature spread of {terms['feature_spread']:.2g} the features have most likely {verdict}"
         )
-
-
-def _mlp(in_dim: int, hidden_dim: int, out_dim: int, final_std: float | None = None) -> nn.Sequential:
-    final = nn.Linear(hidden_dim, out_dim)
-    if final_std is not None:
-        nn.init.normal_(final.weight, std=final_std)
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True), final)
-
-
-@torch.no_grad()
-def _spread(
-    keys: Tensor,  # (B, D)
-) -> dict[str, Tensor]:
-    """Total variance of the unit rows (0 = one point, 1 = even) and the number of directions that carry it."""
-    rows = normalize(keys.float(), dim=1)
-    centered = rows - rows.mean(dim=0)
-    gram = centered @ centered.T
-    trace = gram.diagonal().sum()
-    rank = trace.square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
-    return {"feature_spread": trace / len(rows), "effective_rank": rank}

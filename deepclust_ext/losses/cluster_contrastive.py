@@ -1,0 +1,73 @@
+"""Contrastive loss between clusters, as CC, SACC and PICI use it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from deepclust_ext.ops import fused_contrastive_loss
+from deepclust_ext.ops._checks import check_feature_pair
+
+
+class ClusterContrastiveLoss(nn.Module):
+    r"""Tell each cluster of one view from all other clusters, by who belongs to it, and keep all clusters in use.
+
+    The vectors are the K columns of the assignment matrices: how much each of the B samples belongs to the cluster. The
+    positive of a column is the same cluster in the other view, the negatives are the other 2K - 2 columns. Added is
+
+    .. math::
+        \sum_{views} \Big( \log K + \sum_k p_k \log p_k \Big)
+
+    with :math:`p` the mean assignment of the view: 0 when all clusters are used equally, :math:`\log K` when one takes
+    everything. An empty cluster, a column of zeros, gets no gradient; loss and gradients stay finite.
+
+    Source: Contrastive Clustering, https://arxiv.org/abs/2009.09687.
+
+    Args:
+        temperature: Divides the cosines between columns.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self,
+        c_a: Tensor,  # (B, K) rows on the simplex
+        c_b: Tensor,  # (B, K) the same samples in another view
+    ) -> Tensor:
+        """Return the loss, (), in the dtype of ``c_a``; float16 and bfloat16 are computed in float32.
+
+        Raises:
+            TypeError: If an argument is no tensor, or of an unsupported or different dtype.
+            ValueError: If a shape, a device or the temperature does not fit, or there is no sample.
+        """
+        check_feature_pair(c_a, c_b, "c_a", "c_b")
+        if not len(c_a):
+            raise ValueError("c_a: expected at least one row, got none")
+        a, b = _without_gradient_of_empty(c_a), _without_gradient_of_empty(c_b)
+        contrast = fused_contrastive_loss(a.T, b.T, temperature=self.temperature)
+        return (contrast + _unevenness(a) + _unevenness(b)).to(c_a.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return f"temperature={self.temperature}"
+
+
+def _without_gradient_of_empty(
+    assignments: Tensor,  # (B, K)
+) -> Tensor:
+    """Return the assignments in at least float32."""
+    wide = assignments.to(torch.promote_types(assignments.dtype, torch.float32))
+    # The gradient of a zero column's direction is 1 / eps of the normalisation: too large for float16.
+    return wide.masked_fill((wide == 0).all(dim=0), 0)
+
+
+def _unevenness(
+    assignments: Tensor,  # (B, K)
+) -> Tensor:
+    """Return log K minus the entropy of the mean assignment, ()."""
+    usage = assignments.mean(dim=0)
+    # The clamp is for the gradient alone: xlogy(0, 0) is 0, but its derivative by the second argument is NaN.
+    logs = usage.clamp(min=torch.finfo(usage.dtype).tiny)
+    return math.log(assignments.shape[1]) + torch.xlogy(usage, logs).sum()

@@ -1,0 +1,70 @@
+"""Hardness-weighted contrastive loss as a module."""
+
+from torch import Tensor, nn
+
+from deepclust_ext.ops import fused_contrastive_loss
+
+
+class ContrastiveLoss(nn.Module):
+    """Module form of :func:`deepclust_ext.fused_contrastive_loss`, with its arguments, defaults and errors.
+
+    Source: NT-Xent, https://arxiv.org/abs/2002.05709; hardness and debias, https://arxiv.org/abs/2010.04592; queue,
+    https://arxiv.org/abs/1911.05722; class weights, https://arxiv.org/abs/2306.05439.
+
+    Args:
+        temperature: Divides the cosines.
+        hardness: How much the hardest negatives are preferred; 0 is NT-Xent.
+        debias: Assumed probability that a negative is of the anchor's class.
+        class_temperature: Divides the products of class vectors.
+        normalize: Divide every row of the features by its L2 norm first.
+        reduction: "mean", "sum" or "none".
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        hardness: float = 0.0,
+        debias: float = 0.0,
+        class_temperature: float = 1.0,
+        normalize: bool = True,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.hardness = hardness
+        self.debias = debias
+        self.class_temperature = class_temperature
+        self.normalize = normalize
+        self.reduction = reduction
+
+    def forward(
+        self,
+        z_a: Tensor,  # (B, D)
+        z_b: Tensor,  # (B, D)
+        class_a: Tensor | None = None,  # (B, K)
+        class_b: Tensor | None = None,  # (B, K)
+        queue: Tensor | None = None,  # (M, D)
+        class_queue: Tensor | None = None,  # (M, K)
+    ) -> Tensor:
+        """Return the loss: () or by ``reduction`` (2B,), with a queue (B,)."""
+        return fused_contrastive_loss(
+            z_a,
+            z_b,
+            temperature=self.temperature,
+            hardness=self.hardness,
+            debias=self.debias,
+            class_a=class_a,
+            class_b=class_b,
+            class_temperature=self.class_temperature,
+            queue=queue,
+            class_queue=class_queue,
+            normalize=self.normalize,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return (
+            f"temperature={self.temperature}, hardness={self.hardness}, debias={self.debias}, "
+            f"class_temperature={self.class_temperature}, normalize={self.normalize}, reduction={self.reduction!r}"
+        )

@@ -1,0 +1,47 @@
+"""What several methods are made of."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+
+def mlp(in_dim: int, hidden_dim: int, out_dim: int, final_std: float | None = None) -> nn.Sequential:
+    """Return a head: linear, batch normalisation, ReLU, linear with weights of ``final_std`` or torch's default."""
+    final = nn.Linear(hidden_dim, out_dim)
+    if final_std is not None:
+        nn.init.normal_(final.weight, std=final_std)
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True), final)
+
+
+def check_views(views: Sequence[Tensor], expected: int) -> None:
+    """Require a number of views; ValueError otherwise."""
+    if len(views) != expected:
+        raise ValueError(f"views: expected {expected} tensors, got {len(views)}")
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode, without gradients, and back into the mode that it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+@torch.no_grad()
+def spread(
+    features: Tensor,  # (B, D)
+) -> dict[str, Tensor]:
+    """Total variance of the unit rows (0 = one point, 1 = even) and the number of directions that carry it."""
+    rows = normalize(features.float(), dim=1)
+    centered = rows - rows.mean(dim=0)
+    gram = centered @ centered.T
+    trace = gram.diagonal().sum()
+    rank = trace.square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
+    return {"feature_spread": trace / len(rows), "effective_rank": rank}
