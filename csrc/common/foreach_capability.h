@@ -1,9 +1,10 @@
 // Compiles one kernel file once for each x86 instruction set, so that one build runs everywhere and fast where it can.
 //
 // A .cpp file defines DEEPCLUST_KERNEL_FILE and includes this header; the named file is then compiled in the namespaces
-// deepclust::baseline, deepclust::avx2 and deepclust::avx512. DEEPCLUST_SELECT(function) gives the one for this
-// machine. All standard and torch headers must be included before this one: code compiled inside a target region must
-// not define functions that other translation units share, or an AVX-512 copy could be the one that the linker keeps.
+// deepclust::baseline, deepclust::avx2 and deepclust::avx512, each time after common/vec.inl.
+// DEEPCLUST_SELECT(function) gives the one for this machine. All standard and torch headers must be included before
+// this one: code compiled inside a target region must not define functions that other translation units share, or an
+// AVX-512 copy could be the one that the linker keeps.
 #include "common/capability.h"
 
 #if defined(__clang__)
@@ -20,6 +21,7 @@
 #define DEEPCLUST_CAPABILITY baseline
 #define DEEPCLUST_VECTOR_BYTES 16
 #define DEEPCLUST_TILE_ROWS 4
+#include "common/vec.inl"
 #include DEEPCLUST_KERNEL_FILE
 #undef DEEPCLUST_CAPABILITY
 #undef DEEPCLUST_VECTOR_BYTES
@@ -30,6 +32,7 @@ DEEPCLUST_BEGIN_TARGET("avx2,fma")
 #define DEEPCLUST_CAPABILITY avx2
 #define DEEPCLUST_VECTOR_BYTES 32
 #define DEEPCLUST_TILE_ROWS 6
+#include "common/vec.inl"
 #include DEEPCLUST_KERNEL_FILE
 #undef DEEPCLUST_CAPABILITY
 #undef DEEPCLUST_VECTOR_BYTES
@@ -40,6 +43,7 @@ DEEPCLUST_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #define DEEPCLUST_CAPABILITY avx512
 #define DEEPCLUST_VECTOR_BYTES 64
 #define DEEPCLUST_TILE_ROWS 8
+#include "common/vec.inl"
 #include DEEPCLUST_KERNEL_FILE
 #undef DEEPCLUST_CAPABILITY
 #undef DEEPCLUST_VECTOR_BYTES

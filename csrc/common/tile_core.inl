@@ -9,7 +9,6 @@
 // threads, and equal columns get equal scores. Columns beyond the last are NaN, which no comparison picks.
 //
 // No include guard: compiled once per capability.
-#include "common/vec.inl"
 
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
@@ -19,6 +18,11 @@ struct Tile {
   static constexpr int64_t kPanelRows = DEEPCLUST_TILE_ROWS;
   static constexpr int64_t kPanelColumns = 2 * VecOf<T>::kLanes;
 };
+
+template <typename T>
+int64_t panel_columns() {
+  return Tile<T>::kPanelColumns;
+}
 
 // Lane i of the results is lane i/2 of a (even i) or b (odd i), from the lower and the upper halves of both.
 template <typename T, int64_t... kLane>
@@ -48,14 +52,14 @@ DEEPCLUST_INLINE void transpose(Vec<T> (&square)[VecOf<T>::kLanes]) {
   }
 }
 
-// Packs the panel of `columns` that starts at column `first`, less `shift`, and its bias -0.5 |column - shift|^2, with
-// which a score is (|row - shift|^2 - |row - column|^2) / 2: the larger the score, the nearer the column.
+// Packs the panel of `columns` that starts at column `first`, less `shift`, and the squared norms of what it packs.
 template <typename T>
-void pack_distance_columns(const T* columns,  // (count, depth)
-                           const T* shift,    // (depth,)
-                           int64_t first, int64_t count, int64_t depth,
-                           T* panel,  // (depth, kPanelColumns)
-                           T* bias    // (kPanelColumns,)
+void pack_columns(const T* columns,  // (count, depth) of leading dimension `stride`
+                  int64_t stride,
+                  const T* shift,  // (depth,)
+                  int64_t first, int64_t count, int64_t depth,
+                  T* panel,        // (depth, kPanelColumns)
+                  T* squared_norm  // (kPanelColumns,)
 ) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr int64_t kColumns = Tile<T>::kPanelColumns;
@@ -63,7 +67,7 @@ void pack_distance_columns(const T* columns,  // (count, depth)
     const T* source[kLanes];  // the last column stands in for absent ones
     for (int64_t c = 0; c < kLanes; ++c) {
       const int64_t column = first + begin + c;
-      source[c] = columns + (column < count ? column : count - 1) * depth;
+      source[c] = columns + (column < count ? column : count - 1) * stride;
     }
     Vec<T> squares = {};
     int64_t k = 0;
@@ -83,9 +87,23 @@ void pack_distance_columns(const T* columns,  // (count, depth)
       for (int64_t c = 0; c < kLanes; ++c) to[c] = source[c][k] - shift[k];
       squares += load(to) * load(to);
     }
-    store(bias + begin, squares * T(-0.5));
+    store(squared_norm + begin, squares);
   }
-  for (int64_t c = count - first; c < kColumns; ++c) bias[c] = std::numeric_limits<T>::quiet_NaN();
+}
+
+// Packs a panel less `shift`, and its bias -0.5 |column - shift|^2, with which a score is
+// (|row - shift|^2 - |row - column|^2) / 2: the larger the score, the nearer the column.
+template <typename T>
+void pack_distance_columns(const T* columns,  // (count, depth)
+                           const T* shift,    // (depth,)
+                           int64_t first, int64_t count, int64_t depth,
+                           T* panel,  // (depth, kPanelColumns)
+                           T* bias    // (kPanelColumns,)
+) {
+  pack_columns(columns, depth, shift, first, count, depth, panel, bias);
+  for (int64_t c = 0; c < Tile<T>::kPanelColumns; ++c) {
+    bias[c] = first + c < count ? bias[c] * T(-0.5) : std::numeric_limits<T>::quiet_NaN();
+  }
 }
 
 // Row stride of a packed block: off the powers of two, where the rows of a panel would share cache sets.
@@ -109,6 +127,26 @@ void pack_rows(const T* rows,         // (N, depth)
   }
 }
 
+// sum[r] += rows[r] * columns over the depth, for kRows rows and two vectors of columns; a transposed operand has its
+// rows next to each other and the depth `row_stride` apart.
+template <int64_t kRows, bool kTransposed, typename T>
+DEEPCLUST_INLINE void multiply_tile(const T* rows, int64_t row_stride,
+                                    const T* columns,  // (depth, 2 vectors) of leading dimension `column_stride`
+                                    int64_t column_stride, int64_t depth, Vec<T> (&sum)[kRows][2]) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec<T> left = load(columns + k * column_stride);
+    const Vec<T> right = load(columns + k * column_stride + kLanes);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      const Vec<T> row = broadcast(kTransposed ? rows[k * row_stride + r] : rows[r * row_stride + k]);
+      sum[r][0] += row * left;
+      sum[r][1] += row * right;
+    }
+  }
+}
+
 template <typename T>
 DEEPCLUST_INLINE void score_tile(const T* rows,          // (kPanelRows, depth) of leading dimension block_stride(depth)
                                  const T* column_panel,  // (depth, kPanelColumns)
@@ -118,24 +156,13 @@ DEEPCLUST_INLINE void score_tile(const T* rows,          // (kPanelRows, depth) 
                                  int64_t stride) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  const int64_t row_stride = block_stride(depth);
   Vec<T> sum[kRows][2];
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
     sum[r][0] = load(bias);
     sum[r][1] = load(bias + kLanes);
   }
-#pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; ++k) {
-    const Vec<T> left = load(column_panel + k * 2 * kLanes);
-    const Vec<T> right = load(column_panel + k * 2 * kLanes + kLanes);
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-      const Vec<T> row = broadcast(rows[r * row_stride + k]);
-      sum[r][0] += row * left;
-      sum[r][1] += row * right;
-    }
-  }
+  multiply_tile<kRows, false>(rows, block_stride(depth), column_panel, 2 * kLanes, depth, sum);
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
     store(scores + r * stride, sum[r][0]);
@@ -157,6 +184,51 @@ void score_columns(const T* block,          // (count rounded up to kPanelRows, 
       score_tile(block + row * block_stride(depth), column_panels + column * depth, bias + column, depth,
                  scores + row * stride + column, stride);
     }
+  }
+}
+
+// target += weights * columns for kRows rows.
+template <int64_t kRows, bool kTransposed, typename T>
+DEEPCLUST_INLINE void add_weighted_rows(const T* weights, int64_t weight_stride, const T* columns,
+                                        int64_t column_stride, int64_t depth, int64_t width, T* target,
+                                        int64_t target_stride) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  for (int64_t column = 0; column < width; column += Tile<T>::kPanelColumns) {
+    Vec<T> sum[kRows][2];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      sum[r][0] = load(target + r * target_stride + column);
+      sum[r][1] = load(target + r * target_stride + column + kLanes);
+    }
+    multiply_tile<kRows, kTransposed>(weights, weight_stride, columns + column, column_stride, depth, sum);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      store(target + r * target_stride + column, sum[r][0]);
+      store(target + r * target_stride + column + kLanes, sum[r][1]);
+    }
+  }
+}
+
+// target += weights * columns, or transposed weights * columns: `count` rows, each the sum of `depth` rows of
+// `columns`.
+template <bool kTransposed, typename T>
+void add_product(const T* weights,  // (count, depth), transposed (depth, count), of leading dimension `weight_stride`
+                 int64_t weight_stride,
+                 const T* columns,  // (depth, width) of leading dimension `column_stride`
+                 int64_t column_stride, int64_t count, int64_t depth,
+                 int64_t width,  // a multiple of kPanelColumns
+                 T* target,      // (count, width) of leading dimension `target_stride`
+                 int64_t target_stride) {
+  constexpr int64_t kRows = Tile<T>::kPanelRows;
+  const int64_t step = kTransposed ? 1 : weight_stride;
+  int64_t r = 0;
+  for (; r + kRows <= count; r += kRows) {
+    add_weighted_rows<kRows, kTransposed>(weights + r * step, weight_stride, columns, column_stride, depth, width,
+                                          target + r * target_stride, target_stride);
+  }
+  for (; r < count; ++r) {
+    add_weighted_rows<1, kTransposed>(weights + r * step, weight_stride, columns, column_stride, depth, width,
+                                      target + r * target_stride, target_stride);
   }
 }
 

@@ -121,5 +121,41 @@ T squared_distance(const T* x /* (depth,) */, const T* y /* (depth,) */, int64_t
       [&](int64_t k) __attribute__((always_inline)) { return (x[k] - y[k]) * (x[k] - y[k]); });
 }
 
+template <typename T>
+struct Exponential;
+template <>
+struct Exponential<float> {
+  static constexpr float kMinimum = -87.3f;
+  static constexpr float kLn2High = 0x1.62ep-1f, kLn2Low = 0x1.0bfbe8p-15f;
+  static constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  static constexpr int kDegree = 7, kMantissaBits = 23;
+};
+template <>
+struct Exponential<double> {
+  static constexpr double kMinimum = -708.3;
+  static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
+  static constexpr double kRound = 0x1.8p52;
+  static constexpr int kDegree = 13, kMantissaBits = 52;
+};
+constexpr double kInverseFactorial[] = {
+    1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+    1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+
+// exp(x) for x <= 88, to about one unit in the last place; 0 below kMinimum, where the result would not be normal. x
+// must not be NaN.
+template <typename T>
+DEEPCLUST_INLINE Vec<T> exponential(const Vec<T>& x) {
+  using E = Exponential<T>;
+  const Vec<T> shifted = x * T(1.4426950408889634) + E::kRound;
+  const Vec<T> power = shifted - E::kRound;  // x = power ln 2 + rest, |rest| <= ln 2 / 2
+  const Vec<T> rest = (x - power * E::kLn2High) - power * E::kLn2Low;
+  Vec<T> sum = broadcast(T(kInverseFactorial[E::kDegree]));
+#pragma GCC unroll 16
+  for (int k = E::kDegree - 1; k >= 0; --k) sum = sum * rest + T(kInverseFactorial[k]);
+  const Mask<T> exponent = reinterpret_cast<Mask<T>>(shifted) << E::kMantissaBits;
+  const Vec<T> value = reinterpret_cast<Vec<T>>(reinterpret_cast<Mask<T>>(sum) + exponent);
+  return x < E::kMinimum ? Vec<T>{} : value;
+}
+
 }  // namespace DEEPCLUST_CAPABILITY
 }  // namespace deepclust

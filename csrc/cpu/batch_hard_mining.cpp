@@ -17,7 +17,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
-#include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -26,11 +25,11 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <utility>
 
 #include "common/constants.h"
 #include "common/dtypes.h"
 #include "cpu/pair_gradient.h"
+#include "cpu/scratch.h"
 #include "ops/batch_hard_mining.h"
 
 namespace deepclust {
@@ -74,21 +73,6 @@ struct MiningInputs {
 
 namespace deepclust {
 namespace {
-
-// One allocation, handed out piece by piece, each on its own cache lines.
-template <typename T>
-class Scratch {
- public:
-  explicit Scratch(int64_t elements)
-      : memory_(c10::GetCPUAllocator()->allocate(elements * sizeof(T))), next_(static_cast<T*>(memory_.get())) {}
-
-  static constexpr int64_t size_of(int64_t elements) { return (elements + 15) / 16 * 16; }
-  T* take(int64_t elements) { return std::exchange(next_, next_ + size_of(elements)); }
-
- private:
-  at::DataPtr memory_;
-  T* next_;
-};
 
 // A point amid the teacher rows: the mean of an even sample, normalized like the rows. Any point is correct; the nearer
 // the rows are to it, the smaller the rounding of the scores, so that offset or nearly collapsed batches stay exact.

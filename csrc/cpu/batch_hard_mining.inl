@@ -1,5 +1,6 @@
 // Kernels of batch-hard mining for one capability; driven by batch_hard_mining.cpp, which explains the method.
 // No include guard: compiled once per capability.
+#include "common/rows.inl"
 #include "common/tile_core.inl"
 
 namespace deepclust {
@@ -17,53 +18,6 @@ constexpr int64_t kOrderedTests = 4;
 constexpr int64_t kDensePayoff = 8;
 constexpr int64_t kTriesInVain = 2;
 constexpr int64_t kProductPanels = 4;
-
-// L2-normalizes `count` rows and returns whether all are finite. Without `normalize` only the check is made.
-template <typename T>
-bool normalize_rows(const T* rows,  // (count, depth)
-                    int64_t count, int64_t depth, bool normalize,
-                    T* normalized,   // (count, depth), unused without normalize
-                    T* inverse_norm  // (count,) 1 / max(norm, 1e-12), or 1 without normalize
-) {
-  bool finite = true;
-  for (int64_t r = 0; r < count; ++r, rows += depth) {
-    const T squares = sum_terms<T>(
-        depth,
-        [&](int64_t k) __attribute__((always_inline)) {
-          const Vec<T> x = load(rows + k);
-          return x * x;
-        },
-        [&](int64_t k) __attribute__((always_inline)) { return rows[k] * rows[k]; });
-    if (!normalize) {
-      finite = finite && squares <= std::numeric_limits<T>::max();
-      inverse_norm[r] = T(1);
-      continue;
-    }
-    // Squares that leave the comfortable range are summed again relative to the largest element.
-    const T tiny = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-    double norm = std::sqrt(static_cast<double>(squares));
-    if (!(squares > tiny && squares < T(1) / tiny)) {
-      double largest = 0;
-      for (int64_t k = 0; k < depth; ++k) {
-        const double size = std::fabs(static_cast<double>(rows[k]));
-        if (!(size <= largest)) largest = size;
-        finite = finite && size <= std::numeric_limits<double>::max();
-      }
-      double scaled = 0;
-      for (int64_t k = 0; k < depth && largest > 0; ++k) scaled += (rows[k] / largest) * (rows[k] / largest);
-      norm = largest * std::sqrt(scaled);
-    }
-    inverse_norm[r] = static_cast<T>(1 / (norm > kMinNorm ? norm : kMinNorm));
-    for (int64_t k = 0; k < depth; ++k) normalized[k] = rows[k] * inverse_norm[r];
-    normalized += depth;
-  }
-  return finite;
-}
-
-template <typename T>
-int64_t panel_columns() {
-  return Tile<T>::kPanelColumns;
-}
 
 // Distance of every row to its own student, and of the teacher to the shift; columns up to `padded` get distance 0.
 template <typename T>

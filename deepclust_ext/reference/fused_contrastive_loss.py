@@ -4,8 +4,8 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from torch.nn.functional import normalize as l2_normalize
-from torch.nn.functional import softplus
 
 
 def fused_contrastive_loss(
@@ -48,7 +48,7 @@ def fused_contrastive_loss(
             positive = positive + (class_a * class_b).sum(dim=1) / class_temperature
         num_negatives = len(queue)
     if num_negatives:
-        loss = softplus(_log_negatives(scores, positive, num_negatives, temperature, hardness, debias) - positive)
+        loss = -logsigmoid(positive - _log_negatives(scores, positive, num_negatives, temperature, hardness, debias))
     else:
         loss = 0 * positive
     loss = loss * torch.where(finite.all(), 1.0, math.nan).to(loss.dtype)

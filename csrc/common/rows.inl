@@ -1,0 +1,64 @@
+// L2 normalization of rows and the way of a gradient back through it. No include guard: compiled once per capability.
+
+namespace deepclust {
+namespace DEEPCLUST_CAPABILITY {
+
+// L2-normalizes `count` rows and returns whether all are finite. Without `normalize` only the check is made.
+template <typename T>
+bool normalize_rows(const T* rows,  // (count, depth)
+                    int64_t count, int64_t depth, bool normalize,
+                    T* normalized,   // (count, depth), unused without normalize
+                    T* inverse_norm  // (count,) 1 / max(norm, 1e-12), or 1 without normalize
+) {
+  bool finite = true;
+  for (int64_t r = 0; r < count; ++r, rows += depth) {
+    const T squares = sum_terms<T>(
+        depth,
+        [&](int64_t k) __attribute__((always_inline)) {
+          const Vec<T> x = load(rows + k);
+          return x * x;
+        },
+        [&](int64_t k) __attribute__((always_inline)) { return rows[k] * rows[k]; });
+    if (!normalize) {
+      finite = finite && squares <= std::numeric_limits<T>::max();
+      inverse_norm[r] = T(1);
+      continue;
+    }
+    // Squares that leave the comfortable range are summed again relative to the largest element.
+    const T tiny = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+    double norm = std::sqrt(static_cast<double>(squares));
+    if (!(squares > tiny && squares < T(1) / tiny)) {
+      double largest = 0;
+      for (int64_t k = 0; k < depth; ++k) {
+        const double size = std::fabs(static_cast<double>(rows[k]));
+        if (!(size <= largest)) largest = size;
+        finite = finite && size <= std::numeric_limits<double>::max();
+      }
+      double scaled = 0;
+      for (int64_t k = 0; k < depth && largest > 0; ++k) scaled += (rows[k] / largest) * (rows[k] / largest);
+      norm = largest * std::sqrt(scaled);
+    }
+    inverse_norm[r] = static_cast<T>(1 / (norm > kMinNorm ? norm : kMinNorm));
+    for (int64_t k = 0; k < depth; ++k) normalized[k] = rows[k] * inverse_norm[r];
+    normalized += depth;
+  }
+  return finite;
+}
+
+// Carries a gradient through the normalization x / max(|x|, 1e-12): (g - n (n.g)) / |x|, or g / 1e-12 below the bound.
+template <typename T>
+void project_gradient(T* gradient,  // (depth,) with respect to the normalized row, overwritten
+                      const T* x,   // (depth,)
+                      T inverse_norm, int64_t depth) {
+  T along = T(0);
+  if (inverse_norm < T(1 / kMinNorm)) {
+    along = sum_terms<T>(
+        depth,
+        [&](int64_t k) __attribute__((always_inline)) { return load(x + k) * inverse_norm * load(gradient + k); },
+        [&](int64_t k) __attribute__((always_inline)) { return x[k] * inverse_norm * gradient[k]; });
+  }
+  for (int64_t k = 0; k < depth; ++k) gradient[k] = (gradient[k] - x[k] * inverse_norm * along) * inverse_norm;
+}
+
+}  // namespace DEEPCLUST_CAPABILITY
+}  // namespace deepclust

@@ -1,0 +1,312 @@
+// Kernels of the contrastive loss for one capability; driven by fused_contrastive_loss.cpp, which explains the method.
+// No include guard: compiled once per capability.
+#include "common/rows.inl"
+#include "common/tile_core.inl"
+
+namespace deepclust {
+namespace DEEPCLUST_CAPABILITY {
+
+// Writes a row [z / |z| * z_scale, c * class_scale, 0 ...] of `stride` elements and returns its squared norm, which is
+// not finite if an element is not.
+template <typename T>
+T pack_features(const T* z,             // (dims,)
+                const T* class_vector,  // (classes,)
+                int64_t dims, int64_t classes, int64_t stride, bool normalize, T z_scale, T class_scale,
+                T* row,          // (stride,)
+                T* inverse_norm  // ()
+) {
+  const bool finite = normalize_rows(z, 1, dims, normalize, row, inverse_norm);
+  for (int64_t k = 0; k < dims; ++k) row[k] = (normalize ? row[k] : z[k]) * z_scale;
+  for (int64_t k = 0; k < classes; ++k) row[dims + k] = class_vector[k] * class_scale;
+  for (int64_t k = dims + classes; k < stride; ++k) row[k] = T(0);
+  const T squares = sum_terms<T>(
+      stride, [&](int64_t k) __attribute__((always_inline)) { return load(row + k) * load(row + k); },
+      [&](int64_t k) __attribute__((always_inline)) { return row[k] * row[k]; });
+  return finite ? squares : std::numeric_limits<T>::quiet_NaN();
+}
+
+// Packs a panel of columns from packed rows; the bias is -inf for absent columns.
+template <typename T>
+void pack_panel(const T* rows,  // (count, stride)
+                int64_t first, int64_t count, int64_t depth, int64_t stride,
+                const T* zeros,  // (depth,)
+                T* panel,        // (depth, kPanelColumns)
+                T* bias          // (kPanelColumns,)
+) {
+  pack_columns(rows, stride, zeros, first, count, depth, panel, bias);
+  for (int64_t c = 0; c < Tile<T>::kPanelColumns; ++c) {
+    bias[c] = first + c < count ? T(0) : -std::numeric_limits<T>::infinity();
+  }
+}
+
+// The scores of one tile: rows row ... row + rows - 1 against columns column ... column + columns - 1.
+template <typename T>
+struct ContrastiveTile {
+  alignas(64) T scores[(kTileRows + Tile<T>::kPanelRows) * kTileColumns];
+  int64_t row, rows, column, columns;
+  int64_t padded;  // columns rounded up to whole panels
+
+  ContrastiveTile(const ContrastiveInputs<T>& in, const BlockPair& pair)
+      : row(pair.row),
+        rows(pair.rows),
+        column(pair.column),
+        columns(pair.columns),
+        padded((columns + Tile<T>::kPanelColumns - 1) / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns) {
+    score_columns(in.rows + row * in.stride, in.column_panels + column * in.depth, in.column_bias + column, rows, 0,
+                  padded, in.depth, scores, kTileColumns);
+  }
+
+  // Calls use(r, c) for every row r of the tile with its positive in column c, and takes pairs that are no negatives
+  // out.
+  template <typename Use>
+  void take_out_positives(const ContrastiveInputs<T>& in, const Use& use) {
+    if (!in.two_views) return;
+    const int64_t half = in.count / 2;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t own = row + r;
+      const int64_t c = (own < half ? own + half : own - half) - column;
+      if (c >= 0 && c < columns) {
+        use(r, c);
+        scores[r * kTileColumns + c] = -std::numeric_limits<T>::infinity();
+      }
+      const int64_t self = own - column;
+      if (self >= 0 && self < columns) scores[r * kTileColumns + self] = -std::numeric_limits<T>::infinity();
+    }
+  }
+};
+
+// Sums over the tile of exp((1 + hardness) (s - shift)) and, if kWeighted, exp(hardness (s - shift)), by rows, by
+// columns or both; shift(r, c) gives it for the lanes from column c on.
+template <bool kWeighted, bool kByRows, bool kByColumns, typename T, typename Shift>
+void sum_exponentials(const ContrastiveTile<T>& tile, T hardness, const Shift& shift,
+                      T* by_row,    // (2, kTileRows) overwritten
+                      T* by_column  // (2, kTileColumns) overwritten
+) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  if (kByColumns) {
+    for (int64_t c = 0; c < 2 * kTileColumns; c += kLanes) store(by_column + c, Vec<T>{});
+  }
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    Vec<T> sum[2] = {};
+    for (int64_t c = 0; c < tile.padded; c += kLanes) {
+      const Vec<T> score = load(tile.scores + r * kTileColumns + c) - shift(r, c);
+      Vec<T> value = exponential<T>(score);
+      if constexpr (kWeighted) {
+        const Vec<T> weight = exponential<T>(score * hardness);
+        value *= weight;
+        if (kByRows) sum[1] += weight;
+        if (kByColumns) store(by_column + kTileColumns + c, load(by_column + kTileColumns + c) + weight);
+      }
+      if (kByRows) sum[0] += value;
+      if (kByColumns) store(by_column + c, load(by_column + c) + value);
+    }
+    if (kByRows) {
+      by_row[r] = sum_lanes<T>(sum[0]);
+      if (kWeighted) by_row[kTileRows + r] = sum_lanes<T>(sum[1]);
+    }
+  }
+}
+
+// Adds sums relative to `shift` to the sums of an anchor.
+template <typename T>
+void add_to_anchor(const ContrastiveInputs<T>& in, int64_t anchor, T shift, T sum, T weight_sum, LogSums<T>* sums) {
+  if (sum == 0 && weight_sum == 0) return;  // then the shift may say nothing
+  LogSums<T>& total = sums[anchor];
+  if (shift > total.shift) {
+    const double change = total.shift > -std::numeric_limits<T>::infinity() ? double(total.shift) - shift : 0.0;
+    total.sum *= std::exp((1 + in.hardness) * change);
+    total.weight_sum *= std::exp(in.hardness * change);
+    total.shift = shift;
+  }
+  total.sum += sum;
+  total.weight_sum += weight_sum;
+}
+
+template <bool kWeighted, typename T>
+void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, LogSums<T>* sums, T* positive) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  ContrastiveTile<T> tile(in, pair);
+  tile.take_out_positives(in, [&](int64_t r, int64_t c) {
+    positive[tile.row + r] = tile.scores[r * kTileColumns + c];
+    positive[tile.column + c] = tile.scores[r * kTileColumns + c];
+  });
+  const T hardness = static_cast<T>(in.hardness);
+  T by_row[2 * kTileRows];
+  T by_column[2 * kTileColumns];
+  if (in.bounded) {
+    const auto shift = [&](int64_t, int64_t) __attribute__((always_inline)) { return broadcast(in.bound); };
+    if (pair.both) {
+      sum_exponentials<kWeighted, true, true>(tile, hardness, shift, by_row, by_column);
+    } else {
+      sum_exponentials<kWeighted, true, false>(tile, hardness, shift, by_row, by_column);
+    }
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      add_to_anchor(in, tile.row + r, in.bound, by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), sums);
+    }
+    for (int64_t c = 0; pair.both && c < tile.columns; ++c) {
+      add_to_anchor(in, tile.column + c, in.bound, by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), sums);
+    }
+    return;
+  }
+  T shift[kTileRows > kTileColumns ? kTileRows : kTileColumns];
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    Vec<T> largest = broadcast(sums[tile.row + r].shift);
+    for (int64_t c = 0; c < tile.padded; c += kLanes) {
+      const Vec<T> score = load(tile.scores + r * kTileColumns + c);
+      largest = score > largest ? score : largest;
+    }
+    const T own = max_lanes<T>(largest);
+    shift[r] = own == -kInfinity ? T(0) : own;  // no negative so far
+  }
+  sum_exponentials<kWeighted, true, false>(
+      tile, hardness, [&](int64_t r, int64_t) __attribute__((always_inline)) { return broadcast(shift[r]); }, by_row,
+      by_column);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    add_to_anchor(in, tile.row + r, shift[r], by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), sums);
+  }
+  if (!pair.both) return;
+  for (int64_t c = 0; c < tile.padded; ++c) {
+    shift[c] = c < tile.columns ? sums[tile.column + c].shift : T(0);
+  }
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    for (int64_t c = 0; c < tile.padded; c += kLanes) {
+      const Vec<T> score = load(tile.scores + r * kTileColumns + c);
+      const Vec<T> largest = load(shift + c);
+      store(shift + c, score > largest ? score : largest);
+    }
+  }
+  for (int64_t c = 0; c < tile.padded; ++c) shift[c] = shift[c] == -kInfinity ? T(0) : shift[c];
+  sum_exponentials<kWeighted, false, true>(
+      tile, hardness, [&](int64_t, int64_t c) __attribute__((always_inline)) { return load(shift + c); }, by_row,
+      by_column);
+  for (int64_t c = 0; c < tile.columns; ++c) {
+    add_to_anchor(in, tile.column + c, shift[c], by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), sums);
+  }
+}
+
+// Adds the exponentials of a tile to the sums of its rows and, if pair.both, of its columns; notes positive scores.
+template <typename T>
+void sum_tile(const ContrastiveInputs<T>& in, const BlockPair& pair,
+              LogSums<T>* sums,  // (anchors,)
+              T* positive        // (anchors,)
+) {
+  if (in.hardness > 0) {
+    sum_tile_as<true>(in, pair, sums, positive);
+  } else {
+    sum_tile_as<false>(in, pair, sums, positive);
+  }
+}
+
+// What the anchors at the lanes of a score add to its weight: slope ((1 + hardness) exp((1 + hardness) s - log_sum) -
+// hardness exp(hardness s - weight_log_sum)).
+template <bool kWeighted, typename T>
+DEEPCLUST_INLINE Vec<T> anchor_weight(const Vec<T>& score, T hardness, const Vec<T>& slope, const Vec<T>& log_sum,
+                                      const Vec<T>& weight_slope, const Vec<T>& weight_log_sum) {
+  Vec<T> weight = slope * exponential<T>(score * (1 + hardness) - log_sum);
+  if constexpr (kWeighted) weight -= weight_slope * exponential<T>(score * hardness - weight_log_sum);
+  return weight;
+}
+
+// Turns the scores of a tile into the derivatives of the loss by them.
+template <bool kWeighted, typename T>
+void weigh_scores(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes, bool of_columns,
+                  ContrastiveTile<T>& tile) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  const T hardness = static_cast<T>(in.hardness);
+  // Slopes of the columns, 0 where they are no anchors or absent.
+  T slope[kTileColumns] = {};
+  T weight_slope[kTileColumns] = {};
+  T log_sum[kTileColumns] = {};
+  T weight_log_sum[kTileColumns] = {};
+  for (int64_t c = 0; of_columns && c < tile.columns; ++c) {
+    slope[c] = slopes.slope[tile.column + c];
+    weight_slope[c] = slopes.weight_slope[tile.column + c];
+    log_sum[c] = slopes.log_sum[tile.column + c];
+    weight_log_sum[c] = slopes.weight_log_sum[tile.column + c];
+  }
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t anchor = tile.row + r;
+    const Vec<T> own_slope = broadcast(slopes.slope[anchor]);
+    const Vec<T> own_weight_slope = broadcast(slopes.weight_slope[anchor]);
+    const Vec<T> own_log_sum = broadcast(slopes.log_sum[anchor]);
+    const Vec<T> own_weight_log_sum = broadcast(slopes.weight_log_sum[anchor]);
+    for (int64_t c = 0; c < tile.padded; c += kLanes) {
+      T* at = tile.scores + r * kTileColumns + c;
+      const Vec<T> score = load(at);
+      if (in.bounded) {  // one exponential serves both anchors
+        const Vec<T> difference = score - in.bound;
+        Vec<T> value = exponential<T>(difference);
+        Vec<T> weight = {};
+        if constexpr (kWeighted) {
+          const Vec<T> softer = exponential<T>(difference * hardness);
+          value *= softer;
+          weight = softer * (own_weight_slope + load(weight_slope + c));
+        }
+        store(at, value * (own_slope + load(slope + c)) - weight);
+      } else {
+        Vec<T> weight =
+            anchor_weight<kWeighted, T>(score, hardness, own_slope, own_log_sum, own_weight_slope, own_weight_log_sum);
+        if (of_columns) {
+          weight += anchor_weight<kWeighted, T>(score, hardness, load(slope + c), load(log_sum + c),
+                                                load(weight_slope + c), load(weight_log_sum + c));
+        }
+        store(at, weight);
+      }
+    }
+  }
+}
+
+// Adds the derivatives of the loss through a tile's scores to the gradients of its rows and columns. A gradient that is
+// null is not wanted.
+template <typename T>
+void add_gradients(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes, const BlockPair& pair,
+                   T* row_gradient,    // (count, stride)
+                   T* column_gradient  // (column_count, stride)
+) {
+  ContrastiveTile<T> tile(in, pair);
+  T* of_rows = pair.rows_wanted ? row_gradient : nullptr;
+  T* of_columns = pair.both && pair.columns_wanted ? column_gradient : nullptr;
+  struct Positive {
+    int64_t r, c;
+  };
+  Positive positives[kTileRows];
+  int64_t found = 0;
+  tile.take_out_positives(in, [&](int64_t r, int64_t c) { positives[found++] = {r, c}; });
+  const bool columns_are_anchors = in.two_views;
+  if (in.hardness > 0) {
+    weigh_scores<true>(in, slopes, columns_are_anchors, tile);
+  } else {
+    weigh_scores<false>(in, slopes, columns_are_anchors, tile);
+  }
+  for (int64_t i = 0; i < found; ++i) {
+    const auto [r, c] = positives[i];
+    tile.scores[r * kTileColumns + c] = slopes.positive[tile.row + r] + slopes.positive[tile.column + c];
+  }
+  const int64_t width = in.stride / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns;
+  if (of_rows != nullptr) {
+    add_product<false>(tile.scores, kTileColumns, in.column_rows + tile.column * in.stride, in.stride, tile.rows,
+                       tile.columns, width, of_rows + tile.row * in.stride, in.stride);
+  }
+  if (of_columns != nullptr) {
+    add_product<true>(tile.scores, kTileColumns, in.rows + tile.row * in.stride, in.stride, tile.columns, tile.rows,
+                      width, of_columns + tile.column * in.stride, in.stride);
+  }
+}
+
+// Dot products of the rows of two packed matrices.
+template <typename T>
+void multiply_rows(const T* first,   // (count, stride)
+                   const T* second,  // (count, stride)
+                   int64_t count, int64_t stride,
+                   T* product  // (count,)
+) {
+  for (int64_t r = 0; r < count; ++r, first += stride, second += stride) {
+    product[r] = sum_terms<T>(
+        stride, [&](int64_t k) __attribute__((always_inline)) { return load(first + k) * load(second + k); },
+        [&](int64_t k) __attribute__((always_inline)) { return first[k] * second[k]; });
+  }
+}
+
+}  // namespace DEEPCLUST_CAPABILITY
+}  // namespace deepclust
