@@ -75,7 +75,7 @@ def _draw_curves(axes: Axes, history: list[dict[str, float]]) -> None:
     epochs = [record["epoch"] for record in history]
     names: dict[str, Any] = dict.fromkeys(name for record in history for name in record)
     for name in names:
-        if name not in ("epoch", "lr", "seconds", "effective_rank"):
+        if name not in ("epoch", "lr", "seconds", "effective_rank", "effective_clusters"):
             axes.plot(epochs, [record.get(name, np.nan) for record in history], label=name)
     axes.set(title="mean of an epoch", xlabel="epoch")
     axes.legend(fontsize=8)
