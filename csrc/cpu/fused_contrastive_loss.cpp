@@ -143,7 +143,7 @@ class PackedRows {
         const int64_t first = panel * width;
         for (int64_t row = first; row < std::min(first + width, count_); ++row) {
           const T squares = pack(row);
-          if (!(squares <= largest[panel])) largest[panel] = squares;  // NaN stays
+          largest[panel] = std::max(largest[panel], squares);
         }
         if (with_panels) {
           DEEPCLUST_SELECT(pack_panel<T>)(rows_, first, count_, depth_, stride_, zeros, panels_ + first * depth_,
@@ -151,9 +151,7 @@ class PackedRows {
         }
       }
     });
-    for (const T squares : largest) {
-      if (!(squares <= largest_square_)) largest_square_ = squares;
-    }
+    for (const T squares : largest) largest_square_ = std::max(largest_square_, squares);
   }
 
   int64_t count() const { return count_; }
@@ -163,7 +161,7 @@ class PackedRows {
   const T* panels() const { return panels_; }  // (padded, depth)
   const T* bias() const { return bias_; }      // (padded,)
 
-  // Largest norm of a row; not finite if an element is not or a square overflows.
+  // Largest norm of a row; infinite if an element is not finite or a square overflows.
   T largest_norm() const { return std::sqrt(largest_square_); }
 
   // Carries a gradient by the packed rows of input `which` back to its features or to its class vectors.
@@ -238,24 +236,23 @@ void for_each_pair(int64_t rows, int64_t columns, bool same, bool both, const Ta
     task(BlockPair{row, std::min(block, rows - row), column, std::min(column_block, columns - column),
                    both && !(same && i == j)});
   };
-  if (!same && !both) {
-    at::parallel_for(0, row_blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t j = 0; j < column_blocks; ++j) run(i, j, kTileColumns);
-      }
-    });
-    return;
-  }
-  if (!same) {  // block i meets block i + round
+  if (!same) {  // row block i meets column block i + round or, if there are fewer of these, i - round
     const int64_t rounds = std::max(row_blocks, column_blocks);
-    for (int64_t round = 0; round < rounds; ++round) {
-      at::parallel_for(0, std::min(row_blocks, column_blocks), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) {
-          const int64_t other = (t + round) % rounds;
-          run(row_blocks <= column_blocks ? t : other, row_blocks <= column_blocks ? other : t, kTileColumns);
-        }
+    const auto meet = [&](int64_t i, int64_t round) {
+      const int64_t j = row_blocks <= column_blocks ? (i + round) % rounds : (i + rounds - round) % rounds;
+      if (j < column_blocks) run(i, j, kTileColumns);
+    };
+    for (int64_t round = 0; both && round < rounds; ++round) {
+      at::parallel_for(0, row_blocks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) meet(i, round);
       });
     }
+    if (both) return;
+    at::parallel_for(0, row_blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t round = 0; round < rounds; ++round) meet(i, round);
+      }
+    });
     return;
   }
   // Blocks i and j meet in round (i + j) mod `odd`. The block that would meet itself meets the last one, if their
@@ -351,9 +348,12 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
       });
       at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          const double log_sum = (1 + options.loss.hardness) * sums[i].shift + std::log(sums[i].sum);
-          const double weight_log_sum =
-              options.loss.hardness > 0 ? options.loss.hardness * sums[i].shift + std::log(sums[i].weight_sum) : 0.0;
+          const double hardness = options.loss.hardness;
+          double log_sum = 0, weight_log_sum = 0;
+          if (options.loss.negatives > 0) log_sum = (1 + hardness) * sums[i].shift + std::log(sums[i].sum);
+          if (options.loss.negatives > 0 && hardness > 0) {
+            weight_log_sum = hardness * sums[i].shift + std::log(sums[i].weight_sum);
+          }
           const ContrastiveRow row = contrastive_row(positive[i], log_sum, weight_log_sum, options.loss);
           losses[i] = static_cast<T>(row.loss);
           values[kPositiveSlope * count + i] = static_cast<T>(row.positive_slope);

@@ -6,8 +6,8 @@
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
 
-// Writes a row [z / |z| * z_scale, c * class_scale, 0 ...] of `stride` elements and returns its squared norm, which is
-// not finite if an element is not.
+// Writes a row [z / |z| * z_scale, c * class_scale, 0 ...] of `stride` elements and returns its squared norm, infinite
+// if an element is not finite.
 template <typename T>
 T pack_features(const T* z,             // (dims,)
                 const T* class_vector,  // (classes,)
@@ -22,7 +22,7 @@ T pack_features(const T* z,             // (dims,)
   const T squares = sum_terms<T>(
       stride, [&](int64_t k) __attribute__((always_inline)) { return load(row + k) * load(row + k); },
       [&](int64_t k) __attribute__((always_inline)) { return row[k] * row[k]; });
-  return finite ? squares : std::numeric_limits<T>::quiet_NaN();
+  return finite && squares <= std::numeric_limits<T>::max() ? squares : std::numeric_limits<T>::infinity();
 }
 
 // Packs a panel of columns from packed rows; the bias is -inf for absent columns.

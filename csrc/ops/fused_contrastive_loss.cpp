@@ -29,16 +29,18 @@ void check_fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, 
   check_positive(class_temperature, "class_temperature");
   check_reduction(reduction);
   if (queue) check_like(*queue, z_a, "queue", "z_a", queue->sym_size(0), z_a.sym_size(1));
-  TORCH_CHECK_VALUE(class_b.has_value() == class_a.has_value(), "class_b: expected ",
-                    class_a ? "a tensor, because class_a is given" : "None, because class_a is None");
-  const bool want_class_queue = class_a && queue;
-  TORCH_CHECK_VALUE(
-      class_queue.has_value() == want_class_queue, "class_queue: expected ",
-      want_class_queue ? "a tensor, because queue and class_a are given" : "None, because queue or class_a is None");
-  if (!class_a) return;
+  if (!class_a) {
+    TORCH_CHECK_VALUE(!class_b, "class_b: expected None, because class_a is None, got a tensor");
+    TORCH_CHECK_VALUE(!class_queue, "class_queue: expected None, because class_a is None, got a tensor");
+    return;
+  }
   TORCH_CHECK_VALUE(class_a->dim() == 2 && class_a->sym_size(1) > 0, "class_a: expected shape (B, K) with K > 0, got ",
                     class_a->sym_sizes());
   check_like(*class_a, z_a, "class_a", "z_a", z_a.sym_size(0), class_a->sym_size(1));
+  TORCH_CHECK_VALUE(class_b, "class_b: expected a tensor, because class_a is given, got None");
+  TORCH_CHECK_VALUE(
+      class_queue.has_value() == queue.has_value(), "class_queue: expected ",
+      queue ? "a tensor, because queue and class_a are given, got None" : "None, because queue is None, got a tensor");
   check_like(*class_b, z_a, "class_b", "z_a", z_a.sym_size(0), class_a->sym_size(1));
   if (class_queue) check_like(*class_queue, z_a, "class_queue", "z_a", queue->sym_size(0), class_a->sym_size(1));
 }
