@@ -69,7 +69,7 @@ check-cuda: $(VENV)/.dependencies
 	$(bin)/python -m tests.check_cuda
 
 # The op tests that reach every part of the kernels: all under the sanitizers and the checker, the sweep in all schedules.
-sweep := tests/ops/test_sweep.py
+sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py
 kernel_tests := $(sweep) tests/ops/test_all_ops.py -k "not opcheck and not compiles"
 
 # A copy of the tree for each way to compile the kernels for the emulated device, with the library that runs them.

@@ -2,6 +2,7 @@
 // between its lanes. Sums are taken in an order that depends on the depth alone.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -96,6 +97,39 @@ __device__ __forceinline__ void squared_distances(const ScaledRow<Element>& x,
   }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) squared[i] = quad_sum(sum[i][0] + sum[i][1]);
+}
+
+template <class T>
+struct Norm {
+  bool finite;
+  double value;
+};
+
+// L2 norm of a row, by a quad. Where it is not to `scale`, sums that overflow T count as not finite.
+template <class T, class Row>
+__device__ Norm<T> norm_of(const Row* source /* (depth,) */, int64_t depth, bool scale) {
+  T squares = 0;
+  for (int64_t k = quad_lane(); k < depth; k += 4) squares += widen(source[k]) * widen(source[k]);
+  squares = quad_sum(squares);
+  if (!scale) return {squares <= Limits<T>::kMax, sqrt(static_cast<double>(squares))};
+  // Squares that leave the comfortable range are summed again relative to the largest element.
+  constexpr T kTiny = Limits<T>::kTiny / Limits<T>::kEpsilon;
+  if (squares > kTiny && squares < 1 / kTiny) return {true, sqrt(static_cast<double>(squares))};
+  double largest = 0;
+  bool finite = true;
+  for (int64_t k = quad_lane(); k < depth; k += 4) {
+    const double size = fabs(static_cast<double>(widen(source[k])));
+    finite = finite && size <= Limits<double>::kMax;
+    largest = larger(size, largest);
+  }
+  finite = quad_ballot(finite) == 0xf;
+  largest = quad_max(largest);
+  double scaled = 0;
+  for (int64_t k = quad_lane(); k < depth && finite && largest > 0; k += 4) {
+    const double ratio = static_cast<double>(widen(source[k])) / largest;
+    scaled += ratio * ratio;
+  }
+  return {finite, largest * sqrt(quad_sum(scaled))};
 }
 
 }  // namespace deepclust

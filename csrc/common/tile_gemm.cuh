@@ -114,20 +114,18 @@ struct TileGemm {
   static __device__ __forceinline__ void run(const TileOperand<P>& rows, const TileOperand<P> (&columns)[kSets],
                                              int64_t depth, int64_t first_row, int first_tile, int last_tile,
                                              unsigned char* shared, Functor& functor) {
-    unsigned char* slot[kStages];
-    for (int s = 0; s < kStages; ++s) {
-      slot[s] = device::shared_array<unsigned char>(shared, s * kSlotStride, kSlotBytes);
-    }
+    for (int s = 0; s < kStages; ++s) device::shared_array<unsigned char>(shared, s * kSlotStride, kSlotBytes);
+    const auto slot = [&](int s) { return shared + s * kSlotStride; };
     const int steps = static_cast<int>(depth / kStageDepth);
     const int total = (last_tile - first_tile) * steps;
     int next_tile = first_tile, next_step = 0;  // what is copied next
     const auto copy_next = [&](int s) {
       if (next_tile < last_tile) {
         const int64_t offset = int64_t{next_step} * kStageDepth;
-        copy_rows<kRows>(rows, first_row, depth, offset, slot[s]);
+        copy_rows<kRows>(rows, first_row, depth, offset, slot(s));
         for (int set = 0; set < kSets; ++set) {
           copy_rows<kColumns>(columns[set], int64_t{next_tile} * kColumns, depth, offset,
-                              slot[s] + 128 * (kRows + set * kColumns));
+                              slot(s) + 128 * (kRows + set * kColumns));
         }
         if (++next_step == steps) {
           next_step = 0;
@@ -141,10 +139,10 @@ struct TileGemm {
     int now = 0, before = kStages - 1, step = 0, tile = first_tile;
     for (int i = 0; i < total; ++i) {
       device::cp_async_wait<kStages - 2>();
-      device::sync_forget(slot[before], kSlotBytes);  // and nobody reads `before` any more
+      device::sync_forget(slot(before), kSlotBytes);  // and nobody reads `before` any more
       copy_next(before);
       if (step == 0) clear(products);
-      multiply(slot[now], products);
+      multiply(slot(now), products);
       if (++step == steps) {
         step = 0;
         functor(int64_t{tile++} * kColumns, products);
@@ -224,25 +222,46 @@ struct TileGemm {
     if constexpr (std::is_same<Accumulator, double>::value) {
       multiply_f64(slot, products);
     } else {
-      const int lane = threadIdx.x % 32;
+      multiply_tensor(slot, products);
+    }
+  }
+
+  // Split values, which are to be as exact as float32, are summed stage by stage: the tensor cores do not round sums to
+  // nearest, which a large depth would add up to a bias.
+  static __device__ __forceinline__ void multiply_tensor(const unsigned char* slot, Products& products) {
+    constexpr int kSteps = kRowBytes / 32;
+    const int lane = threadIdx.x % 32;
+    Fragment a[kSteps];
 #pragma unroll
-      for (int chunk = 0; chunk < kRowBytes / 16; chunk += 2) {
-        const Fragment a = load_fragment(slot, kRows, threadIdx.x / 32 * 16 + lane % 16, chunk + lane / 16);
+    for (int step = 0; step < kSteps; ++step) {
+      a[step] = load_fragment(slot, kRows, threadIdx.x / 32 * 16 + lane % 16, 2 * step + lane / 16);
+    }
 #pragma unroll
-        for (int set = 0; set < kSets; ++set) {
-          const unsigned char* columns = slot + 128 * (kRows + set * kColumns);
+    for (int set = 0; set < kSets; ++set) {
+      const unsigned char* columns = slot + 128 * (kRows + set * kColumns);
 #pragma unroll
-          for (int n = 0; n < kColumnTiles; n += 2) {
-            const Fragment b = load_fragment(columns, kColumns, n * 8 + lane / 16 * 8 + lane % 8, chunk + lane / 8 % 2);
+      for (int n = 0; n < kColumnTiles; n += 2) {
+        Accumulator sum[2][4] = {};
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              float (&d)[4] = products[set][n + half];
-              if constexpr (P::kPieces == 2) {  // small terms first
-                P::mma(d, a.piece[1], b.piece[0][2 * half], b.piece[0][2 * half + 1]);
-                P::mma(d, a.piece[0], b.piece[1][2 * half], b.piece[1][2 * half + 1]);
-              }
-              P::mma(d, a.piece[0], b.piece[0][2 * half], b.piece[0][2 * half + 1]);
+        for (int step = 0; step < kSteps; ++step) {
+          const Fragment b =
+              load_fragment(columns, kColumns, n * 8 + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            if constexpr (P::kPieces == 2) {  // small terms first
+              P::mma(sum[half], a[step].piece[1], b.piece[0][2 * half], b.piece[0][2 * half + 1]);
+              P::mma(sum[half], a[step].piece[0], b.piece[1][2 * half], b.piece[1][2 * half + 1]);
+              P::mma(sum[half], a[step].piece[0], b.piece[0][2 * half], b.piece[0][2 * half + 1]);
+            } else {
+              P::mma(products[set][n + half], a[step].piece[0], b.piece[0][2 * half], b.piece[0][2 * half + 1]);
             }
+          }
+        }
+        if constexpr (P::kPieces == 2) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) products[set][n + half][e] += sum[half][e];
           }
         }
       }

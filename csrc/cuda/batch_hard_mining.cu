@@ -14,6 +14,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "common/block.cuh"
 #include "common/constants.h"
 #include "common/hsd_row.h"
 #include "common/numeric.cuh"
@@ -76,35 +77,6 @@ __device__ void write_row(const Arguments<P>& in, int64_t i, bool finite,
   }
 }
 
-// Whether this is the last of `expected` thread blocks to come here; if so, it sees what the others have written.
-__device__ __forceinline__ bool is_last_block(unsigned* ticket, unsigned expected) {
-  DEEPCLUST_SHARED(bool, last, [1]);
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last[0] = atomicAdd(ticket, 1u) + 1 == expected;
-  }
-  __syncthreads();
-  if (last[0]) __threadfence();
-  return last[0];
-}
-
-// Sums over the block, in thread 0; the order depends on nothing.
-template <int kWarps>
-__device__ void sum_over_block(double (&sums)[kHsdSums]) {
-  DEEPCLUST_SHARED(double, partial, [kWarps][kHsdSums]);
-#pragma unroll
-  for (int k = 0; k < kHsdSums; ++k) {
-    for (int offset = 16; offset > 0; offset /= 2) sums[k] += __shfl_xor_sync(kWholeWarp, sums[k], offset);
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32][k] = sums[k];
-  }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int k = 0; k < kHsdSums; ++k) {
-    for (int warp = 1; warp < kWarps; ++warp) sums[k] += partial[warp][k];
-  }
-}
-
 // Loss and statistics from the sums of all row blocks.
 template <int kWarps, class P>
 __device__ void finish_loss(const Arguments<P>& in) {
@@ -122,26 +94,6 @@ __device__ void finish_loss(const Arguments<P>& in) {
   static_cast<Row*>(in.out.loss.loss)[0] = narrow<Row>(static_cast<T>(loss));
 }
 
-// Largest squared norms over all prepared blocks, the same in every thread.
-template <int kWarps, class P>
-__device__ void find_largest_squares(const Arguments<P>& in, typename P::Accumulator (&squares)[2]) {
-  using T = typename P::Accumulator;
-  DEEPCLUST_SHARED(T, partial, [2][kWarps]);
-  for (int which = 0; which < 2; ++which) {
-    T largest = 0;
-    for (int block = threadIdx.x; block < in.prepare_blocks; block += 32 * kWarps) {
-      largest = larger(largest, in.largest_squares[which * in.prepare_blocks + block]);
-    }
-    largest = warp_max(largest);
-    if (threadIdx.x % 32 == 0) partial[which][threadIdx.x / 32] = largest;
-  }
-  __syncthreads();
-  for (int which = 0; which < 2; ++which) {
-    squares[which] = 0;
-    for (int warp = 0; warp < kWarps; ++warp) squares[which] = larger(squares[which], partial[which][warp]);
-  }
-}
-
 // Thread blocks that share a multiprocessor: as many as registers and shared memory (of sm_80 and sm_90) allow.
 constexpr int blocks_per_multiprocessor(bool is_half, bool is_large) { return is_large ? 1 : is_half ? 3 : 2; }
 
@@ -157,7 +109,9 @@ __global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs
   DEEPCLUST_DYNAMIC_SHARED(shared);
   const int64_t first_row = int64_t{blockIdx.x} * Gemm::kRows;
   T squares[2];
-  find_largest_squares<kWarps>(in, squares);
+  for (int which = 0; which < 2; ++which) {
+    squares[which] = largest_of<kWarps>(in.largest_squares + which * in.prepare_blocks, in.prepare_blocks);
+  }
   const bool finite = squares[0] <= Limits<T>::kMax && squares[1] <= Limits<T>::kMax;
   if (finite) {
     Search search(in, first_row, sqrt(squares[0]), sqrt(squares[1]));

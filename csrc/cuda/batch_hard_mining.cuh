@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/launch_types.h"
 #include "device.h"
 
 namespace deepclust {
@@ -42,8 +43,6 @@ struct MiningWorkspaceBytes {
   int64_t field[kWorkspaceFields];
 };
 MiningWorkspaceBytes mining_workspace_bytes(const MiningPlan& plan);
-
-enum class LossReduction { kNone, kMean, kSum };
 
 struct LossOutputs {
   double temperature;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common/block.cuh"
 #include "common/constants.h"
 #include "common/numeric.cuh"
 #include "common/quad.cuh"
@@ -86,39 +87,6 @@ struct Arguments {
   }
 };
 
-template <class T>
-struct Norm {
-  bool finite;
-  double value;
-};
-
-// L2 norm of a row, by a quad.
-template <class T, class Row>
-__device__ Norm<T> norm_of(const Row* source /* (depth,) */, int64_t depth, bool normalize) {
-  T squares = 0;
-  for (int64_t k = quad_lane(); k < depth; k += 4) squares += widen(source[k]) * widen(source[k]);
-  squares = quad_sum(squares);
-  if (!normalize) return {squares <= Limits<T>::kMax, sqrt(static_cast<double>(squares))};
-  // Squares that leave the comfortable range are summed again relative to the largest element.
-  constexpr T kTiny = Limits<T>::kTiny / Limits<T>::kEpsilon;
-  if (squares > kTiny && squares < 1 / kTiny) return {true, sqrt(static_cast<double>(squares))};
-  double largest = 0;
-  bool finite = true;
-  for (int64_t k = quad_lane(); k < depth; k += 4) {
-    const double size = fabs(static_cast<double>(widen(source[k])));
-    finite = finite && size <= Limits<double>::kMax;
-    largest = larger(size, largest);
-  }
-  finite = quad_ballot(finite) == 0xf;
-  largest = quad_max(largest);
-  double scaled = 0;
-  for (int64_t k = quad_lane(); k < depth && finite && largest > 0; k += 4) {
-    const double ratio = static_cast<double>(widen(source[k])) / largest;
-    scaled += ratio * ratio;
-  }
-  return {finite, largest * sqrt(quad_sum(scaled))};
-}
-
 // Writes row i of teacher (0) or student (1) and returns its squared norm, infinite if the row is not finite; by a
 // quad.
 template <class P>
@@ -165,13 +133,6 @@ __device__ typename P::Accumulator prepare_row(const Arguments<P>& in, int which
     if (Arguments<P>::kScaled) in.values[(kTeacherScale + which) * in.count + i] = scale;
   }
   return norm.finite ? squared : Limits<T>::kInfinity;
-}
-
-// The largest value of a warp, in all its lanes.
-template <class T>
-__device__ __forceinline__ T warp_max(T value) {
-  for (int offset = 16; offset > 0; offset /= 2) value = larger(value, __shfl_xor_sync(kWholeWarp, value, offset));
-  return value;
 }
 
 template <class P>

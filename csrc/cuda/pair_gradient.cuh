@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "common/launch_types.h"
 #include "device.h"
 
 namespace deepclust {
-
-enum class ElementType { kF32, kF64, kF16, kBf16 };
 
 // The gradient of the sum over pairs m = 0, 1 and rows i, with j = index[m][i], of
 //     weight[m][i] |t_i - s_j| + weight[2 + m][i] |t_i - t_j|

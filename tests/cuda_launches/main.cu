@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "cuda/batch_hard_mining.cuh"
+#include "cuda/fused_contrastive_loss.cuh"
 #include "cuda/fused_hsd_loss.cuh"
 #include "cuda/pair_gradient.cuh"
 
@@ -41,6 +42,32 @@ void pair_gradient(int64_t count, int64_t depth) {
   }
 }
 
+void contrastive(int64_t count, int64_t depth, int64_t queue, int64_t classes) {
+  for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
+    for (const bool reduced_precision : {false, true}) {
+      ContrastiveInputs inputs{};
+      inputs.type = type;
+      inputs.two_views = queue == 0;
+      inputs.batch = count;
+      inputs.queue = queue;
+      inputs.depth = depth;
+      inputs.classes = classes;
+      inputs.options = {0.5, 0, 0, 1, 1};
+      inputs.normalize = true;
+      inputs.reduced_precision = reduced_precision;
+      const bool wanted[kContrastiveInputs] = {true, true, classes > 0, classes > 0, queue > 0, queue * classes > 0};
+      const ContrastiveWorkspace workspace{};
+      require(launch_fused_contrastive_loss(inputs, plan_contrastive_loss(inputs, device::multiprocessor_count()),
+                                            workspace, LossReduction::kMean, memory, memory, nullptr));
+      ContrastiveGradients gradients{};
+      gradients.row_values = memory;
+      require(launch_fused_contrastive_loss_backward(
+          inputs, plan_contrastive_gradient(inputs, wanted, device::multiprocessor_count()), workspace, gradients,
+          nullptr));
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -48,6 +75,9 @@ int main() {
     for (const int64_t depth : {1, 128, 2048}) {
       mining(count, depth);
       pair_gradient(count, depth);
+      contrastive(count, depth, 0, 0);
+      contrastive(count, depth, 65536, 0);
+      contrastive(count, depth, 0, 10);
     }
   }
 }

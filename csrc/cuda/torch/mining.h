@@ -10,12 +10,9 @@
 #include "cuda/batch_hard_mining.cuh"
 #include "cuda/context.h"
 #include "cuda/pair_gradient.cuh"
+#include "cuda/torch/types.h"
 
 namespace deepclust {
-
-inline at::ScalarType accumulation_dtype(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 // The plan for two batches on the current device, with the memory that it takes.
 class MiningJob {
@@ -71,19 +68,7 @@ inline std::tuple<at::Tensor, at::Tensor> pair_gradient_cuda(PairGradientInputs 
     sums[0] = allocate(want_teacher, at::kFloat);
     sums[1] = allocate(want_student, at::kFloat);
   }
-  switch (teacher.scalar_type()) {
-    case at::kDouble:
-      inputs.type = ElementType::kF64;
-      break;
-    case at::kHalf:
-      inputs.type = ElementType::kF16;
-      break;
-    case at::kBFloat16:
-      inputs.type = ElementType::kBf16;
-      break;
-    default:
-      inputs.type = ElementType::kF32;
-  }
+  inputs.type = element_type(teacher);
   inputs.count = teacher.size(0);
   inputs.depth = teacher.size(1);
   inputs.teacher = teacher.const_data_ptr();
