@@ -181,9 +181,10 @@ def build_library(folder: Path, mode: str) -> Path:
     torch_objects = OUTPUT / "torch-objects" / f"{torch.__version__}-{sys.implementation.cache_tag}"
     library = folder / "deepclust_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     with one_build_at_a_time():
-        # torch's headers take most of the time and hold nothing to check, so these objects serve all modes
+        # torch's headers take most of the time, half of it for debugging information; they hold nothing to check, so
+        # these objects serve all modes
         compiler = emulating_compiler()
-        objects = compile_all(compiler, [(source, ["-O1", *headers]) for source in torch_sources], torch_objects)
+        objects = compile_all(compiler, [(source, ["-O1", "-g0", *headers]) for source in torch_sources], torch_objects)
         objects += emulated_objects(sorted((csrc / "cuda").glob("*.cu")), mode)
         if is_stale(library, objects):
             torch_libraries = [f"-L{torch_home / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
