@@ -147,7 +147,7 @@ def test_class_vectors_weigh_negatives(backend: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("batch", [1, 16, 17, 32, 48, 64, 65, 100, 128, 150, 200])
 @pytest.mark.parametrize("options", [{}, {"hardness": 1.0, "temperature": 0.05}], ids=["bounded", "running maximum"])
-def test_every_number_of_blocks(batch: int, options: dict[str, float], device: str) -> None:
+def test_every_number_of_blocks(batch: int, options: dict[str, Any], device: str) -> None:
     leaves = [x.to(device).requires_grad_() for x in normal(2, batch, 20, seed=batch)]
     weights = normal(2 * batch, seed=3).to(device)
     results = []
@@ -166,7 +166,8 @@ def test_queue_of_any_length(batch: int, queue_rows: int, device: str) -> None:
     names = ("queue", "class_a", "class_b", "class_queue")
     results = []
     for function in (fused_contrastive_loss, reference.fused_contrastive_loss):
-        loss = function(*leaves[:2], **dict(zip(names, leaves[2:], strict=True)), temperature=0.1, hardness=0.5)
+        named: dict[str, Any] = dict(zip(names, leaves[2:], strict=True))
+        loss = function(*leaves[:2], **named, temperature=0.1, hardness=0.5)
         results.append([loss, *torch.autograd.grad(loss, leaves)])
     for ours, truth in zip(*results, strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-11)
@@ -196,8 +197,9 @@ def test_scores_of_any_size(dtype: torch.dtype, hardness: float) -> None:
 
 def test_anchors_without_negatives_and_empty_batches(backend: str) -> None:
     one = torch.ones(1, 3, requires_grad=True)
-    for options in ({}, {"queue": torch.zeros(0, 3)}, {"hardness": 1.0, "debias": 0.1}):
-        loss = fused_contrastive_loss(one, torch.ones(1, 3), **options)  # type: ignore[arg-type]
+    variants: list[dict[str, Any]] = [{}, {"queue": torch.zeros(0, 3)}, {"hardness": 1.0, "debias": 0.1}]
+    for options in variants:
+        loss = fused_contrastive_loss(one, torch.ones(1, 3), **options)
         assert loss.item() == 0
         assert int(torch.autograd.grad(loss, one)[0].count_nonzero()) == 0
     empty = torch.zeros(0, 3, requires_grad=True)
@@ -258,7 +260,7 @@ def test_gradients_do_not_depend_on_which_are_asked_for(wanted: tuple[int, ...])
 
     def gradients(positions: tuple[int, ...], with_queue: bool) -> list[Tensor]:
         leaves = [x.clone().requires_grad_(i in positions) for i, x in enumerate(tensors)]
-        queue = {"queue": leaves[4], "class_queue": leaves[5]} if with_queue else {}
+        queue: dict[str, Any] = {"queue": leaves[4], "class_queue": leaves[5]} if with_queue else {}
         loss = fused_contrastive_loss(leaves[0], leaves[1], class_a=leaves[2], class_b=leaves[3], **queue)
         return list(torch.autograd.grad(loss, [leaves[i] for i in positions]))
 
