@@ -6,15 +6,13 @@
 // the backward pass turns them into derivatives and multiplies these with the rows. Scores of two views are symmetric,
 // so a task serves the rows of both its blocks.
 //
-// Tasks that share a block must not run at once, and the sums of a block must not depend on who was first. So tasks run
-// in rounds of disjoint pairs, as in a round-robin tournament, and a block adds up its rounds in order, whatever the
-// number of threads.
+// Tasks run in rounds of disjoint pairs (block_pairs.h), so that sums of a block need no locks and have one order.
 //
 // Where no score is so large that exponentials could vanish, all of them are taken relative to one bound of the scores;
 // one exponential then serves both anchors of a pair. Otherwise every anchor has its own running maximum.
 //
-// Cost for 2B = N rows of two views: N^2 D multiply-adds and an exponential for every pair in the two passes together
-// N^2 / 2 D forward and 3 N^2 / 2 D backward; O(N D) memory.
+// Cost for the N = 2B rows of two views: N^2 D / 2 multiply-adds forward and 3 N^2 D / 2 backward, each with an
+// exponential for every unordered pair; O(N D) memory.
 #include "ops/fused_contrastive_loss.h"
 
 #include <ATen/Parallel.h>
@@ -36,14 +34,12 @@
 #include "common/constants.h"
 #include "common/contrastive_row.h"
 #include "common/dtypes.h"
+#include "cpu/block_pairs.h"
 #include "cpu/scratch.h"
 
 namespace deepclust {
 namespace {
 
-constexpr int64_t kTileRows = 64, kTileColumns = 64;  // of a block, and so of a tile of scores
-constexpr int64_t kSmallBlock = 32;  // of few rows, so that there are enough tasks; a multiple of every panel's columns
-constexpr int64_t kFewRows = 128;
 constexpr double kMaxBoundedExponent = 80;  // exp(-80) is still a normal float
 
 // What the kernels read; T is the accumulation type. Rows are packed.
@@ -59,12 +55,6 @@ struct ContrastiveInputs {
   double hardness;
   T bound;       // of the absolute value of all scores
   bool bounded;  // exponentials are relative to the bound
-};
-
-// Two blocks to be compared. With `both` the columns are anchors or receive gradients too.
-struct BlockPair {
-  int64_t row, rows, column, columns;
-  bool both, rows_wanted = true, columns_wanted = true;
 };
 
 // Sums of exponentials of an anchor, relative to `shift`.
@@ -223,58 +213,6 @@ class PackedRows {
   T* bias_ = nullptr;
   T largest_square_ = 0;
 };
-
-// Calls task(pair) for all pairs of blocks: of `rows` with `columns` ones, or, if these are the same, of every
-// unordered pair once, in rounds of pairs that share no block. Without `both` only the rows of a pair must not meet.
-template <typename Task>
-void for_each_pair(int64_t rows, int64_t columns, bool same, bool both, const Task& task) {
-  const int64_t block = rows <= kFewRows ? kSmallBlock : kTileRows;
-  const int64_t row_blocks = (rows + block - 1) / block;
-  const int64_t column_blocks = (columns + kTileColumns - 1) / kTileColumns;
-  const auto run = [&](int64_t i, int64_t j, int64_t column_block) {
-    const int64_t row = i * block, column = j * column_block;
-    task(BlockPair{row, std::min(block, rows - row), column, std::min(column_block, columns - column),
-                   both && !(same && i == j)});
-  };
-  if (!same) {  // row block i meets column block i + round or, if there are fewer of these, i - round
-    const int64_t rounds = std::max(row_blocks, column_blocks);
-    const auto meet = [&](int64_t i, int64_t round) {
-      const int64_t j = row_blocks <= column_blocks ? (i + round) % rounds : (i + rounds - round) % rounds;
-      if (j < column_blocks) run(i, j, kTileColumns);
-    };
-    for (int64_t round = 0; both && round < rounds; ++round) {
-      at::parallel_for(0, row_blocks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) meet(i, round);
-      });
-    }
-    if (both) return;
-    at::parallel_for(0, row_blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t round = 0; round < rounds; ++round) meet(i, round);
-      }
-    });
-    return;
-  }
-  // Blocks i and j meet in round (i + j) mod `odd`. The block that would meet itself meets the last one, if their
-  // number is even, or else itself; an even number leaves a round in which every block meets itself.
-  const int64_t odd = row_blocks % 2 == 1 ? row_blocks : row_blocks - 1;
-  for (int64_t round = 0; round < row_blocks; ++round) {
-    const bool all_alone = round == odd;
-    const int64_t alone = round * ((odd + 1) / 2) % odd;
-    at::parallel_for(0, all_alone ? row_blocks : (odd + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        if (all_alone) {
-          run(t, t, block);
-        } else if (t == 0) {
-          run(alone, odd == row_blocks ? alone : odd, block);
-        } else {
-          const int64_t i = (alone + t) % odd, j = (alone + odd - t) % odd;
-          run(std::min(i, j), std::max(i, j), block);
-        }
-      }
-    });
-  }
-}
 
 // What both passes start from.
 template <typename T>
