@@ -95,7 +95,7 @@ def check_positive(value: float, name: str) -> None:
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
 
 
-def check_hardness(value: float, name: str) -> None:
+def check_non_negative(value: float, name: str) -> None:
     """Require a finite number of at least 0; TypeError or ValueError otherwise."""
     check_number(value, name)
     if not 0 <= value < math.inf:

@@ -8,8 +8,8 @@ from torch import Tensor
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import (
     check_feature_pair,
-    check_hardness,
     check_like,
+    check_non_negative,
     check_positive,
     check_reduction,
     check_share,
@@ -137,7 +137,7 @@ def check_arguments(
     """Raise the errors of the contract."""
     check_feature_pair(z_a, z_b, "z_a", "z_b")
     check_positive(temperature, "temperature")
-    check_hardness(hardness, "hardness")
+    check_non_negative(hardness, "hardness")
     check_share(debias, "debias")
     check_positive(class_temperature, "class_temperature")
     if queue is not None:
