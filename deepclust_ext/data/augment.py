@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on tensors: one sampling grid, no loop over images."""
+"""Augmentation of whole batches on tensors, without a loop over images."""
 
 import math
 
@@ -46,8 +46,7 @@ class RandomAffine(nn.Module):
         Raises:
             ValueError: If ``images`` is not four-dimensional.
         """
-        if images.dim() != 4:
-            raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
+        _check_images(images)
         # The grid spans -1 to 1, so a shift by the whole side is 2.
         limits = (math.radians(self.degrees), self.shear, self.scale, self.stretch, 2 * self.shift, 2 * self.shift)
         drawn = torch.rand(6, len(images), device=images.device, dtype=images.dtype) * 2 - 1
@@ -64,3 +63,40 @@ class RandomAffine(nn.Module):
             f"degrees={self.degrees}, shear={self.shear}, scale={self.scale}, "
             f"stretch={self.stretch}, shift={self.shift}"
         )
+
+
+class RandomGamma(nn.Module):
+    """Raise the brightness of every image of a batch to its own random power: strokes get thicker or thinner.
+
+    The logarithm of the power is drawn evenly from ``-gamma`` to ``gamma``, from torch's global generator of the
+    batch's device. Images are floating, in [0, 1]; what is exactly 0 or 1 stays.
+
+    Args:
+        gamma: Largest logarithm of the power.
+    """
+
+    def __init__(self, gamma: float = 0.7) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W)
+    ) -> Tensor:
+        """Return the images (B, C, H, W) with their new brightness.
+
+        Raises:
+            ValueError: If ``images`` is not four-dimensional.
+        """
+        _check_images(images)
+        drawn = torch.rand(len(images), 1, 1, 1, device=images.device, dtype=images.dtype) * 2 - 1
+        return images.pow((self.gamma * drawn).exp())
+
+    def extra_repr(self) -> str:
+        """Show the argument when the module is printed."""
+        return f"gamma={self.gamma}"
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dim() != 4:
+        raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
