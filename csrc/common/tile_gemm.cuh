@@ -61,7 +61,8 @@ struct F16 {
 };
 
 // Values split in two float16 matrices beforehand, of rows with a norm below 2: below 2^-14 the low part has fewer
-// bits, which costs less than the bound allows. Nearly as exact as float32, and twice as fast as with tf32.
+// bits, which costs less than the bound allows. Nearly as exact as float32, and twice as fast as with tf32. Rows with a
+// norm near 2^7 keep 22 bits of all elements that matter, which is as exact as float32.
 struct F32AsF16x3 : F16 {
   static constexpr int kParts = 2, kPieces = 2;
   static constexpr float kSplitError = 0x1p-18f;
@@ -89,7 +90,8 @@ struct TileGemm {
 
   static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps, kRows = 16 * kWarps;
   static constexpr int kSets = kSets_;
-  static constexpr int kColumns = 64, kColumnTiles = kColumns / 8;
+  // 64 columns of float64 would take more registers than there are.
+  static constexpr int kColumns = std::is_same<Accumulator, double>::value ? 32 : 64, kColumnTiles = kColumns / 8;
   static constexpr int kStages = 3;
   static constexpr int kRowBytes = 128 / P::kParts;  // of one part in one stage
   static constexpr int kStageDepth = kRowBytes / int(sizeof(Element));
