@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.clock import Function, Rounds, paired_ratio, summarize, time_rounds
-from benchmarks.floors import CARDS, floor_lines, floor_table
+from benchmarks.clock import Rounds, paired_ratio, summarize, time_rounds
+from benchmarks.contrastive_floors import contrastive_floor_table
+from benchmarks.floors import CARDS, floor_lines
 from benchmarks.harness import (
     DEFAULT_DTYPES,
     DTYPES,
@@ -20,9 +21,11 @@ from benchmarks.harness import (
     cases_of,
     float32_products,
     load_op,
+    load_providers,
     op_names,
 )
 from benchmarks.memory import measure_allocated, measure_in_subprocess
+from benchmarks.mining_floors import mining_floor_table
 from benchmarks.report import (
     ROOT,
     Row,
@@ -34,6 +37,11 @@ from benchmarks.report import (
     update_csv,
 )
 from deepclust_ext._extension import NATIVE_DEVICES
+
+FLOOR_TABLES = {
+    "batch_hard_mining, fused_hsd_loss": mining_floor_table,
+    "fused_contrastive_loss": contrastive_floor_table,
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,19 +62,17 @@ def make_parser() -> argparse.ArgumentParser:
 def run_case(name: str, op: OpBenchmark, case: Case, setting: Setting, seconds: float, memory: bool) -> list[Row]:
     """Measure one case and return a row per provider and mode, or one per provider that was not timed."""
     inputs = case.inputs(DTYPES[setting.dtype][0], setting.device)
+    timed: Rounds = {}
     if case.memory_only:
-        functions: dict[str, Function] = {}
-        timed: Rounds = {}
-        statuses = {provider: case.skip.get(provider, "memory only") for provider in op.PROVIDERS}
-        measured = [provider for provider, status in statuses.items() if status == "memory only"]
+        functions, statuses = load_providers(op, case)
+        statuses.update(dict.fromkeys(functions, "memory only"))
     else:
         functions, statuses = admit(op, case, inputs)
-        calls = {op.YARDSTICK.name: op.YARDSTICK.function, **functions}
-        modes = {provider: op.MODES if provider in functions else ("forward",) for provider in calls}
+        calls = {op.YARDSTICK.name: case.bind(op.YARDSTICK.function), **case.beside, **functions}
+        modes = {name: op.MODES if name != op.YARDSTICK.name else ("forward",) for name in calls}
         timed = time_rounds(calls, modes, inputs, setting.device, seconds)
-        measured = list(functions)
     peaks: dict[str, float] = {}
-    for provider in measured if memory else ():
+    for provider in functions if memory else ():
         if setting.device == "cuda":
             peaks[provider] = measure_allocated(functions[provider], inputs, op.MODES)
         else:
@@ -87,7 +93,7 @@ def run_case(name: str, op: OpBenchmark, case: Case, setting: Setting, seconds: 
                 **asdict(summary),
                 per_ours=paired_ratio(times, ours) if ours else None,
                 per_yardstick=paired_ratio(times, timed[op.YARDSTICK.name, "forward"]),
-                gflop_per_s=op.YARDSTICK.flops(*inputs) / summary.median_ms / 1e6 if floor else None,
+                gflop_per_s=case.bind(op.YARDSTICK.flops)(*inputs) / summary.median_ms / 1e6 if floor else None,
                 peak_extra_mb=peaks.get(provider) if mode == whole else None,
             )
         )
@@ -98,13 +104,13 @@ def run_case(name: str, op: OpBenchmark, case: Case, setting: Setting, seconds: 
 
 def print_case(name: str, op: OpBenchmark, case: Case, setting: Setting, rows: list[Row]) -> None:
     """Print the table of a case and, on CUDA, how far ours is from the floor."""
-    flops = op.YARDSTICK.flops(*case.inputs(torch.float32, "cpu"))
+    flops = case.bind(op.YARDSTICK.flops)(*case.inputs(torch.float32, "cpu"))
     label = "" if setting.dtype == "float32" else f" {setting.dtype}"
     print(f"\n{name} {case.name}{label}, {op.YARDSTICK.name}: {flops / 1e9:.4g} GFLOP")
     print(format_table(rows, op.YARDSTICK.name), flush=True)
     if setting.device == "cuda":
         ours = {row.mode: row.median_ms for row in rows if row.provider == "ours" and row.median_ms is not None}
-        for line in floor_lines(setting.machine, op.WORK, case.rows, case.dims, setting.dtype, ours):
+        for line in floor_lines(setting.machine, case.works or op.WORK, case.rows, case.dims, setting.dtype, ours):
             print(line, flush=True)
 
 
@@ -113,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.floors:
-        print(floor_table(CARDS["NVIDIA H200"]))
+        for names, floor_table in FLOOR_TABLES.items():
+            print(f"{names}\n\n{floor_table(CARDS['NVIDIA H200'])}\n")
         return 0
     unknown = set(options.ops) - set(op_names())
     if unknown:

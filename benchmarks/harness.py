@@ -3,9 +3,9 @@
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from benchmarks.clock import Function, clear_gradients
 from benchmarks.floors import WorkOf
 
 # What a run's dtype may be, with the torch dtype and torch's setting for float32 products on CUDA. "float32-high" lets
-# rivals multiply in TF32 and our products be three bfloat16 ones, which does not show in our results.
+# rivals multiply in TF32, and those of our ops whose results then may be as rough.
 DTYPES = {
     "float32": (torch.float32, "highest"),
     "float32-high": (torch.float32, "high"),
@@ -35,14 +35,22 @@ class Provider:
 
 @dataclass(frozen=True, eq=False)  # a case is itself: hashable whatever its fields
 class Case:
-    """Inputs of one size; `make(rows, dims)` returns them in float32 on the CPU, the same for the same arguments."""
+    """Inputs of one size; `make(rows, dims)` returns them in float32 on the CPU, the same for the same arguments.
+
+    The reference, the yardstick and PROVIDERS get `options` too, and the last inputs by `keywords`; rivals of the case
+    and what is timed `beside` get the inputs alone, by position.
+    """
 
     distribution: str
     rows: int
     dims: int
     make: Callable[[int, int], tuple[Tensor, ...]]
     rivals: Mapping[str, Provider] = field(default_factory=dict)  # providers that this case has beyond PROVIDERS
+    beside: Mapping[str, Function] = field(default_factory=dict)  # timed too, unchecked: they compute something else
     skip: Mapping[str, str] = field(default_factory=dict)  # provider -> status that says why
+    keywords: tuple[str, ...] = ()  # names of the last inputs
+    options: Mapping[str, float] = field(default_factory=dict)
+    works: Mapping[str, WorkOf] | None = None  # in place of the op's WORK
     memory_only: bool = False  # too large for a check in float64
     checked_rows: int | None = None  # so many rows are checked instead: too large for a check in float64 on this GPU
 
@@ -55,6 +63,18 @@ class Case:
         """Return the inputs as leaf tensors; other `rows` make a smaller copy of the case."""
         made = self.make(rows or self.rows, self.dims)
         return tuple(x.detach().to(device, dtype).requires_grad_(x.requires_grad) for x in made)
+
+    def bind(self, function: Function) -> Function:
+        """Return a function of the inputs alone, by position."""
+        if not self.keywords and not self.options:
+            return function
+
+        def bound(*inputs: Tensor) -> Any:
+            positional = len(inputs) - len(self.keywords)
+            named = dict(zip(self.keywords, inputs[positional:], strict=True))
+            return function(*inputs[:positional], **named, **self.options)
+
+        return bound
 
 
 @dataclass(frozen=True)
@@ -76,6 +96,7 @@ class OpBenchmark(Protocol):
     CASES: Sequence[Case]
     CUDA_CASES: Sequence[Case]
     WORK: Mapping[str, WorkOf]  # mode -> what ours has to do on CUDA
+    FOLLOWS_PRECISION: bool  # whether ours on CUDA multiplies float32 only as precisely as torch is told to
 
 
 def op_names() -> list[str]:
@@ -94,8 +115,27 @@ def cases_of(op: OpBenchmark, device: str) -> Sequence[Case]:
 
 
 def providers_of(op: OpBenchmark, case: Case) -> dict[str, Provider]:
-    """Return all providers of a case, skipped ones included."""
-    return {**op.PROVIDERS, **case.rivals}
+    """Return all providers of a case, skipped ones included, as functions of its inputs by position."""
+
+    def bind(provider: Provider) -> Provider:
+        return replace(provider, load=lambda: case.bind(provider.load()))
+
+    return {**{name: bind(provider) for name, provider in op.PROVIDERS.items()}, **case.rivals}
+
+
+def load_providers(op: OpBenchmark, case: Case) -> tuple[dict[str, Function], dict[str, str]]:
+    """Return the providers of a case that are to be used and, for the others, a status that says why not."""
+    loaded: dict[str, Function] = {}
+    excluded: dict[str, str] = {}
+    for name, provider in providers_of(op, case).items():
+        if name in case.skip:
+            excluded[name] = case.skip[name]
+            continue
+        try:
+            loaded[name] = provider.load()
+        except ImportError as missing:
+            excluded[name] = f"not installed: {missing}"
+    return loaded, excluded
 
 
 # The gate
@@ -165,39 +205,34 @@ def float32_products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def reference_results(op: OpBenchmark, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+def reference_results(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the results of the reference on the same values in another dtype."""
-    return named_results(op, op.TRUTH, tuple(x.detach().to(dtype).requires_grad_(x.requires_grad) for x in inputs))
+    converted = tuple(x.detach().to(dtype).requires_grad_(x.requires_grad) for x in inputs)
+    return named_results(op, case.bind(op.TRUTH), converted)
 
 
 def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Function], dict[str, str]]:
     """Load and check every provider; return those fit to be timed and, for the others, a status that says why.
 
-    Rivals have the error budget of the reference in the tested dtype; ours has that in float32, its results rounded.
+    Rivals have the error budget of the reference in the tested dtype; ours has that in float32, its results rounded,
+    and in torch's highest precision unless it follows torch's setting.
     """
     torch.compiler.reset()  # else the recompilation limit, reached after a few sizes, would silently mean eager
     dtype, device = inputs[0].dtype, inputs[0].device.type
     checked = case.inputs(dtype, device, case.checked_rows) if case.checked_rows else inputs
     careful_dtype = torch.promote_types(dtype, torch.float32)
+    careful_precision = torch.get_float32_matmul_precision() if op.FOLLOWS_PRECISION else "highest"
     fit: dict[str, Function] = {}
-    excluded: dict[str, str] = {}
     try:
-        truth = reference_results(op, checked, torch.float64)
-        naive = reference_results(op, checked, dtype)
-        with float32_products("highest"):
-            careful = reference_results(op, checked, careful_dtype)
+        truth = reference_results(op, case, checked, torch.float64)
+        naive = reference_results(op, case, checked, dtype)
+        with float32_products(careful_precision):
+            careful = reference_results(op, case, checked, careful_dtype)
     except torch.OutOfMemoryError:
         return fit, dict.fromkeys(providers_of(op, case), "skipped: not enough memory to check it")
     careful = {name: value.to(naive[name].dtype) for name, value in careful.items()}
-    for name, provider in providers_of(op, case).items():
-        if name in case.skip:
-            excluded[name] = case.skip[name]
-            continue
-        try:
-            function = provider.load()
-        except ImportError as missing:
-            excluded[name] = f"not installed: {missing}"
-            continue
+    loaded, excluded = load_providers(op, case)
+    for name, function in loaded.items():
         budget = (careful, careful_dtype) if name == "ours" else (naive, dtype)
         try:
             fault = find_fault(named_results(op, function, checked), budget[0], truth, budget[1])

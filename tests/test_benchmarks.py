@@ -13,7 +13,7 @@ import torch
 from benchmarks import __main__ as command_line
 from benchmarks import report
 from benchmarks.clock import paired_ratio, summarize
-from benchmarks.harness import Provider, admit, error, find_fault, load_op, op_names
+from benchmarks.harness import Case, Provider, admit, error, find_fault, load_op, op_names, providers_of
 from benchmarks.inputs import cluster_labels
 from benchmarks.memory import measure_in_subprocess
 from benchmarks.report import COLUMNS, KEY, Row, Setting, csv_path, format_table, machine_name, slug, update_csv
@@ -194,7 +194,7 @@ def test_wrong_and_missing_providers_are_named_and_not_timed(
 def test_unknown_op_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command_line.main(["spin"])
-    assert "OP: expected some of batch_hard_mining, fused_hsd_loss" in capsys.readouterr().err
+    assert "OP: expected some of batch_hard_mining, fused_contrastive_loss, fused_hsd_loss" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("op", op_names())
@@ -203,14 +203,17 @@ def test_every_op_states_what_the_harness_needs(op: str) -> None:
     assert next(iter(module.PROVIDERS)) == "ours"
     assert module.TRUTH is getattr(reference, op)
     assert tuple(module.MODES) in (("forward",), ("forward", "backward", "both"))
-    assert set(module.WORK) <= set(module.MODES)
+    assert isinstance(module.FOLLOWS_PRECISION, bool)
     for cases in (module.CASES, module.CUDA_CASES):
         assert len({case.name for case in cases}) == len(cases)
     for case in (*module.CASES, *module.CUDA_CASES):
         assert (case.checked_rows or 1) < case.rows
-        assert set(case.skip) <= set(module.PROVIDERS)
-        accepted = inspect.signature(module.TRUTH).bind(*case.inputs(torch.float32, "cpu", rows=4))
-        assert all(len(x) == 4 for x in accepted.args)
+        assert set(case.skip) <= set(providers_of(module, case))
+        assert set(case.works or module.WORK) <= set(module.MODES)
+        *inputs, last = case.inputs(torch.float32, "cpu", rows=4)
+        assert all(len(x) == 4 for x in inputs)
+        assert len(last) == 4 or case.keywords[-1] == "queue"
+        case.bind(inspect.signature(module.TRUTH).bind)(*inputs, last)
 
 
 def test_distant_case_has_the_clusters_as_its_classes() -> None:
@@ -222,13 +225,96 @@ def test_distant_case_has_the_clusters_as_its_classes() -> None:
     assert not (labels[pairs.negative_index] == labels).any()
 
 
-def test_batch_hard_miner_passes_the_gate_where_it_is_installed() -> None:
-    pytest.importorskip("pytorch_metric_learning", reason="needs the extra `bench`")
-    module = load_op("batch_hard_mining")
-    (case,) = (case for case in module.CASES if case.name == "distant-256x256")
-    only = dataclasses.replace(case, skip=dict.fromkeys(module.PROVIDERS, "skipped: not the question"))
+@pytest.mark.parametrize(
+    ("package", "op", "case"),
+    [
+        ("pytorch_metric_learning", "batch_hard_mining", "distant-256x256"),
+        ("pytorch_metric_learning", "fused_contrastive_loss", "plain-128x128"),
+        ("lightly.loss.ntx_ent_loss", "fused_contrastive_loss", "plain-128x128"),
+    ],
+)
+def test_rival_passes_the_gate_where_it_is_installed(package: str, op: str, case: str) -> None:
+    pytest.importorskip(package, reason="needs the extra `bench`", exc_type=ImportError)
+    module = load_op(op)
+    (found,) = (one for one in module.CASES if one.name == case)
+    name = package.partition(".")[0].replace("_", "-")
+    others = set(providers_of(module, found)) - {name}
+    only = dataclasses.replace(found, skip=dict.fromkeys(others, "skipped: not the question"))
     fit, _ = admit(module, only, only.inputs(torch.float32, "cpu"))
-    assert list(fit) == ["pytorch-metric-learning"]
+    assert list(fit) == [name]
+
+
+def contrastive_case(name: str, **changes: Any) -> Case:
+    (case,) = (case for case in load_op("fused_contrastive_loss").CASES if case.name == name)
+    return dataclasses.replace(case, **changes)
+
+
+@pytest.mark.parametrize(
+    "form", ["plain-128x128", "hard-256x128", "sharp-2048x128", "classes-256x128", "queue-256x128"]
+)
+def test_every_form_of_the_contrastive_loss_is_what_the_reference_computes(form: str) -> None:
+    module = load_op("fused_contrastive_loss")
+    case = contrastive_case(form)
+    inputs = case.inputs(torch.float32, "cpu", rows=16)
+    only = dataclasses.replace(case, skip=dict.fromkeys({*module.PROVIDERS, *case.rivals} - {"ours"}, "skipped"))
+    assert list(admit(module, only, inputs)[0]) == ["ours"]
+    loss = case.bind(module.TRUTH)(*inputs)
+    plain = module.TRUTH(*inputs[:2])
+    assert (abs(loss - plain) < 1e-6) == (form == "plain-128x128")  # options and keywords arrive
+    anchors, columns = (16, 65536) if form == "queue-256x128" else (32, 32)
+    assert case.bind(module.YARDSTICK.flops)(*inputs) == 2 * anchors * columns * 128
+
+
+def test_rivals_of_a_case_get_the_inputs_alone() -> None:
+    module = load_op("fused_contrastive_loss")
+    given: list[int] = []
+
+    def rival(*inputs: torch.Tensor) -> torch.Tensor:
+        given.append(len(inputs))
+        return inputs[0].sum()
+
+    case = contrastive_case("classes-256x128", rivals={"rival": Provider(lambda: rival)})
+    providers_of(module, case)["rival"].load()(*case.inputs(torch.float32, "cpu", rows=4))
+    assert given == [4]
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_cost_of_hardness_is_measured_in_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hard = contrastive_case("hard-256x128")
+    assert hard.options == {"hardness": 1.0}
+    (name,) = hard.beside
+
+    def without_options(z_a: torch.Tensor, z_b: torch.Tensor) -> Any:
+        return hard.beside[name](z_a, z_b)
+
+    monkeypatch.setattr(
+        load_op("fused_contrastive_loss"), "CASES", [dataclasses.replace(hard, beside={name: without_options})]
+    )
+    assert command_line.main(["fused_contrastive_loss", "--quick", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    lines = {(line["provider"], line["mode"]): line for line in read_rows(path)}
+    for mode in ("forward", "backward", "both"):
+        assert lines["ours, hardness 0", mode]["status"] == "ok"
+        assert float(lines["ours, hardness 0", mode]["per_ours"]) > 0
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_missing_rival_of_a_case_for_memory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_missing() -> Any:
+        raise ImportError("No module named 'rival'")
+
+    monkeypatch.setattr(command_line, "measure_in_subprocess", lambda op, case, provider, *_: len(provider))
+    module = load_op("fused_contrastive_loss")
+    case = contrastive_case(
+        "plain-16384x128", rivals={"rival": Provider(load_missing)}, skip={"reference": "skipped: x"}
+    )
+    small = dataclasses.replace(case, make=lambda rows, dims: case.make(4, dims))
+    rows = command_line.run_case("fused_contrastive_loss", module, small, SETTING, 0, memory=True)
+    assert {row.provider: (row.status, row.peak_extra_mb) for row in rows} == {
+        "ours": ("memory only", 4),
+        "reference": ("skipped: x", None),
+        "rival": ("not installed: No module named 'rival'", None),
+    }
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resets the peak through /proc")

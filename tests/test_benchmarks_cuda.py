@@ -11,17 +11,11 @@ from torch import Tensor
 
 from benchmarks import __main__ as command_line
 from benchmarks import clock, memory
-from benchmarks.floors import (
-    ARITHMETICS,
-    CARDS,
-    CUDA_SIZES,
-    floor_lines,
-    floor_table,
-    gradient_work,
-    mining_work,
-    predict_forward,
-)
+from benchmarks import contrastive_floors as contrastive
+from benchmarks import mining_floors as mining_model
+from benchmarks.floors import BF16, CARDS, CUDA_SIZES, FP16X3, TF32, TF32X3, floor_lines
 from benchmarks.harness import Case, Provider, admit, float32_products, load_op
+from benchmarks.mining_floors import gradient_work, mining_work
 from benchmarks.report import ROOT
 from deepclust_ext import batch_hard_mining, reference
 from tests.test_benchmarks import read_rows
@@ -156,6 +150,21 @@ def test_cases_cover_sizes_and_distributions(op: str) -> None:
     )
 
 
+def test_cases_of_the_contrastive_loss_cover_sizes_and_forms() -> None:
+    cases = {case.name: case for case in load_op("fused_contrastive_loss").CUDA_CASES}
+    assert set(cases) == {
+        *(f"plain-{rows}x{dims}" for rows in (128, 512, 2048, 8192, 32768) for dims in (128, 256)),
+        *("hard-2048x128", "sharp-2048x128", "classes-2048x128", "queue-256x128"),
+    }
+    assert {name for name, case in cases.items() if case.checked_rows} == {"plain-32768x128", "plain-32768x256"}
+    queue = cases["queue-256x128"]
+    assert queue.works is not None
+    flops = queue.works["forward"](queue.rows, queue.dims, "bfloat16").flops
+    assert flops == {
+        BF16: queue.bind(load_op("fused_contrastive_loss").YARDSTICK.flops)(*queue.inputs(torch.float32, "cpu"))
+    }
+
+
 def test_precision_is_what_torch_and_its_compiler_read() -> None:
     with float32_products("high"):
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -189,7 +198,10 @@ def test_rivals_may_round_as_their_type_does_but_ours_may_not(mining: Any) -> No
     assert excluded["ours"].startswith("WRONG: positive_index is off by ")
 
 
-def test_ours_is_held_to_full_precision_whatever_the_setting(mining: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("follows", [False, True])
+def test_ours_is_held_to_full_precision_unless_it_follows_the_setting(
+    follows: bool, mining: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[torch.dtype, str]] = []
 
     def mine(teacher: Tensor, student: Tensor) -> Any:
@@ -197,10 +209,11 @@ def test_ours_is_held_to_full_precision_whatever_the_setting(mining: Any, monkey
         return reference.batch_hard_mining(teacher, student)
 
     monkeypatch.setattr(mining, "TRUTH", mine)
+    monkeypatch.setattr(mining, "FOLLOWS_PRECISION", follows)
     case = small_case()
     with float32_products("high"):
         admit(mining, case, case.inputs(torch.float32, "cpu"))
-    assert seen == [(torch.float64, "tf32"), (torch.float32, "tf32"), (torch.float32, "ieee")]
+    assert seen == [(torch.float64, "tf32"), (torch.float32, "tf32"), (torch.float32, "tf32" if follows else "ieee")]
 
 
 def test_case_too_large_for_a_check_is_checked_on_fewer_rows_and_must_run(mining: Any) -> None:
@@ -236,7 +249,7 @@ def test_case_too_large_for_a_check_is_checked_on_fewer_rows_and_must_run(mining
 
 def test_floor_is_operations_or_bytes() -> None:
     work = mining_work(16384, 128, "float32")  # two products of 2 N^2 D, three pieces each, at 790 TFLOP/s
-    assert work.flops == 3 * 2 * 2 * 16384 * 16384 * 128
+    assert work.flops == {FP16X3: 3 * 2 * 2 * 16384 * 16384 * 128}
     assert work.seconds(H200) == pytest.approx(5.219e-4, rel=1e-3)
     assert mining_work(16384, 128, "bfloat16").seconds(H200) == pytest.approx(5.219e-4 / 3, rel=1e-3)
     # inputs read, rows written and read: 2 matrices of 2 bytes; at 256 rows that takes longer than the products
@@ -247,12 +260,32 @@ def test_floor_is_operations_or_bytes() -> None:
     assert gradient_work(65536, 128, "float32").seconds(H200) == pytest.approx((3 * 65536 * 512 + 6553600) / 4.3e12)
 
 
-@pytest.mark.parametrize("dtype", ARITHMETICS)
+def test_floor_of_the_contrastive_loss() -> None:
+    product = 2 * 16384 * 16384 * 128  # of all rows of both views
+    forward, backward = contrastive.loss_work(8192, 128, "float32"), contrastive.gradient_work(8192, 128, "float32")
+    assert forward.flops == {FP16X3: 3 * product}
+    assert backward.flops == {FP16X3: 3 * product, TF32X3: 3 * product}
+    assert backward.seconds(H200) == pytest.approx(3 * product / 790e12 + 3 * product / 400e12)
+    assert contrastive.gradient_work(8192, 128, "float32-high").flops == {TF32: 2 * product}
+    assert contrastive.loss_work(256, 128, "bfloat16", queue=65536).flops == {BF16: 2 * 256 * 65536 * 128}
+    # inputs read, packed rows written and read, of 2 bytes each
+    assert contrastive.loss_work(128, 128, "float16").bytes == 256 * (128 * 6 + 100)
+
+
+@pytest.mark.parametrize("dtype", mining_model.PRECISIONS)
 def test_nothing_is_predicted_to_beat_its_floor(dtype: str) -> None:
     for rows, dims in CUDA_SIZES:
-        seconds, limit = predict_forward(rows, dims, dtype, H200)
-        assert seconds > mining_work(rows, dims, dtype).seconds(H200)
-        assert limit in ("warps", "L2", "shared")
+        predictions = [
+            (mining_work(rows, dims, dtype), mining_model.predict_forward(rows, dims, dtype, H200)),
+            (contrastive.loss_work(rows // 2, dims, dtype), contrastive.predict_forward(rows // 2, dims, dtype, H200)),
+            (
+                contrastive.gradient_work(rows // 2, dims, dtype),
+                contrastive.predict_backward(rows // 2, dims, dtype, H200),
+            ),
+        ]
+        for work, (seconds, limit) in predictions:
+            assert seconds > work.seconds(H200)
+            assert limit in ("warps", "L2", "shared")
 
 
 def test_share_of_the_floor_is_printed_for_known_cards_only() -> None:
@@ -270,11 +303,13 @@ def test_share_of_the_floor_is_printed_for_known_cards_only() -> None:
     ]
 
 
-def test_performance_page_has_the_table_of_floors(capsys: pytest.CaptureFixture[str]) -> None:
+def test_performance_page_has_the_tables_of_floors(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["--floors"]) == 0
     printed = capsys.readouterr().out
-    assert printed == floor_table(H200) + "\n"
-    assert printed in (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for table in (mining_model.mining_floor_table(H200), contrastive.contrastive_floor_table(H200)):
+        assert table in printed
+        assert table in page
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.floors import mining_work
 from benchmarks.harness import Case, Provider, Yardstick
 from benchmarks.inputs import (
     DISTRIBUTIONS,
@@ -26,6 +25,7 @@ from benchmarks.inputs import (
     two_products,
     two_products_flops,
 )
+from benchmarks.mining_floors import mining_work
 from deepclust_ext import batch_hard_mining, reference
 
 MODES = ("forward",)
@@ -79,3 +79,4 @@ CASES = [
 ]
 CUDA_CASES = cuda_cases(miner_for)
 WORK = {"forward": mining_work}
+FOLLOWS_PRECISION = False

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from benchmarks.floors import gradient_work, mining_work
 from benchmarks.harness import Case, Provider, Yardstick
 from benchmarks.inputs import (
     DISTRIBUTIONS,
@@ -18,6 +17,7 @@ from benchmarks.inputs import (
     two_products,
     two_products_flops,
 )
+from benchmarks.mining_floors import gradient_work, mining_work
 from deepclust_ext import fused_hsd_loss, reference
 
 MODES = ("forward", "backward", "both")
@@ -49,3 +49,4 @@ CASES = [
 ]
 CUDA_CASES = cuda_cases()
 WORK = {"forward": mining_work, "backward": gradient_work}
+FOLLOWS_PRECISION = False

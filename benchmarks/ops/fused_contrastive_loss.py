@@ -1,0 +1,139 @@
+"""fused_contrastive_loss against its full-matrix form, eager and compiled, and the NT-Xent losses of public packages.
+
+Rows of a case are those of one view, B. All forms but the queue's compare 2 B rows with each other. lightly and
+pytorch-metric-learning have the plain form only; the latter compares every positive pair with every negative one,
+(2 B)^3 values, and so ends at 256 rows.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.clock import Function
+from benchmarks.contrastive_floors import gradient_work, loss_work
+from benchmarks.floors import CUDA_SIZES
+from benchmarks.harness import Case, Provider, Yardstick
+from benchmarks.inputs import CHECKED_ROWS, CLUSTERS
+from deepclust_ext import fused_contrastive_loss, reference
+
+MODES = ("forward", "backward", "both")
+TRUTH = reference.fused_contrastive_loss
+FOLLOWS_PRECISION = True
+
+PROVIDERS = {
+    "ours": Provider(lambda: fused_contrastive_loss),
+    "reference": Provider(lambda: reference.fused_contrastive_loss),
+    "compiled reference": Provider(
+        lambda: torch.compile(reference.fused_contrastive_loss, dynamic=False), compiled=True
+    ),
+}
+
+TEMPERATURE = 0.5  # of our op where a case does not say otherwise
+QUEUE = 65536  # rows, as in MoCo
+
+
+def load_lightly() -> Function:
+    """Return lightly's loss."""
+    from lightly.loss.ntx_ent_loss import NTXentLoss
+
+    return NTXentLoss(temperature=TEMPERATURE)  # type: ignore[no-any-return]
+
+
+def load_metric_learning() -> Function:
+    """Return the loss of pytorch-metric-learning."""
+    from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
+
+    return SelfSupervisedLoss(NTXentLoss(temperature=TEMPERATURE))  # type: ignore[no-any-return]
+
+
+def two_views(rows: int, dims: int) -> tuple[Tensor, Tensor]:
+    """Return two noisy views (rows, dims) of independent samples, both requiring their gradients."""
+    samples, noise_a, noise_b = torch.randn(3, rows, dims, generator=torch.Generator().manual_seed(0))
+    return (samples + noise_a / 2).requires_grad_(), (samples + noise_b / 2).requires_grad_()
+
+
+def views_and_classes(rows: int, dims: int) -> tuple[Tensor, ...]:
+    """Return two views and soft assignments (rows, CLUSTERS) of each, which require gradients too."""
+    logits = torch.randn(2, rows, CLUSTERS, generator=torch.Generator().manual_seed(1))
+    return (*two_views(rows, dims), *(classes.requires_grad_() for classes in logits.softmax(dim=2)))
+
+
+def query_key_queue(rows: int, dims: int) -> tuple[Tensor, ...]:
+    """Return queries, which alone require their gradient, keys and a queue (QUEUE, dims)."""
+    query, key = two_views(rows, dims)
+    return query, key.detach(), torch.randn(QUEUE, dims, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def one_product(z_a: Tensor, z_b: Tensor, queue: Tensor | None = None, **_: object) -> None:
+    """Compute the products of all anchors with all rows among which their negatives are."""
+    if queue is not None:
+        torch.mm(z_a, queue.T)
+        return
+    rows = torch.cat([z_a, z_b])
+    torch.mm(rows, rows.T)
+
+
+def one_product_flops(z_a: Tensor, z_b: Tensor, queue: Tensor | None = None, **_: object) -> int:
+    """Return its floating-point operations."""
+    pairs = 4 * z_a.shape[0] * z_b.shape[0] if queue is None else z_a.shape[0] * queue.shape[0]
+    return 2 * pairs * z_a.shape[1]
+
+
+YARDSTICK = Yardstick("one product", one_product, one_product_flops)
+
+
+_CUBIC = "skipped: several arrays of (2 B)^3 float32 values, 4.3 GB each and more"
+_SQUARE = "skipped: several 2 B x 2 B float32 matrices of {:.2g} GB each"
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {
+        "make": two_views,
+        "rivals": {"lightly": Provider(load_lightly), "pytorch-metric-learning": Provider(load_metric_learning)},
+    },
+    "hard": {
+        "make": two_views,
+        "options": {"hardness": 1.0},
+        "beside": {"ours, hardness 0": fused_contrastive_loss},
+    },
+    "sharp": {"make": two_views, "options": {"temperature": 0.02}},
+    "classes": {"make": views_and_classes, "keywords": ("class_a", "class_b")},
+    "queue": {
+        "make": query_key_queue,
+        "keywords": ("queue",),
+        "options": {"temperature": 0.07},  # as in MoCo
+        "works": {"forward": partial(loss_work, queue=QUEUE), "backward": partial(gradient_work, queue=QUEUE)},
+    },
+}
+
+
+def make_case(form: str, rows: int, dims: int, *, too_large_for: Sequence[str] = (), **changes: Any) -> Case:
+    """Return a case of one of FORMS, which some providers would need too much memory for."""
+    skip = dict.fromkeys(too_large_for, _SQUARE.format(16e-9 * rows * rows))
+    if form == "plain" and rows > 256:
+        skip["pytorch-metric-learning"] = _CUBIC
+    return Case(form, rows, dims, **FORMS[form], skip=skip, **changes)
+
+
+CASES = [
+    *(make_case("plain", rows, 128) for rows in (128, 256, 512, 1024, 2048, 4096)),
+    *(make_case(form, rows, 128) for form in ("hard", "classes") for rows in (256, 2048)),
+    make_case("sharp", 2048, 128),
+    make_case("queue", 256, 128),
+    # The memory curve. Eager forms hold some four matrices at a time, the compiled one two: 16 GB are enough for these.
+    make_case("plain", 8192, 128, memory_only=True),
+    make_case("plain", 16384, 128, memory_only=True, too_large_for=("reference", "lightly")),
+    make_case("plain", 32768, 128, memory_only=True, too_large_for=("reference", "compiled reference", "lightly")),
+]
+CUDA_CASES = [
+    *(
+        make_case("plain", count // 2, dims, checked_rows=CHECKED_ROWS // 2 if count > CHECKED_ROWS else None)
+        for count, dims in CUDA_SIZES
+    ),
+    *(make_case(form, 2048, 128) for form in ("hard", "sharp", "classes")),
+    make_case("queue", 256, 128),
+]
+WORK = {"forward": loss_work, "backward": gradient_work}
