@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import fused_contrastive_loss, reference
-from tests.helpers import DEVICES, assert_error_budget
+from tests.helpers import DEVICES, EMULATED, assert_error_budget, same_bits
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 NAMES = ("z_a", "z_b", "class_a", "class_b", "queue", "class_queue")
 SHARP: dict[str, Any] = {"temperature": 0.07, "hardness": 1.0, "debias": 0.01, "class_temperature": 0.3}
 
 # Batch, queue (None: two views), features, classes, options. Around the borders of row blocks (64, 128; with two views
-# of twice the batch), column tiles (64), stages (16, 32, 64 features) and chunks of features (64, 128).
+# of twice the batch), column tiles (64, 32), stages (16, 32, 64 features) and chunks of features (64, 128).
 CASES: list[tuple[int, int | None, int, int, dict[str, Any]]] = [
     (1, None, 3, 0, {}),
     (2, None, 33, 0, {"reduction": "sum"}),
@@ -24,7 +24,7 @@ CASES: list[tuple[int, int | None, int, int, dict[str, Any]]] = [
     (33, None, 130, 0, {"hardness": 0.5}),
     (40, None, 64, 0, SHARP),
     (65, None, 60, 7, {**SHARP, "reduction": "none"}),
-    (130, None, 5, 0, {"temperature": 0.2, "hardness": 2.0}),
+    (129, None, 5, 0, {"temperature": 0.2, "hardness": 2.0}),
     (3, 1, 1, 0, {"reduction": "none"}),
     (64, 64, 17, 0, {}),
     (65, 63, 126, 4, {**SHARP, "temperature": 0.3}),
@@ -113,7 +113,7 @@ def test_rows_of_all_sizes(normalize: bool, dtype: torch.dtype, device: str) -> 
         inputs[name][3] = 0
         inputs[name][4] *= 1e-14
         inputs[name][5] *= 1e-5
-        inputs[name][6] *= 1e4 if normalize else 30
+        inputs[name][6] *= 1e4 if normalize else 2
     assert_within_budget(inputs, {"normalize": normalize, "reduction": "none", "hardness": 0.3}, dtype, device)
 
 
@@ -142,19 +142,9 @@ def test_not_finite_anywhere_is_nan_everywhere(reduction: str, queue: int | None
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("hardness", [0.0, 1e-50])
-def test_hardness_that_vanishes_in_float32(hardness: float, device: str) -> None:
-    inputs = make_inputs(20, None, 6, 0)
-    plain = assert_within_budget(inputs, {"hardness": 0.0}, torch.float32, device)
-    ours = assert_within_budget(inputs, {"hardness": hardness}, torch.float32, device)
-    for name, result in plain.items():
-        torch.testing.assert_close(ours[name], result)
-
-
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("depth", [40, 140])
 def test_products_follow_torchs_precision(depth: int, device: str) -> None:
-    """With tf32 allowed, results are as near as tf32 allows; by default they are as near as float32."""
+    """Where torch may use tf32, so do the CUDA kernels, and results are as near as tf32 allows."""
     inputs = {name: x.float().to(device) for name, x in make_inputs(40, None, depth, 0).items()}
     wide = {name: x.double() for name, x in inputs.items()}
     options = {"hardness": 0.5, "temperature": 0.2}
@@ -164,6 +154,8 @@ def test_products_follow_torchs_precision(depth: int, device: str) -> None:
         reduced = loss_and_gradients(fused_contrastive_loss, inputs, options)
     finally:
         torch.backends.cuda.matmul.fp32_precision = setting
+    precise = loss_and_gradients(fused_contrastive_loss, inputs, options)
+    assert same_bits(reduced["z_a"], precise["z_a"]) == (device == "cpu" and not EMULATED)
     truth = loss_and_gradients(reference.fused_contrastive_loss, wide, options)
     for name, exact in truth.items():
         torch.testing.assert_close(reduced[name].double(), exact, rtol=1e-2, atol=1e-2 * float(exact.abs().max()))
