@@ -1,4 +1,4 @@
-"""SACC: contrastive clustering with strong augmentation."""
+"""SACC: contrast between images and between clusters, on two weak views and a strong one."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread
 
 
 class SACC(ClusterHeadMethod):
-    r"""Deep clustering with strongly augmented contrastive learning (Pattern Recognition 139, 2023).
+    r"""Strongly augmented contrastive clustering (arXiv 2206.00380; Pattern Recognition 139, 2023).
 
     One backbone and two heads see three views of every image: two weak ones :math:`w_1, w_2` and a strong one
     :math:`s`. The instance head gives rows for :class:`~deepclust_ext.losses.ContrastiveLoss`, the cluster head gives
