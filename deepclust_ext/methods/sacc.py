@@ -54,8 +54,9 @@ class SACC(ClusterHeadMethod):
         self.num_clusters = num_clusters
         self.cluster_weight = cluster_weight
         self.backbone = backbone
-        self.instance_head = mlp(feature_dim, hidden_dim, embedding_dim)
-        self.cluster_head = nn.Sequential(*mlp(feature_dim, hidden_dim, num_clusters), nn.Softmax(dim=1))
+        self.instance_head = mlp(feature_dim, hidden_dim, embedding_dim, batch_norm=False)
+        cluster_head = mlp(feature_dim, hidden_dim, num_clusters, batch_norm=False)
+        self.cluster_head = nn.Sequential(*cluster_head, nn.Softmax(dim=1))
         self.instance_loss = ContrastiveLoss(instance_temperature)
         self.cluster_loss = ClusterContrastiveLoss(cluster_temperature)
 

@@ -8,12 +8,20 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 
-def mlp(in_dim: int, hidden_dim: int, out_dim: int, final_std: float | None = None) -> nn.Sequential:
+def mlp(
+    in_dim: int,
+    hidden_dim: int,
+    out_dim: int,
+    *,
+    batch_norm: bool = True,
+    final_std: float | None = None,
+) -> nn.Sequential:
     """Return a head: linear, batch normalisation, ReLU, linear with weights of ``final_std`` or torch's default."""
     final = nn.Linear(hidden_dim, out_dim)
     if final_std is not None:
         nn.init.normal_(final.weight, std=final_std)
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True), final)
+    norm = [nn.BatchNorm1d(hidden_dim)] if batch_norm else []
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), *norm, nn.ReLU(inplace=True), final)
 
 
 def check_views(views: Sequence[Tensor], expected: int) -> None:

@@ -13,7 +13,8 @@ from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_sacc
 
 def test_defaults_are_the_paper_s() -> None:
     method = SACC(nn.Flatten(), 64, 10)
-    assert [tuple(p.shape) for p in method.instance_head.parameters()][-1] == (128,)
+    assert [tuple(p.shape) for p in method.instance_head.parameters()] == [(64, 64), (64,), (128, 64), (128,)]
+    assert [tuple(p.shape) for p in method.cluster_head.parameters()] == [(64, 64), (64,), (10, 64), (10,)]
     assert (method.instance_loss.temperature, method.cluster_loss.temperature) == (0.5, 1.0)
     assert method.cluster_weight == 1
     assert method.instance_loss.hardness == 0
