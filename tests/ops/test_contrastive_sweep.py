@@ -105,6 +105,17 @@ def test_large_scores(queue: int | None, hardness: float, dtype: torch.dtype, de
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_scores_far_below_zero(dtype: torch.dtype, device: str) -> None:
+    """All so small that their exponentials vanish."""
+    inputs = {name: x.abs() + 2 for name, x in make_inputs(20, 70, 12, 0).items()}
+    inputs["z_a"] *= -1
+    options = {"normalize": False, "temperature": 0.1, "reduction": "none"}
+    results = assert_within_budget(inputs, options, dtype, device)
+    assert bool(results["loss"].max() > 1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_rows_of_all_sizes(normalize: bool, dtype: torch.dtype, device: str) -> None:
     """Among the rows are a zero one, one below the bound of the norm, and some so large that others count as zero."""
