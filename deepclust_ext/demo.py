@@ -131,7 +131,7 @@ def _sacc(_batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Modul
     from deepclust_ext.methods import SACC
 
     method = SACC(_backbone(), FEATURE_DIM, NUM_CLUSTERS, hidden_dim=256)
-    # Without the changes of stroke and aspect, clusters of thin and of bold digits are as consistent as those of signs.
+    # Where strokes and aspect never change, the head settles on mixtures of digits that have them in common.
     gamma = RandomGamma(0.7)
     weak = nn.Sequential(RandomAffine(degrees=15, shear=0.15, scale=0.15, stretch=0.15, shift=0.09375), gamma)
     strong = nn.Sequential(RandomAffine(degrees=25, shear=0.25, scale=0.25, stretch=0.35, shift=0.16), gamma)
