@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "cuda/contrastive_backward.cuh"
+#include "cuda/contrastive_finish.cuh"
 #include "cuda/contrastive_forward.cuh"
 #include "cuda/contrastive_rows.cuh"
 
