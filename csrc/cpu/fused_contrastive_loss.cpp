@@ -45,16 +45,16 @@ constexpr double kMaxBoundedExponent = 80;  // exp(-80) is still a normal float
 // What the kernels read; T is the accumulation type. Rows are packed.
 template <typename T>
 struct ContrastiveInputs {
-  bool two_views;          // rows and columns are the same; else columns are the queue
-  int64_t count;           // rows, which are the anchors
+  bool two_views;          // rows and columns are the same; else rows are the queue. Columns are the anchors.
+  int64_t count;           // rows
   int64_t depth, stride;   // elements of a row, and from one row to the next
   const T* rows;           // (count, stride)
   const T* column_rows;    // (columns, stride)
   const T* column_panels;  // (columns padded, depth)
   const T* column_bias;    // (columns padded,) 0, -inf where absent
-  double hardness;
-  T bound;       // of the absolute value of all scores
-  bool bounded;  // exponentials are relative to the bound
+  T hardness;              // 0 stays 0, but nothing else becomes 0: scores may be -inf
+  T bound;                 // of the absolute value of all scores
+  bool bounded;            // exponentials are relative to the bound
 };
 
 // Sums of exponentials of an anchor, relative to `shift`.
@@ -226,33 +226,35 @@ struct Problem {
 
   Problem(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a, const OptionalTensor& class_b,
           const OptionalTensor& queue_z, const OptionalTensor& class_queue, const Options& options)
-      : two_views(!queue_z), anchors(anchor_sources(z_a, z_b, class_a, class_b, two_views), options, two_views) {
+      : two_views(!queue_z), anchors(anchor_sources(z_a, z_b, class_a, class_b, two_views), options, true) {
     T largest = anchors.largest_norm();
     finite = largest <= std::numeric_limits<T>::max();
     if (!two_views) {
       positives.emplace(std::vector<Source>{{z_b, class_b}}, options, false);
-      queue.emplace(std::vector<Source>{{*queue_z, class_queue}}, options, true);
+      queue.emplace(std::vector<Source>{{*queue_z, class_queue}}, options, false);
       finite = finite && positives->largest_norm() <= std::numeric_limits<T>::max() &&
                queue->largest_norm() <= std::numeric_limits<T>::max();
     }
-    const PackedRows<T>& columns = two_views ? anchors : *queue;
-    const T bound = largest * columns.largest_norm();
+    const PackedRows<T>& rows = two_views ? anchors : *queue;
+    const T bound = largest * rows.largest_norm();
     in = {two_views,
-          anchors.count(),
-          anchors.depth(),
-          anchors.stride(),
+          rows.count(),
+          rows.depth(),
+          rows.stride(),
+          rows.rows(),
           anchors.rows(),
-          columns.rows(),
-          columns.panels(),
-          columns.bias(),
-          options.loss.hardness,
+          anchors.panels(),
+          anchors.bias(),
+          hardness_of(options.loss.hardness),
           bound,
           2 * (1 + options.loss.hardness) * bound <= kMaxBoundedExponent};
   }
 
-  int64_t columns() const { return two_views ? anchors.count() : queue->count(); }
-
  private:
+  static T hardness_of(double hardness) {
+    return hardness > 0 ? std::max(static_cast<T>(hardness), std::numeric_limits<T>::min()) : T(0);
+  }
+
   static std::vector<Source> anchor_sources(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a,
                                             const OptionalTensor& class_b, bool two_views) {
     if (two_views) return {{z_a, class_a}, {z_b, class_b}};
@@ -281,7 +283,8 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
         DEEPCLUST_SELECT(multiply_rows<T>)(problem.anchors.rows(), problem.positives->rows(), count,
                                            problem.anchors.stride(), positive.data());
       }
-      for_each_pair(count, problem.columns(), problem.two_views, problem.two_views, [&](const BlockPair& pair) {
+      for_each_pair(problem.in.count, count, problem.two_views, !problem.two_views, [&](BlockPair pair) {
+        pair.for_rows = problem.two_views;
         DEEPCLUST_SELECT(sum_tile<T>)(problem.in, pair, sums.data(), positive.data());
       });
       at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
@@ -339,12 +342,13 @@ using InputMask = std::array<bool, kInputs>;
 template <typename T>
 at::Tensor slopes_of(const ContrastiveInputs<T>& in, const at::Tensor& grad_loss, const at::Tensor& row_values,
                      std::string_view reduction) {
-  const int64_t count = in.count;
+  const int64_t count = row_values.size(1);
   const at::Tensor grad = to_accumulation(grad_loss);
   const at::Tensor slopes = at::empty({3, count}, row_values.options());
   const T* grads = grad.template const_data_ptr<T>();
   const T* values = row_values.template const_data_ptr<T>();
   T* slope = slopes.template mutable_data_ptr<T>();
+  const double hardness = in.hardness;
   const double share = reduction == "mean" ? 1.0 / static_cast<double>(count) : 1.0;
   at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -352,10 +356,10 @@ at::Tensor slopes_of(const ContrastiveInputs<T>& in, const at::Tensor& grad_loss
       const double negative = own * values[kNegativeSlope * count + i];
       const double log_sum = values[kLogSum * count + i], weight_log_sum = values[kWeightLogSum * count + i];
       slope[i] = static_cast<T>(own * values[kPositiveSlope * count + i]);
-      slope[count + i] = static_cast<T>(negative * (1 + in.hardness) *
-                                        (in.bounded ? std::exp((1 + in.hardness) * in.bound - log_sum) : 1.0));
-      slope[2 * count + i] = static_cast<T>(negative * in.hardness *
-                                            (in.bounded ? std::exp(in.hardness * in.bound - weight_log_sum) : 1.0));
+      slope[count + i] = static_cast<T>(negative * (1 + hardness) *
+                                        (in.bounded ? std::exp((1 + hardness) * in.bound - log_sum) : 1.0));
+      slope[2 * count + i] =
+          static_cast<T>(negative * hardness * (in.bounded ? std::exp(hardness * in.bound - weight_log_sum) : 1.0));
     }
   });
   return slopes;
@@ -377,7 +381,7 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
                                              std::string_view reduction, const InputMask& wanted) {
   const Problem<T> problem(z_a, z_b, class_a, class_b, queue, class_queue, options);
   const ContrastiveInputs<T>& in = problem.in;
-  const int64_t count = in.count;
+  const int64_t count = row_values.size(1);
   const at::Tensor slopes = slopes_of(in, grad_loss, row_values, reduction);
   const T* slope = slopes.template const_data_ptr<T>();
   const T* values = row_values.template const_data_ptr<T>();
@@ -393,36 +397,36 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
     if (wanted[z]) gradients[z] = rows.feature_gradient(from, which);
     if (wanted[classes]) gradients[classes] = rows.class_gradient(from, which);
   };
-  const at::Tensor row_gradient = new_gradient(count);
-  T* by_row = row_gradient.template mutable_data_ptr<T>();
+  const at::Tensor anchor_gradient = new_gradient(count);
+  T* by_anchor = anchor_gradient.template mutable_data_ptr<T>();
   if (problem.two_views) {
     const auto is_wanted = [&](int64_t first, int64_t rows) {
       return (want_a && first < count / 2) || (want_b && first + rows > count / 2);
     };
-    for_each_pair(count, count, true, true, [&](BlockPair pair) {
-      pair.rows_wanted = is_wanted(pair.row, pair.rows);
-      pair.columns_wanted = pair.both && is_wanted(pair.column, pair.columns);
-      if (pair.rows_wanted || pair.columns_wanted) {
-        DEEPCLUST_SELECT(add_gradients<T>)(in, of_anchors, pair, by_row, by_row);
+    for_each_pair(count, count, true, false, [&](BlockPair pair) {
+      pair.for_rows = is_wanted(pair.row, pair.rows);
+      pair.for_columns = pair.for_columns && is_wanted(pair.column, pair.columns);
+      if (pair.for_rows || pair.for_columns) {
+        DEEPCLUST_SELECT(add_gradients<T>)(in, of_anchors, pair, by_anchor, by_anchor);
       }
     });
-    write(problem.anchors, row_gradient, 0, kZA, kClassA);
-    write(problem.anchors, row_gradient, 1, kZB, kClassB);
+    write(problem.anchors, anchor_gradient, 0, kZA, kClassA);
+    write(problem.anchors, anchor_gradient, 1, kZB, kClassB);
     return gradients;
   }
   const at::Tensor queue_gradient = new_gradient(want_queue ? problem.queue->count() : 0);
-  T* by_column = queue_gradient.template mutable_data_ptr<T>();
+  T* by_queue = queue_gradient.template mutable_data_ptr<T>();
   if (want_a || want_queue) {
-    for_each_pair(count, problem.queue->count(), false, want_queue, [&](BlockPair pair) {
-      pair.rows_wanted = want_a;
-      pair.columns_wanted = want_queue;
-      DEEPCLUST_SELECT(add_gradients<T>)(in, of_anchors, pair, by_row, by_column);
+    for_each_pair(in.count, count, false, !want_queue, [&](BlockPair pair) {
+      pair.for_rows = want_queue;
+      pair.for_columns = want_a;
+      DEEPCLUST_SELECT(add_gradients<T>)(in, of_anchors, pair, by_queue, by_anchor);
     });
   }
   if (want_queue) write(*problem.queue, queue_gradient, 0, kQueue, kClassQueue);
   if (want_a) {
-    add_scaled_rows(slope, problem.positives->rows(), count, in.stride, by_row);
-    write(problem.anchors, row_gradient, 0, kZA, kClassA);
+    add_scaled_rows(slope, problem.positives->rows(), count, in.stride, by_anchor);
+    write(problem.anchors, anchor_gradient, 0, kZA, kClassA);
   }
   if (want_b) {
     const at::Tensor positive_gradient = new_gradient(count);

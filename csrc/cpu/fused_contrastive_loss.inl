@@ -114,7 +114,7 @@ void add_to_anchor(const ContrastiveInputs<T>& in, int64_t anchor, T shift, T su
   LogSums<T>& total = sums[anchor];
   if (shift > total.shift) {
     const double change = total.shift > -std::numeric_limits<T>::infinity() ? double(total.shift) - shift : 0.0;
-    total.sum *= std::exp((1 + in.hardness) * change);
+    total.sum *= std::exp((1.0 + in.hardness) * change);
     total.weight_sum *= std::exp(in.hardness * change);
     total.shift = shift;
   }
@@ -131,26 +131,28 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, LogSums<
     positive[tile.row + r] = tile.scores[r * kTileColumns + c];
     positive[tile.column + c] = tile.scores[r * kTileColumns + c];
   });
-  const T hardness = static_cast<T>(in.hardness);
+  const T hardness = in.hardness;
   T by_row[2 * kTileRows];
   T by_column[2 * kTileColumns];
   if (in.bounded) {
     const auto shift = [&](int64_t, int64_t) __attribute__((always_inline)) { return broadcast(in.bound); };
-    if (pair.both) {
+    if (pair.for_rows && pair.for_columns) {
       sum_exponentials<kWeighted, true, true>(tile, hardness, shift, by_row, by_column);
-    } else {
+    } else if (pair.for_rows) {
       sum_exponentials<kWeighted, true, false>(tile, hardness, shift, by_row, by_column);
+    } else {
+      sum_exponentials<kWeighted, false, true>(tile, hardness, shift, by_row, by_column);
     }
-    for (int64_t r = 0; r < tile.rows; ++r) {
+    for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
       add_to_anchor(in, tile.row + r, in.bound, by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), sums);
     }
-    for (int64_t c = 0; pair.both && c < tile.columns; ++c) {
+    for (int64_t c = 0; pair.for_columns && c < tile.columns; ++c) {
       add_to_anchor(in, tile.column + c, in.bound, by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), sums);
     }
     return;
   }
   T shift[kTileRows > kTileColumns ? kTileRows : kTileColumns];
-  for (int64_t r = 0; r < tile.rows; ++r) {
+  for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
     Vec<T> largest = broadcast(sums[tile.row + r].shift);
     for (int64_t c = 0; c < tile.padded; c += kLanes) {
       const Vec<T> score = load(tile.scores + r * kTileColumns + c);
@@ -159,13 +161,15 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, LogSums<
     const T own = max_lanes<T>(largest);
     shift[r] = own == -kInfinity ? T(0) : own;  // no negative so far
   }
-  sum_exponentials<kWeighted, true, false>(
-      tile, hardness, [&](int64_t r, int64_t) __attribute__((always_inline)) { return broadcast(shift[r]); }, by_row,
-      by_column);
-  for (int64_t r = 0; r < tile.rows; ++r) {
+  if (pair.for_rows) {
+    sum_exponentials<kWeighted, true, false>(
+        tile, hardness, [&](int64_t r, int64_t) __attribute__((always_inline)) { return broadcast(shift[r]); }, by_row,
+        by_column);
+  }
+  for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
     add_to_anchor(in, tile.row + r, shift[r], by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), sums);
   }
-  if (!pair.both) return;
+  if (!pair.for_columns) return;
   for (int64_t c = 0; c < tile.padded; ++c) {
     shift[c] = c < tile.columns ? sums[tile.column + c].shift : T(0);
   }
@@ -185,7 +189,7 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, LogSums<
   }
 }
 
-// Adds the exponentials of a tile to the sums of its rows and, if pair.both, of its columns; notes positive scores.
+// Adds the exponentials of a tile to the sums of the anchors that the pair is for; notes positive scores.
 template <typename T>
 void sum_tile(const ContrastiveInputs<T>& in, const BlockPair& pair,
               LogSums<T>* sums,  // (anchors,)
@@ -208,29 +212,26 @@ DEEPCLUST_INLINE Vec<T> anchor_weight(const Vec<T>& score, T hardness, const Vec
   return weight;
 }
 
-// Turns the scores of a tile into the derivatives of the loss by them.
+// Turns the scores of a tile into the derivatives of the loss by them. Columns are anchors always, rows in two views.
 template <bool kWeighted, typename T>
-void weigh_scores(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes, bool of_columns,
-                  ContrastiveTile<T>& tile) {
+void weigh_scores(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes, ContrastiveTile<T>& tile) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  const T hardness = static_cast<T>(in.hardness);
-  // Slopes of the columns, 0 where they are no anchors or absent.
-  T slope[kTileColumns] = {};
-  T weight_slope[kTileColumns] = {};
-  T log_sum[kTileColumns] = {};
-  T weight_log_sum[kTileColumns] = {};
-  for (int64_t c = 0; of_columns && c < tile.columns; ++c) {
-    slope[c] = slopes.slope[tile.column + c];
-    weight_slope[c] = slopes.weight_slope[tile.column + c];
-    log_sum[c] = slopes.log_sum[tile.column + c];
-    weight_log_sum[c] = slopes.weight_log_sum[tile.column + c];
-  }
+  const T hardness = in.hardness;
+  const auto at_column = [&](const T* values, T* copy) {  // 0 where absent
+    std::fill(copy, copy + kTileColumns, T(0));
+    std::copy(values + tile.column, values + tile.column + tile.columns, copy);
+  };
+  T slope[kTileColumns], weight_slope[kTileColumns], log_sum[kTileColumns], weight_log_sum[kTileColumns];
+  at_column(slopes.slope, slope);
+  at_column(slopes.weight_slope, weight_slope);
+  at_column(slopes.log_sum, log_sum);
+  at_column(slopes.weight_log_sum, weight_log_sum);
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const int64_t anchor = tile.row + r;
-    const Vec<T> own_slope = broadcast(slopes.slope[anchor]);
-    const Vec<T> own_weight_slope = broadcast(slopes.weight_slope[anchor]);
-    const Vec<T> own_log_sum = broadcast(slopes.log_sum[anchor]);
-    const Vec<T> own_weight_log_sum = broadcast(slopes.weight_log_sum[anchor]);
+    const auto at_row = [&](const T* values) __attribute__((always_inline)) {
+      return broadcast(in.two_views ? values[tile.row + r] : T(0));
+    };
+    const Vec<T> own_slope = at_row(slopes.slope), own_weight_slope = at_row(slopes.weight_slope);
+    const Vec<T> own_log_sum = at_row(slopes.log_sum), own_weight_log_sum = at_row(slopes.weight_log_sum);
     for (int64_t c = 0; c < tile.padded; c += kLanes) {
       T* at = tile.scores + r * kTileColumns + c;
       const Vec<T> score = load(at);
@@ -245,11 +246,11 @@ void weigh_scores(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes,
         }
         store(at, value * (own_slope + load(slope + c)) - weight);
       } else {
-        Vec<T> weight =
-            anchor_weight<kWeighted, T>(score, hardness, own_slope, own_log_sum, own_weight_slope, own_weight_log_sum);
-        if (of_columns) {
-          weight += anchor_weight<kWeighted, T>(score, hardness, load(slope + c), load(log_sum + c),
-                                                load(weight_slope + c), load(weight_log_sum + c));
+        Vec<T> weight = anchor_weight<kWeighted, T>(score, hardness, load(slope + c), load(log_sum + c),
+                                                    load(weight_slope + c), load(weight_log_sum + c));
+        if (in.two_views) {
+          weight += anchor_weight<kWeighted, T>(score, hardness, own_slope, own_log_sum, own_weight_slope,
+                                                own_weight_log_sum);
         }
         store(at, weight);
       }
@@ -257,40 +258,36 @@ void weigh_scores(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes,
   }
 }
 
-// Adds the derivatives of the loss through a tile's scores to the gradients of its rows and columns. A gradient that is
-// null is not wanted.
+// Adds the derivatives of the loss through a tile's scores to the gradients that the pair is for.
 template <typename T>
 void add_gradients(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes, const BlockPair& pair,
                    T* row_gradient,    // (count, stride)
-                   T* column_gradient  // (column_count, stride)
+                   T* column_gradient  // (columns, stride)
 ) {
   ContrastiveTile<T> tile(in, pair);
-  T* of_rows = pair.rows_wanted ? row_gradient : nullptr;
-  T* of_columns = pair.both && pair.columns_wanted ? column_gradient : nullptr;
   struct Positive {
     int64_t r, c;
   };
   Positive positives[kTileRows];
   int64_t found = 0;
   tile.take_out_positives(in, [&](int64_t r, int64_t c) { positives[found++] = {r, c}; });
-  const bool columns_are_anchors = in.two_views;
   if (in.hardness > 0) {
-    weigh_scores<true>(in, slopes, columns_are_anchors, tile);
+    weigh_scores<true>(in, slopes, tile);
   } else {
-    weigh_scores<false>(in, slopes, columns_are_anchors, tile);
+    weigh_scores<false>(in, slopes, tile);
   }
   for (int64_t i = 0; i < found; ++i) {
     const auto [r, c] = positives[i];
     tile.scores[r * kTileColumns + c] = slopes.positive[tile.row + r] + slopes.positive[tile.column + c];
   }
   const int64_t width = in.stride / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns;
-  if (of_rows != nullptr) {
+  if (pair.for_rows) {
     add_product<false>(tile.scores, kTileColumns, in.column_rows + tile.column * in.stride, in.stride, tile.rows,
-                       tile.columns, width, of_rows + tile.row * in.stride, in.stride);
+                       tile.columns, width, row_gradient + tile.row * in.stride, in.stride);
   }
-  if (of_columns != nullptr) {
+  if (pair.for_columns) {
     add_product<true>(tile.scores, kTileColumns, in.rows + tile.row * in.stride, in.stride, tile.columns, tile.rows,
-                      width, of_columns + tile.column * in.stride, in.stride);
+                      width, column_gradient + tile.column * in.stride, in.stride);
   }
 }
 

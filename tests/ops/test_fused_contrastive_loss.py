@@ -195,6 +195,14 @@ def test_scores_of_any_size(dtype: torch.dtype, hardness: float) -> None:
     assert loss.item() == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 0.02])
+def test_hardness_that_float32_does_not_know(temperature: float) -> None:
+    z_a, z_b = normal(2, 40, 6).float()
+    plain = fused_contrastive_loss(z_a, z_b, temperature=temperature, reduction="none")
+    nearly = fused_contrastive_loss(z_a, z_b, temperature=temperature, hardness=1e-50, reduction="none")
+    torch.testing.assert_close(nearly, plain)
+
+
 def test_anchors_without_negatives_and_empty_batches(backend: str) -> None:
     one = torch.ones(1, 3, requires_grad=True)
     variants: list[dict[str, Any]] = [{}, {"queue": torch.zeros(0, 3)}, {"hardness": 1.0, "debias": 0.1}]
