@@ -1,5 +1,8 @@
 """Devices and comparisons that many tests share."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -43,6 +46,21 @@ def assert_error_budget(ours: Tensor, naive: Tensor, truth: Tensor, what: str = 
     ):
         budget = 2 * float(allowed) + rounding
         assert float(got) <= budget, f"{what}: {name} error {float(got):.3g}, budget {budget:.3g}"
+
+
+def peak_extra_megabytes(setup: str, warm_up: str, call: str) -> float:
+    """Return by how much `call` raises the peak memory of a fresh process, all three being statements."""
+    script = f"""
+import resource, torch, deepclust_ext
+{setup}
+{warm_up}  # loads libraries, starts threads
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+{call}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    kilobytes_per_unit = 1 if sys.platform == "linux" else 1 / 1024
+    return int(output.stdout) * kilobytes_per_unit / 1024
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

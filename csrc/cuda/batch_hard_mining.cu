@@ -195,16 +195,16 @@ int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 }  // namespace
 
-MiningPlan plan_mining(MiningType type, int64_t count, int64_t depth, int multiprocessors) {
+MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int multiprocessors) {
   using SmallBlock = TileGemm<F32AsF16x3, 4, 2>;
   using LargeBlock = TileGemm<F32AsF16x3, 8, 2>;
-  const int64_t stage_depth = type == MiningType::kF64   ? TileGemm<F64, 4, 2>::kStageDepth
-                              : type == MiningType::kF32 ? SmallBlock::kStageDepth
-                                                         : TileGemm<F16, 4, 2>::kStageDepth;
+  const int64_t stage_depth = type == ElementType::kF64   ? TileGemm<F64, 4, 2>::kStageDepth
+                              : type == ElementType::kF32 ? SmallBlock::kStageDepth
+                                                          : TileGemm<F16, 4, 2>::kStageDepth;
   // Large blocks load less for each product, small ones are more; a few splits of large blocks fill the device.
   const bool many_rows = divide_up(count, LargeBlock::kRows) >= larger(3, multiprocessors / 5);
   const int64_t row_blocks = divide_up(count, many_rows ? LargeBlock::kRows : SmallBlock::kRows);
-  const bool is_half = type == MiningType::kBf16 || type == MiningType::kF16;
+  const bool is_half = type == ElementType::kBf16 || type == ElementType::kF16;
   const int64_t room = int64_t{multiprocessors} * blocks_per_multiprocessor(is_half, many_rows) / row_blocks;
   const int64_t most = smaller<int64_t>(kMaxSplits, divide_up(count, SmallBlock::kColumns));
   return {type,
@@ -218,11 +218,11 @@ MiningPlan plan_mining(MiningType type, int64_t count, int64_t depth, int multip
 }
 
 MiningWorkspaceBytes mining_workspace_bytes(const MiningPlan& plan) {
-  const bool wide = plan.type == MiningType::kF64;
+  const bool wide = plan.type == ElementType::kF64;
   const int64_t accumulator = wide ? sizeof(double) : sizeof(float);
-  const int64_t element = plan.type == MiningType::kBf16 || plan.type == MiningType::kF16 ? 2 : accumulator;
+  const int64_t element = plan.type == ElementType::kBf16 || plan.type == ElementType::kF16 ? 2 : accumulator;
   const int64_t row_bytes = plan.count * plan.row_depth * element;
-  return {{2 * row_bytes, plan.type == MiningType::kF32 ? 2 * row_bytes : 0, kRowValues * plan.count * accumulator,
+  return {{2 * row_bytes, plan.type == ElementType::kF32 ? 2 * row_bytes : 0, kRowValues * plan.count * accumulator,
            2 * plan.prepare_blocks * accumulator,
            plan.count * plan.splits * 2 * kMaxCandidates *
                static_cast<int64_t>(wide ? sizeof(Candidate<double>) : sizeof(Candidate<float>)),
@@ -236,13 +236,13 @@ cudaError_t launch_batch_hard_mining(const MiningPlan& plan, const void* teacher
                                      const MiningWorkspace& workspace, const MiningOutputs& outputs,
                                      cudaStream_t stream) {
   switch (plan.type) {
-    case MiningType::kF32:
+    case ElementType::kF32:
       return launch_type<F32AsF16x3>(plan, teacher, student, normalize, workspace, outputs, stream);
-    case MiningType::kBf16:
+    case ElementType::kBf16:
       return launch_type<Bf16>(plan, teacher, student, normalize, workspace, outputs, stream);
-    case MiningType::kF16:
+    case ElementType::kF16:
       return launch_type<F16>(plan, teacher, student, normalize, workspace, outputs, stream);
-    case MiningType::kF64:
+    case ElementType::kF64:
       return launch_type<F64>(plan, teacher, student, normalize, workspace, outputs, stream);
   }
   return cudaErrorInvalidValue;

@@ -8,11 +8,9 @@
 
 namespace deepclust {
 
-enum class MiningType { kF32, kBf16, kF16, kF64 };  // of the inputs
-
 // How the work is cut, decided from the sizes and the device.
 struct MiningPlan {
-  MiningType type;
+  ElementType type;
   int64_t count;       // N, above 0
   int64_t depth;       // D
   int64_t row_depth;   // elements of a stored row: D rounded up to whole stages of a tile
@@ -22,7 +20,7 @@ struct MiningPlan {
   int prepare_blocks;  // thread blocks of the first kernel
 };
 
-MiningPlan plan_mining(MiningType type, int64_t count, int64_t depth, int multiprocessors);
+MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int multiprocessors);
 
 // Device memory that both kernels need and nobody reads afterwards. T is the accumulation type.
 struct MiningWorkspace {

@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepclust_ext import _extension, fused_contrastive_loss, reference
-from tests.helpers import DEVICES, EMULATED, same_bits
+from tests.helpers import DEVICES, EMULATED, peak_extra_megabytes, same_bits
 
 BACKENDS = ["native", "reference"]
 
@@ -338,21 +336,13 @@ def test_bad_arguments_are_named_by_the_op_too(arguments: dict[str, Any], error:
         torch.ops.deepclust_ext.fused_contrastive_loss(**({"z_a": FOUR, "z_b": FOUR} | arguments))
 
 
-MEMORY_SCRIPT = """
-import resource, torch, deepclust_ext
-z_a, z_b = torch.randn(2, 16384, 128).requires_grad_().unbind()
-deepclust_ext.fused_contrastive_loss(z_a[:300], z_b[:300]).backward()  # loads libraries, starts threads
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-deepclust_ext.fused_contrastive_loss(z_a, z_b).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
 @pytest.mark.skipif(EMULATED, reason="a billion pairs take an hour on the emulated device")
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer multiplies memory")
 def test_no_square_matrix_in_memory() -> None:
     """Forward and backward at 2B = 32768, D = 128 take at most 160 MB; one matrix would take 4096 MB."""
-    kilobytes_per_unit = 1 if sys.platform == "linux" else 1 / 1024
-    output = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True)
-    extra_megabytes = int(output.stdout) * kilobytes_per_unit / 1024
-    assert extra_megabytes <= 160
+    extra = peak_extra_megabytes(
+        "z_a, z_b = torch.randn(2, 16384, 128).requires_grad_().unbind()",
+        "deepclust_ext.fused_contrastive_loss(z_a[:300], z_b[:300]).backward()",
+        "deepclust_ext.fused_contrastive_loss(z_a, z_b).backward()",
+    )
+    assert extra <= 160

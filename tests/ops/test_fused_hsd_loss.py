@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepclust_ext import _extension, fused_hsd_loss, reference
-from tests.helpers import EMULATED
+from tests.helpers import EMULATED, peak_extra_megabytes
 from tests.ops.test_batch_hard_mining import BAD_INPUTS, CLAMPED, KINDS, STUDENT, TEACHER, make_batch
 
 LOG_2 = math.log(2)
@@ -199,23 +197,13 @@ def test_bad_options_are_named_by_the_op_too() -> None:
         op(torch.ones(2, 2), torch.ones(2, 2), reduction="max")
 
 
-MEMORY_SCRIPT = """
-import resource, torch, deepclust_ext
-teacher = torch.randn(32768, 128)
-student = torch.randn(32768, 128, requires_grad=True)
-deepclust_ext.fused_hsd_loss(teacher[:300], student[:300]).backward()  # loads libraries, starts threads
-student.grad = None
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-deepclust_ext.fused_hsd_loss(teacher, student).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
 @pytest.mark.skipif(EMULATED, reason="a billion pairs take an hour on the emulated device")
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer multiplies memory")
 def test_no_square_matrix_in_memory() -> None:
     """Forward and backward at N = 32768, D = 128 take at most 160 MB; one N x N matrix would take 4096 MB."""
-    kilobytes_per_unit = 1 if sys.platform == "linux" else 1 / 1024
-    output = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], capture_output=True, text=True, check=True)
-    extra_megabytes = int(output.stdout) * kilobytes_per_unit / 1024
-    assert extra_megabytes <= 160
+    extra = peak_extra_megabytes(
+        "teacher, student = torch.randn(32768, 128), torch.randn(32768, 128, requires_grad=True)",
+        "deepclust_ext.fused_hsd_loss(teacher[:300], student[:300]).backward()",
+        "student.grad = None; deepclust_ext.fused_hsd_loss(teacher, student).backward()",
+    )
+    assert extra <= 160

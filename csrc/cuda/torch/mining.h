@@ -18,7 +18,7 @@ namespace deepclust {
 class MiningJob {
  public:
   explicit MiningJob(const at::Tensor& teacher /* (N, D) */)
-      : plan_(plan_mining(type_of(teacher), teacher.size(0), teacher.size(1), device::multiprocessor_count())),
+      : plan_(plan_mining(element_type(teacher), teacher.size(0), teacher.size(1), device::multiprocessor_count())),
         memory_(mining_workspace_bytes(plan_).field, kWorkspaceFields, teacher.options()) {
     TORCH_CHECK_VALUE(teacher.size(0) <= std::numeric_limits<int32_t>::max(),
                       "teacher: expected at most 2^31 - 1 rows, got ", teacher.size(0));
@@ -30,19 +30,6 @@ class MiningJob {
   }
 
  private:
-  static MiningType type_of(const at::Tensor& tensor) {
-    switch (tensor.scalar_type()) {
-      case at::kDouble:
-        return MiningType::kF64;
-      case at::kHalf:
-        return MiningType::kF16;
-      case at::kBFloat16:
-        return MiningType::kBf16;
-      default:
-        return MiningType::kF32;
-    }
-  }
-
   MiningPlan plan_;
   DeviceMemory memory_;
 };
