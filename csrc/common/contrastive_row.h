@@ -1,5 +1,6 @@
 // The contrastive loss of one anchor from its positive score and the sums over its negatives, and what the backward
-// pass needs of it; the same code on CPU and CUDA. In double and in logarithms: scores of any size are safe.
+// pass needs of it; the same code on CPU and CUDA. Sums are relative to a score of the anchor: however large scores are,
+// what is stored of them loses no digits.
 #pragma once
 
 #include <cmath>
@@ -17,26 +18,31 @@ struct ContrastiveOptions {
   int64_t negatives;  // R, of every anchor
 };
 
-// Rows of `row_values`. A negative's share in the gradient is, with the log-sums of the row,
-//     dloss_i/ds_ij = negative_slope ((1 + hardness) exp((1 + hardness) s_ij - log_sum)
-//                                     - hardness exp(hardness s_ij - weight_log_sum)).
+// Rows of `row_values`. A negative's share in the gradient is
+//     dloss_i/ds_ij = slope exp((1 + hardness) (s_ij - shift)) - weight_slope exp(hardness (s_ij - shift)).
 enum ContrastiveValue {
   kPositiveSlope,  // dloss_i/ds_i,pos
-  kNegativeSlope,  // dloss_i/dlog G_i, before debiasing
-  kLogSum,         // log sum_neg exp((1 + hardness) s_ij)
-  kWeightLogSum,   // log sum_neg exp(hardness s_ij), for hardness > 0
+  kSlope,
+  kWeightSlope,
+  kShift,
   kContrastiveValues
 };
 
-struct ContrastiveRow {
-  double loss, positive_slope, negative_slope;
+// Sums over the negatives of exp((1 + hardness) (s - shift)) and, for hardness > 0, of exp(hardness (s - shift)).
+struct ContrastiveSums {
+  double shift, sum, weight_sum;
 };
 
-DEEPCLUST_HOST_DEVICE inline ContrastiveRow contrastive_row(double positive, double log_sum, double weight_log_sum,
+struct ContrastiveRow {
+  double loss, positive_slope, slope, weight_slope;
+};
+
+DEEPCLUST_HOST_DEVICE inline ContrastiveRow contrastive_row(double positive, const ContrastiveSums& sums,
                                                             const ContrastiveOptions& options) {
-  if (options.negatives == 0) return {0 * positive, 0 * positive, 0 * positive};
-  double log_g = log_sum;
-  if (options.hardness > 0) log_g += log(static_cast<double>(options.negatives)) - weight_log_sum;
+  if (options.negatives == 0) return {0 * positive, 0 * positive, 0 * positive, 0 * positive};
+  double log_g = log(sums.sum);
+  if (options.hardness > 0) log_g += log(static_cast<double>(options.negatives)) - log(sums.weight_sum);
+  log_g += sums.shift;
   double by_log_g = 1, by_positive = 0;  // derivatives of the debiased log G
   if (options.debias > 0) {
     const double log_count = log(static_cast<double>(options.negatives));
@@ -55,7 +61,9 @@ DEEPCLUST_HOST_DEVICE inline ContrastiveRow contrastive_row(double positive, dou
   const double margin = log_g - positive;
   const double decay = exp(-fabs(margin));  // never overflows
   const double sigma = margin > 0 ? 1 / (1 + decay) : decay / (1 + decay);
-  return {fmax(margin, 0.0) + log1p(decay), sigma * (by_positive - 1), sigma * by_log_g};
+  const double by_sum = sigma * by_log_g;  // dloss/dlog G, before debiasing
+  return {fmax(margin, 0.0) + log1p(decay), sigma * (by_positive - 1), by_sum * (1 + options.hardness) / sums.sum,
+          options.hardness > 0 ? by_sum * options.hardness / sums.weight_sum : 0};
 }
 
 }  // namespace deepclust

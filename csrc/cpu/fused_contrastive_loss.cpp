@@ -40,7 +40,8 @@
 namespace deepclust {
 namespace {
 
-constexpr double kMaxBoundedExponent = 80;  // exp(-80) is still a normal float
+// Sums of exponentials down to exp(-64), and their inverses times a gradient, are still normal floats.
+constexpr double kMaxBoundedExponent = 64;
 
 // What the kernels read; T is the accumulation type. Rows are packed.
 template <typename T>
@@ -64,14 +65,13 @@ struct LogSums {
   double sum = 0, weight_sum = 0;
 };
 
-// Of all anchors, (anchors,) each: the derivative by the positive score, and what anchor_weight() takes.
+// The values of all anchors, (anchors,) each, slopes times the gradient of the anchor's loss.
 template <typename T>
-struct AnchorSlopes {
-  const T* positive;
+struct AnchorValues {
+  const T* positive_slope;
   const T* slope;
   const T* weight_slope;
-  const T* log_sum;
-  const T* weight_log_sum;
+  const T* shift;
 };
 
 }  // namespace
@@ -289,18 +289,13 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
       });
       at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          const double hardness = options.loss.hardness;
-          double log_sum = 0, weight_log_sum = 0;
-          if (options.loss.negatives > 0) log_sum = (1 + hardness) * sums[i].shift + std::log(sums[i].sum);
-          if (options.loss.negatives > 0 && hardness > 0) {
-            weight_log_sum = hardness * sums[i].shift + std::log(sums[i].weight_sum);
-          }
-          const ContrastiveRow row = contrastive_row(positive[i], log_sum, weight_log_sum, options.loss);
+          const ContrastiveRow row =
+              contrastive_row(positive[i], {sums[i].shift, sums[i].sum, sums[i].weight_sum}, options.loss);
           losses[i] = static_cast<T>(row.loss);
           values[kPositiveSlope * count + i] = static_cast<T>(row.positive_slope);
-          values[kNegativeSlope * count + i] = static_cast<T>(row.negative_slope);
-          values[kLogSum * count + i] = static_cast<T>(log_sum);
-          values[kWeightLogSum * count + i] = static_cast<T>(weight_log_sum);
+          values[kSlope * count + i] = static_cast<T>(row.slope);
+          values[kWeightSlope * count + i] = static_cast<T>(row.weight_slope);
+          values[kShift * count + i] = options.loss.negatives > 0 ? sums[i].shift : T(0);
         }
       });
     } else {
@@ -338,30 +333,22 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cpu(const at::Tensor& z_a,  /
 enum Input { kZA, kZB, kClassA, kClassB, kQueue, kClassQueue, kInputs };
 using InputMask = std::array<bool, kInputs>;
 
-// Derivatives of the total loss by positive scores, and what the kernels need for those by the negative ones.
+// Slopes of the anchors times the gradients of their losses.
 template <typename T>
-at::Tensor slopes_of(const ContrastiveInputs<T>& in, const at::Tensor& grad_loss, const at::Tensor& row_values,
-                     std::string_view reduction) {
+at::Tensor slopes_of(const at::Tensor& grad_loss, const at::Tensor& row_values, std::string_view reduction) {
   const int64_t count = row_values.size(1);
   const at::Tensor grad = to_accumulation(grad_loss);
-  const at::Tensor slopes = at::empty({3, count}, row_values.options());
+  const at::Tensor slopes = at::empty({kShift, count}, row_values.options());  // all values before the shift
   const T* grads = grad.template const_data_ptr<T>();
   const T* values = row_values.template const_data_ptr<T>();
   T* slope = slopes.template mutable_data_ptr<T>();
-  const double hardness = in.hardness;
   const double share = reduction == "mean" ? 1.0 / static_cast<double>(count) : 1.0;
-  at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+  for (int64_t which = 0; which < kShift; ++which) {
+    for (int64_t i = 0; i < count; ++i) {
       const double own = share * grads[reduction == "none" ? i : 0];
-      const double negative = own * values[kNegativeSlope * count + i];
-      const double log_sum = values[kLogSum * count + i], weight_log_sum = values[kWeightLogSum * count + i];
-      slope[i] = static_cast<T>(own * values[kPositiveSlope * count + i]);
-      slope[count + i] = static_cast<T>(negative * (1 + hardness) *
-                                        (in.bounded ? std::exp((1 + hardness) * in.bound - log_sum) : 1.0));
-      slope[2 * count + i] =
-          static_cast<T>(negative * hardness * (in.bounded ? std::exp(hardness * in.bound - weight_log_sum) : 1.0));
+      slope[which * count + i] = static_cast<T>(own * values[which * count + i]);
     }
-  });
+  }
   return slopes;
 }
 
@@ -382,11 +369,11 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
   const Problem<T> problem(z_a, z_b, class_a, class_b, queue, class_queue, options);
   const ContrastiveInputs<T>& in = problem.in;
   const int64_t count = row_values.size(1);
-  const at::Tensor slopes = slopes_of(in, grad_loss, row_values, reduction);
+  const at::Tensor slopes = slopes_of<T>(grad_loss, row_values, reduction);
   const T* slope = slopes.template const_data_ptr<T>();
-  const T* values = row_values.template const_data_ptr<T>();
-  const AnchorSlopes<T> of_anchors{slope, slope + count, slope + 2 * count, values + kLogSum * count,
-                                   values + kWeightLogSum * count};
+  const AnchorValues<T> of_anchors{slope + kPositiveSlope * count, slope + kSlope * count,
+                                   slope + kWeightSlope * count,
+                                   row_values.template const_data_ptr<T>() + kShift * count};
   const auto new_gradient = [&](int64_t rows) { return at::zeros({rows, in.stride}, row_values.options()); };
   const bool want_a = wanted[kZA] || wanted[kClassA], want_b = wanted[kZB] || wanted[kClassB];
   const bool want_queue = wanted[kQueue] || wanted[kClassQueue];
@@ -425,12 +412,13 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
   }
   if (want_queue) write(*problem.queue, queue_gradient, 0, kQueue, kClassQueue);
   if (want_a) {
-    add_scaled_rows(slope, problem.positives->rows(), count, in.stride, by_anchor);
+    add_scaled_rows(of_anchors.positive_slope, problem.positives->rows(), count, in.stride, by_anchor);
     write(problem.anchors, anchor_gradient, 0, kZA, kClassA);
   }
   if (want_b) {
     const at::Tensor positive_gradient = new_gradient(count);
-    add_scaled_rows(slope, problem.anchors.rows(), count, in.stride, positive_gradient.template mutable_data_ptr<T>());
+    add_scaled_rows(of_anchors.positive_slope, problem.anchors.rows(), count, in.stride,
+                    positive_gradient.template mutable_data_ptr<T>());
     write(*problem.positives, positive_gradient, 0, kZB, kClassB);
   }
   return gradients;

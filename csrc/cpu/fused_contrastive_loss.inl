@@ -202,36 +202,34 @@ void sum_tile(const ContrastiveInputs<T>& in, const BlockPair& pair,
   }
 }
 
-// What the anchors at the lanes of a score add to its weight: slope ((1 + hardness) exp((1 + hardness) s - log_sum) -
-// hardness exp(hardness s - weight_log_sum)).
+// What the anchors at the lanes of a score add to its weight.
 template <bool kWeighted, typename T>
-DEEPCLUST_INLINE Vec<T> anchor_weight(const Vec<T>& score, T hardness, const Vec<T>& slope, const Vec<T>& log_sum,
-                                      const Vec<T>& weight_slope, const Vec<T>& weight_log_sum) {
-  Vec<T> weight = slope * exponential<T>(score * (1 + hardness) - log_sum);
-  if constexpr (kWeighted) weight -= weight_slope * exponential<T>(score * hardness - weight_log_sum);
-  return weight;
+DEEPCLUST_INLINE Vec<T> anchor_weight(const Vec<T>& difference, T hardness, const Vec<T>& slope,
+                                      const Vec<T>& weight_slope) {
+  const Vec<T> value = slope * exponential<T>(difference * (1 + hardness));
+  if constexpr (kWeighted) return value - weight_slope * exponential<T>(difference * hardness);
+  return value;
 }
 
 // Turns the scores of a tile into the derivatives of the loss by them. Columns are anchors always, rows in two views.
 template <bool kWeighted, typename T>
-void weigh_scores(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes, ContrastiveTile<T>& tile) {
+void weigh_scores(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchors, ContrastiveTile<T>& tile) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   const T hardness = in.hardness;
   const auto at_column = [&](const T* values, T* copy) {  // 0 where absent
     std::fill(copy, copy + kTileColumns, T(0));
     std::copy(values + tile.column, values + tile.column + tile.columns, copy);
   };
-  T slope[kTileColumns], weight_slope[kTileColumns], log_sum[kTileColumns], weight_log_sum[kTileColumns];
-  at_column(slopes.slope, slope);
-  at_column(slopes.weight_slope, weight_slope);
-  at_column(slopes.log_sum, log_sum);
-  at_column(slopes.weight_log_sum, weight_log_sum);
+  T slope[kTileColumns], weight_slope[kTileColumns], shift[kTileColumns];
+  at_column(anchors.slope, slope);
+  at_column(anchors.weight_slope, weight_slope);
+  at_column(anchors.shift, shift);
   for (int64_t r = 0; r < tile.rows; ++r) {
     const auto at_row = [&](const T* values) __attribute__((always_inline)) {
       return broadcast(in.two_views ? values[tile.row + r] : T(0));
     };
-    const Vec<T> own_slope = at_row(slopes.slope), own_weight_slope = at_row(slopes.weight_slope);
-    const Vec<T> own_log_sum = at_row(slopes.log_sum), own_weight_log_sum = at_row(slopes.weight_log_sum);
+    const Vec<T> own_slope = at_row(anchors.slope), own_weight_slope = at_row(anchors.weight_slope);
+    const Vec<T> own_shift = at_row(anchors.shift);
     for (int64_t c = 0; c < tile.padded; c += kLanes) {
       T* at = tile.scores + r * kTileColumns + c;
       const Vec<T> score = load(at);
@@ -246,11 +244,10 @@ void weigh_scores(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes,
         }
         store(at, value * (own_slope + load(slope + c)) - weight);
       } else {
-        Vec<T> weight = anchor_weight<kWeighted, T>(score, hardness, load(slope + c), load(log_sum + c),
-                                                    load(weight_slope + c), load(weight_log_sum + c));
+        Vec<T> weight =
+            anchor_weight<kWeighted, T>(score - load(shift + c), hardness, load(slope + c), load(weight_slope + c));
         if (in.two_views) {
-          weight += anchor_weight<kWeighted, T>(score, hardness, own_slope, own_log_sum, own_weight_slope,
-                                                own_weight_log_sum);
+          weight += anchor_weight<kWeighted, T>(score - own_shift, hardness, own_slope, own_weight_slope);
         }
         store(at, weight);
       }
@@ -260,7 +257,7 @@ void weigh_scores(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes,
 
 // Adds the derivatives of the loss through a tile's scores to the gradients that the pair is for.
 template <typename T>
-void add_gradients(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes, const BlockPair& pair,
+void add_gradients(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchors, const BlockPair& pair,
                    T* row_gradient,    // (count, stride)
                    T* column_gradient  // (columns, stride)
 ) {
@@ -272,13 +269,13 @@ void add_gradients(const ContrastiveInputs<T>& in, const AnchorSlopes<T>& slopes
   int64_t found = 0;
   tile.take_out_positives(in, [&](int64_t r, int64_t c) { positives[found++] = {r, c}; });
   if (in.hardness > 0) {
-    weigh_scores<true>(in, slopes, tile);
+    weigh_scores<true>(in, anchors, tile);
   } else {
-    weigh_scores<false>(in, slopes, tile);
+    weigh_scores<false>(in, anchors, tile);
   }
   for (int64_t i = 0; i < found; ++i) {
     const auto [r, c] = positives[i];
-    tile.scores[r * kTileColumns + c] = slopes.positive[tile.row + r] + slopes.positive[tile.column + c];
+    tile.scores[r * kTileColumns + c] = anchors.positive_slope[tile.row + r] + anchors.positive_slope[tile.column + c];
   }
   const int64_t width = in.stride / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns;
   if (pair.for_rows) {
