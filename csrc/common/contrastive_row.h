@@ -1,6 +1,6 @@
 // The contrastive loss of one anchor from its positive score and the sums over its negatives, and what the backward
-// pass needs of it; the same code on CPU and CUDA. Sums are relative to a score of the anchor: however large scores are,
-// what is stored of them loses no digits.
+// pass needs of it; the same code on CPU and CUDA. Sums are relative to a score of the anchor: however large scores
+// are, what is stored of them loses no digits.
 #pragma once
 
 #include <cmath>

@@ -1,10 +1,10 @@
 // The contrastive loss without any N x N matrix, and with every product of two rows computed once.
 //
-// A row is packed as [z / |z| / sqrt(temperature), c / sqrt(class_temperature)]: scores are plain products of such
-// rows, class vectors no more than further features. Rows are cut into blocks. A task computes the scores of one block
-// against another, by the tile core, and uses them while they are in cache: the forward pass sums their exponentials,
-// the backward pass turns them into derivatives and multiplies these with the rows. Scores of two views are symmetric,
-// so a task serves the rows of both its blocks.
+// A row is packed as [z / |z|, c sqrt(temperature / class_temperature)]: scores are products of such rows over the
+// temperature, class vectors no more than further features. Rows are cut into blocks. A task computes the scores of one
+// block against another, by the tile core, and uses them while they are in cache: the forward pass sums their
+// exponentials, the backward pass turns them into derivatives and multiplies these with the rows. Scores of two views
+// are symmetric, so a task serves the rows of both its blocks.
 //
 // Tasks run in rounds of disjoint pairs (block_pairs.h), so that sums of a block need no locks and have one order.
 //
@@ -53,6 +53,7 @@ struct ContrastiveInputs {
   const T* column_rows;    // (columns, stride)
   const T* column_panels;  // (columns padded, depth)
   const T* column_bias;    // (columns padded,) 0, -inf where absent
+  T score_scale;           // 1 / temperature, by which products become scores
   T hardness;              // 0 stays 0, but nothing else becomes 0: scores may be -inf
   T bound;                 // of the absolute value of all scores
   bool bounded;            // exponentials are relative to the bound
@@ -112,8 +113,7 @@ class PackedRows {
         count_(source_rows_ * static_cast<int64_t>(sources_.size())),
         depth_(dims_ + classes_),
         stride_(DEEPCLUST_SELECT(block_stride)(depth_)),
-        z_scale_(1 / std::sqrt(options.loss.temperature)),
-        class_scale_(1 / std::sqrt(options.loss.class_temperature)),
+        class_scale_(std::sqrt(options.loss.temperature / options.loss.class_temperature)),
         normalize_(options.normalize),
         scratch_(size_of(count_, depth_, stride_, with_panels)),
         rows_(scratch_.take((count_ + kTileRows) * stride_)),
@@ -165,7 +165,7 @@ class PackedRows {
       for (int64_t row = begin; row < end; ++row) {
         const T* from = gradient + (first + row) * stride_;
         T* to = target + row * dims_;
-        for (int64_t k = 0; k < dims_; ++k) to[k] = from[k] * z_scale_;
+        std::copy(from, from + dims_, to);
         if (normalize_) {
           DEEPCLUST_SELECT(project_gradient<T>)(to, values + row * dims_, inverse_norm_[first + row], dims_);
         }
@@ -197,14 +197,14 @@ class PackedRows {
     const int64_t index = row % source_rows_;
     const T* classes = classes_ > 0 ? source.classes.template const_data_ptr<T>() + index * classes_ : nullptr;
     return DEEPCLUST_SELECT(pack_features<T>)(source.z.template const_data_ptr<T>() + index * dims_, classes, dims_,
-                                              classes_, stride_, normalize_, z_scale_, class_scale_,
-                                              rows_ + row * stride_, inverse_norm_ + row);
+                                              classes_, stride_, normalize_, class_scale_, rows_ + row * stride_,
+                                              inverse_norm_ + row);
   }
 
   std::vector<Source> sources_;
   int64_t dims_, classes_, source_rows_;
   int64_t count_, depth_, stride_;
-  T z_scale_, class_scale_;
+  T class_scale_;
   bool normalize_;
   Scratch<T> scratch_;
   T* rows_;
@@ -227,16 +227,15 @@ struct Problem {
   Problem(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a, const OptionalTensor& class_b,
           const OptionalTensor& queue_z, const OptionalTensor& class_queue, const Options& options)
       : two_views(!queue_z), anchors(anchor_sources(z_a, z_b, class_a, class_b, two_views), options, true) {
-    T largest = anchors.largest_norm();
-    finite = largest <= std::numeric_limits<T>::max();
+    const T scale = 1 / options.loss.temperature;
     if (!two_views) {
       positives.emplace(std::vector<Source>{{z_b, class_b}}, options, false);
       queue.emplace(std::vector<Source>{{*queue_z, class_queue}}, options, false);
-      finite = finite && positives->largest_norm() <= std::numeric_limits<T>::max() &&
-               queue->largest_norm() <= std::numeric_limits<T>::max();
     }
     const PackedRows<T>& rows = two_views ? anchors : *queue;
-    const T bound = largest * rows.largest_norm();
+    const T bound = scale * anchors.largest_norm() * rows.largest_norm();
+    const T positive_bound = two_views ? bound : scale * anchors.largest_norm() * positives->largest_norm();
+    finite = std::isfinite(bound) && std::isfinite(positive_bound);
     in = {two_views,
           rows.count(),
           rows.depth(),
@@ -245,6 +244,7 @@ struct Problem {
           anchors.rows(),
           anchors.panels(),
           anchors.bias(),
+          scale,
           hardness_of(options.loss.hardness),
           bound,
           2 * (1 + options.loss.hardness) * bound <= kMaxBoundedExponent};
@@ -280,8 +280,8 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
       std::vector<LogSums<T>> sums(count);
       std::vector<T> positive(count);
       if (!problem.two_views) {
-        DEEPCLUST_SELECT(multiply_rows<T>)(problem.anchors.rows(), problem.positives->rows(), count,
-                                           problem.anchors.stride(), positive.data());
+        DEEPCLUST_SELECT(score_pairs<T>)(problem.anchors.rows(), problem.positives->rows(), count,
+                                         problem.anchors.stride(), problem.in.score_scale, positive.data());
       }
       for_each_pair(problem.in.count, count, problem.two_views, !problem.two_views, [&](BlockPair pair) {
         pair.for_rows = problem.two_views;
@@ -333,16 +333,17 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cpu(const at::Tensor& z_a,  /
 enum Input { kZA, kZB, kClassA, kClassB, kQueue, kClassQueue, kInputs };
 using InputMask = std::array<bool, kInputs>;
 
-// Slopes of the anchors times the gradients of their losses.
+// Slopes of the anchors times the gradients of their losses, by products instead of scores.
 template <typename T>
-at::Tensor slopes_of(const at::Tensor& grad_loss, const at::Tensor& row_values, std::string_view reduction) {
+at::Tensor slopes_of(T score_scale, const at::Tensor& grad_loss, const at::Tensor& row_values,
+                     std::string_view reduction) {
   const int64_t count = row_values.size(1);
   const at::Tensor grad = to_accumulation(grad_loss);
   const at::Tensor slopes = at::empty({kShift, count}, row_values.options());  // all values before the shift
   const T* grads = grad.template const_data_ptr<T>();
   const T* values = row_values.template const_data_ptr<T>();
   T* slope = slopes.template mutable_data_ptr<T>();
-  const double share = reduction == "mean" ? 1.0 / static_cast<double>(count) : 1.0;
+  const double share = score_scale / (reduction == "mean" ? static_cast<double>(count) : 1.0);
   for (int64_t which = 0; which < kShift; ++which) {
     for (int64_t i = 0; i < count; ++i) {
       const double own = share * grads[reduction == "none" ? i : 0];
@@ -369,10 +370,9 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
   const Problem<T> problem(z_a, z_b, class_a, class_b, queue, class_queue, options);
   const ContrastiveInputs<T>& in = problem.in;
   const int64_t count = row_values.size(1);
-  const at::Tensor slopes = slopes_of<T>(grad_loss, row_values, reduction);
+  const at::Tensor slopes = slopes_of<T>(in.score_scale, grad_loss, row_values, reduction);
   const T* slope = slopes.template const_data_ptr<T>();
-  const AnchorValues<T> of_anchors{slope + kPositiveSlope * count, slope + kSlope * count,
-                                   slope + kWeightSlope * count,
+  const AnchorValues<T> of_anchors{slope + kPositiveSlope * count, slope + kSlope * count, slope + kWeightSlope * count,
                                    row_values.template const_data_ptr<T>() + kShift * count};
   const auto new_gradient = [&](int64_t rows) { return at::zeros({rows, in.stride}, row_values.options()); };
   const bool want_a = wanted[kZA] || wanted[kClassA], want_b = wanted[kZB] || wanted[kClassB];

@@ -6,17 +6,17 @@
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
 
-// Writes a row [z / |z| * z_scale, c * class_scale, 0 ...] of `stride` elements and returns its squared norm, infinite
+// Writes a row [z / |z|, c * class_scale, 0 ...] of `stride` elements and returns its squared norm, infinite
 // if an element is not finite.
 template <typename T>
 T pack_features(const T* z,             // (dims,)
                 const T* class_vector,  // (classes,)
-                int64_t dims, int64_t classes, int64_t stride, bool normalize, T z_scale, T class_scale,
+                int64_t dims, int64_t classes, int64_t stride, bool normalize, T class_scale,
                 T* row,          // (stride,)
                 T* inverse_norm  // ()
 ) {
   const bool finite = normalize_rows(z, 1, dims, normalize, row, inverse_norm);
-  for (int64_t k = 0; k < dims; ++k) row[k] = (normalize ? row[k] : z[k]) * z_scale;
+  if (!normalize) std::copy(z, z + dims, row);
   for (int64_t k = 0; k < classes; ++k) row[dims + k] = class_vector[k] * class_scale;
   for (int64_t k = dims + classes; k < stride; ++k) row[k] = T(0);
   const T squares = sum_terms<T>(
@@ -54,6 +54,12 @@ struct ContrastiveTile {
         padded((columns + Tile<T>::kPanelColumns - 1) / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns) {
     score_columns(in.rows + row * in.stride, in.column_panels + column * in.depth, in.column_bias + column, rows, 0,
                   padded, in.depth, scores, kTileColumns);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < padded; c += VecOf<T>::kLanes) {
+        T* at = scores + r * kTileColumns + c;
+        store(at, load(at) * in.score_scale);
+      }
+    }
   }
 
   // Calls use(r, c) for every row r of the tile with its positive in column c, and takes pairs that are no negatives
@@ -288,17 +294,19 @@ void add_gradients(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchor
   }
 }
 
-// Dot products of the rows of two packed matrices.
+// Scores of the rows of two packed matrices, pair by pair.
 template <typename T>
-void multiply_rows(const T* first,   // (count, stride)
-                   const T* second,  // (count, stride)
-                   int64_t count, int64_t stride,
-                   T* product  // (count,)
+void score_pairs(const T* first,   // (count, stride)
+                 const T* second,  // (count, stride)
+                 int64_t count, int64_t stride, T score_scale,
+                 T* scores  // (count,)
 ) {
   for (int64_t r = 0; r < count; ++r, first += stride, second += stride) {
-    product[r] = sum_terms<T>(
-        stride, [&](int64_t k) __attribute__((always_inline)) { return load(first + k) * load(second + k); },
-        [&](int64_t k) __attribute__((always_inline)) { return first[k] * second[k]; });
+    scores[r] =
+        score_scale * sum_terms<T>(
+                          stride,
+                          [&](int64_t k) __attribute__((always_inline)) { return load(first + k) * load(second + k); },
+                          [&](int64_t k) __attribute__((always_inline)) { return first[k] * second[k]; });
   }
 }
 

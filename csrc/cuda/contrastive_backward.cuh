@@ -29,8 +29,8 @@ template <class P>
 struct OwnerArguments {
   using T = typename P::Accumulator;
   Arguments<P> packed;
-  const T* coefficients;  // (kCoefficientCount, anchors)
-  T* sums;                // (splits, count, row_depth)
+  const T* anchor_values;  // (kContrastiveValues, anchors), see GradientArguments
+  T* sums;                 // (splits, count, row_depth)
   int64_t first_row, count, first_column, columns;
   int splits, first_chunk;
   bool rows_are_anchors, columns_are_anchors;
@@ -39,15 +39,13 @@ struct OwnerArguments {
 // What a row or a column contributes to the weights of its pairs; nothing if it is no anchor.
 template <class T>
 struct Contribution {
-  T slope, weight_slope, shift, weight_shift;
+  T slope, weight_slope, shift;
 
   template <class P>
-  static __device__ __forceinline__ Contribution of(const OwnerArguments<P>& in, bool is_anchor, int64_t anchor,
-                                                    bool bounded) {
-    if (!is_anchor) return {0, 0, Limits<T>::kInfinity, Limits<T>::kInfinity};
-    const auto value = [&](Coefficient which) { return in.coefficients[which * in.packed.anchors + anchor]; };
-    if (bounded) return {value(kBoundedSlope), value(kBoundedWeightSlope), 0, 0};
-    return {value(kSlope), value(kWeightSlope), value(kShift), value(kWeightShift)};
+  static __device__ __forceinline__ Contribution of(const OwnerArguments<P>& in, bool is_anchor, int64_t anchor) {
+    if (!is_anchor) return {0, 0, Limits<T>::kInfinity};
+    const auto value = [&](ContrastiveValue which) { return in.anchor_values[which * in.packed.anchors + anchor]; };
+    return {value(kSlope), value(kWeightSlope), value(kShift)};
   }
 };
 
@@ -63,7 +61,7 @@ struct SumOverColumns {
   static constexpr int kRowBytes = kFeatures * int(sizeof(Element)) + 16;
   static constexpr int kTileBytes = P::kParts * Gemm::kColumns * kRowBytes;
   // Of every column of the tile: its contribution and its scale.
-  enum ColumnValue { kColumnSlope, kColumnWeightSlope, kColumnShift, kColumnWeightShift, kColumnScale, kColumnValues };
+  enum ColumnValue { kColumnSlope, kColumnWeightSlope, kColumnShift, kColumnScale, kColumnValues };
   static constexpr int kColumnTotal = kColumnValues * Gemm::kColumns;
   static constexpr size_t kColumnOffset = device::shared_next<unsigned char>(Gemm::kSharedBytes, kTileBytes);
   static constexpr size_t kSharedBytes = device::shared_next<T>(kColumnOffset, kColumnTotal);
@@ -88,7 +86,7 @@ struct SumOverColumns {
       const int64_t i = block_row + Gemm::row_of(half);
       const bool present = i < in.count;
       scale[half] = present ? in.packed.scale[in.first_row + i] : T(0);
-      row[half] = Contribution<T>::of(in, present && in.rows_are_anchors, in.first_row + i, bounded);
+      row[half] = Contribution<T>::of(in, present && in.rows_are_anchors, in.first_row + i);
     }
 #pragma unroll
     for (int f = 0; f < kFeatures / 8; ++f) {
@@ -158,8 +156,8 @@ struct SumOverColumns {
     if (c >= Gemm::kColumns) return;
     const bool present = first_column + c < in.columns;
     const int64_t j = in.first_column + first_column + c;
-    const auto column = Contribution<T>::of(in, present && in.columns_are_anchors, j, bounded);
-    const T value[kColumnValues] = {column.slope, column.weight_slope, column.shift, column.weight_shift,
+    const auto column = Contribution<T>::of(in, present && in.columns_are_anchors, j);
+    const T value[kColumnValues] = {column.slope, column.weight_slope, column.shift,
                                     present ? in.packed.scale[j] : T(0)};
 #pragma unroll
     for (int which = 0; which < kColumnValues; ++which) column_values[which * Gemm::kColumns + c] = value[which];
@@ -177,24 +175,25 @@ struct SumOverColumns {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         T& score = scores[0][c / 2][half * 2 + c % 2];
-        T weight = growing_weight<kBounded>(packed.growth * score, row[half].slope, row[half].shift,
+        T weight = growing_weight<kBounded>(packed.growth, score, row[half].slope, row[half].shift,
                                             column(kColumnSlope), column(kColumnShift));
         if (packed.weighted) {
-          weight -= growing_weight<kBounded>(packed.hardness * score, row[half].weight_slope, row[half].weight_shift,
-                                             column(kColumnWeightSlope), column(kColumnWeightShift));
+          weight -= growing_weight<kBounded>(packed.hardness, score, row[half].weight_slope, row[half].shift,
+                                             column(kColumnWeightSlope), column(kColumnShift));
         }
         score = weight * column(kColumnScale);
       }
     }
   }
 
+  // Bounded scores have no shift: one exponential serves both anchors.
   template <bool kBounded>
-  static __device__ __forceinline__ T growing_weight(T exponent, T row_slope, T row_shift, T column_slope,
+  static __device__ __forceinline__ T growing_weight(T growth, T score, T row_slope, T row_shift, T column_slope,
                                                      T column_shift) {
     if constexpr (kBounded) {
-      return (row_slope + column_slope) * exp(exponent);
+      return (row_slope + column_slope) * exp(growth * score);
     } else {
-      return row_slope * exp(exponent - row_shift) + column_slope * exp(exponent - column_shift);
+      return row_slope * exp(growth * (score - row_shift)) + column_slope * exp(growth * (score - column_shift));
     }
   }
 

@@ -24,7 +24,7 @@ struct FinishArguments {
     int64_t first_row, count;
     int splits;
   } owners[2];
-  const T* pair_slopes;  // (B,)
+  const T* anchor_values;  // (kContrastiveValues, anchors), see GradientArguments
   void* gradient[kContrastiveInputs];
 };
 
@@ -39,7 +39,11 @@ __device__ void finish_row(const FinishArguments<P>& in, const ContrastiveInputs
   Input* gradient = static_cast<Input*>(in.gradient[group == kQueue ? 4 : group]);
   Input* class_gradient = static_cast<Input*>(in.gradient[group == kQueue ? 5 : 2 + group]);
   if (gradient == nullptr && class_gradient == nullptr) return;
-  const T pair_slope = group == kQueue ? T(0) : in.pair_slopes[index];
+  T pair_slope = 0;
+  if (group != kQueue) {
+    const T* slopes = in.anchor_values + kPositiveSlope * packed.anchors;
+    pair_slope = packed.two_views ? slopes[index] + slopes[packed.batch + index] : slopes[index];
+  }
   const int64_t partner = group == kViewA ? row + packed.batch : row - packed.batch;
   const auto sum_of = [&](int64_t k) {
     T sum = 0;

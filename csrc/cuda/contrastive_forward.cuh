@@ -140,13 +140,13 @@ __device__ double finish_anchor(const LossArguments<P>& in, int64_t i, bool fini
       sum += part.sum * exp(packed.growth * change);
       weight_sum += part.weight_sum * exp(packed.hardness * change);
     }
-    value[kLogSum] = log(sum) + static_cast<double>(packed.growth) * largest;
-    value[kWeightLogSum] = packed.weighted ? log(weight_sum) + static_cast<double>(packed.hardness) * largest : 0;
-    const ContrastiveRow row = contrastive_row(packed.positive[i < packed.batch ? i : i - packed.batch], value[kLogSum],
-                                               value[kWeightLogSum], in.options);
+    const ContrastiveRow row = contrastive_row(packed.positive[i < packed.batch ? i : i - packed.batch],
+                                               {largest, sum, weight_sum}, in.options);
     loss = row.loss;
     value[kPositiveSlope] = row.positive_slope;
-    value[kNegativeSlope] = row.negative_slope;
+    value[kSlope] = row.slope;
+    value[kWeightSlope] = row.weight_slope;
+    value[kShift] = largest;
   }
 #pragma unroll
   for (int which = 0; which < kContrastiveValues; ++which) {

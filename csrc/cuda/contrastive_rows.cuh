@@ -27,17 +27,6 @@ constexpr int kSplitExponent = 7;
 
 enum Group { kViewA, kViewB, kQueue };
 
-// What an anchor contributes to the weights of its negatives, see SumOverColumns.
-enum Coefficient {
-  kSlope,        // (1 + hardness) times the gradient's factor
-  kWeightSlope,  // hardness times the gradient's factor
-  kShift,        // log-sums
-  kWeightShift,
-  kBoundedSlope,  // the same factors times exp(-log-sum)
-  kBoundedWeightSlope,
-  kCoefficientCount
-};
-
 template <class P>
 struct Arguments {
   using T = typename P::Accumulator;
@@ -78,8 +67,7 @@ struct GradientArguments {
   int64_t grad_stride;
   T factor;
   const T* row_values;  // (kContrastiveValues, anchors); null in the forward pass
-  T* coefficients;      // (kCoefficientCount, anchors)
-  T* pair_slopes;       // (B,)
+  T* anchor_values;     // (kContrastiveValues, anchors): the same, slopes times the gradients of the losses
 };
 
 // Whether packed rows keep the input's elements, so that half precision loses nothing; normalization and temperature
@@ -163,27 +151,16 @@ __device__ typename P::Accumulator positive_score(const Arguments<P>& in, int64_
   return total * in.scale[pair] * in.scale[in.batch + pair];
 }
 
-// Writes an anchor's coefficients and returns its slope for the positive score.
 template <class P, class Input>
-__device__ typename P::Accumulator write_coefficients(const Arguments<P>& in,
-                                                      const GradientArguments<typename P::Accumulator>& gradient,
-                                                      int64_t anchor) {
+__device__ void write_anchor_values(const Arguments<P>& in, const GradientArguments<typename P::Accumulator>& gradient,
+                                    int64_t anchor) {
   using T = typename P::Accumulator;
-  const auto value = [&](ContrastiveValue which) { return gradient.row_values[which * in.anchors + anchor]; };
   const T grad = widen(static_cast<const Input*>(gradient.grad_loss)[anchor * gradient.grad_stride]) * gradient.factor;
-  const T slope = grad * value(kNegativeSlope), log_sum = value(kLogSum);
-  const T weight_log_sum = in.weighted ? value(kWeightLogSum) : T(0);
-  const T coefficient[kCoefficientCount] = {slope * in.growth,
-                                            in.weighted ? slope * in.hardness : T(0),
-                                            log_sum,
-                                            weight_log_sum,
-                                            slope * in.growth * exp(-log_sum),
-                                            in.weighted ? slope * in.hardness * exp(-weight_log_sum) : T(0)};
 #pragma unroll
-  for (int which = 0; which < kCoefficientCount; ++which) {
-    gradient.coefficients[which * in.anchors + anchor] = coefficient[which];
+  for (int which = 0; which < kContrastiveValues; ++which) {
+    const T value = gradient.row_values[which * in.anchors + anchor];
+    gradient.anchor_values[which * in.anchors + anchor] = which == kShift ? value : grad * value;
   }
-  return grad * value(kPositiveSlope);
 }
 
 // A quad packs both rows of a pair, or a row of the queue. Zeroes the tickets, if there are any.
@@ -201,9 +178,8 @@ __global__ void __launch_bounds__(kPrepareThreads, 4)
     if (quad_lane() == 0) {
       in.positive[i] = positive;
       if (gradient.row_values != nullptr) {
-        T slope = write_coefficients<P, Input>(in, gradient, i);
-        if (in.two_views) slope += write_coefficients<P, Input>(in, gradient, in.batch + i);
-        gradient.pair_slopes[i] = slope;
+        write_anchor_values<P, Input>(in, gradient, i);
+        if (in.two_views) write_anchor_values<P, Input>(in, gradient, in.batch + i);
       }
     }
   } else if (i - in.batch < inputs.queue) {

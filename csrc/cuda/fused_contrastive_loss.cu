@@ -168,22 +168,17 @@ cudaError_t launch_gradient(const ContrastiveInputs& inputs, const ContrastivePl
   using T = typename P::Accumulator;
   FinishArguments<P> finish{};
   finish.packed = packed_arguments<P>(inputs, plan, workspace);
-  auto* coefficients = static_cast<T*>(workspace.field[kCoefficients]);
-  auto* pair_slopes = static_cast<T*>(workspace.field[kPairSlopes]);
-  finish.pair_slopes = pair_slopes;
+  auto* anchor_values = static_cast<T*>(workspace.field[kAnchorValues]);
+  finish.anchor_values = anchor_values;
   for (int input = 0; input < kContrastiveInputs; ++input) finish.gradient[input] = gradients.gradient[input];
-  const GradientArguments<T> gradient{gradients.grad_loss,
-                                      gradients.grad_stride,
-                                      static_cast<T>(gradients.factor),
-                                      static_cast<const T*>(gradients.row_values),
-                                      coefficients,
-                                      pair_slopes};
+  const GradientArguments<T> gradient{gradients.grad_loss, gradients.grad_stride, static_cast<T>(gradients.factor),
+                                      static_cast<const T*>(gradients.row_values), anchor_values};
   cudaError_t error = launch_prepare<P>(inputs, finish.packed, gradient, nullptr, 0, stream);
   for (int pass = 0; pass < plan.passes && error == cudaSuccess; ++pass) {
     const ContrastiveBlocks& blocks = plan.blocks[pass];
     OwnerArguments<P> in{};
     in.packed = finish.packed;
-    in.coefficients = coefficients;
+    in.anchor_values = anchor_values;
     in.sums = static_cast<T*>(workspace.field[pass == 0 ? kGradientSums : kQueueSums]);
     in.first_row = blocks.first_row;
     in.count = blocks.count;
@@ -262,8 +257,7 @@ ContrastiveBytes contrastive_bytes(const ContrastiveInputs& inputs, const Contra
   bytes.field[kPositiveScores] = inputs.batch * accumulator;
   bytes.field[kLargestSquares] = plan.prepare_blocks * accumulator;
   if (backward) {
-    bytes.field[kCoefficients] = kCoefficientCount * inputs.anchors() * accumulator;
-    bytes.field[kPairSlopes] = inputs.batch * accumulator;
+    bytes.field[kAnchorValues] = kContrastiveValues * inputs.anchors() * accumulator;
     for (int pass = 0; pass < plan.passes; ++pass) {
       bytes.field[pass == 0 ? kGradientSums : kQueueSums] =
           plan.blocks[pass].splits * plan.blocks[pass].count * plan.row_depth * accumulator;

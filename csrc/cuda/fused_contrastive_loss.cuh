@@ -67,8 +67,7 @@ enum ContrastiveField {
   kPartialSums,     // forward: (splits, anchors, 3) T
   kTickets,         // forward: (row_blocks + 1,) unsigned
   kLossSums,        // forward: (row_blocks,) double
-  kCoefficients,    // backward: (6, anchors) T
-  kPairSlopes,      // backward: (B,) T
+  kAnchorValues,    // backward: (kContrastiveValues, anchors) T, see GradientArguments
   kGradientSums,    // backward: (splits, count, row_depth) T of the first and
   kQueueSums,       // of the second launch
   kContrastiveFields
