@@ -70,6 +70,9 @@ check-cuda: $(VENV)/.dependencies
 
 # The op tests that reach every part of the kernels: these run in all schedules, under the sanitizers and the checker.
 sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py
+emulated_sweeps := emulated-sweep-asan emulated-sweep-check emulated-sweep-reverse emulated-sweep-random
+cp_async_reverse := early
+cp_async_random := random
 
 # A copy of the tree for each way to compile the kernels for the emulated device, with the library that runs them.
 emulated_trees := emulated-plain emulated-asan emulated-check
@@ -82,12 +85,16 @@ $(emulated_trees): emulated-%: setup
 test-emulated: $(emulated_trees)
 	$(bin)/python -m pytest -n 2 tests/emulator tests/device_conformance
 	cd build/emulated-plain && $(bin)/python -m pytest -n 2 tests/ops
-	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=reverse DEEPCLUST_EMULATOR_CP_ASYNC=early \
-		$(bin)/python -m pytest -n 2 $(sweep)
-	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=random DEEPCLUST_EMULATOR_CP_ASYNC=random \
-		$(bin)/python -m pytest -n 2 $(sweep)
-	cd build/emulated-asan && $(with_sanitizers) $(bin)/python -m pytest -n 2 $(sweep)
-	cd build/emulated-check && $(bin)/python -m pytest -n 2 $(sweep)
+	$(MAKE) --jobs 2 --output-sync $(emulated_sweeps)
+
+.PHONY: $(emulated_sweeps)
+emulated-sweep-reverse emulated-sweep-random: emulated-sweep-%:
+	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=$* DEEPCLUST_EMULATOR_CP_ASYNC=$(cp_async_$*) \
+		$(bin)/python -m pytest $(sweep)
+emulated-sweep-asan:
+	cd build/emulated-asan && $(with_sanitizers) $(bin)/python -m pytest $(sweep)
+emulated-sweep-check:
+	cd build/emulated-check && $(bin)/python -m pytest $(sweep)
 
 # Without torch's cache of device memory, each tensor is an allocation of its own, so that its end is seen.
 sanitizer := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --report-api-errors no \

@@ -167,6 +167,15 @@ def build_program(name: str, sources: Sequence[Path], mode: str) -> Path:
     return program
 
 
+def native_object(source: Path) -> Path:
+    """Return the object file that setup.py has made of a source."""
+    build = ROOT / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    path = build / source.relative_to(ROOT).with_suffix(".o")
+    if not path.is_file() or path.stat().st_mtime_ns < source.stat().st_mtime_ns:
+        raise SystemExit(f"{path} is absent or older than its source: run setup.py build_ext --inplace")
+    return path
+
+
 def build_library(folder: Path, mode: str) -> Path:
     """Build the emulated deepclust_ext._C into a copy of the tree and return its path."""
     import torch
@@ -174,18 +183,17 @@ def build_library(folder: Path, mode: str) -> Path:
     torch_home = Path(torch.__file__).parent
     include = torch_home / "include"
     csrc = ROOT / "csrc"
-    patterns = ("*.cpp", "common/*.cpp", "ops/*.cpp", "cuda/torch/*.cpp")
-    torch_sources = [path for pattern in patterns for path in sorted(csrc.glob(pattern))]
-    torch_sources.append(EMULATOR / "torch_memory.cpp")
+    torch_sources = [csrc / "module.cpp", *sorted((csrc / "cuda" / "torch").glob("*.cpp")), EMULATOR / "torch_memory.cpp"]
     folders = (include, include / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include"))
     headers = [f"-isystem{path}" for path in folders]
     torch_objects = OUTPUT / "torch-objects" / f"{torch.__version__}-{sys.implementation.cache_tag}"
     library = folder / "deepclust_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     with one_build_at_a_time():
         # torch's headers take most of the time, half of it for debugging information; they hold nothing to check, so
-        # these objects serve all modes
+        # these objects serve all modes, and what knows no device is taken from the native library's build
         compiler = emulating_compiler()
         objects = compile_all(compiler, [(source, ["-O1", "-g0", *headers]) for source in torch_sources], torch_objects)
+        objects += [native_object(path) for folder in ("common", "ops") for path in sorted((csrc / folder).glob("*.cpp"))]
         objects += emulated_objects(sorted((csrc / "cuda").glob("*.cu")), mode)
         if is_stale(library, objects):
             torch_libraries = [f"-L{torch_home / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
