@@ -32,3 +32,13 @@ def fused_contrastive_loss(
 def fused_hsd_loss(
     teacher: Tensor, student: Tensor, *, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"
 ) -> tuple[Tensor, ...]: ...
+def sinkhorn_knopp(
+    scores: Tensor,
+    *,
+    epsilon: float = 0.05,
+    num_iters: int = 3,
+    sample_marginals: Tensor | None = None,
+    cluster_marginals: Tensor | None = None,
+    tolerance: float | None = None,
+    differentiable: bool = False,
+) -> tuple[Tensor, ...]: ...

@@ -1,7 +1,14 @@
 """Fused kernels and training methods for contrastive deep clustering."""
 
-from deepclust_ext.ops import HardPairs, HSDStats, batch_hard_mining, fused_contrastive_loss, fused_hsd_loss
+from deepclust_ext.ops import (
+    HardPairs,
+    HSDStats,
+    batch_hard_mining,
+    fused_contrastive_loss,
+    fused_hsd_loss,
+    sinkhorn_knopp,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["HSDStats", "HardPairs", "batch_hard_mining", "fused_contrastive_loss", "fused_hsd_loss"]
+__all__ = ["HSDStats", "HardPairs", "batch_hard_mining", "fused_contrastive_loss", "fused_hsd_loss", "sinkhorn_knopp"]

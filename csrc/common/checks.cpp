@@ -5,20 +5,11 @@
 #include <cmath>
 
 namespace deepclust {
-namespace {
-
-bool is_supported(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16;
-}
-
-}  // namespace
-
 void check_feature_pair(const at::Tensor& first, const at::Tensor& second, const char* first_name,
                         const char* second_name) {
   TORCH_CHECK_VALUE(first.dim() == 2 && first.sym_size(1) > 0, first_name, ": expected shape (N, D) with D > 0, got ",
                     first.sym_sizes());
-  TORCH_CHECK_TYPE(is_supported(first.scalar_type()), first_name,
-                   ": expected dtype float16, bfloat16, float32 or float64, got ", first.scalar_type());
+  check_dtype(first, first_name);
   TORCH_CHECK_VALUE(second.sym_sizes() == first.sym_sizes(), second_name, ": expected shape ", first.sym_sizes(),
                     " like ", first_name, ", got ", second.sym_sizes());
   check_like(second, first, second_name, first_name, first.sym_size(0), first.sym_size(1));
@@ -32,6 +23,12 @@ void check_like(const at::Tensor& tensor, const at::Tensor& like, const char* na
                    like_name, ", got ", tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.device() == like.device(), name, ": expected device ", like.device(), " like ", like_name,
                     ", got ", tensor.device());
+}
+
+void check_dtype(const at::Tensor& tensor, const char* name) {
+  const at::ScalarType dtype = tensor.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, name,
+                   ": expected dtype float16, bfloat16, float32 or float64, got ", dtype);
 }
 
 void check_positive(double value, const char* name) {

@@ -16,6 +16,9 @@ void check_feature_pair(const at::Tensor& first, const at::Tensor& second, const
 void check_like(const at::Tensor& tensor, const at::Tensor& like, const char* name, const char* like_name,
                 const c10::SymInt& rows, const c10::SymInt& columns);
 
+// float16, bfloat16, float32 or float64.
+void check_dtype(const at::Tensor& tensor, const char* name);
+
 // `name` must be finite and above 0.
 void check_positive(double value, const char* name);
 

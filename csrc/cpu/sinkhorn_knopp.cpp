@@ -1,0 +1,481 @@
+// Sinkhorn-Knopp by scaling a kernel matrix, exactly equal to its logarithmic form.
+//
+// The kernel matrix exp(s_nk / epsilon + column_shift_k + row_shift_n) is computed once, with the row shifts that make
+// the largest element of every row 1; an iteration then reads it once: a row's sum gives its u, and while the row is in
+// cache its share of the next column sums is added up. What the shifts take out, u and v put back, so the iterates are
+// the same. Elements that vanish in such a matrix matter only to columns of which all elements nearly vanish, and after
+// v has come to span many orders of magnitude. Both are seen in the column sums; then that step is done with
+// logarithmic sums and the matrix is computed anew around the current v.
+//
+// The gradient goes back through the iterations from the potentials log u and log v of each: the derivative of every
+// step is a softmax that they determine.
+//
+// Cost: an exponential for every element, and two multiply-adds for each iteration; the gradient takes two exponentials
+// for each iteration. Memory: one matrix beside input and result.
+#include "ops/sinkhorn_knopp.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "common/dtypes.h"
+#include "cpu/scratch.h"
+
+namespace deepclust {
+namespace {
+
+constexpr int64_t kChunkRows = 64;              // whose column sums are added up apart, whatever the number of threads
+constexpr int64_t kParallelElements = 1 << 15;  // of a matrix, from which on threads share it
+constexpr int64_t kLanes = 16;                  // of the widest vector, to a multiple of which rows are padded
+
+// One problem; T is the accumulation type. Columns from `clusters` to `stride` are absent: their kernel is 0.
+template <typename T>
+struct SinkhornProblem {
+  int64_t samples, clusters, stride;
+  const T* scores;                          // (N, K)
+  const T* shares;                          // (N,) of the samples, or null: 1 / N
+  T inverse_epsilon, inverse_epsilon_rest;  // whose sum is 1 / epsilon
+  T* kernel;                                // (N, stride)
+  T* row_shift;                             // (N,)
+  T* column_shift;                          // (stride,) -inf where absent or of share 0
+  T* u;                                     // (N,)
+  T* v;                                     // (stride,)
+  T* assignments;                           // (N, K)
+
+  T sample_share(int64_t n) const { return shares == nullptr ? T(1) / static_cast<T>(samples) : shares[n]; }
+};
+
+// The gradient on its way back.
+template <typename T>
+struct SinkhornGradient {
+  SinkhornProblem<T> problem;
+  T* terms;       // (N, stride) the gradient by s / epsilon
+  T* by_sample;   // (N,) by log u of the iteration at hand
+  T* by_cluster;  // (stride,) by log v
+};
+
+}  // namespace
+}  // namespace deepclust
+
+#define DEEPCLUST_KERNEL_FILE "cpu/sinkhorn_knopp.inl"
+#include "common/foreach_capability.h"
+
+namespace deepclust {
+namespace {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// v of one iteration may span this much, and a column sum of N terms may be this much smaller than N times the largest
+// u; then all that vanishes in the kernel matrix and in products with it is below the rounding of every sum.
+template <typename T>
+constexpr double kWidestSpan = sizeof(T) == 4 ? 1e12 : 1e100;
+template <typename T>
+constexpr double kVanishing = sizeof(T) == 4 ? 1e-20 : 1e-150;
+
+// Shares that add up to 1; empty if they are no shares.
+template <typename T>
+std::vector<T> normalize_shares(const T* shares /* (count,) or null */, int64_t count) {
+  std::vector<T> result(count, static_cast<T>(1.0 / static_cast<double>(count)));
+  if (shares == nullptr) return result;
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!(shares[i] >= 0)) return {};
+    sum += shares[i];
+  }
+  if (!(sum > 0 && sum <= std::numeric_limits<double>::max())) return {};
+  for (int64_t i = 0; i < count; ++i) result[i] = static_cast<T>(shares[i] / sum);
+  return result;
+}
+
+// Memory for problems of one size, which it solves one after the other.
+template <typename T>
+class Solver {
+ public:
+  Solver(int64_t samples, int64_t clusters, double epsilon)
+      : samples_(samples),
+        clusters_(clusters),
+        stride_((clusters + kLanes - 1) / kLanes * kLanes),
+        chunks_((samples + kChunkRows - 1) / kChunkRows),
+        memory_(Scratch<T>::size_of(samples * stride_) + 3 * Scratch<T>::size_of(samples) +
+                4 * Scratch<T>::size_of(stride_) + Scratch<T>::size_of(chunks_ * stride_) +
+                Scratch<T>::size_of(chunks_)),
+        sums_(clusters),
+        log_v_(clusters) {
+    const T inverse = static_cast<T>(1 / epsilon);
+    in_ = {samples,
+           clusters,
+           stride_,
+           nullptr,
+           nullptr,
+           inverse,
+           static_cast<T>(1 / epsilon - static_cast<double>(inverse)),
+           memory_.take(samples * stride_),
+           memory_.take(samples),
+           memory_.take(stride_),
+           memory_.take(samples),
+           memory_.take(stride_),
+           nullptr};
+    sample_values_ = memory_.take(samples);
+    peaks_ = memory_.take(stride_);
+    cluster_values_ = memory_.take(stride_);
+    partial_ = memory_.take(chunks_ * stride_);
+    chunk_values_ = memory_.take(chunks_);
+  }
+
+  // Writes the assignments and, if not null, the potentials; returns the iterations that it took.
+  int64_t solve(const T* scores,          // (N, K)
+                const T* sample_shares,   // (N,) or null
+                const T* cluster_shares,  // (K,) or null
+                int64_t num_iters, std::optional<double> tolerance,
+                T* assignments,  // (N, K)
+                T* potentials    // (num_iters, N + K) or null
+  ) {
+    in_.scores = scores;
+    in_.assignments = assignments;
+    const std::vector<T> r = normalize_shares(sample_shares, samples_), c = normalize_shares(cluster_shares, clusters_);
+    in_.shares = r.data();
+    if (r.empty() || c.empty() || !start(c)) {
+      const T nan = std::numeric_limits<T>::quiet_NaN();
+      std::fill(assignments, assignments + samples_ * clusters_, nan);
+      if (potentials != nullptr) std::fill(potentials, potentials + num_iters * (samples_ + clusters_), nan);
+      return num_iters;
+    }
+    for (int64_t iteration = 0; iteration < num_iters; ++iteration) {
+      if (iteration > 0 && tolerance) {
+        double error = 0;
+        for (int64_t k = 0; k < clusters_; ++k) error += std::fabs(in_.v[k] * sums_[k] - c[k]);
+        if (error <= *tolerance) {
+          for_chunks([&](int64_t, int64_t begin, int64_t end) { DEEPCLUST_SELECT(write_rows<T>)(in_, begin, end); });
+          return iteration;
+        }
+      }
+      scale_columns(c, iteration);
+      const bool is_last = iteration + 1 == num_iters;
+      T* kept = potentials == nullptr ? nullptr : potentials + iteration * (samples_ + clusters_);
+      for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
+        DEEPCLUST_SELECT(scale_rows<T>)(in_, begin, end, sample_values_);
+        for (int64_t n = begin; kept != nullptr && n < end; ++n) {
+          kept[n] = static_cast<T>(in_.row_shift[n] + gauge_ - std::log(static_cast<double>(sample_values_[n])));
+        }
+        if (is_last) {
+          DEEPCLUST_SELECT(write_rows<T>)(in_, begin, end);
+        } else {
+          add_chunk(chunk, begin, end);
+        }
+      });
+      for (int64_t k = 0; kept != nullptr && k < clusters_; ++k) kept[samples_ + k] = static_cast<T>(log_v_[k]);
+      if (!is_last) merge_sums(0);
+    }
+    return num_iters;
+  }
+
+  // Writes the gradient with respect to the scores.
+  void gradient(const T* scores,          // (N, K)
+                const T* grad,            // (N, K)
+                const T* sample_shares,   // (N,) or null
+                const T* cluster_shares,  // (K,) or null
+                int64_t used,
+                const T* potentials,  // (num_iters, N + K)
+                T* grad_scores        // (N, K)
+  ) {
+    const std::vector<T> r = normalize_shares(sample_shares, samples_), c = normalize_shares(cluster_shares, clusters_);
+    if (r.empty() || c.empty() || std::isnan(potentials[0])) {
+      std::fill(grad_scores, grad_scores + samples_ * clusters_, std::numeric_limits<T>::quiet_NaN());
+      return;
+    }
+    in_.scores = scores;
+    const SinkhornGradient<T> back{in_, in_.kernel, in_.u, in_.v};
+    T* f = sample_values_;
+    T* g = cluster_values_;
+    const T infinity = std::numeric_limits<T>::infinity();
+    std::fill(g, g + stride_, -infinity);
+    std::fill(in_.v, in_.v + stride_, T(0));
+    std::fill(in_.kernel, in_.kernel + samples_ * stride_, T(0));
+    const auto row_of = [&](int64_t iteration) { return potentials + iteration * (samples_ + clusters_); };
+    const auto set_columns = [&](int64_t iteration, bool with_shares) {
+      for (int64_t k = 0; k < clusters_; ++k) {
+        g[k] = row_of(iteration)[samples_ + k] + (with_shares ? std::log(c[k]) : T(0));
+      }
+    };
+    const auto set_rows = [&](int64_t iteration) {  // log u, at first 1
+      for (int64_t n = 0; n < samples_; ++n) {
+        f[n] = iteration >= 0 ? row_of(iteration)[n] + std::log(r[n]) : r[n] > 0 ? T(0) : -infinity;
+      }
+    };
+    set_columns(used - 1, true);
+    set_rows(used - 1);
+    for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
+      T* sums = clear_chunk(chunk);
+      DEEPCLUST_SELECT(start_gradient<T>)(back, grad, f, g, begin, end, sums);
+      DEEPCLUST_SELECT(gradient_through_rows<T>)(back, row_of(used - 1), g, begin, end, sums);
+    });
+    for (int64_t iteration = used - 1; iteration >= 0; --iteration) {
+      merge_sums(0);
+      for (int64_t k = 0; k < clusters_; ++k) in_.v[k] = static_cast<T>(sums_[k]);
+      set_columns(iteration, false);
+      set_rows(iteration - 1);
+      for_chunks([&](int64_t, int64_t begin, int64_t end) {
+        DEEPCLUST_SELECT(gradient_through_columns<T>)(back, f, g, begin, end);
+      });
+      if (iteration == 0) break;
+      set_columns(iteration - 1, true);
+      for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
+        DEEPCLUST_SELECT(gradient_through_rows<T>)(back, row_of(iteration - 1), g, begin, end, clear_chunk(chunk));
+      });
+    }
+    const T inverse = in_.inverse_epsilon;
+    for_chunks([&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        for (int64_t k = 0; k < clusters_; ++k) grad_scores[n * clusters_ + k] = in_.kernel[n * stride_ + k] * inverse;
+      }
+    });
+  }
+
+ private:
+  // Calls use(chunk, begin, end) for all chunks of rows.
+  template <typename Use>
+  void for_chunks(const Use& use) {
+    const int64_t grain = std::max<int64_t>(1, kParallelElements / (kChunkRows * stride_));
+    at::parallel_for(0, chunks_, grain, [&](int64_t first, int64_t last) {
+      for (int64_t chunk = first; chunk < last; ++chunk) {
+        use(chunk, chunk * kChunkRows, std::min((chunk + 1) * kChunkRows, samples_));
+      }
+    });
+  }
+
+  T* clear_chunk(int64_t chunk) {
+    std::fill(partial_ + chunk * stride_, partial_ + (chunk + 1) * stride_, T(0));
+    return partial_ + chunk * stride_;
+  }
+
+  // Column sums of a chunk, and its largest u.
+  void add_chunk(int64_t chunk, int64_t begin, int64_t end) {
+    DEEPCLUST_SELECT(add_rows<T>)(in_, begin, end, clear_chunk(chunk));
+    chunk_values_[chunk] = *std::max_element(in_.u + begin, in_.u + end);
+  }
+
+  // Column sums of all chunks; `scale` of each is exp(chunk_values - gauge) if `by_gauge`.
+  void merge_sums(int by_gauge) {
+    std::fill(sums_.begin(), sums_.end(), 0.0);
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      const double scale = by_gauge ? std::exp(static_cast<double>(chunk_values_[chunk]) - gauge_) : 1.0;
+      for (int64_t k = 0; k < clusters_; ++k) sums_[k] += scale * partial_[chunk * stride_ + k];
+    }
+  }
+
+  bool start(const std::vector<T>& c) {
+    const T infinity = std::numeric_limits<T>::infinity();
+    std::fill(in_.column_shift, in_.column_shift + stride_, -infinity);
+    std::fill(in_.v, in_.v + stride_, T(0));
+    for (int64_t k = 0; k < clusters_; ++k) {
+      if (c[k] > 0) in_.column_shift[k] = T(0);
+    }
+    std::atomic<bool> finite{true};
+    for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
+      if (!DEEPCLUST_SELECT(build_kernel<T>)(in_, begin, end)) {
+        finite = false;
+        return;
+      }
+      T largest = -infinity;  // u = 1 is exp(-row_shift) in terms of the kernel, so much larger in some rows
+      for (int64_t n = begin; n < end; ++n) {
+        if (in_.shares[n] > 0) largest = std::max(largest, -in_.row_shift[n]);
+      }
+      for (int64_t n = begin; n < end; ++n) {
+        in_.u[n] = in_.shares[n] > 0 ? std::exp(-in_.row_shift[n] - largest) : T(0);
+      }
+      DEEPCLUST_SELECT(add_rows<T>)(in_, begin, end, clear_chunk(chunk));
+      chunk_values_[chunk] = largest;
+    });
+    if (!finite) return false;
+    gauge_ = *std::max_element(chunk_values_, chunk_values_ + chunks_);
+    merge_sums(1);
+    std::fill(chunk_values_, chunk_values_ + chunks_, T(1));  // the largest u
+    return true;
+  }
+
+  void scale_columns(const std::vector<T>& c, int64_t iteration) {
+    const double vanishing = *std::max_element(chunk_values_, chunk_values_ + chunks_) * kVanishing<T> * samples_;
+    double smallest = std::numeric_limits<double>::infinity(), largest = 0;
+    bool vanishes = false;
+    for (int64_t k = 0; k < clusters_; ++k) {
+      log_v_[k] = -std::numeric_limits<double>::infinity();
+      if (c[k] == 0) continue;
+      vanishes = vanishes || sums_[k] < vanishing;
+      smallest = std::min(smallest, c[k] / sums_[k]);
+      largest = std::max(largest, c[k] / sums_[k]);
+      log_v_[k] = in_.column_shift[k] - gauge_ - std::log(sums_[k]);
+    }
+    if (vanishes || largest > smallest * kWidestSpan<T>) {
+      scale_columns_by_logarithms(c, iteration);
+      return;
+    }
+    for (int64_t k = 0; k < clusters_; ++k) in_.v[k] = static_cast<T>(c[k] > 0 ? c[k] / sums_[k] / largest : 0.0);
+    gauge_ -= std::log(largest);
+  }
+
+  void scale_columns_by_logarithms(const std::vector<T>& c, int64_t iteration) {
+    const T infinity = std::numeric_limits<T>::infinity();
+    T* f = sample_values_;
+    for (int64_t n = 0; n < samples_; ++n) {
+      const T log_u = iteration == 0 ? static_cast<T>(-gauge_) : std::log(in_.u[n]) + in_.row_shift[n];
+      f[n] = in_.shares[n] > 0 ? log_u : -infinity;
+    }
+    for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
+      std::fill(partial_ + chunk * stride_, partial_ + (chunk + 1) * stride_, -infinity);
+      DEEPCLUST_SELECT(find_largest<T>)(in_, f, begin, end, partial_ + chunk * stride_);
+    });
+    std::copy(partial_, partial_ + stride_, peaks_);
+    for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
+      for (int64_t k = 0; k < stride_; ++k) peaks_[k] = std::max(peaks_[k], partial_[chunk * stride_ + k]);
+    }
+    for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
+      DEEPCLUST_SELECT(add_exponentials<T>)(in_, f, peaks_, begin, end, clear_chunk(chunk));
+    });
+    merge_sums(0);
+    for (int64_t k = 0; k < clusters_; ++k) {
+      if (c[k] == 0) continue;
+      const double log_sum = std::log(sums_[k]) + peaks_[k];
+      log_v_[k] = -log_sum - gauge_;
+      in_.column_shift[k] = static_cast<T>(std::log(c[k]) - log_sum);
+      in_.v[k] = T(1);
+    }
+    for_chunks([&](int64_t, int64_t begin, int64_t end) { DEEPCLUST_SELECT(build_kernel<T>)(in_, begin, end); });
+  }
+
+  int64_t samples_, clusters_, stride_, chunks_;
+  Scratch<T> memory_;
+  SinkhornProblem<T> in_;
+  T* sample_values_;           // (N,)
+  T* peaks_;                   // (stride,)
+  T* cluster_values_;          // (stride,)
+  T* partial_;                 // (chunks, stride)
+  T* chunk_values_;            // (chunks,)
+  std::vector<double> sums_;   // (K,)
+  std::vector<double> log_v_;  // (K,) log(v / c)
+  double gauge_ = 0;           // the logarithm by which u is too small, and v too large
+};
+
+// Calls solve(solver, problem) for every problem: threads share the problems if these are small, else every problem.
+template <typename T, typename Solve>
+void for_each_problem(int64_t problems, int64_t samples, int64_t clusters, double epsilon, const Solve& solve) {
+  const bool is_large = samples * clusters > kParallelElements && problems < 2 * at::get_num_threads();
+  const auto run = [&](int64_t begin, int64_t end) {
+    Solver<T> solver(samples, clusters, epsilon);
+    for (int64_t problem = begin; problem < end; ++problem) solve(solver, problem);
+  };
+  if (is_large) {
+    run(0, problems);
+  } else {
+    at::parallel_for(0, problems, std::max<int64_t>(1, kParallelElements / (samples * clusters)), run);
+  }
+}
+
+// Shares in the accumulation type, and from one problem's to the next's.
+template <typename T>
+struct Shares {
+  at::Tensor tensor;
+  const T* values = nullptr;
+  int64_t step = 0;
+
+  Shares(const OptionalTensor& shares, at::ScalarType dtype) {
+    if (!shares) return;
+    tensor = shares->to(dtype).contiguous();
+    values = tensor.template const_data_ptr<T>();
+    step = shares->dim() > 1 ? shares->size(-1) : 0;
+  }
+  const T* of(int64_t problem) const { return values == nullptr ? nullptr : values + problem * step; }
+};
+
+template <typename T>
+SinkhornKnoppOutputs assignments_of(const at::Tensor& scores_input, double epsilon, int64_t num_iters,
+                                    const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
+                                    std::optional<double> tolerance, bool differentiable) {
+  const at::Tensor scores = to_accumulation(scores_input);
+  const int64_t samples = scores.size(-2), clusters = scores.size(-1);
+  const auto batch = scores.sizes().slice(0, scores.dim() - 2);
+  const int64_t problems = std::accumulate(batch.begin(), batch.end(), int64_t{1}, std::multiplies<int64_t>());
+  const at::Tensor assignments = at::empty(scores.sizes(), scores.options());
+  const at::Tensor used = at::empty(batch, scores.options().dtype(at::kLong));
+  std::vector<int64_t> kept(batch.begin(), batch.end());
+  kept.insert(kept.end(), {num_iters, samples + clusters});
+  if (!differentiable) kept = {0};
+  const at::Tensor potentials = at::empty(kept, scores.options());
+  if (scores.numel() == 0) {
+    used.fill_(num_iters);
+    potentials.zero_();
+    return {to_dtype(assignments, scores_input.scalar_type()), used, potentials};
+  }
+  const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());
+  const T* values = scores.const_data_ptr<T>();
+  T* target = assignments.mutable_data_ptr<T>();
+  T* keep = potentials.mutable_data_ptr<T>();
+  int64_t* count = used.mutable_data_ptr<int64_t>();
+  for_each_problem<T>(problems, samples, clusters, epsilon, [&](Solver<T>& solver, int64_t i) {
+    const int64_t offset = i * samples * clusters;
+    count[i] = solver.solve(values + offset, r.of(i), c.of(i), num_iters, tolerance, target + offset,
+                            differentiable ? keep + i * num_iters * (samples + clusters) : nullptr);
+  });
+  return {to_dtype(assignments, scores_input.scalar_type()), used, potentials};
+}
+
+SinkhornKnoppOutputs sinkhorn_knopp_cpu(const at::Tensor& scores,  // (..., N, K)
+                                        double epsilon, int64_t num_iters,
+                                        const OptionalTensor& sample_marginals,   // (N,) or (..., N)
+                                        const OptionalTensor& cluster_marginals,  // (K,) or (..., K)
+                                        std::optional<double> tolerance, bool differentiable) {
+  check_sinkhorn_knopp(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance);
+  const auto run = scores.scalar_type() == at::kDouble ? assignments_of<double> : assignments_of<float>;
+  return run(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable);
+}
+
+template <typename T>
+at::Tensor gradient_of(const at::Tensor& grad_assignments, const at::Tensor& scores_input, const at::Tensor& used,
+                       const at::Tensor& potentials, double epsilon, const OptionalTensor& sample_marginals,
+                       const OptionalTensor& cluster_marginals) {
+  const at::Tensor scores = to_accumulation(scores_input), grad = to_accumulation(grad_assignments);
+  const at::Tensor grad_scores = at::empty(scores.sizes(), scores.options());
+  if (scores.numel() == 0) return to_dtype(grad_scores, scores_input.scalar_type());
+  const int64_t samples = scores.size(-2), clusters = scores.size(-1), num_iters = potentials.size(-2);
+  const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());
+  const at::Tensor counts = used.contiguous(), kept = potentials.contiguous();
+  for_each_problem<T>(counts.numel(), samples, clusters, epsilon, [&](Solver<T>& solver, int64_t i) {
+    const int64_t offset = i * samples * clusters;
+    solver.gradient(scores.const_data_ptr<T>() + offset, grad.const_data_ptr<T>() + offset, r.of(i), c.of(i),
+                    counts.const_data_ptr<int64_t>()[i],
+                    kept.const_data_ptr<T>() + i * num_iters * (samples + clusters),
+                    grad_scores.mutable_data_ptr<T>() + offset);
+  });
+  return to_dtype(grad_scores, scores_input.scalar_type());
+}
+
+at::Tensor sinkhorn_knopp_backward_cpu(const at::Tensor& grad_assignments,      // (..., N, K)
+                                       const at::Tensor& scores,                // (..., N, K)
+                                       const at::Tensor& used,                  // (...) int64
+                                       const at::Tensor& potentials,            // (..., num_iters, N + K)
+                                       double epsilon,                          //
+                                       const OptionalTensor& sample_marginals,  // (N,) or (..., N)
+                                       const OptionalTensor& cluster_marginals  // (K,) or (..., K)
+) {
+  const auto run = scores.scalar_type() == at::kDouble ? gradient_of<double> : gradient_of<float>;
+  return run(grad_assignments, scores, used, potentials, epsilon, sample_marginals, cluster_marginals);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(deepclust_ext, CPU, m) {
+  m.impl("sinkhorn_knopp", sinkhorn_knopp_cpu);
+  m.impl("sinkhorn_knopp_backward", sinkhorn_knopp_backward_cpu);
+}
+
+}  // namespace deepclust

@@ -1,0 +1,185 @@
+"""sinkhorn_knopp: assignments of equal cluster sizes, batched, for any scores."""
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from deepclust_ext import _extension, reference
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_non_negative, check_positive
+
+
+@overload
+def sinkhorn_knopp(
+    scores: Tensor,  # (..., N, K)
+    *,
+    epsilon: float = ...,
+    num_iters: int = ...,
+    sample_marginals: Tensor | None = ...,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None = ...,  # (K,) or (..., K)
+    tolerance: float | None = ...,
+    differentiable: bool = ...,
+    return_num_iters: Literal[False] = ...,
+) -> Tensor: ...
+@overload
+def sinkhorn_knopp(
+    scores: Tensor,  # (..., N, K)
+    *,
+    epsilon: float = ...,
+    num_iters: int = ...,
+    sample_marginals: Tensor | None = ...,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None = ...,  # (K,) or (..., K)
+    tolerance: float | None = ...,
+    differentiable: bool = ...,
+    return_num_iters: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def sinkhorn_knopp(
+    scores: Tensor,  # (..., N, K)
+    *,
+    epsilon: float = 0.05,
+    num_iters: int = 3,
+    sample_marginals: Tensor | None = None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None = None,  # (K,) or (..., K)
+    tolerance: float | None = None,
+    differentiable: bool = False,
+    return_num_iters: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Turn scores into assignments under which every cluster receives its share of the samples.
+
+    Returned is N P, where P is the last iterate of
+
+    .. math::
+        P = diag(u) \exp(scores / \epsilon) \, diag(v) \qquad
+        v_k \leftarrow c_k / \sum_n u_n \exp(s_{nk} / \epsilon) \qquad
+        u_n \leftarrow r_n / \sum_k v_k \exp(s_{nk} / \epsilon)
+
+    from u = 1, clusters first and samples last, as SwAV does; the marginals r (samples) and c (clusters) are 1/N and
+    1/K, or as given, so that by default every row of the result sums to 1. The iterates are SwAV's wherever those are
+    finite. Ours are finite for every finite score and epsilon: exponentials are taken relative to potentials that
+    follow the iteration, so nothing overflows and no cluster runs empty.
+
+    Half-precision inputs are computed in float32; under autocast inputs are cast to float32. Results do not depend on
+    the number of threads. Second derivatives raise ``RuntimeError``.
+
+    Args:
+        scores: Similarities (..., N, K) of samples and clusters, such as cosines; float16, bfloat16, float32 or
+            float64. Each (N, K) is a problem of its own.
+        epsilon: Smoothness; above 0. The smaller, the harder the assignments.
+        num_iters: Iterations, at least 1; with ``tolerance`` at most.
+        sample_marginals: Shares (N,), or (..., N) per problem, of the samples; at least 0, divided by their sum. A
+            sample of share 0 takes no part and gets a row of zeros.
+        cluster_marginals: Shares (K,), or (..., K) per problem, of the clusters; likewise.
+        tolerance: Stop a problem once its clusters' sums differ by at most this from their shares, added up over the
+            clusters; at least 0.
+        differentiable: Let the gradient of the iterations that were made reach ``scores``; memory for it is of the
+            order of ``num_iters`` (N + K). Marginals get none. Without it the result is constant.
+        return_num_iters: Also return how many iterations every problem took.
+
+    Returns:
+        The assignments (..., N, K) in the input dtype; with ``return_num_iters`` the pair of these and the iterations
+        (...) int64. A problem with a NaN or Inf in scores or shares, a negative share or no positive one is NaN.
+
+    Raises:
+        TypeError: An argument is of the wrong type or dtype.
+        ValueError: A shape, device or number does not fit.
+
+    Example:
+        >>> scores = torch.tensor([[1.0, 0.0], [0.9, 0.0]])
+        >>> sinkhorn_knopp(scores, epsilon=0.05, num_iters=50).round(decimals=2)
+        tensor([[0.7300, 0.2700],
+                [0.2700, 0.7300]])
+
+    Source: Cuturi, https://arxiv.org/abs/1306.0895; the order of the steps, SwAV, https://arxiv.org/abs/2006.09882.
+    """
+    _check(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance)
+    if not _extension.uses_native(scores.device.type):
+        return reference.sinkhorn_knopp(
+            scores,
+            epsilon=epsilon,
+            num_iters=num_iters,
+            sample_marginals=sample_marginals,
+            cluster_marginals=cluster_marginals,
+            tolerance=tolerance,
+            differentiable=differentiable,
+            return_num_iters=return_num_iters,
+        )
+    assignments, used, _ = torch.ops.deepclust_ext.sinkhorn_knopp.default(
+        scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
+    )
+    return (assignments, used) if return_num_iters else assignments
+
+
+def _check(
+    scores: Tensor,  # (..., N, K)
+    epsilon: float,
+    num_iters: int,
+    sample_marginals: Tensor | None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None,  # (K,) or (..., K)
+    tolerance: float | None,
+) -> None:
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores: expected a tensor, got {type(scores).__name__}")
+    if scores.dtype not in SUPPORTED_DTYPES:
+        raise TypeError(f"scores: expected dtype float16, bfloat16, float32 or float64, got {scores.dtype}")
+    if scores.dim() < 2:
+        raise ValueError(f"scores: expected shape (..., N, K), got {tuple(scores.shape)}")
+    check_positive(epsilon, "epsilon")
+    if isinstance(num_iters, bool) or not isinstance(num_iters, int):
+        raise TypeError(f"num_iters: expected an integer, got {type(num_iters).__name__}")
+    if num_iters < 1:
+        raise ValueError(f"num_iters: expected at least 1, got {num_iters}")
+    if tolerance is not None:
+        check_non_negative(tolerance, "tolerance")
+    batch = tuple(scores.shape[:-2])
+    for shares, name, size in (
+        (sample_marginals, "sample_marginals", scores.shape[-2]),
+        (cluster_marginals, "cluster_marginals", scores.shape[-1]),
+    ):
+        if shares is None:
+            continue
+        if not isinstance(shares, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(shares).__name__}")
+        if tuple(shares.shape) not in ((size,), (*batch, size)):
+            expected = f"({size},)" + (f" or {(*batch, size)}" if batch else "")
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(shares.shape)}")
+        if not shares.is_floating_point():
+            raise TypeError(f"{name}: expected a floating dtype, got {shares.dtype}")
+        if shares.device != scores.device:
+            raise ValueError(f"{name}: expected device {scores.device} like scores, got {shares.device}")
+
+
+def _fake(
+    scores: Tensor,  # (..., N, K)
+    epsilon: float = 0.05,
+    num_iters: int = 3,
+    sample_marginals: Tensor | None = None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None = None,  # (K,) or (..., K)
+    tolerance: float | None = None,
+    differentiable: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance)
+    *batch, samples, clusters = scores.shape
+    accumulation = torch.promote_types(scores.dtype, torch.float32)
+    kept = (*batch, num_iters, samples + clusters) if differentiable else (0,)
+    return (
+        torch.empty_like(scores, memory_format=torch.contiguous_format),
+        scores.new_empty(batch, dtype=torch.int64),
+        scores.new_empty(kept, dtype=accumulation),
+    )
+
+
+def _fake_backward(
+    grad_assignments: Tensor,  # (..., N, K)
+    scores: Tensor,  # (..., N, K)
+    used: Tensor,  # (...)
+    potentials: Tensor,  # (..., T, N + K)
+    epsilon: float,
+    sample_marginals: Tensor | None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None,  # (K,) or (..., K)
+) -> Tensor:
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+if _extension.NATIVE_DEVICES:
+    torch.library.register_fake("deepclust_ext::sinkhorn_knopp", _fake)
+    torch.library.register_fake("deepclust_ext::sinkhorn_knopp_backward", _fake_backward)

@@ -1,0 +1,52 @@
+"""Sinkhorn-Knopp in the log domain, in plain PyTorch."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sinkhorn_knopp(
+    scores: Tensor,  # (..., N, K)
+    *,
+    epsilon: float = 0.05,
+    num_iters: int = 3,
+    sample_marginals: Tensor | None = None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None = None,  # (K,) or (..., K)
+    tolerance: float | None = None,
+    differentiable: bool = False,
+    return_num_iters: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Iterate with full logarithmic sums; see :func:`deepclust_ext.sinkhorn_knopp` for the contract."""
+    if not differentiable:
+        scores = scores.detach()
+    *batch, num_samples, num_clusters = scores.shape
+    used = torch.full(batch, num_iters, dtype=torch.int64, device=scores.device)
+    if scores.numel() == 0:
+        return (scores.clone(), used) if return_num_iters else scores.clone()
+    logits = scores / epsilon
+    log_samples = _log_shares(sample_marginals, scores, num_samples)  # (..., N)
+    log_clusters = _log_shares(cluster_marginals, scores, num_clusters)  # (..., K)
+    by_sample = torch.where(log_samples == -math.inf, -math.inf, 0.0).to(scores.dtype).expand(*batch, num_samples)
+    by_cluster = torch.zeros(*batch, num_clusters, dtype=scores.dtype, device=scores.device)
+    active = torch.ones(batch, dtype=torch.bool, device=scores.device)
+    for iteration in range(num_iters):
+        column_sums = (logits + by_sample.unsqueeze(-1)).logsumexp(dim=-2)  # (..., K)
+        if tolerance is not None and iteration > 0:
+            error = ((column_sums + by_cluster).exp() - log_clusters.exp()).abs().sum(dim=-1)
+            used = torch.where(active & (error <= tolerance), iteration, used)
+            active = active & (error > tolerance)
+        new_by_cluster = log_clusters - column_sums
+        new_by_sample = log_samples - (logits + new_by_cluster.unsqueeze(-2)).logsumexp(dim=-1)
+        by_cluster = torch.where(active.unsqueeze(-1), new_by_cluster, by_cluster)
+        by_sample = torch.where(active.unsqueeze(-1), new_by_sample, by_sample)
+    plan = (logits + by_sample.unsqueeze(-1) + by_cluster.unsqueeze(-2)).exp() * num_samples
+    return (plan, used) if return_num_iters else plan
+
+
+def _log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:
+    """Return the logarithms of marginals that add up to 1, (..., count)."""
+    if marginals is None:
+        return scores.new_full((*scores.shape[:-2], count), -math.log(count))
+    shares = marginals.detach().to(scores.dtype)
+    return (shares / shares.sum(dim=-1, keepdim=True)).log().expand(*scores.shape[:-2], count)
