@@ -37,14 +37,13 @@ namespace {
 
 constexpr int64_t kChunkRows = 64;              // whose column sums are added up apart, whatever the number of threads
 constexpr int64_t kParallelElements = 1 << 15;  // of a matrix, from which on threads share it
-constexpr int64_t kLanes = 16;                  // of the widest vector, to a multiple of which rows are padded
 
 // One problem; T is the accumulation type. Columns from `clusters` to `stride` are absent: their kernel is 0.
 template <typename T>
 struct SinkhornProblem {
   int64_t samples, clusters, stride;
   const T* scores;                          // (N, K)
-  const T* shares;                          // (N,) of the samples, or null: 1 / N
+  const T* shares;                          // (N,) of the samples
   T inverse_epsilon, inverse_epsilon_rest;  // whose sum is 1 / epsilon
   T* kernel;                                // (N, stride)
   T* row_shift;                             // (N,)
@@ -52,8 +51,6 @@ struct SinkhornProblem {
   T* u;                                     // (N,)
   T* v;                                     // (stride,)
   T* assignments;                           // (N, K)
-
-  T sample_share(int64_t n) const { return shares == nullptr ? T(1) / static_cast<T>(samples) : shares[n]; }
 };
 
 // The gradient on its way back.
@@ -105,7 +102,7 @@ class Solver {
   Solver(int64_t samples, int64_t clusters, double epsilon)
       : samples_(samples),
         clusters_(clusters),
-        stride_((clusters + kLanes - 1) / kLanes * kLanes),
+        stride_(DEEPCLUST_SELECT(padded_columns<T>)(clusters)),
         chunks_((samples + kChunkRows - 1) / kChunkRows),
         memory_(Scratch<T>::size_of(samples * stride_) + 3 * Scratch<T>::size_of(samples) +
                 4 * Scratch<T>::size_of(stride_) + Scratch<T>::size_of(chunks_ * stride_) +
@@ -164,15 +161,12 @@ class Solver {
       const bool is_last = iteration + 1 == num_iters;
       T* kept = potentials == nullptr ? nullptr : potentials + iteration * (samples_ + clusters_);
       for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
-        DEEPCLUST_SELECT(scale_rows<T>)(in_, begin, end, sample_values_);
+        T* sums = is_last ? nullptr : clear_chunk(chunk);
+        chunk_values_[chunk] = DEEPCLUST_SELECT(scale_rows<T>)(in_, begin, end, sample_values_, sums);
         for (int64_t n = begin; kept != nullptr && n < end; ++n) {
           kept[n] = static_cast<T>(in_.row_shift[n] + gauge_ - std::log(static_cast<double>(sample_values_[n])));
         }
-        if (is_last) {
-          DEEPCLUST_SELECT(write_rows<T>)(in_, begin, end);
-        } else {
-          add_chunk(chunk, begin, end);
-        }
+        if (is_last) DEEPCLUST_SELECT(write_rows<T>)(in_, begin, end);
       });
       for (int64_t k = 0; kept != nullptr && k < clusters_; ++k) kept[samples_ + k] = static_cast<T>(log_v_[k]);
       if (!is_last) merge_sums(0);
@@ -216,9 +210,7 @@ class Solver {
     set_columns(used - 1, true);
     set_rows(used - 1);
     for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
-      T* sums = clear_chunk(chunk);
-      DEEPCLUST_SELECT(start_gradient<T>)(back, grad, f, g, begin, end, sums);
-      DEEPCLUST_SELECT(gradient_through_rows<T>)(back, row_of(used - 1), g, begin, end, sums);
+      DEEPCLUST_SELECT(start_gradient<T>)(back, grad, f, g, begin, end, clear_chunk(chunk));
     });
     for (int64_t iteration = used - 1; iteration >= 0; --iteration) {
       merge_sums(0);
@@ -259,12 +251,6 @@ class Solver {
     return partial_ + chunk * stride_;
   }
 
-  // Column sums of a chunk, and its largest u.
-  void add_chunk(int64_t chunk, int64_t begin, int64_t end) {
-    DEEPCLUST_SELECT(add_rows<T>)(in_, begin, end, clear_chunk(chunk));
-    chunk_values_[chunk] = *std::max_element(in_.u + begin, in_.u + end);
-  }
-
   // Column sums of all chunks; `scale` of each is exp(chunk_values - gauge) if `by_gauge`.
   void merge_sums(int by_gauge) {
     std::fill(sums_.begin(), sums_.end(), 0.0);
@@ -287,15 +273,7 @@ class Solver {
         finite = false;
         return;
       }
-      T largest = -infinity;  // u = 1 is exp(-row_shift) in terms of the kernel, so much larger in some rows
-      for (int64_t n = begin; n < end; ++n) {
-        if (in_.shares[n] > 0) largest = std::max(largest, -in_.row_shift[n]);
-      }
-      for (int64_t n = begin; n < end; ++n) {
-        in_.u[n] = in_.shares[n] > 0 ? std::exp(-in_.row_shift[n] - largest) : T(0);
-      }
-      DEEPCLUST_SELECT(add_rows<T>)(in_, begin, end, clear_chunk(chunk));
-      chunk_values_[chunk] = largest;
+      chunk_values_[chunk] = DEEPCLUST_SELECT(start_rows<T>)(in_, begin, end, clear_chunk(chunk));
     });
     if (!finite) return false;
     gauge_ = *std::max_element(chunk_values_, chunk_values_ + chunks_);

@@ -1,8 +1,15 @@
 // Kernels of Sinkhorn-Knopp for one capability; driven by sinkhorn_knopp.cpp, which explains the method.
 // No include guard: compiled once per capability.
+#include "common/tile_core.inl"
 
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
+
+// Columns rounded up to whole vectors.
+template <typename T>
+int64_t padded_columns(int64_t clusters) {
+  return (clusters + VecOf<T>::kLanes - 1) / VecOf<T>::kLanes * VecOf<T>::kLanes;
+}
 
 // Calls use(k, score, shift) with vectors of a row, the last one filled up with absent columns: score 0, shift -inf.
 template <typename T, typename Use>
@@ -23,69 +30,123 @@ DEEPCLUST_INLINE Vec<T> exponent_of(const SinkhornProblem<T>& in, const Vec<T>& 
   return score * in.inverse_epsilon + (score * in.inverse_epsilon_rest + shift);
 }
 
-// The largest score / epsilon + shift of a row; NaN if a score is not finite.
-template <typename T>
-T largest_exponent(const SinkhornProblem<T>& in, const T* scores /* (K,) */, const T* shift /* (stride,) */) {
-  Vec<T> largest = broadcast(-std::numeric_limits<T>::infinity());
-  Vec<T> unfit = {};
-  for_each_column(scores, shift, in.clusters,
-                  [&](int64_t, const Vec<T>& score, const Vec<T>& more) __attribute__((always_inline)) {
-                    const Vec<T> exponent = exponent_of<T>(in, score, more);
-                    largest = exponent > largest ? exponent : largest;
-                    unfit += score * T(0);
-                  });
-  return sum_lanes<T>(unfit) == T(0) ? max_lanes<T>(largest) : std::numeric_limits<T>::quiet_NaN();
+// Lane r is combine() over the lanes of values[r].
+template <typename T, typename Combine>
+DEEPCLUST_INLINE Vec<T> fold_each(Vec<T> (&values)[VecOf<T>::kLanes], const Combine& combine) {
+  transpose<T>(values);
+#pragma GCC unroll 4
+  for (int64_t half = VecOf<T>::kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < half; ++i) values[i] = combine(values[i], values[i + half]);
+  }
+  return values[0];
 }
 
 // Rows [begin, end) of the kernel matrix exp(s / epsilon + column_shift + row_shift), with the row shift that makes
-// their largest element 1; false if a score is not finite.
+// their largest element 1; false if a score is not finite. As many rows at a time as a vector has lanes.
 template <typename T>
 bool build_kernel(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
-  for (int64_t n = begin; n < end; ++n) {
-    const T* scores = in.scores + n * in.clusters;
-    T* row = in.kernel + n * in.stride;
-    const T largest = largest_exponent(in, scores, in.column_shift);
-    if (!(largest >= -std::numeric_limits<T>::max() && largest <= std::numeric_limits<T>::max())) return false;
-    in.row_shift[n] = -largest;
-    for_each_column(scores, in.column_shift, in.clusters,
-                    [&](int64_t k, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
-                      store(row + k, exponential<T>(exponent_of<T>(in, score, shift - largest)));
-                    });
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  Vec<T> unfit = {};
+  for (int64_t n = begin; n < end; n += kLanes) {
+    const int64_t count = end - n < kLanes ? end - n : kLanes;
+    Vec<T> peaks[kLanes];
+    for (int64_t r = 0; r < kLanes; ++r) {
+      Vec<T> largest = broadcast(-std::numeric_limits<T>::infinity());
+      const int64_t row = r < count ? n + r : n;
+      for_each_column(in.scores + row * in.clusters, in.column_shift, in.clusters,
+                      [&](int64_t, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
+                        const Vec<T> exponent = exponent_of<T>(in, score, shift);
+                        largest = exponent > largest ? exponent : largest;
+                        unfit += score * T(0);
+                      });
+      peaks[r] = largest;
+    }
+    T shift[kLanes];
+    store(shift, -fold_each<T>(peaks, [](const Vec<T>& x, const Vec<T>& y)
+                                          __attribute__((always_inline)) { return x > y ? x : y; }));
+    for (int64_t r = 0; r < count; ++r) {
+      T* row = in.kernel + (n + r) * in.stride;
+      in.row_shift[n + r] = shift[r];
+      for_each_column(in.scores + (n + r) * in.clusters, in.column_shift, in.clusters,
+                      [&](int64_t k, const Vec<T>& score, const Vec<T>& more) __attribute__((always_inline)) {
+                        store(row + k, exponential<T>(exponent_of<T>(in, score, more + shift[r])));
+                      });
+    }
   }
-  return true;
+  return sum_lanes<T>(unfit) == T(0);
 }
 
-// sums += sum over rows [begin, end) of u_n times the row of the kernel matrix.
+// sums += sum of u_n times the row of the kernel matrix over `count` rows from n on, at most as many as lanes.
 template <typename T>
-void add_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* sums /* (stride,) */) {
+DEEPCLUST_INLINE void add_rows(const SinkhornProblem<T>& in, int64_t n, int64_t count, T* sums /* (stride,) */) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  for (int64_t n = begin; n < end; ++n) {
-    const T* row = in.kernel + n * in.stride;
-    const T u = in.u[n];
-    for (int64_t k = 0; k < in.stride; k += kLanes) store(sums + k, load(sums + k) + load(row + k) * u);
+  constexpr int64_t kParts = 4;  // sums side by side, to hide their latency
+  const T* rows = in.kernel + n * in.stride;
+  const T* u = in.u + n;
+  for (int64_t k = 0; k < in.stride; k += kLanes) {
+    Vec<T> part[kParts] = {load(sums + k)};
+    int64_t r = 0;
+    for (; r + kParts <= count; r += kParts) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kParts; ++i) part[i] += load(rows + (r + i) * in.stride + k) * u[r + i];
+    }
+    for (; r < count; ++r) part[0] += load(rows + r * in.stride + k) * u[r];
+    store(sums + k, (part[0] + part[1]) + (part[2] + part[3]));
   }
 }
 
-// Scales rows [begin, end): u_n = r_n / sum_k v_k kernel_nk, and notes the logarithm of the sum where asked.
+// The first u of rows [begin, end): 1 is exp(-row_shift) in terms of the kernel, here relative to the largest of these,
+// which is returned; 0 for shares of 0. Their column sums are added up.
 template <typename T>
-void scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* row_sum /* (N,) */) {
+T start_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* sums /* (stride,) */) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  constexpr int64_t kRows = 4;  // share a pass over v
-  for (int64_t n = begin; n < end; n += kRows) {
-    const int64_t count = end - n < kRows ? end - n : kRows;
-    const T* row[kRows];
-    for (int64_t r = 0; r < kRows; ++r) row[r] = in.kernel + (r < count ? n + r : n) * in.stride;
-    Vec<T> sum[kRows] = {};
+  T largest = -std::numeric_limits<T>::infinity();
+  for (int64_t n = begin; n < end; ++n) {
+    if (in.shares[n] > 0 && -in.row_shift[n] > largest) largest = -in.row_shift[n];
+  }
+  for (int64_t n = begin; n < end; n += kLanes) {
+    const int64_t count = end - n < kLanes ? end - n : kLanes;
+    T exponent[kLanes];
+    for (int64_t r = 0; r < kLanes; ++r) {
+      const bool present = r < count && in.shares[n + r] > 0;
+      exponent[r] = present ? -in.row_shift[n + r] - largest : -std::numeric_limits<T>::infinity();
+    }
+    store(exponent, exponential<T>(load(exponent)));
+    for (int64_t r = 0; r < count; ++r) in.u[n + r] = exponent[r];
+    add_rows(in, n, count, sums);
+  }
+  return largest;
+}
+
+// Scales rows [begin, end), u_n = r_n / sum_k v_k kernel_nk, adds them to the next column sums if these are not null,
+// and returns the largest u.
+template <typename T>
+T scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end,
+             T* row_sum,  // (N,)
+             T* sums      // (stride,) or null
+) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  T largest = T(0);
+  for (int64_t n = begin; n < end; n += kLanes) {
+    const int64_t count = end - n < kLanes ? end - n : kLanes;
+    Vec<T> sum[kLanes] = {};
     for (int64_t k = 0; k < in.stride; k += kLanes) {
       const Vec<T> v = load(in.v + k);
-#pragma GCC unroll 4
-      for (int64_t r = 0; r < kRows; ++r) sum[r] += v * load(row[r] + k);
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kLanes; ++r) sum[r] += v * load(in.kernel + (r < count ? n + r : n) * in.stride + k);
     }
+    T folded[kLanes];
+    store(folded,
+          fold_each<T>(sum, [](const Vec<T>& x, const Vec<T>& y) __attribute__((always_inline)) { return x + y; }));
     for (int64_t r = 0; r < count; ++r) {
-      row_sum[n + r] = sum_lanes<T>(sum[r]);
-      in.u[n + r] = in.sample_share(n + r) / row_sum[n + r];
+      row_sum[n + r] = folded[r];
+      in.u[n + r] = in.shares[n + r] / folded[r];
+      largest = in.u[n + r] > largest ? in.u[n + r] : largest;
     }
+    if (sums != nullptr) add_rows(in, n, count, sums);
   }
+  return largest;
 }
 
 // Writes rows [begin, end) of the assignments, N u_n v_k kernel_nk.
@@ -129,7 +190,9 @@ void add_exponentials(const SinkhornProblem<T>& in, const T* f /* (N,) */, const
   }
 }
 
-// The gradient of the result itself, rows [begin, end): terms = grad * N P, its sum over the row, and over columns.
+// The gradient by s / epsilon as far as the last u: terms = N P (grad - their mean over the row, weighted by P), rows
+// [begin, end), and their sums over columns. f is log u and g log v. By the mean: the row's sum is fixed, and what is
+// equal in all its elements has no effect.
 template <typename T>
 void start_gradient(const SinkhornGradient<T>& in, const T* grad /* (N, K) */, const T* f, const T* g, int64_t begin,
                     int64_t end, T* column_sums /* (stride,) */) {
@@ -138,21 +201,27 @@ void start_gradient(const SinkhornGradient<T>& in, const T* grad /* (N, K) */, c
   for (int64_t n = begin; n < end; ++n) {
     T* terms = in.terms + n * problem.stride;
     const T* grads = grad + n * problem.clusters;
-    const T scale = static_cast<T>(problem.samples);
-    Vec<T> sum = {};
+    const auto grad_at = [&](int64_t k) __attribute__((always_inline)) {
+      if (k + kLanes <= problem.clusters) return load(grads + k);
+      T rest[kLanes] = {};
+      for (int64_t lane = 0; k + lane < problem.clusters; ++lane) rest[lane] = grads[k + lane];
+      return load(rest);
+    };
+    Vec<T> sum = {}, weighted = {};
     for_each_column(problem.scores + n * problem.clusters, g, problem.clusters,
                     [&](int64_t k, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
-                      T own[kLanes] = {};
-                      for (int64_t lane = 0; lane < kLanes && k + lane < problem.clusters; ++lane) {
-                        own[lane] = grads[k + lane];
-                      }
-                      const Vec<T> term =
-                          load(own) * scale * exponential<T>(exponent_of<T>(problem, score, shift + f[n]));
-                      store(terms + k, term);
-                      sum += term;
-                      store(column_sums + k, load(column_sums + k) + term);
+                      const Vec<T> share = exponential<T>(exponent_of<T>(problem, score, shift + f[n]));
+                      store(terms + k, share);
+                      sum += share;
+                      weighted += share * grad_at(k);
                     });
-    in.by_sample[n] = sum_lanes<T>(sum);
+    const T total = sum_lanes<T>(sum);
+    const T mean = total > T(0) ? sum_lanes<T>(weighted) / total : T(0);
+    for (int64_t k = 0; k < problem.stride; k += kLanes) {
+      const Vec<T> term = load(terms + k) * (grad_at(k) - mean) * static_cast<T>(problem.samples);
+      store(terms + k, term);
+      store(column_sums + k, load(column_sums + k) + term);
+    }
   }
 }
 

@@ -119,8 +119,42 @@ def fused_contrastive_loss_samples(dtype: torch.dtype, device: str) -> list[Samp
     return samples
 
 
+def sinkhorn_knopp_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """One problem and batches of them, cosines and scores far apart, marginals, early stops."""
+    generator = torch.Generator().manual_seed(0)
+
+    def cosines(*shape: int) -> Tensor:
+        rows, columns = (
+            torch.nn.functional.normalize(torch.randn(*size, 8, generator=generator, dtype=torch.float64), dim=-1)
+            for size in (shape[:-1], (*shape[:-2], shape[-1]))
+        )
+        return (rows @ columns.mT).to(dtype).to(device)
+
+    def shares(*shape: int) -> Tensor:
+        drawn = torch.rand(*shape, generator=generator, dtype=torch.float64) + 0.1
+        drawn[..., 1] = 0
+        return drawn.to(device)
+
+    def sample(name: str, scores: Tensor, **options: Any) -> Sample:
+        return Sample(name, (scores,), {"differentiable": True} | options)
+
+    return [
+        sample("5x3", cosines(5, 3)),
+        sample("2x3x7x4", cosines(2, 3, 7, 4), epsilon=0.2, num_iters=4),
+        sample("37x5", cosines(37, 5), num_iters=10),
+        sample("6x4, marginals", cosines(6, 4), sample_marginals=shares(6), cluster_marginals=shares(4), epsilon=0.3),
+        sample("131x67", cosines(131, 67)),
+        sample("epsilon 0.01", cosines(70, 20), epsilon=0.01, num_iters=5),
+        sample("far apart", 10 * cosines(70, 20), epsilon=0.05),
+        sample("3x70x9, marginals", cosines(3, 70, 9), sample_marginals=shares(3, 70), cluster_marginals=shares(3, 9)),
+        sample("tolerance", cosines(2, 65, 33), tolerance=0.01, num_iters=50, epsilon=0.1),
+        sample("constant", cosines(20, 6)[:, :1].expand(-1, 6)),
+    ]
+
+
 SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
     "batch_hard_mining": batch_hard_mining_samples,
     "fused_contrastive_loss": fused_contrastive_loss_samples,
     "fused_hsd_loss": fused_hsd_loss_samples,
+    "sinkhorn_knopp": sinkhorn_knopp_samples,
 }

@@ -101,10 +101,10 @@ def test_compiles_to_one_graph(op: str, device: str) -> None:
 
 def test_layout_of_inputs_does_not_matter(op: str, device: str) -> None:
     def transposed(tensor: Tensor) -> Tensor:
-        return tensor.T.contiguous().T
+        return tensor.mT.contiguous().mT
 
     def every_second(tensor: Tensor) -> Tensor:
-        return torch.stack([tensor, torch.full_like(tensor, 7)], dim=-1).flatten(1)[:, ::2]
+        return torch.stack([tensor, torch.full_like(tensor, 7)], dim=-1).flatten(-2)[..., ::2]
 
     for sample in SAMPLE_INPUTS[op](torch.float32, device):
         for strided in (sample.map(transposed), sample.map(every_second)):
