@@ -7,6 +7,7 @@
 #include "cuda/fused_contrastive_loss.cuh"
 #include "cuda/fused_hsd_loss.cuh"
 #include "cuda/pair_gradient.cuh"
+#include "cuda/sinkhorn_knopp.cuh"
 
 namespace {
 
@@ -68,10 +69,28 @@ void contrastive(int64_t count, int64_t depth, int64_t queue, int64_t classes) {
   }
 }
 
+void sinkhorn(int64_t problems, int64_t samples, int64_t clusters) {
+  for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
+    SinkhornInputs inputs{};
+    inputs.type = type;
+    inputs.problems = problems;
+    inputs.samples = samples;
+    inputs.clusters = clusters;
+    inputs.num_iters = 2;
+    inputs.epsilon = 0.05;
+    const SinkhornPlan plan = plan_sinkhorn_knopp(inputs);
+    const SinkhornWorkspace workspace{};
+    require(launch_sinkhorn_knopp(inputs, plan, workspace, {}, nullptr));
+    require(launch_sinkhorn_knopp_backward(inputs, plan, workspace, {}, nullptr));
+  }
+}
+
 }  // namespace
 
 int main() {
   for (const int64_t count : {1, 1000, 100'000, 10'000'000}) {
+    for (const int64_t clusters : {1, 10, 1000, 100'000}) sinkhorn(1, count, clusters);
+    sinkhorn(count, 256, 128);
     for (const int64_t depth : {1, 128, 2048}) {
       mining(count, depth);
       pair_gradient(count, depth);
