@@ -4,5 +4,6 @@ from deepclust_ext.losses.cluster_contrastive import ClusterContrastiveLoss
 from deepclust_ext.losses.contrastive import ContrastiveLoss
 from deepclust_ext.losses.hsd import HSDLoss
 from deepclust_ext.losses.prototype import PrototypeLoss
+from deepclust_ext.losses.sinkhorn import SinkhornKnopp
 
-__all__ = ["ClusterContrastiveLoss", "ContrastiveLoss", "HSDLoss", "PrototypeLoss"]
+__all__ = ["ClusterContrastiveLoss", "ContrastiveLoss", "HSDLoss", "PrototypeLoss", "SinkhornKnopp"]

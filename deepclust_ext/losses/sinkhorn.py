@@ -1,0 +1,55 @@
+"""Assignments of equal cluster sizes as a module."""
+
+from torch import Tensor, nn
+
+from deepclust_ext.ops import sinkhorn_knopp
+
+
+class SinkhornKnopp(nn.Module):
+    """Module form of :func:`deepclust_ext.sinkhorn_knopp`, with its arguments, defaults and errors.
+
+    Source: https://arxiv.org/abs/1306.0895; the order of the steps, https://arxiv.org/abs/2006.09882.
+
+    Args:
+        epsilon: Smoothness; the smaller, the harder the assignments.
+        num_iters: Iterations; with ``tolerance`` at most.
+        tolerance: How far the clusters' sums may be from their shares where a problem stops early.
+        differentiable: Let the gradient of the iterations reach the scores.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.05,
+        num_iters: int = 3,
+        tolerance: float | None = None,
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.num_iters = num_iters
+        self.tolerance = tolerance
+        self.differentiable = differentiable
+
+    def forward(
+        self,
+        scores: Tensor,  # (..., N, K)
+        sample_marginals: Tensor | None = None,  # (N,) or (..., N)
+        cluster_marginals: Tensor | None = None,  # (K,) or (..., K)
+    ) -> Tensor:
+        """Return the assignments (..., N, K)."""
+        return sinkhorn_knopp(
+            scores,
+            epsilon=self.epsilon,
+            num_iters=self.num_iters,
+            sample_marginals=sample_marginals,
+            cluster_marginals=cluster_marginals,
+            tolerance=self.tolerance,
+            differentiable=self.differentiable,
+        )
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return (
+            f"epsilon={self.epsilon}, num_iters={self.num_iters}, tolerance={self.tolerance}, "
+            f"differentiable={self.differentiable}"
+        )
