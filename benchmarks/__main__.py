@@ -22,6 +22,7 @@ from benchmarks.harness import (
     float32_products,
     load_op,
     load_providers,
+    modes_of,
     op_names,
 )
 from benchmarks.memory import measure_allocated, measure_in_subprocess
@@ -36,11 +37,13 @@ from benchmarks.report import (
     machine_name,
     update_csv,
 )
+from benchmarks.sinkhorn_floors import sinkhorn_floor_table
 from deepclust_ext._extension import NATIVE_DEVICES
 
 FLOOR_TABLES = {
     "batch_hard_mining, fused_hsd_loss": mining_floor_table,
     "fused_contrastive_loss": contrastive_floor_table,
+    "sinkhorn_knopp": sinkhorn_floor_table,
 }
 
 
@@ -62,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 def run_case(name: str, op: OpBenchmark, case: Case, setting: Setting, seconds: float, memory: bool) -> list[Row]:
     """Measure one case and return a row per provider and mode, or one per provider that was not timed."""
     inputs = case.inputs(DTYPES[setting.dtype][0], setting.device)
+    case_modes = modes_of(op, case)
     timed: Rounds = {}
     if case.memory_only:
         functions, statuses = load_providers(op, case)
@@ -69,16 +73,16 @@ def run_case(name: str, op: OpBenchmark, case: Case, setting: Setting, seconds: 
     else:
         functions, statuses = admit(op, case, inputs)
         calls = {op.YARDSTICK.name: case.bind(op.YARDSTICK.function), **case.beside, **functions}
-        modes = {name: op.MODES if name != op.YARDSTICK.name else ("forward",) for name in calls}
+        modes = {name: case_modes if name != op.YARDSTICK.name else ("forward",) for name in calls}
         timed = time_rounds(calls, modes, inputs, setting.device, seconds)
     peaks: dict[str, float] = {}
     for provider in functions if memory else ():
         if setting.device == "cuda":
-            peaks[provider] = measure_allocated(functions[provider], inputs, op.MODES)
+            peaks[provider] = measure_allocated(functions[provider], inputs, case_modes)
         else:
             peaks[provider] = measure_in_subprocess(name, case.name, provider, setting.dtype, setting.threads)
     make_row = partial(Row, op=name, case=case.name, **asdict(setting))
-    whole = op.MODES[-1]  # the mode that memory is measured in
+    whole = case_modes[-1]  # the mode that memory is measured in
     rows = []
     for (provider, mode), times in timed.items():
         summary = summarize(times)

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,17 @@ def clear_gradients(inputs: tuple[Tensor, ...]) -> None:
         x.grad = None
 
 
+def go_backward(output: Tensor) -> None:
+    """Call backward on a loss, or on any other result with a gradient that is always the same."""
+    output.backward(None if output.dim() == 0 else fixed_gradient(output.shape, output.dtype, output.device))
+
+
+@cache
+def fixed_gradient(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return normal numbers, made when they are first asked for."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+
+
 def take_host_sample(function: Function, inputs: tuple[Tensor, ...], modes: Sequence[str]) -> Sample:
     """Time one call; forward records the graph where a backward follows, and "both" is one stretch of time."""
     clear_gradients(inputs)
@@ -39,7 +50,7 @@ def take_host_sample(function: Function, inputs: tuple[Tensor, ...], modes: Sequ
     middle = time.perf_counter()
     if "backward" not in modes:
         return {"forward": middle - start}
-    output.backward()
+    go_backward(output)
     end = time.perf_counter()
     return {"forward": middle - start, "backward": end - middle, "both": end - start}
 
@@ -63,7 +74,7 @@ def take_device_sample(function: Function, inputs: tuple[Tensor, ...], modes: Se
 
     def backward(output: Tensor) -> None:
         clear_gradients(inputs)
-        output.backward()
+        go_backward(output)
 
     return {
         "forward": time_stretch(lambda: outputs.append(function(*inputs)), repeats),

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from benchmarks.clock import Function, clear_gradients
+from benchmarks.clock import Function, clear_gradients, go_backward
 from benchmarks.floors import WorkOf
 
 # What a run's dtype may be, with the torch dtype and torch's setting for float32 products on CUDA. "float32-high" lets
@@ -51,6 +51,7 @@ class Case:
     keywords: tuple[str, ...] = ()  # names of the last inputs
     options: Mapping[str, float] = field(default_factory=dict)
     works: Mapping[str, WorkOf] | None = None  # in place of the op's WORK
+    modes: Sequence[str] | None = None  # in place of the op's MODES
     memory_only: bool = False  # too large for a check in float64
     checked_rows: int | None = None  # so many rows are checked instead: too large for a check in float64 on this GPU
 
@@ -114,6 +115,11 @@ def cases_of(op: OpBenchmark, device: str) -> Sequence[Case]:
     return op.CUDA_CASES if device == "cuda" else op.CASES
 
 
+def modes_of(op: OpBenchmark, case: Case) -> Sequence[str]:
+    """Return what is timed of a case."""
+    return case.modes or op.MODES
+
+
 def providers_of(op: OpBenchmark, case: Case) -> dict[str, Provider]:
     """Return all providers of a case, skipped ones included, as functions of its inputs by position."""
 
@@ -141,14 +147,14 @@ def load_providers(op: OpBenchmark, case: Case) -> tuple[dict[str, Function], di
 # The gate
 
 
-def named_results(op: OpBenchmark, function: Function, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """Call a provider and return all that is compared: its outputs and, if the op is timed backward, its gradients."""
+def named_results(modes: Sequence[str], function: Function, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Call a provider and return all that is compared: its outputs and, if it is timed backward, its gradients."""
     clear_gradients(inputs)
     output = function(*inputs)
     results = {"output": output} if isinstance(output, Tensor) else dict(output._asdict())
-    if "backward" in op.MODES:
+    if "backward" in modes:
         if output.requires_grad:
-            output.backward()
+            go_backward(output)
         for i, x in enumerate(inputs):
             if x.requires_grad:  # a provider without gradient fails by NaN
                 results[f"gradient of input {i}"] = torch.full_like(x, torch.nan) if x.grad is None else x.grad
@@ -169,7 +175,7 @@ def error(result: Tensor, truth: Tensor) -> float:
         difference, scale = (result != truth).double(), float(truth.numel()) ** 0.5
     if truth.dim() == 0:
         return float(difference.abs()) / scale
-    by_row = difference.flatten(1).norm(dim=1) if truth.dim() > 1 else difference.abs()
+    by_row = difference.flatten(0, -2).norm(dim=1) if truth.dim() > 1 else difference.abs()
     kept = by_row.sort().values[: len(by_row) - 2 - len(by_row) // 500]
     return float(kept.norm()) / scale
 
@@ -208,7 +214,7 @@ def float32_products(precision: str) -> Iterator[None]:
 def reference_results(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the results of the reference on the same values in another dtype."""
     converted = tuple(x.detach().to(dtype).requires_grad_(x.requires_grad) for x in inputs)
-    return named_results(op, case.bind(op.TRUTH), converted)
+    return named_results(modes_of(op, case), case.bind(op.TRUTH), converted)
 
 
 def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Function], dict[str, str]]:
@@ -235,9 +241,9 @@ def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict
     for name, function in loaded.items():
         budget = (careful, careful_dtype) if name == "ours" else (naive, dtype)
         try:
-            fault = find_fault(named_results(op, function, checked), budget[0], truth, budget[1])
+            fault = find_fault(named_results(modes_of(op, case), function, checked), budget[0], truth, budget[1])
             if case.checked_rows and not fault:  # that it runs at all, and stays finite
-                values = named_results(op, function, inputs).values()
+                values = named_results(modes_of(op, case), function, inputs).values()
                 fault = None if all(value.isfinite().all() for value in values) else "WRONG: not finite"
         except torch.OutOfMemoryError:
             fault = "skipped: out of memory"

@@ -1,8 +1,9 @@
 """Peak extra memory of one call; on the CPU each in a process of its own (`python -m benchmarks.memory`).
 
-The process builds the inputs, warms the provider up on 64 rows (a compiled one on all rows: compiling is no part of a
-call), resets its peak resident memory, calls forward and, where the op is timed so, backward once, and reports how far
-the peak rose above what was resident before. The gradient counts, inputs do not.
+The process builds the inputs, warms the provider up on 64 rows (on all rows if it is compiled, or if its result is no
+loss: neither compiling nor the gradient that backward starts from is part of a call), resets its peak resident memory,
+calls forward and, where it is timed so, backward once, and reports how far the peak rose above what was resident
+before. The gradient counts, inputs do not.
 
 Blocks of 64 kB and more are mapped one by one (MALLOC_MMAP_THRESHOLD_), so what a warm-up freed is back with the system
 and cannot serve the measured call unseen. Without /proc the peak cannot be reset, and memory is reported only as far as
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import Function, clear_gradients, take_host_sample
-from benchmarks.harness import Case, OpBenchmark, load_op, providers_of
+from benchmarks.harness import Case, OpBenchmark, load_op, modes_of, providers_of
 
 WARM_UP_ROWS = 64
 _PROC = Path("/proc/self")
@@ -52,13 +53,13 @@ def measure(op: OpBenchmark, case: Case, provider: str, dtype: torch.dtype) -> i
     inputs = case.inputs(dtype, "cpu")
     chosen = providers_of(op, case)[provider]
     function = chosen.load()
-    warm_up = inputs if chosen.compiled else case.inputs(dtype, "cpu", min(WARM_UP_ROWS, case.rows))
-    take_host_sample(function, warm_up, op.MODES)
+    warm_up = inputs if chosen.compiled or case.modes else case.inputs(dtype, "cpu", min(WARM_UP_ROWS, case.rows))
+    take_host_sample(function, warm_up, modes_of(op, case))
     clear_gradients(inputs)
     if (_PROC / "clear_refs").exists():
         (_PROC / "clear_refs").write_text("5")
     before = peak_resident_bytes()
-    take_host_sample(function, inputs, op.MODES)
+    take_host_sample(function, inputs, modes_of(op, case))
     return peak_resident_bytes() - before
 
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks import __main__ as command_line
 from benchmarks import report
 from benchmarks.clock import paired_ratio, summarize
-from benchmarks.harness import Case, Provider, admit, error, find_fault, load_op, op_names, providers_of
+from benchmarks.harness import Case, Provider, admit, error, find_fault, load_op, modes_of, op_names, providers_of
 from benchmarks.inputs import cluster_labels
 from benchmarks.memory import measure_in_subprocess
 from benchmarks.report import COLUMNS, KEY, Row, Setting, csv_path, format_table, machine_name, slug, update_csv
@@ -124,6 +124,9 @@ def test_error_leaves_out_a_few_rows_only() -> None:
     assert error(flipped, truth) == pytest.approx(0.05)
     flipped[3, 0] = torch.nan
     assert error(flipped, truth) == float("inf")
+    assert error(flipped.view(4, 25, 4), truth.view(4, 25, 4)) == float("inf")
+    flipped[2:4] = 1.0
+    assert error(flipped.view(4, 25, 4), truth.view(4, 25, 4)) == 0.0  # rows of all problems, not problems
     assert error(torch.tensor(1.5), torch.tensor(1.0, dtype=torch.float64)) == pytest.approx(0.5)
     assert error(torch.tensor([0, 1, 2, 3]), torch.tensor([0, 9, 2, 3])) == 0.0
     assert error(torch.tensor([0, 1, 2, 3]), torch.tensor([8, 9, 9, 3])) == pytest.approx(0.5)
@@ -202,17 +205,18 @@ def test_every_op_states_what_the_harness_needs(op: str) -> None:
     module = load_op(op)
     assert next(iter(module.PROVIDERS)) == "ours"
     assert module.TRUTH is getattr(reference, op)
-    assert tuple(module.MODES) in (("forward",), ("forward", "backward", "both"))
     assert isinstance(module.FOLLOWS_PRECISION, bool)
     for cases in (module.CASES, module.CUDA_CASES):
         assert len({case.name for case in cases}) == len(cases)
     for case in (*module.CASES, *module.CUDA_CASES):
         assert (case.checked_rows or 1) < case.rows
         assert set(case.skip) <= set(providers_of(module, case))
-        assert set(case.works or module.WORK) <= set(module.MODES)
+        modes = tuple(modes_of(module, case))
+        assert modes in (("forward",), ("forward", "backward", "both"))
+        assert set(modes) - {"both"} == set(case.works or module.WORK)
         *inputs, last = case.inputs(torch.float32, "cpu", rows=4)
-        assert all(len(x) == 4 for x in inputs)
-        assert len(last) == 4 or case.keywords[-1] == "queue"
+        assert all(x.shape[-2] == 4 for x in inputs)
+        assert last.shape[-2] == 4 or case.keywords[-1] == "queue"
         case.bind(inspect.signature(module.TRUTH).bind)(*inputs, last)
 
 
@@ -226,18 +230,19 @@ def test_distant_case_has_the_clusters_as_its_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "op", "case"),
+    ("name", "package", "op", "case"),
     [
-        ("pytorch_metric_learning", "batch_hard_mining", "distant-256x256"),
-        ("pytorch_metric_learning", "fused_contrastive_loss", "plain-128x128"),
-        ("lightly.loss.ntx_ent_loss", "fused_contrastive_loss", "plain-128x128"),
+        ("pytorch-metric-learning", "pytorch_metric_learning", "batch_hard_mining", "distant-256x256"),
+        ("pytorch-metric-learning", "pytorch_metric_learning", "fused_contrastive_loss", "plain-128x128"),
+        ("lightly", "lightly.loss.ntx_ent_loss", "fused_contrastive_loss", "plain-128x128"),
+        ("POT", "ot.batch", "sinkhorn_knopp", "t3-256x10"),
+        ("POT", "ot.batch", "sinkhorn_knopp", "batch-256x16"),
     ],
 )
-def test_rival_passes_the_gate_where_it_is_installed(package: str, op: str, case: str) -> None:
+def test_rival_passes_the_gate_where_it_is_installed(name: str, package: str, op: str, case: str) -> None:
     pytest.importorskip(package, reason="needs the extra `bench`", exc_type=ImportError)
     module = load_op(op)
     (found,) = (one for one in module.CASES if one.name == case)
-    name = package.partition(".")[0].replace("_", "-")
     others = set(providers_of(module, found)) - {name}
     only = dataclasses.replace(found, skip=dict.fromkeys(others, "skipped: not the question"))
     fit, _ = admit(module, only, only.inputs(torch.float32, "cpu"))
