@@ -24,31 +24,66 @@ int64_t panel_columns() {
   return Tile<T>::kPanelColumns;
 }
 
-// Lane i of the results is lane i/2 of a (even i) or b (odd i), from the lower and the upper halves of both.
-template <typename T, int64_t... kLane>
-DEEPCLUST_INLINE void interleave(Vec<T>& a, Vec<T>& b, std::integer_sequence<int64_t, kLane...>) {
-  constexpr int64_t kLanes = VecOf<T>::kLanes;
-  const Vec<T> low = __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kLanes)...);
-  const Vec<T> high = __builtin_shufflevector(a, b, (kLane / 2 + kLane % 2 * kLanes + kLanes / 2)...);
-  a = low;
-  b = high;
-}
+// Shuffles of vectors as rows of 128-bit parts, each of kPart lanes: what instructions do without a table.
+template <typename T>
+struct Parts {
+  static constexpr int64_t kLanes = VecOf<T>::kLanes;
+  static constexpr int64_t kPart = 16 / static_cast<int64_t>(sizeof(T));
+  static constexpr int64_t kCount = kLanes / kPart;
 
-// Transposes a square of kLanes vectors: log2(kLanes) perfect shuffles of the whole square.
+  // Within each part, lanes of a and b in turn, first from their lower, then from their upper halves.
+  template <int64_t... kLane>
+  static DEEPCLUST_INLINE void interleave(Vec<T>& a, Vec<T>& b, std::integer_sequence<int64_t, kLane...>) {
+    const Vec<T> low =
+        __builtin_shufflevector(a, b, (kLane / kPart * kPart + kLane % kPart / 2 + kLane % 2 * kLanes)...);
+    b = __builtin_shufflevector(a, b, (kLane / kPart * kPart + kLane % kPart / 2 + kPart / 2 + kLane % 2 * kLanes)...);
+    a = low;
+  }
+
+  // The even parts of both, and the odd ones.
+  template <int64_t... kLane>
+  static DEEPCLUST_INLINE void separate(Vec<T>& a, Vec<T>& b, std::integer_sequence<int64_t, kLane...>) {
+    const Vec<T> even = __builtin_shufflevector(a, b, (kLane / kPart * 2 * kPart + kLane % kPart)...);
+    b = __builtin_shufflevector(a, b, ((kLane / kPart * 2 + 1) * kPart + kLane % kPart)...);
+    a = even;
+  }
+};
+
+// Transposes a square of kLanes vectors: first squares within the parts, then the parts.
 template <typename T>
 DEEPCLUST_INLINE void transpose(Vec<T> (&square)[VecOf<T>::kLanes]) {
-  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  using P = Parts<T>;
+  constexpr auto kLanes = std::make_integer_sequence<int64_t, P::kLanes>();
+  Vec<T> moved[P::kLanes];
 #pragma GCC unroll 4
-  for (int64_t stage = 1; stage < kLanes; stage *= 2) {
-    Vec<T> shuffled[kLanes];
+  for (int64_t stage = 1; stage < P::kPart; stage *= 2) {
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes / 2; ++i) {
-      shuffled[2 * i] = square[i];
-      shuffled[2 * i + 1] = square[i + kLanes / 2];
-      interleave<T>(shuffled[2 * i], shuffled[2 * i + 1], std::make_integer_sequence<int64_t, kLanes>());
+    for (int64_t first = 0; first < P::kLanes; first += P::kPart) {
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < P::kPart / 2; ++i) {
+        moved[first + 2 * i] = square[first + i];
+        moved[first + 2 * i + 1] = square[first + i + P::kPart / 2];
+        P::interleave(moved[first + 2 * i], moved[first + 2 * i + 1], kLanes);
+      }
     }
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i) square[i] = shuffled[i];
+    for (int64_t i = 0; i < P::kLanes; ++i) square[i] = moved[i];
+  }
+#pragma GCC unroll 2
+  for (int64_t stage = 1; stage < P::kCount; stage *= 2) {
+#pragma GCC unroll 4
+    for (int64_t column = 0; column < P::kPart; ++column) {
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < P::kCount / 2; ++i) {
+        Vec<T>& even = moved[i * P::kPart + column];
+        Vec<T>& odd = moved[(i + P::kCount / 2) * P::kPart + column];
+        even = square[2 * i * P::kPart + column];
+        odd = square[(2 * i + 1) * P::kPart + column];
+        P::separate(even, odd, kLanes);
+      }
+    }
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < P::kLanes; ++i) square[i] = moved[i];
   }
 }
 

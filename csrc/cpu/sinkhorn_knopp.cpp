@@ -35,8 +35,13 @@
 namespace deepclust {
 namespace {
 
-constexpr int64_t kChunkRows = 64;              // whose column sums are added up apart, whatever the number of threads
+constexpr int64_t kFewClusters = 64;            // up to which samples lie along the lanes of vectors
 constexpr int64_t kParallelElements = 1 << 15;  // of a matrix, from which on threads share it
+// Largest s / epsilon: its rounding is below 1 then, and exponentials of differences are still right to a factor.
+template <typename T>
+constexpr T kLargestLogit = sizeof(T) == 4 ? 0x1p22 : 0x1p50;
+template <typename T>
+constexpr T kOverflow = sizeof(T) == 4 ? 0x1p105 : 0x1p973;  // what makes anything larger overflow
 
 // One problem; T is the accumulation type. Columns from `clusters` to `stride` are absent: their kernel is 0.
 template <typename T>
@@ -80,10 +85,11 @@ constexpr double kWidestSpan = sizeof(T) == 4 ? 1e12 : 1e100;
 template <typename T>
 constexpr double kVanishing = sizeof(T) == 4 ? 1e-20 : 1e-150;
 
-// Shares that add up to 1; empty if they are no shares.
+// Shares that add up to 1, followed by zeros up to whole vectors; empty if they are no shares.
 template <typename T>
 std::vector<T> normalize_shares(const T* shares /* (count,) or null */, int64_t count) {
-  std::vector<T> result(count, static_cast<T>(1.0 / static_cast<double>(count)));
+  std::vector<T> result(Scratch<T>::size_of(count));
+  std::fill(result.begin(), result.begin() + count, static_cast<T>(1.0 / static_cast<double>(count)));
   if (shares == nullptr) return result;
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -103,21 +109,22 @@ class Solver {
       : samples_(samples),
         clusters_(clusters),
         stride_(DEEPCLUST_SELECT(padded_columns<T>)(clusters)),
-        chunks_((samples + kChunkRows - 1) / kChunkRows),
-        memory_(Scratch<T>::size_of(samples * stride_) + 3 * Scratch<T>::size_of(samples) +
+        chunk_rows_(clusters > kFewClusters ? 64 : 512),
+        chunks_((samples + chunk_rows_ - 1) / chunk_rows_),
+        memory_(Scratch<T>::size_of(samples) * stride_ + 3 * Scratch<T>::size_of(samples) +
                 4 * Scratch<T>::size_of(stride_) + Scratch<T>::size_of(chunks_ * stride_) +
                 Scratch<T>::size_of(chunks_)),
         sums_(clusters),
-        log_v_(clusters) {
-    const T inverse = static_cast<T>(1 / epsilon);
+        ratios_(clusters),
+        epsilon_(epsilon) {
     in_ = {samples,
            clusters,
            stride_,
            nullptr,
            nullptr,
-           inverse,
-           static_cast<T>(1 / epsilon - static_cast<double>(inverse)),
-           memory_.take(samples * stride_),
+           T(0),
+           T(0),
+           memory_.take(Scratch<T>::size_of(samples) * stride_),
            memory_.take(samples),
            memory_.take(stride_),
            memory_.take(samples),
@@ -138,7 +145,7 @@ class Solver {
                 T* assignments,  // (N, K)
                 T* potentials    // (num_iters, N + K) or null
   ) {
-    in_.scores = scores;
+    set_scores(scores);
     in_.assignments = assignments;
     const std::vector<T> r = normalize_shares(sample_shares, samples_), c = normalize_shares(cluster_shares, clusters_);
     in_.shares = r.data();
@@ -157,9 +164,9 @@ class Solver {
           return iteration;
         }
       }
-      scale_columns(c, iteration);
       const bool is_last = iteration + 1 == num_iters;
       T* kept = potentials == nullptr ? nullptr : potentials + iteration * (samples_ + clusters_);
+      scale_columns(c, iteration, kept == nullptr ? nullptr : kept + samples_);
       for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
         T* sums = is_last ? nullptr : clear_chunk(chunk);
         chunk_values_[chunk] = DEEPCLUST_SELECT(scale_rows<T>)(in_, begin, end, sample_values_, sums);
@@ -168,7 +175,6 @@ class Solver {
         }
         if (is_last) DEEPCLUST_SELECT(write_rows<T>)(in_, begin, end);
       });
-      for (int64_t k = 0; kept != nullptr && k < clusters_; ++k) kept[samples_ + k] = static_cast<T>(log_v_[k]);
       if (!is_last) merge_sums(0);
     }
     return num_iters;
@@ -188,7 +194,12 @@ class Solver {
       std::fill(grad_scores, grad_scores + samples_ * clusters_, std::numeric_limits<T>::quiet_NaN());
       return;
     }
-    in_.scores = scores;
+    set_scores(scores);
+    std::atomic<bool> fit{true};
+    for_chunks([&](int64_t, int64_t begin, int64_t end) {
+      if (!DEEPCLUST_SELECT(is_fit<T>)(in_, begin, end)) fit = false;
+    });
+    if (!fit) raise_epsilon();
     const SinkhornGradient<T> back{in_, in_.kernel, in_.u, in_.v};
     T* f = sample_values_;
     T* g = cluster_values_;
@@ -238,10 +249,10 @@ class Solver {
   // Calls use(chunk, begin, end) for all chunks of rows.
   template <typename Use>
   void for_chunks(const Use& use) {
-    const int64_t grain = std::max<int64_t>(1, kParallelElements / (kChunkRows * stride_));
+    const int64_t grain = std::max<int64_t>(1, kParallelElements / (chunk_rows_ * stride_));
     at::parallel_for(0, chunks_, grain, [&](int64_t first, int64_t last) {
       for (int64_t chunk = first; chunk < last; ++chunk) {
-        use(chunk, chunk * kChunkRows, std::min((chunk + 1) * kChunkRows, samples_));
+        use(chunk, chunk * chunk_rows_, std::min((chunk + 1) * chunk_rows_, samples_));
       }
     });
   }
@@ -260,6 +271,25 @@ class Solver {
     }
   }
 
+  void set_scores(const T* scores) {
+    in_.scores = scores;
+    in_.inverse_epsilon = static_cast<T>(1 / epsilon_);
+    in_.inverse_epsilon_rest = static_cast<T>(1 / epsilon_ - static_cast<double>(in_.inverse_epsilon));
+  }
+
+  // Where s / epsilon is too large: takes the smallest epsilon that it is not too large for, which makes the
+  // assignments no softer than rounding does. False if a score is not finite.
+  bool raise_epsilon() {
+    T largest = 0;
+    for (int64_t i = 0; i < samples_ * clusters_; ++i) {
+      if (!std::isfinite(in_.scores[i])) return false;
+      largest = std::max(largest, std::fabs(in_.scores[i]));
+    }
+    in_.inverse_epsilon = largest > 0 ? kLargestLogit<T> / largest : T(0);
+    in_.inverse_epsilon_rest = T(0);
+    return true;
+  }
+
   bool start(const std::vector<T>& c) {
     const T infinity = std::numeric_limits<T>::infinity();
     std::fill(in_.column_shift, in_.column_shift + stride_, -infinity);
@@ -267,42 +297,51 @@ class Solver {
     for (int64_t k = 0; k < clusters_; ++k) {
       if (c[k] > 0) in_.column_shift[k] = T(0);
     }
-    std::atomic<bool> finite{true};
-    for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
-      if (!DEEPCLUST_SELECT(build_kernel<T>)(in_, begin, end)) {
-        finite = false;
-        return;
-      }
-      chunk_values_[chunk] = DEEPCLUST_SELECT(start_rows<T>)(in_, begin, end, clear_chunk(chunk));
-    });
-    if (!finite) return false;
+    if (!build_and_start() && !(raise_epsilon() && build_and_start())) return false;
     gauge_ = *std::max_element(chunk_values_, chunk_values_ + chunks_);
     merge_sums(1);
     std::fill(chunk_values_, chunk_values_ + chunks_, T(1));  // the largest u
     return true;
   }
 
-  void scale_columns(const std::vector<T>& c, int64_t iteration) {
+  // False if scores are not fit.
+  bool build_and_start() {
+    std::atomic<bool> fit{true};
+    for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
+      if (!DEEPCLUST_SELECT(build_kernel<T>)(in_, begin, end)) {
+        fit = false;
+        return;
+      }
+      chunk_values_[chunk] = DEEPCLUST_SELECT(start_rows<T>)(in_, begin, end, clear_chunk(chunk));
+    });
+    return fit;
+  }
+
+  void scale_columns(const std::vector<T>& c, int64_t iteration, T* kept /* (K,) log(v / c), or null */) {
     const double vanishing = *std::max_element(chunk_values_, chunk_values_ + chunks_) * kVanishing<T> * samples_;
+    const T nothing = -std::numeric_limits<T>::infinity();
     double smallest = std::numeric_limits<double>::infinity(), largest = 0;
     bool vanishes = false;
     for (int64_t k = 0; k < clusters_; ++k) {
-      log_v_[k] = -std::numeric_limits<double>::infinity();
+      ratios_[k] = c[k] / sums_[k];
       if (c[k] == 0) continue;
       vanishes = vanishes || sums_[k] < vanishing;
-      smallest = std::min(smallest, c[k] / sums_[k]);
-      largest = std::max(largest, c[k] / sums_[k]);
-      log_v_[k] = in_.column_shift[k] - gauge_ - std::log(sums_[k]);
+      smallest = std::min(smallest, ratios_[k]);
+      largest = std::max(largest, ratios_[k]);
     }
     if (vanishes || largest > smallest * kWidestSpan<T>) {
-      scale_columns_by_logarithms(c, iteration);
+      scale_columns_by_logarithms(c, iteration, kept);
       return;
     }
-    for (int64_t k = 0; k < clusters_; ++k) in_.v[k] = static_cast<T>(c[k] > 0 ? c[k] / sums_[k] / largest : 0.0);
+    for (int64_t k = 0; kept != nullptr && k < clusters_; ++k) {
+      kept[k] = c[k] > 0 ? static_cast<T>(in_.column_shift[k] - gauge_ - std::log(sums_[k])) : nothing;
+    }
+    const double factor = 1 / largest;
+    for (int64_t k = 0; k < clusters_; ++k) in_.v[k] = static_cast<T>(c[k] > 0 ? ratios_[k] * factor : 0.0);
     gauge_ -= std::log(largest);
   }
 
-  void scale_columns_by_logarithms(const std::vector<T>& c, int64_t iteration) {
+  void scale_columns_by_logarithms(const std::vector<T>& c, int64_t iteration, T* kept) {
     const T infinity = std::numeric_limits<T>::infinity();
     T* f = sample_values_;
     for (int64_t n = 0; n < samples_; ++n) {
@@ -322,26 +361,29 @@ class Solver {
     });
     merge_sums(0);
     for (int64_t k = 0; k < clusters_; ++k) {
+      if (kept != nullptr) kept[k] = -infinity;
       if (c[k] == 0) continue;
       const double log_sum = std::log(sums_[k]) + peaks_[k];
-      log_v_[k] = -log_sum - gauge_;
+      if (kept != nullptr) kept[k] = static_cast<T>(-log_sum - gauge_);
       in_.column_shift[k] = static_cast<T>(std::log(c[k]) - log_sum);
       in_.v[k] = T(1);
     }
     for_chunks([&](int64_t, int64_t begin, int64_t end) { DEEPCLUST_SELECT(build_kernel<T>)(in_, begin, end); });
   }
 
-  int64_t samples_, clusters_, stride_, chunks_;
+  int64_t samples_, clusters_, stride_;
+  int64_t chunk_rows_, chunks_;  // rows whose column sums are added up apart, whatever the number of threads
   Scratch<T> memory_;
   SinkhornProblem<T> in_;
-  T* sample_values_;           // (N,)
-  T* peaks_;                   // (stride,)
-  T* cluster_values_;          // (stride,)
-  T* partial_;                 // (chunks, stride)
-  T* chunk_values_;            // (chunks,)
-  std::vector<double> sums_;   // (K,)
-  std::vector<double> log_v_;  // (K,) log(v / c)
-  double gauge_ = 0;           // the logarithm by which u is too small, and v too large
+  T* sample_values_;            // (N,)
+  T* peaks_;                    // (stride,)
+  T* cluster_values_;           // (stride,)
+  T* partial_;                  // (chunks, stride)
+  T* chunk_values_;             // (chunks,)
+  std::vector<double> sums_;    // (K,)
+  std::vector<double> ratios_;  // (K,) c / sums
+  double epsilon_;
+  double gauge_ = 0;  // the logarithm by which u is too small, and v too large
 };
 
 // Calls solve(solver, problem) for every problem: threads share the problems if these are small, else every problem.
