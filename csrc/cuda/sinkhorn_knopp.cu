@@ -54,8 +54,10 @@ void set_problems(const SinkhornInputs& inputs, const SinkhornPlan& plan, const 
   in.shares[kSamples] = field_of<T>(workspace, kSampleShares);
   in.shares[kClusters] = field_of<T>(workspace, kClusterShares);
   in.invalid = field_of<unsigned>(workspace, kInvalid);
-  in.inverse_epsilon = static_cast<T>(1 / inputs.epsilon);
-  in.inverse_epsilon_rest = static_cast<T>(1 / inputs.epsilon - static_cast<double>(in.inverse_epsilon));
+  const double inverse = smaller(1 / inputs.epsilon, static_cast<double>(Limits<T>::kMax));
+  in.inverse_epsilon = static_cast<T>(inverse);
+  in.inverse_epsilon_rest = static_cast<T>(inverse - static_cast<double>(in.inverse_epsilon));
+  in.largest_score = Limits<T>::kMax / 8 / in.inverse_epsilon;
   in.samples = inputs.samples;
   in.clusters = inputs.clusters;
   in.num_iters = inputs.num_iters;

@@ -34,6 +34,7 @@ struct Problems {
   T* shares[2];                             // (N,), (K,) shares that add up to 1, or their logarithms
   unsigned* invalid;                        // (1,)
   T inverse_epsilon, inverse_epsilon_rest;  // whose sum is 1 / epsilon
+  T largest_score;                          // what is larger counts as that, so that no exponent overflows
   int64_t samples, clusters, num_iters;     // N, K, T
   int64_t chunk_rows, chunks, slices, tiles;
 
@@ -51,7 +52,7 @@ struct Problems {
 
   // s / epsilon + shift, rounded once but for the shift.
   __device__ __forceinline__ T exponent(Element score, T shift) const {
-    const T s = widen(score);
+    const T s = larger(smaller(widen(score), largest_score), -largest_score);
     return fma(s, inverse_epsilon, fma(s, inverse_epsilon_rest, shift));
   }
 };
