@@ -18,7 +18,6 @@ NARROW = [(0.001, dtype) for dtype in DTYPES[:3]]
 # last ones take more than one thread block (above 16384 elements), of 1, 3, 8 and 16 slices.
 SMALL = [(1, 1), (2, 33), (31, 5), (33, 32), (64, 31), (65, 129), (97, 130)]
 LARGE = [(33, 520), (129, 129), (290, 60), (530, 31)]
-SIZES = SMALL + LARGE
 
 
 def scores_of(*shape: int, seed: int = 0) -> Tensor:
@@ -61,14 +60,19 @@ def assert_within_budget(scores: Tensor, dtype: torch.dtype, device: str, **opti
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(size, dtype) for size in SMALL for dtype in DTYPES]
+    + [(size, torch.float32) for size in LARGE]
+    + [(LARGE[1], dtype) for dtype in DTYPES[1:]],
+    ids=str,
+)
 def test_sizes(size: tuple[int, int], dtype: torch.dtype, device: str) -> None:
     assert_within_budget(scores_of(*size), dtype, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("num_iters", [1, 3, 20])
+@pytest.mark.parametrize("num_iters", [1, 20])
 @pytest.mark.parametrize(
     ("epsilon", "dtype"), [(epsilon, dtype) for epsilon in (1.0, 0.05, 0.01) for dtype in DTYPES] + NARROW, ids=str
 )
@@ -77,15 +81,14 @@ def test_epsilons(epsilon: float, num_iters: int, dtype: torch.dtype, device: st
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("epsilon", "dtype"), [(0.05, dtype) for dtype in DTYPES] + NARROW, ids=str)
+@pytest.mark.parametrize(("epsilon", "dtype"), [(0.01, torch.float64), *NARROW], ids=str)
 def test_epsilons_of_many_blocks(epsilon: float, dtype: torch.dtype, device: str) -> None:
     assert_within_budget(scores_of(270, 70), dtype, device, epsilon=epsilon, num_iters=4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("batch", [(), (2,)], ids=["shared", "per problem"])
-@pytest.mark.parametrize("size", [(7, 5), (40, 37), (280, 61)], ids=str)
+@pytest.mark.parametrize(("batch", "dtype"), [((2,), dtype) for dtype in DTYPES] + [((), torch.float32)], ids=str)
+@pytest.mark.parametrize("size", [(7, 5), (40, 37), (530, 31)], ids=str)
 def test_marginals(size: tuple[int, int], batch: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
     shares = {"sample_marginals": shares_of(*batch, size[0]), "cluster_marginals": shares_of(*batch, size[1], seed=1)}
     ours = assert_within_budget(scores_of(2, *size), dtype, device, epsilon=0.1, **shares)
@@ -105,8 +108,9 @@ def test_shares_next_to_nothing(size: tuple[int, int], dtype: torch.dtype, devic
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("size", [(30, 10), (280, 61)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "dtype"), [((30, 10), torch.float32), ((30, 10), torch.float64), ((280, 61), torch.float32)], ids=str
+)
 def test_tolerance(size: tuple[int, int], dtype: torch.dtype, device: str) -> None:
     """Problems of one batch stop at different iterations, one not at all, and keep what they had then."""
     scores = torch.cat([scores_of(1, *size, seed=seed) * scale for seed, scale in enumerate((0.3, 1, 3, 0))])
@@ -134,7 +138,7 @@ def test_problems_that_are_nan(size: tuple[int, int], device: str) -> None:
     scores = scores_of(5, *size).float().to(device)
     for problem, bad in enumerate((float("nan"), float("inf"), -float("inf"))):
         scores[problem, -1, -1] = bad
-    for options in ({}, {"tolerance": 0.5, "num_iters": 4}):
+    for options in ({}, {"tolerance": 0.5, "num_iters": 2}):
         ours = run(sinkhorn_knopp, scores, options)
         for result in (ours["assignments"], ours["gradient"]):
             assert bool(result[:3].isnan().all())
@@ -146,7 +150,7 @@ def test_problems_that_are_nan(size: tuple[int, int], device: str) -> None:
         shares[1, 0] = float("nan")
         shares[2, -1] = float("inf")
         shares[3] = 0
-        ours = run(sinkhorn_knopp, scores_of(5, *size).float().to(device), {name: shares})
+        ours = run(sinkhorn_knopp, scores_of(5, *size).float().to(device), {name: shares, "num_iters": 1})
         for result in (ours["assignments"], ours["gradient"]):
             assert bool(result[:4].isnan().all())
             assert bool(result[4].isfinite().all())
