@@ -12,7 +12,7 @@ from torch.profiler import record_function
 
 from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods.base import ClusteringMethod
-from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread
+from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread, update_average
 
 
 class HaDis(ClusteringMethod):
@@ -121,14 +121,8 @@ class HaDis(ClusteringMethod):
         return terms
 
     def after_step(self) -> None:
-        """Update the teacher."""
-        self.update_teacher()
-
-    @torch.no_grad()
-    def update_teacher(self) -> None:
         """Move the teacher towards the student; its batch-norm statistics are its own."""
-        for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-            old.lerp_(new, 1 - self.momentum)
+        update_average(self.teacher, self.student, self.momentum)
 
     def embed(
         self,

@@ -15,9 +15,10 @@ def mlp(
     *,
     batch_norm: bool = True,
     final_std: float | None = None,
+    final_bias: bool = True,
 ) -> nn.Sequential:
     """Return a head: linear, batch normalisation, ReLU, linear with weights of ``final_std`` or torch's default."""
-    final = nn.Linear(hidden_dim, out_dim)
+    final = nn.Linear(hidden_dim, out_dim, bias=final_bias)
     if final_std is not None:
         nn.init.normal_(final.weight, std=final_std)
     norm = [nn.BatchNorm1d(hidden_dim)] if batch_norm else []
@@ -28,6 +29,13 @@ def check_views(views: Sequence[Tensor], expected: int) -> None:
     """Require a number of views; ValueError otherwise."""
     if len(views) != expected:
         raise ValueError(f"views: expected {expected} tensors, got {len(views)}")
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, online: nn.Module, momentum: float) -> None:
+    """Keep ``momentum`` of every averaged weight and take the rest from online; batch statistics are each one's own."""
+    for old, new in zip(average.parameters(), online.parameters(), strict=True):
+        old.lerp_(new, 1 - momentum)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepclust_ext.methods import SACC, ClusteringMethod, HaDis
+from deepclust_ext.methods import CLC, SACC, ClusteringMethod, HaDis
 
 NUM_CLUSTERS = 4
 
@@ -29,6 +29,13 @@ def small_sacc(**options: Any) -> SACC:
     return SACC(small_backbone(), 36, NUM_CLUSTERS, hidden_dim=16, embedding_dim=8, **options)
 
 
+def small_clc(**options: Any) -> CLC:
+    """Return a CLC with the same weights at every call."""
+    torch.manual_seed(0)
+    options = {"hidden_dim": 16, "embedding_dim": 8, "queue_size": 40} | options
+    return CLC(small_backbone(), 36, NUM_CLUSTERS, **options)
+
+
 @dataclass
 class MethodSample:
     """A method, its optimiser, and how many views it takes."""
@@ -40,6 +47,7 @@ class MethodSample:
 
 METHODS = {
     "hadis": MethodSample(small_hadis, lambda method: method.optimizer(batch_size=32), 2),
+    "clc": MethodSample(small_clc, lambda method: method.optimizer(batch_size=32), 2),
     "sacc": MethodSample(small_sacc, lambda method: method.optimizer(), 3),
 }
 

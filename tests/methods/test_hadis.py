@@ -83,7 +83,7 @@ def test_teacher_update_is_the_moving_average() -> None:
         for parameter in method.student.parameters():
             parameter.add_(torch.randn_like(parameter))
     before = [p.clone() for p in method.teacher.parameters()]
-    method.update_teacher()
+    method.after_step()
     for old, new, student in zip(before, method.teacher.parameters(), method.student.parameters(), strict=True):
         torch.testing.assert_close(new, 0.75 * old + 0.25 * student, rtol=0, atol=1e-6)
 

@@ -1,0 +1,207 @@
+"""CLC: the formula of its step, its queue, its momentum network, its codes and its warnings."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepclust_ext import sinkhorn_knopp
+from deepclust_ext.methods import CLC
+from deepclust_ext.methods.clc import code_statistics
+from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_clc
+
+
+def rows(network: Any, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return z^c and z^n in float64 from the parts of a network, one view below the other."""
+    features = [network.backbone(view) for view in views]
+    scores = torch.cat([network.cluster_head(feature) for feature in features])
+    return scores.double(), torch.cat([network.instance_head(feature) for feature in features]).double()
+
+
+def test_defaults() -> None:
+    method = CLC(nn.Flatten(), 64, 10)
+    assert method.key_queue.shape == (65536, 128)
+    assert method.score_queue.shape == (65536, 10)
+    assert method.momentum == 0.999
+    assert (method.contrastive.temperature, method.contrastive.class_temperature) == (0.2, 1.0)
+    assert (method.cluster_temperature, method.epsilon, method.num_iters) == (1.0, 0.4, 3)
+    assert method.swap_weight == 1
+    (group,) = method.optimizer(batch_size=512).param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.06, 0.9, 1e-4)
+
+
+@pytest.mark.parametrize("swap_weight", [0.0, 0.6])
+def test_step_is_the_formula(swap_weight: float) -> None:
+    options = {"temperature": 0.3, "class_temperature": 0.7, "cluster_temperature": 0.05, "epsilon": 0.02}
+    method = small_clc(**options, num_iters=4, swap_weight=swap_weight)
+    first, second = make_views(4)[:2], make_views(4)[2:]
+    method.training_step(first)  # fills the queue with 24 keys
+    loss, _ = method.training_step(second)
+
+    key_scores, keys = rows(method.average, second[::-1])
+    queue_scores, queue = rows(method.average, first[::-1])
+    scores, queries = rows(method.online, second)
+    plan = (torch.cat([key_scores, queue_scores]) / 0.02).exp()
+    for _ in range(4):  # clusters first, samples last
+        plan = plan / plan.sum(dim=0) / NUM_CLUSTERS
+        plan = plan / plan.sum(dim=1, keepdim=True) / len(plan)
+    codes = plan * len(plan)
+    expected = []
+    for i in range(24):
+        share = (scores[i] / 0.05).exp() / (scores[i] / 0.05).exp().sum()
+
+        def logit(other: Tensor, code: Tensor, row: Tensor = queries[i], share: Tensor = share) -> Tensor:
+            cosine = (row * other).sum() / row.norm() / other.norm()
+            logit: Tensor = cosine / 0.3 + (share * code).sum() / 0.7
+            return logit
+
+        positive = logit(keys[i], codes[i])
+        negatives = torch.stack([logit(queue[j], codes[24 + j]) for j in range(24)])
+        contrastive = -(positive.exp() / (positive.exp() + negatives.exp().sum())).log()
+        expected.append(contrastive - swap_weight * (codes[i] * share.log()).sum())
+    torch.testing.assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-5, atol=0)
+
+
+def test_the_first_step_has_no_negatives() -> None:
+    _, terms = small_clc().training_step(make_views(2))
+    assert terms["contrastive"] == 0
+
+
+@pytest.mark.parametrize("queue_size", [5, 24, 40, 100])
+def test_queue_takes_keys_in_turn(queue_size: int) -> None:
+    method = small_clc(queue_size=queue_size)
+    key_slots = [[0.0] * 8] * queue_size
+    score_slots = [[0.0] * NUM_CLUSTERS] * queue_size
+    count = 0
+    for _ in range(7):
+        views = [torch.randn(12, 1, 8, 8) for _ in range(2)]
+        scores, keys = rows(copy.deepcopy(method.average), views[::-1])
+        method.training_step(views)
+        method.after_step()
+        for key, score in zip(keys.tolist(), scores.tolist(), strict=True):
+            key_slots[count % queue_size] = key
+            score_slots[count % queue_size] = score
+            count += 1
+        torch.testing.assert_close(method.key_queue.double(), torch.tensor(key_slots).double())
+        torch.testing.assert_close(method.score_queue.double(), torch.tensor(score_slots).double())
+
+
+def test_slots_that_no_key_has_taken_change_nothing() -> None:
+    losses = []
+    for junk in (0.0, 1e6):
+        method = small_clc()
+        method.key_queue.fill_(junk)
+        method.score_queue.fill_(junk)
+        for _ in range(2):
+            loss, terms = method.training_step(make_views(2))
+        losses.append(torch.stack([loss.detach(), *terms.values()]))
+    assert torch.equal(*losses)
+
+
+def test_codes_are_equally_large_over_batch_and_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def spy(scores: Tensor, *, epsilon: float, num_iters: int) -> Tensor:
+        seen.append(sinkhorn_knopp(scores, epsilon=epsilon, num_iters=num_iters))
+        return seen[-1]
+
+    monkeypatch.setattr("deepclust_ext.methods.clc.sinkhorn_knopp", spy)
+    method = small_clc(num_iters=200)
+    for _ in range(3):
+        method.training_step([torch.randn(12, 1, 8, 8) for _ in range(2)])
+    assert [len(codes) for codes in seen] == [24, 48, 64]
+    for codes in seen:
+        torch.testing.assert_close(codes.mean(dim=0), torch.full((NUM_CLUSTERS,), 1 / NUM_CLUSTERS))
+        torch.testing.assert_close(codes.sum(dim=1), torch.ones(len(codes)))
+
+
+def test_state_dict_holds_queue_and_counter() -> None:
+    method, other = small_clc(), small_clc()
+    method.training_step(make_views(2))
+    other.load_state_dict(method.state_dict())
+    views = make_views(2)
+    assert torch.equal(method.training_step(views)[0], other.training_step(views)[0])
+    assert all(map(torch.equal, method.state_dict().values(), other.state_dict().values()))
+
+
+def test_momentum_network_is_the_moving_average_and_gets_no_gradient() -> None:
+    method = small_clc(momentum=0.75)
+    assert all(map(torch.equal, method.average.parameters(), method.online.parameters()))
+    with torch.no_grad():
+        for parameter in method.online.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    before = [parameter.clone() for parameter in method.average.parameters()]
+    for _ in range(2):
+        loss, _ = method.training_step(make_views(2))
+    loss.backward()
+    method.after_step()
+    for old, new, online in zip(before, method.average.parameters(), method.online.parameters(), strict=True):
+        assert new.grad is None
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * online, rtol=0, atol=1e-6)
+        assert online.grad is not None
+        assert online.grad.isfinite().all()
+
+
+def test_assign_is_the_cluster_head_in_evaluation_mode() -> None:
+    method = small_clc()
+    images = make_views(1)[0]
+    method.training_step(make_views(2))  # moves the batch statistics
+    assignments = method.assign(images)
+    assert method.training
+    assert not assignments.requires_grad
+    torch.testing.assert_close(assignments.sum(dim=1), torch.ones(12))
+    torch.testing.assert_close(method.assign(images[:1]), assignments[:1])
+    method.eval()
+    assert torch.equal(assignments.argmax(dim=1), rows(method.online, [images])[0].argmax(dim=1))
+
+
+def test_mixed_precision_trains() -> None:
+    losses = []
+    for enabled in (False, True):
+        method = small_clc()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            for _ in range(3):
+                loss, terms = method.training_step(make_views(2))
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in method.online.parameters())
+        assert all(term.isfinite() for term in terms.values())
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_statistics_of_codes() -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.0, 0.1], [0.2, 0.7, 0.1], [0.1, 0.9, 0.5]])
+    code = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+    means = {name: float(term) for name, term in code_statistics(scores, code).items()}
+    assert means["code_entropy"] == pytest.approx(math.log(2) / 2)
+    assert means["used_clusters"] == 2
+    assert means["balance"] == pytest.approx(1 / 2)  # (2 - 1) / (3 - 1)
+    assert float(code_statistics(torch.eye(2, 9), torch.eye(2, 9))["balance"]) == pytest.approx(1)
+
+
+def warning(method: CLC) -> str | None:
+    for _ in range(2):
+        _, terms = method.training_step(make_views(2))
+    return method.collapse_warning({name: float(term) for name, term in terms.items()})
+
+
+def test_a_cluster_that_takes_everything_is_named() -> None:
+    assert warning(small_clc()) is None
+    method = small_clc()
+    with torch.no_grad():
+        for parameter in method.average.cluster_head.parameters():
+            parameter.zero_()
+    assert "1 of 4 clusters lead in some row of scores, with a balance of" in (warning(method) or "")
+
+
+def test_codes_that_tell_nothing_are_named() -> None:
+    assert "so all clusters look alike" in (warning(small_clc(epsilon=100.0)) or "")
+
+
+def test_errors_name_the_argument() -> None:
+    with pytest.raises(ValueError, match=r"momentum: expected a number in \[0, 1\], got 1.5"):
+        small_clc(momentum=1.5)
