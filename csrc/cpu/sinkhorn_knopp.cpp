@@ -11,7 +11,8 @@
 // step is a softmax that they determine.
 //
 // Cost: an exponential for every element, and two multiply-adds for each iteration; the gradient takes two exponentials
-// for each iteration. Memory: one matrix beside input and result.
+// for each iteration. The matrix lies where the assignments are to be; with few clusters, and for the gradient, memory
+// for one more is needed.
 #include "ops/sinkhorn_knopp.h"
 
 #include <ATen/Parallel.h>
@@ -50,7 +51,7 @@ struct SinkhornProblem {
   const T* scores;                          // (N, K)
   const T* shares;                          // (N,) of the samples
   T inverse_epsilon, inverse_epsilon_rest;  // whose sum is 1 / epsilon
-  T* kernel;                                // (N, stride)
+  T* kernel;                                // (N, K) in place of the assignments, or with few clusters blocks
   T* row_shift;                             // (N,)
   T* column_shift;                          // (stride,) -inf where absent or of share 0
   T* u;                                     // (N,)
@@ -105,15 +106,15 @@ std::vector<T> normalize_shares(const T* shares /* (count,) or null */, int64_t 
 template <typename T>
 class Solver {
  public:
-  Solver(int64_t samples, int64_t clusters, double epsilon)
+  Solver(int64_t samples, int64_t clusters, double epsilon, bool is_backward)
       : samples_(samples),
         clusters_(clusters),
         stride_(DEEPCLUST_SELECT(padded_columns<T>)(clusters)),
         chunk_rows_(clusters > kFewClusters ? 64 : 512),
         chunks_((samples + chunk_rows_ - 1) / chunk_rows_),
-        memory_(Scratch<T>::size_of(samples) * stride_ + 3 * Scratch<T>::size_of(samples) +
-                4 * Scratch<T>::size_of(stride_) + Scratch<T>::size_of(chunks_ * stride_) +
-                Scratch<T>::size_of(chunks_)),
+        matrix_size_(is_backward || clusters <= kFewClusters ? Scratch<T>::size_of(samples) * stride_ : 0),
+        memory_(matrix_size_ + 3 * Scratch<T>::size_of(samples) + 4 * Scratch<T>::size_of(stride_) +
+                Scratch<T>::size_of(chunks_ * stride_) + Scratch<T>::size_of(chunks_)),
         sums_(clusters),
         ratios_(clusters),
         epsilon_(epsilon) {
@@ -124,7 +125,7 @@ class Solver {
            nullptr,
            T(0),
            T(0),
-           memory_.take(Scratch<T>::size_of(samples) * stride_),
+           memory_.take(matrix_size_),
            memory_.take(samples),
            memory_.take(stride_),
            memory_.take(samples),
@@ -147,6 +148,7 @@ class Solver {
   ) {
     set_scores(scores);
     in_.assignments = assignments;
+    if (clusters_ > kFewClusters) in_.kernel = assignments;
     const std::vector<T> r = normalize_shares(sample_shares, samples_), c = normalize_shares(cluster_shares, clusters_);
     in_.shares = r.data();
     if (r.empty() || c.empty() || !start(c)) {
@@ -373,6 +375,7 @@ class Solver {
 
   int64_t samples_, clusters_, stride_;
   int64_t chunk_rows_, chunks_;  // rows whose column sums are added up apart, whatever the number of threads
+  int64_t matrix_size_;
   Scratch<T> memory_;
   SinkhornProblem<T> in_;
   T* sample_values_;            // (N,)
@@ -388,10 +391,11 @@ class Solver {
 
 // Calls solve(solver, problem) for every problem: threads share the problems if these are small, else every problem.
 template <typename T, typename Solve>
-void for_each_problem(int64_t problems, int64_t samples, int64_t clusters, double epsilon, const Solve& solve) {
+void for_each_problem(int64_t problems, int64_t samples, int64_t clusters, double epsilon, bool is_backward,
+                      const Solve& solve) {
   const bool is_large = samples * clusters > kParallelElements && problems < 2 * at::get_num_threads();
   const auto run = [&](int64_t begin, int64_t end) {
-    Solver<T> solver(samples, clusters, epsilon);
+    Solver<T> solver(samples, clusters, epsilon, is_backward);
     for (int64_t problem = begin; problem < end; ++problem) solve(solver, problem);
   };
   if (is_large) {
@@ -441,7 +445,7 @@ SinkhornKnoppOutputs assignments_of(const at::Tensor& scores_input, double epsil
   T* target = assignments.mutable_data_ptr<T>();
   T* keep = potentials.mutable_data_ptr<T>();
   int64_t* count = used.mutable_data_ptr<int64_t>();
-  for_each_problem<T>(problems, samples, clusters, epsilon, [&](Solver<T>& solver, int64_t i) {
+  for_each_problem<T>(problems, samples, clusters, epsilon, false, [&](Solver<T>& solver, int64_t i) {
     const int64_t offset = i * samples * clusters;
     count[i] = solver.solve(values + offset, r.of(i), c.of(i), num_iters, tolerance, target + offset,
                             differentiable ? keep + i * num_iters * (samples + clusters) : nullptr);
@@ -469,7 +473,7 @@ at::Tensor gradient_of(const at::Tensor& grad_assignments, const at::Tensor& sco
   const int64_t samples = scores.size(-2), clusters = scores.size(-1), num_iters = potentials.size(-2);
   const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());
   const at::Tensor counts = used.contiguous(), kept = potentials.contiguous();
-  for_each_problem<T>(counts.numel(), samples, clusters, epsilon, [&](Solver<T>& solver, int64_t i) {
+  for_each_problem<T>(counts.numel(), samples, clusters, epsilon, true, [&](Solver<T>& solver, int64_t i) {
     const int64_t offset = i * samples * clusters;
     solver.gradient(scores.const_data_ptr<T>() + offset, grad.const_data_ptr<T>() + offset, r.of(i), c.of(i),
                     counts.const_data_ptr<int64_t>()[i],

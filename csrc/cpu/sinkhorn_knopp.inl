@@ -225,34 +225,64 @@ bool build_kernel(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
     store(shift, -fold_each<T>(peaks, [](const Vec<T>& x, const Vec<T>& y)
                                           __attribute__((always_inline)) { return x > y ? x : y; }));
     for (int64_t r = 0; r < count; ++r) {
-      T* row = in.kernel + (n + r) * in.stride;
+      T* row = in.kernel + (n + r) * in.clusters;
       in.row_shift[n + r] = shift[r];
       for_each_column(in.scores + (n + r) * in.clusters, in.column_shift, in.clusters,
                       [&](int64_t k, const Vec<T>& score, const Vec<T>& more) __attribute__((always_inline)) {
-                        store(row + k, exponential_of<T>(in, score, more + shift[r]));
+                        const Vec<T> value = exponential_of<T>(in, score, more + shift[r]);
+                        if (k + kLanes <= in.clusters || n + r + 1 < end) {  // else the next row is not ours
+                          store(row + k, value);
+                        } else {
+                          for (int64_t lane = 0; k + lane < in.clusters; ++lane) row[k + lane] = value[lane];
+                        }
                       });
     }
   }
   return sum_lanes<T>(unfit) == T(0);
 }
 
+// The last vector of a row of the kernel matrix, where columns end within it: the next row follows, in columns whose v
+// is 0. The row before `end` is not read beyond its own columns.
+template <typename T>
+DEEPCLUST_INLINE Vec<T> load_row_end(const SinkhornProblem<T>& in, int64_t n, int64_t k, int64_t end) {
+  const T* from = in.kernel + n * in.clusters + k;
+  if (n + 1 < end) return load(from);
+  T rest[VecOf<T>::kLanes] = {};
+  std::copy(from, from + in.clusters - k, rest);
+  return load(rest);
+}
+
+// Calls use(k, row_at) for all columns, a vector at a time; row_at(n, k) is that of row n.
+template <typename T, typename Use>
+DEEPCLUST_INLINE void for_each_kernel_column(const SinkhornProblem<T>& in, int64_t end, const Use& use) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  int64_t k = 0;
+  for (; k + kLanes <= in.clusters; k += kLanes) {
+    use(k, [&](int64_t n, int64_t from)
+               __attribute__((always_inline)) { return load(in.kernel + n * in.clusters + from); });
+  }
+  if (k < in.clusters) {
+    use(k, [&](int64_t n, int64_t from) __attribute__((always_inline)) { return load_row_end(in, n, from, end); });
+  }
+}
+
 // sums += sum of u_n times the row of the kernel matrix over `count` rows from n on, at most as many as lanes.
 template <typename T>
-DEEPCLUST_INLINE void add_rows(const SinkhornProblem<T>& in, int64_t n, int64_t count, T* sums /* (stride,) */) {
-  constexpr int64_t kLanes = VecOf<T>::kLanes;
+DEEPCLUST_INLINE void add_rows(const SinkhornProblem<T>& in, int64_t n, int64_t count, int64_t end,
+                               T* sums /* (stride,) */) {
   constexpr int64_t kParts = 4;  // sums side by side, to hide their latency
-  const T* rows = in.kernel + n * in.stride;
   const T* u = in.u + n;
-  for (int64_t k = 0; k < in.stride; k += kLanes) {
+  const auto add = [&](int64_t k, const auto& row_at) __attribute__((always_inline)) {
     Vec<T> part[kParts] = {load(sums + k)};
     int64_t r = 0;
     for (; r + kParts <= count; r += kParts) {
 #pragma GCC unroll 4
-      for (int64_t i = 0; i < kParts; ++i) part[i] += load(rows + (r + i) * in.stride + k) * u[r + i];
+      for (int64_t i = 0; i < kParts; ++i) part[i] += row_at(n + r + i, k) * u[r + i];
     }
-    for (; r < count; ++r) part[0] += load(rows + r * in.stride + k) * u[r];
+    for (; r < count; ++r) part[0] += row_at(n + r, k) * u[r];
     store(sums + k, (part[0] + part[1]) + (part[2] + part[3]));
-  }
+  };
+  for_each_kernel_column(in, end, add);
 }
 
 // The first u of rows [begin, end): 1 is exp(-row_shift) in terms of the kernel, here relative to the largest of these,
@@ -274,7 +304,7 @@ T start_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* sums /
     }
     store(exponent, exponential<T>(load(exponent)));
     for (int64_t r = 0; r < count; ++r) in.u[n + r] = exponent[r];
-    add_rows(in, n, count, sums);
+    add_rows(in, n, count, end, sums);
   }
   return largest;
 }
@@ -292,11 +322,12 @@ T scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end,
   for (int64_t n = begin; n < end; n += kLanes) {
     const int64_t count = end - n < kLanes ? end - n : kLanes;
     Vec<T> sum[kLanes] = {};
-    for (int64_t k = 0; k < in.stride; k += kLanes) {
+    const auto add = [&](int64_t k, const auto& row_at) __attribute__((always_inline)) {
       const Vec<T> v = load(in.v + k);
 #pragma GCC unroll 16
-      for (int64_t r = 0; r < kLanes; ++r) sum[r] += v * load(in.kernel + (r < count ? n + r : n) * in.stride + k);
-    }
+      for (int64_t r = 0; r < kLanes; ++r) sum[r] += v * row_at(r < count ? n + r : n, k);
+    };
+    for_each_kernel_column(in, end, add);
     T folded[kLanes];
     store(folded,
           fold_each<T>(sum, [](const Vec<T>& x, const Vec<T>& y) __attribute__((always_inline)) { return x + y; }));
@@ -305,7 +336,7 @@ T scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end,
       in.u[n + r] = in.shares[n + r] / folded[r];
       largest = in.u[n + r] > largest ? in.u[n + r] : largest;
     }
-    if (sums != nullptr) add_rows(in, n, count, sums);
+    if (sums != nullptr) add_rows(in, n, count, end, sums);
   }
   return largest;
 }
@@ -321,18 +352,17 @@ bool is_fit(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
   return sum_lanes<T>(unfit) == T(0);
 }
 
-// Writes rows [begin, end) of the assignments, N u_n v_k kernel_nk.
+// Turns rows [begin, end) of the kernel matrix into assignments, N u_n v_k kernel_nk.
 template <typename T>
 void write_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
   if (in.clusters <= kFewClusters) return write_rows_of_few(in, begin, end);
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   for (int64_t n = begin; n < end; ++n) {
-    const T* row = in.kernel + n * in.stride;
-    T* target = in.assignments + n * in.clusters;
+    T* row = in.kernel + n * in.clusters;
     const T scale = in.u[n] * static_cast<T>(in.samples);
     int64_t k = 0;
-    for (; k + kLanes <= in.clusters; k += kLanes) store(target + k, load(row + k) * load(in.v + k) * scale);
-    for (; k < in.clusters; ++k) target[k] = row[k] * in.v[k] * scale;
+    for (; k + kLanes <= in.clusters; k += kLanes) store(row + k, load(row + k) * load(in.v + k) * scale);
+    for (; k < in.clusters; ++k) row[k] *= in.v[k] * scale;
   }
 }
 
