@@ -287,7 +287,7 @@ class Solver {
       if (!std::isfinite(in_.scores[i])) return false;
       largest = std::max(largest, std::fabs(in_.scores[i]));
     }
-    in_.inverse_epsilon = largest > 0 ? kLargestLogit<T> / largest : T(0);
+    in_.inverse_epsilon = std::min(kLargestLogit<T> / largest, std::numeric_limits<T>::max());
     in_.inverse_epsilon_rest = T(0);
     return true;
   }

@@ -38,7 +38,7 @@ DEEPCLUST_INLINE Vec<T> exponential_of(const SinkhornProblem<T>& in, const Vec<T
 // 0 if s / epsilon is not too large, else NaN.
 template <typename T>
 DEEPCLUST_INLINE Vec<T> unfit_of(const SinkhornProblem<T>& in, const Vec<T>& score) {
-  return score * (in.inverse_epsilon * kOverflow<T>)*T(0);
+  return score * in.inverse_epsilon * kOverflow<T> * T(0);
 }
 
 // Lane r is combine() over the lanes of values[r].

@@ -24,7 +24,7 @@ def sinkhorn_knopp(
     used = torch.full(batch, num_iters, dtype=torch.int64, device=scores.device)
     if scores.numel() == 0:
         return (scores.clone(), used) if return_num_iters else scores.clone()
-    logits = scores / epsilon
+    logits = scores / epsilon + _nan_if_not_finite(scores, (-2, -1))
     log_samples = _log_shares(sample_marginals, scores, num_samples)  # (..., N)
     log_clusters = _log_shares(cluster_marginals, scores, num_clusters)  # (..., K)
     by_sample = torch.where(log_samples == -math.inf, -math.inf, 0.0).to(scores.dtype).expand(*batch, num_samples)
@@ -49,4 +49,10 @@ def _log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:
     if marginals is None:
         return scores.new_full((*scores.shape[:-2], count), -math.log(count))
     shares = marginals.detach().to(scores.dtype)
-    return (shares / shares.sum(dim=-1, keepdim=True)).log().expand(*scores.shape[:-2], count)
+    logarithms = (shares / shares.sum(dim=-1, keepdim=True)).log() + _nan_if_not_finite(shares, (-1,))
+    return logarithms.expand(*scores.shape[:-2], count)
+
+
+def _nan_if_not_finite(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return 0 for each of the other dimensions, NaN where a value is NaN or infinite."""
+    return (0 * values.detach()).sum(dim=dims, keepdim=True)

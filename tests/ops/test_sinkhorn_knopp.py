@@ -341,7 +341,7 @@ def test_same_bits_on_any_number_of_threads(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["scores", "sample_marginals", "cluster_marginals"])
-def test_non_finite_input_gives_nan(name: str, value: float) -> None:
+def test_non_finite_input_gives_nan(name: str, value: float, backend: str) -> None:
     tensors: dict[str, Any] = {"scores": cosines(9, 4).float()}
     tensors |= {"sample_marginals": torch.ones(9), "cluster_marginals": torch.ones(4)}
     tensors[name].view(-1)[2] = value

@@ -1,0 +1,37 @@
+"""Sinkhorn-Knopp of scores of any size."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepclust_ext import sinkhorn_knopp
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES
+
+
+@given(data=st.data(), dtype=st.sampled_from(SUPPORTED_DTYPES), epsilon=st.sampled_from([1e-3, 0.05, 1.0]))
+def test_finite_for_every_finite_input(data: st.DataObject, dtype: torch.dtype, epsilon: float) -> None:
+    samples, clusters = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    most = torch.finfo(dtype).max
+    value = st.one_of(st.floats(-most, most), st.floats(-1, 1), st.sampled_from([-most, most, 0.0]))
+    values = data.draw(st.lists(value, min_size=samples * clusters, max_size=samples * clusters))
+    scores = torch.tensor(values, dtype=torch.float64).clamp(-most, most).to(dtype).view(samples, clusters)
+    assert bool(scores.isfinite().all())
+    for num_iters in (1, 3):
+        leaf = scores.clone().requires_grad_()
+        assignments = sinkhorn_knopp(leaf, epsilon=epsilon, num_iters=num_iters, differentiable=True)
+        rounding = 8 * clusters * torch.finfo(dtype).eps
+        torch.testing.assert_close(assignments.sum(1).double(), torch.ones(samples).double(), rtol=0, atol=rounding)
+        (gradient,) = torch.autograd.grad(assignments[:, 0].sum(), leaf)
+        assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("epsilon", [1e-300, 1e-3, 1e300])
+@pytest.mark.parametrize("clusters", [3, 70])  # 64 clusters and fewer have kernels of their own on the CPU
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_far_apart(size: float, clusters: int, epsilon: float) -> None:
+    """Scores that leave no doubt, or no difference, whatever epsilon."""
+    scores = torch.eye(clusters) * size
+    assignments = sinkhorn_knopp(scores, epsilon=epsilon)
+    expected = torch.eye(clusters) if size > epsilon else torch.full((clusters, clusters), 1 / clusters)
+    torch.testing.assert_close(assignments, expected)
