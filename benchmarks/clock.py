@@ -22,7 +22,9 @@ Rounds = dict[tuple[str, str], list[float]]  # (provider, mode) -> seconds of on
 
 WARM_UPS = 2
 MIN_ROUNDS, MAX_ROUNDS = 9, 200
-MIN_STRETCH = 1e-3  # seconds between two events: events resolve half a microsecond, and a queue takes a few to fill
+# Seconds of a sample at least: events resolve half a microsecond, a queue takes a few to fill, and a short call would
+# find the caches as another provider left them.
+MIN_STRETCH = 1e-3
 
 
 def clear_gradients(inputs: tuple[Tensor, ...]) -> None:
@@ -42,17 +44,21 @@ def fixed_gradient(shape: torch.Size, dtype: torch.dtype, device: torch.device) 
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
 
-def take_host_sample(function: Function, inputs: tuple[Tensor, ...], modes: Sequence[str]) -> Sample:
-    """Time one call; forward records the graph where a backward follows, and "both" is one stretch of time."""
-    clear_gradients(inputs)
-    start = time.perf_counter()
-    output = function(*inputs)
-    middle = time.perf_counter()
+def take_host_sample(function: Function, inputs: tuple[Tensor, ...], modes: Sequence[str], *, repeats: int) -> Sample:
+    """Time calls, one by one; forward records the graph where a backward follows, and "both" is one stretch of time."""
+    forward = backward = 0.0
+    for _ in range(repeats):
+        clear_gradients(inputs)
+        start = time.perf_counter()
+        output = function(*inputs)
+        middle = time.perf_counter()
+        forward += middle - start
+        if "backward" in modes:
+            go_backward(output)
+            backward += time.perf_counter() - middle
     if "backward" not in modes:
-        return {"forward": middle - start}
-    go_backward(output)
-    end = time.perf_counter()
-    return {"forward": middle - start, "backward": end - middle, "both": end - start}
+        return {"forward": forward / repeats}
+    return {"forward": forward / repeats, "backward": backward / repeats, "both": (forward + backward) / repeats}
 
 
 def time_stretch(call: Callable[[], object], repeats: int) -> float:
@@ -103,11 +109,9 @@ def time_rounds(
     """Time every function in its modes once per round, for about so many seconds; no seconds mean 3 rounds."""
     samplers: dict[str, Callable[[], Sample]] = {}
     for name, function in calls.items():
-        if device == "cuda":
-            take = partial(take_device_sample, function, inputs, modes[name])
-            samplers[name] = partial(take, repeats=find_repeats(take))
-        else:
-            samplers[name] = partial(take_host_sample, function, inputs, modes[name])
+        sampler = take_device_sample if device == "cuda" else take_host_sample
+        take = partial(sampler, function, inputs, modes[name])
+        samplers[name] = partial(take, repeats=find_repeats(take))
     rounds: Rounds = {(name, mode): [] for name in calls for mode in modes[name]}
 
     def run_round(order: list[str]) -> dict[tuple[str, str], float]:

@@ -44,7 +44,7 @@ def measure_allocated(function: Function, inputs: tuple[Tensor, ...], modes: Seq
     clear_gradients(inputs)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    take_host_sample(function, inputs, modes)
+    take_host_sample(function, inputs, modes, repeats=1)
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
@@ -54,12 +54,12 @@ def measure(op: OpBenchmark, case: Case, provider: str, dtype: torch.dtype) -> i
     chosen = providers_of(op, case)[provider]
     function = chosen.load()
     warm_up = inputs if chosen.compiled or case.modes else case.inputs(dtype, "cpu", min(WARM_UP_ROWS, case.rows))
-    take_host_sample(function, warm_up, modes_of(op, case))
+    take_host_sample(function, warm_up, modes_of(op, case), repeats=1)
     clear_gradients(inputs)
     if (_PROC / "clear_refs").exists():
         (_PROC / "clear_refs").write_text("5")
     before = peak_resident_bytes()
-    take_host_sample(function, inputs, modes_of(op, case))
+    take_host_sample(function, inputs, modes_of(op, case), repeats=1)
     return peak_resident_bytes() - before
 
 
