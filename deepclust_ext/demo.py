@@ -29,7 +29,11 @@ class Defaults(NamedTuple):
     batch_size: int
 
 
-METHODS = {"hadis": Defaults(epochs=80, batch_size=64), "sacc": Defaults(epochs=80, batch_size=128)}
+METHODS = {
+    "hadis": Defaults(epochs=80, batch_size=64),
+    "sacc": Defaults(epochs=80, batch_size=128),
+    "clc": Defaults(epochs=60, batch_size=128),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +103,7 @@ def _make_trainer(args: argparse.Namespace, out: Path) -> "tuple[Trainer, Tensor
         given if given is not None else default
         for given, default in zip((args.epochs, args.batch_size), METHODS[args.method], strict=True)
     )
-    method, optimizer, augmentations = {"hadis": _hadis, "sacc": _sacc}[args.method](batch_size)
+    method, optimizer, augmentations = {"hadis": _hadis, "sacc": _sacc, "clc": _clc}[args.method](batch_size)
     config = TrainConfig(
         epochs=epochs,
         warmup_epochs=epochs // 8,
@@ -125,17 +129,36 @@ def _hadis(batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Modul
 
 def _sacc(_batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
     """SACC with narrow heads, two weak views and a strong one; its learning rate is the same for any batch."""
-    from torch import nn
-
-    from deepclust_ext.data import RandomAffine, RandomGamma
     from deepclust_ext.methods import SACC
 
     method = SACC(_backbone(), FEATURE_DIM, NUM_CLUSTERS, hidden_dim=256)
+    weak, strong = _weak_and_strong_view()
+    return method, method.optimizer(lr=1e-3), [weak, weak, strong]
+
+
+def _clc(_batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
+    """CLC with narrow heads, a short queue, a quick momentum network, a weak view and a strong one."""
+    from deepclust_ext.methods import CLC
+
+    # An epoch has 14 steps of 256 keys: a queue longer than these four would hold most scans themselves, and codes of a
+    # network that lags behind by epochs make permanent what the first epochs got wrong.
+    method = CLC(
+        _backbone(), FEATURE_DIM, NUM_CLUSTERS, hidden_dim=256, embedding_dim=64, queue_size=1024, momentum=0.8
+    )
+    return method, method.optimizer(), list(_weak_and_strong_view())
+
+
+def _weak_and_strong_view() -> "tuple[nn.Module, nn.Module]":
+    """Return views for the methods whose cluster head sees nothing else."""
+    from torch import nn
+
+    from deepclust_ext.data import RandomAffine, RandomGamma
+
     # Where strokes and aspect never change, the head settles on mixtures of digits that have them in common.
     gamma = RandomGamma(0.7)
     weak = nn.Sequential(RandomAffine(degrees=15, shear=0.15, scale=0.15, stretch=0.15, shift=0.09375), gamma)
     strong = nn.Sequential(RandomAffine(degrees=25, shear=0.25, scale=0.25, stretch=0.35, shift=0.16), gamma)
-    return method, method.optimizer(lr=1e-3), [weak, weak, strong]
+    return weak, strong
 
 
 def _backbone() -> "nn.Module":

@@ -78,7 +78,7 @@ class CLC(ClusterHeadMethod):
         temperature: float = 0.2,
         class_temperature: float = 1.0,
         cluster_temperature: float = 1.0,
-        epsilon: float = 0.4,
+        epsilon: float = 0.8,
         num_iters: int = 3,
         swap_weight: float = 1.0,
     ) -> None:
@@ -175,10 +175,9 @@ class CLC(ClusterHeadMethod):
         with evaluation(self):
             return self._shares(self.online(images)[0])
 
-    def optimizer(self, batch_size: int, base_lr: float = 0.03, weight_decay: float = 1e-4) -> torch.optim.SGD:
-        """Return MoCo v2's SGD: learning rate ``base_lr`` x ``batch_size`` / 256, momentum 0.9."""
-        lr = base_lr * batch_size / 256
-        return torch.optim.SGD(self.online.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
+    def optimizer(self, lr: float = 1e-3) -> torch.optim.Adam:
+        """Return the Adam of the demo; the paper's optimiser was not at hand."""
+        return torch.optim.Adam(self.online.parameters(), lr=lr)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point, few clusters lead, or none differs, or None."""
@@ -191,7 +190,7 @@ class CLC(ClusterHeadMethod):
                 f"iterations of Sinkhorn-Knopp keep the others alive"
             )
         highest = math.log(self.num_clusters)
-        if terms["code_entropy"] > 0.999 * highest:
+        if terms["code_entropy"] > 0.9999 * highest:
             return (
                 f"the codes have an entropy of {terms['code_entropy']:.4f} of at most {highest:.4f}, so all clusters "
                 f"look alike; a smaller epsilon tells them apart"

@@ -47,7 +47,7 @@ class MethodSample:
 
 METHODS = {
     "hadis": MethodSample(small_hadis, lambda method: method.optimizer(batch_size=32), 2),
-    "clc": MethodSample(small_clc, lambda method: method.optimizer(batch_size=32), 2),
+    "clc": MethodSample(small_clc, lambda method: method.optimizer(), 2),
     "sacc": MethodSample(small_sacc, lambda method: method.optimizer(), 3),
 }
 

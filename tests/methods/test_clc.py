@@ -27,10 +27,10 @@ def test_defaults() -> None:
     assert method.score_queue.shape == (65536, 10)
     assert method.momentum == 0.999
     assert (method.contrastive.temperature, method.contrastive.class_temperature) == (0.2, 1.0)
-    assert (method.cluster_temperature, method.epsilon, method.num_iters) == (1.0, 0.4, 3)
+    assert (method.cluster_temperature, method.epsilon, method.num_iters) == (1.0, 0.8, 3)
     assert method.swap_weight == 1
-    (group,) = method.optimizer(batch_size=512).param_groups
-    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.06, 0.9, 1e-4)
+    (group,) = method.optimizer().param_groups
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0)
 
 
 @pytest.mark.parametrize("swap_weight", [0.0, 0.6])
