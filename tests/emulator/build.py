@@ -183,7 +183,11 @@ def build_library(folder: Path, mode: str) -> Path:
     torch_home = Path(torch.__file__).parent
     include = torch_home / "include"
     csrc = ROOT / "csrc"
-    torch_sources = [csrc / "module.cpp", *sorted((csrc / "cuda" / "torch").glob("*.cpp")), EMULATOR / "torch_memory.cpp"]
+    torch_sources = [
+        csrc / "module.cpp",
+        *sorted((csrc / "cuda" / "torch").glob("*.cpp")),
+        EMULATOR / "torch_memory.cpp",
+    ]
     folders = (include, include / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include"))
     headers = [f"-isystem{path}" for path in folders]
     torch_objects = OUTPUT / "torch-objects" / f"{torch.__version__}-{sys.implementation.cache_tag}"
@@ -193,7 +197,9 @@ def build_library(folder: Path, mode: str) -> Path:
         # these objects serve all modes, and what knows no device is taken from the native library's build
         compiler = emulating_compiler()
         objects = compile_all(compiler, [(source, ["-O1", "-g0", *headers]) for source in torch_sources], torch_objects)
-        objects += [native_object(path) for folder in ("common", "ops") for path in sorted((csrc / folder).glob("*.cpp"))]
+        objects += [
+            native_object(path) for folder in ("common", "ops") for path in sorted((csrc / folder).glob("*.cpp"))
+        ]
         objects += emulated_objects(sorted((csrc / "cuda").glob("*.cu")), mode)
         if is_stale(library, objects):
             torch_libraries = [f"-L{torch_home / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
