@@ -38,6 +38,9 @@ namespace {
 
 constexpr int64_t kFewClusters = 64;            // up to which samples lie along the lanes of vectors
 constexpr int64_t kParallelElements = 1 << 15;  // of a matrix, from which on threads share it
+// The logarithm of what an element of the kernel matrix may be above 1. That much less than kVanishing of a column sum
+// may be lost: exp(-87) is where exponentials vanish.
+constexpr int kWindow = 20;
 // Largest s / epsilon: its rounding is below 1 then, and exponentials of differences are still right to a factor.
 template <typename T>
 constexpr T kLargestLogit = sizeof(T) == 4 ? 0x1p22 : 0x1p50;

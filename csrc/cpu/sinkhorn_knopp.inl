@@ -200,43 +200,51 @@ void write_rows_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t end)
   }
 }
 
-// Rows [begin, end) of the kernel matrix exp(s / epsilon + column_shift + row_shift), with the row shift that makes
-// their largest element 1; false if a score is not fit. As many rows at a time as a vector has lanes.
+// The largest s / epsilon + column_shift of a row, nearly.
+template <typename T>
+DEEPCLUST_INLINE T largest_exponent(const SinkhornProblem<T>& in, const T* scores /* (clusters,) */, int64_t clusters) {
+  Vec<T> largest = broadcast(-std::numeric_limits<T>::infinity());
+  for_each_column(scores, in.column_shift, clusters,
+                  [&](int64_t, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
+                    const Vec<T> exponent = score * in.inverse_epsilon + shift;
+                    largest = exponent > largest ? exponent : largest;
+                  });
+  return max_lanes<T>(largest);
+}
+
+// Rows [begin, end) of the kernel matrix exp(s / epsilon + column_shift + row_shift), with a row shift that makes their
+// largest element at least about 1 and at most exp(kWindow); false if a score is not fit. The shift is guessed from the
+// first columns, which are seldom that far from all.
 template <typename T>
 bool build_kernel(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
   if (in.clusters <= kFewClusters) return build_kernel_of_few(in, begin, end);
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   Vec<T> unfit = {};
-  for (int64_t n = begin; n < end; n += kLanes) {
-    const int64_t count = end - n < kLanes ? end - n : kLanes;
-    Vec<T> peaks[kLanes];
-    for (int64_t r = 0; r < kLanes; ++r) {
-      Vec<T> largest = broadcast(-std::numeric_limits<T>::infinity());
-      const int64_t row = r < count ? n + r : n;
-      for_each_column(in.scores + row * in.clusters, in.column_shift, in.clusters,
-                      [&](int64_t, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
-                        const Vec<T> exponent = exponent_of<T>(in, score, shift);
-                        largest = exponent > largest ? exponent : largest;
+  for (int64_t n = begin; n < end; ++n) {
+    const T* scores = in.scores + n * in.clusters;
+    T* row = in.kernel + n * in.clusters;
+    T largest = largest_exponent(in, scores, kFewClusters);
+    bool is_guess = true;
+    if (largest == -std::numeric_limits<T>::infinity()) largest = largest_exponent(in, scores, in.clusters);
+    while (true) {
+      Vec<T> excess = {};
+      for_each_column(scores, in.column_shift, in.clusters,
+                      [&](int64_t k, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
+                        const Vec<T> exponent = exponent_of<T>(in, score, shift - largest);
+                        excess = exponent > excess ? exponent : excess;
                         unfit += unfit_of<T>(in, score);
-                      });
-      peaks[r] = largest;
-    }
-    T shift[kLanes];
-    store(shift, -fold_each<T>(peaks, [](const Vec<T>& x, const Vec<T>& y)
-                                          __attribute__((always_inline)) { return x > y ? x : y; }));
-    for (int64_t r = 0; r < count; ++r) {
-      T* row = in.kernel + (n + r) * in.clusters;
-      in.row_shift[n + r] = shift[r];
-      for_each_column(in.scores + (n + r) * in.clusters, in.column_shift, in.clusters,
-                      [&](int64_t k, const Vec<T>& score, const Vec<T>& more) __attribute__((always_inline)) {
-                        const Vec<T> value = exponential_of<T>(in, score, more + shift[r]);
-                        if (k + kLanes <= in.clusters || n + r + 1 < end) {  // else the next row is not ours
+                        const Vec<T> value = exponential<T>(exponent);
+                        if (k + kLanes <= in.clusters || n + 1 < end) {  // else the next row is not ours
                           store(row + k, value);
                         } else {
                           for (int64_t lane = 0; k + lane < in.clusters; ++lane) row[k + lane] = value[lane];
                         }
                       });
+      if (!is_guess || !(max_lanes<T>(excess) > kWindow)) break;
+      largest = largest_exponent(in, scores, in.clusters);
+      is_guess = false;
     }
+    in.row_shift[n] = -largest;
   }
   return sum_lanes<T>(unfit) == T(0);
 }
