@@ -34,3 +34,11 @@ def seed(request: pytest.FixtureRequest) -> int:
     np.random.seed(value)
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(params=["native", "reference"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with the native op and with the reference."""
+    if request.param == "reference":
+        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    return str(request.param)

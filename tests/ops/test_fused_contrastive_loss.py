@@ -10,18 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepclust_ext import _extension, fused_contrastive_loss, reference
+from deepclust_ext import fused_contrastive_loss, reference
 from tests.helpers import DEVICES, EMULATED, peak_extra_megabytes
-
-BACKENDS = ["native", "reference"]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test with the native op and with the reference."""
-    if request.param == "reference":
-        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
-    return str(request.param)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

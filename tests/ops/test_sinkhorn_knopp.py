@@ -12,18 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepclust_ext import _extension, reference, sinkhorn_knopp
+from deepclust_ext import reference, sinkhorn_knopp
 from tests.helpers import EMULATED, peak_extra_megabytes
 
 FUNCTIONS: tuple[Callable[..., Any], ...] = (sinkhorn_knopp, reference.sinkhorn_knopp)
-
-
-@pytest.fixture(params=["native", "reference"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test with the native op and with the reference."""
-    if request.param == "reference":
-        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
-    return str(request.param)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
