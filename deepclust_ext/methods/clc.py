@@ -36,8 +36,8 @@ class CLC(ClusterHeadMethod):
 
     Of the paper only the abstract was at hand: temperatures, :math:`\epsilon` and the heads are this package's choice,
     and so is one addition, ``swap_weight`` times the swapped prediction :math:`-\sum_k q_k \log p_k` of SwAV. Without
-    it the clusters become what :math:`z^n` leaves over, since the logit is a sum of both: see the notes for figures.
-    Published ACC: ImageNet-1k 53.4.
+    it the clusters become what :math:`z^n` leaves over, since the logit is a sum of both: an accuracy of 0.52 instead of
+    0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
 
     The class vectors of the queue are not stored but come fresh from the one Sinkhorn-Knopp that also gives the
     batch's. Before the queue is full, only the keys that it holds count; the very first step has no negatives.
@@ -49,7 +49,7 @@ class CLC(ClusterHeadMethod):
         hidden_dim: Hidden width of both heads.
         embedding_dim: Output width of the instance head.
         queue_size: Keys that are remembered.
-        momentum: Share of the old momentum network kept at each update.
+        momentum: Share of the old momentum network kept at each update; lower where an epoch has few steps.
         temperature: Tau.
         class_temperature: Tau_c.
         cluster_temperature: Tau_p.
@@ -183,7 +183,7 @@ class CLC(ClusterHeadMethod):
         """Return an explanation when the features are one point, few clusters lead, or none differs, or None."""
         if terms["feature_spread"] < 0.01:
             return f"with a feature spread of {terms['feature_spread']:.2g} the features have collapsed to a point"
-        if terms["balance"] < 0.3:
+        if terms["balance"] < 0.1:
             return (
                 f"{terms['used_clusters']:.0f} of {self.num_clusters} clusters lead in some row of scores, with a "
                 f"balance of {terms['balance']:.2g}: few clusters take everything; a lower learning rate or more "

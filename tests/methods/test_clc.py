@@ -2,15 +2,20 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from deepclust_ext import sinkhorn_knopp
 from deepclust_ext.methods import CLC
 from deepclust_ext.methods.clc import code_statistics
+from deepclust_ext.metrics import clustering_accuracy
+from deepclust_ext.train import TrainConfig, Trainer, seed_everything
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_clc
 
 
@@ -200,6 +205,56 @@ def test_a_cluster_that_takes_everything_is_named() -> None:
 
 def test_codes_that_tell_nothing_are_named() -> None:
     assert "so all clusters look alike" in (warning(small_clc(epsilon=100.0)) or "")
+
+
+class FreshNuisance(nn.Module):
+    """An augmentation of rotated vectors: noise on the half that tells clusters apart, a new draw of the other half."""
+
+    def __init__(self, rotation: Tensor) -> None:
+        super().__init__()
+        self.rotation = rotation
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        signal, nuisance = (vectors @ self.rotation.T).chunk(2, dim=-1)
+        parts = [signal + 0.2 * torch.randn_like(signal), 2 * torch.randn_like(nuisance)]
+        return torch.cat(parts, dim=-1) @ self.rotation
+
+
+@pytest.mark.slow
+def test_a_thousand_clusters_stay_balanced_and_beat_kmeans(tmp_path: Path) -> None:
+    count, clusters, half = 20_000, 1000, 32
+    seed_everything(0)
+    labels = torch.arange(count) % clusters
+    rotation = torch.linalg.qr(torch.randn(2 * half, 2 * half)).Q
+    signal = torch.randn(clusters, half)[labels] + 0.3 * torch.randn(count, half)
+    vectors = torch.cat([signal, 2 * torch.randn(count, half)], dim=1) @ rotation
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(2 * half, 512), nn.BatchNorm1d(512), nn.ReLU())
+    method = CLC(backbone, 512, clusters, hidden_dim=512, embedding_dim=64, queue_size=2048, momentum=0.8)
+    views = [FreshNuisance(rotation)] * 2
+    config = TrainConfig(epochs=9, warmup_epochs=0, lr_warmup_epochs=1, batch_size=512)
+    images = vectors.view(count, 1, 1, 2 * half)
+    trainer = Trainer(method, method.optimizer(lr=2e-3), TensorDataset(images, labels), views, config, tmp_path)
+    trainer.fit()
+    found = {
+        "CLC": trainer.cluster(),
+        "k-means on the vectors": kmeans(vectors),
+        "k-means on the learnt rows": kmeans(trainer.embed()),
+    }
+    accuracy = {name: clustering_accuracy(labels, predicted) for name, predicted in found.items()}
+    for name, predicted in found.items():
+        sizes = torch.bincount(predicted, minlength=clusters)
+        print(f"{name}: ACC {accuracy[name]:.3f}, {sizes.gt(0).sum()} used, {sizes.min()} to {sizes.max()} of {count}")
+    sizes = torch.bincount(found["CLC"], minlength=clusters)
+    assert accuracy["CLC"] > 0.7
+    assert accuracy["CLC"] > 3 * accuracy["k-means on the vectors"]
+    assert accuracy["k-means on the learnt rows"] > 0.9
+    assert (sizes > 0).sum() > 0.97 * clusters
+    assert sizes.max() < 5 * count / clusters
+
+
+def kmeans(rows: Tensor) -> Tensor:
+    """Return the labels of one k-means with 1,000 clusters."""
+    return torch.from_numpy(KMeans(1000, n_init=1, random_state=0).fit_predict(rows.numpy())).long()
 
 
 def test_errors_name_the_argument() -> None:
