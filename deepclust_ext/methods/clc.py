@@ -36,7 +36,7 @@ class CLC(ClusterHeadMethod):
 
     Of the paper only the abstract was at hand: temperatures, :math:`\epsilon` and the heads are this package's choice,
     and so is one addition, ``swap_weight`` times the swapped prediction :math:`-\sum_k q_k \log p_k` of SwAV. Without
-    it the clusters become what :math:`z^n` leaves over, since the logit is a sum of both: an accuracy of 0.52 instead of
+    it the clusters become what :math:`z^n` leaves over, since the logit is a sum of both: accuracy 0.52 instead of
     0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
 
     The class vectors of the queue are not stored but come fresh from the one Sinkhorn-Knopp that also gives the
