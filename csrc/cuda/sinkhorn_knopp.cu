@@ -141,7 +141,7 @@ SinkhornBytes sinkhorn_forward_bytes(const SinkhornInputs& inputs, const Sinkhor
   const int64_t accumulator = accumulator_bytes(inputs);
   SinkhornBytes bytes{};
   add_problem_bytes(inputs, bytes);
-  bytes.field[kPartialSums] = inputs.problems * plan.slices * inputs.clusters * 2 * accumulator;
+  bytes.field[kSliceSums] = inputs.problems * plan.slices * inputs.clusters * 2 * accumulator;
   bytes.field[kLogSamples] = inputs.problems * inputs.samples * accumulator;
   bytes.field[kLogClusters] = inputs.problems * 2 * inputs.clusters * accumulator;
   if (has_tolerance) {
@@ -155,7 +155,7 @@ SinkhornBytes sinkhorn_backward_bytes(const SinkhornInputs& inputs, const Sinkho
   const int64_t accumulator = accumulator_bytes(inputs);
   SinkhornBytes bytes{};
   add_problem_bytes(inputs, bytes);
-  bytes.field[kPartialSums] = inputs.problems * plan.slices * inputs.clusters * accumulator;
+  bytes.field[kSliceSums] = inputs.problems * plan.slices * inputs.clusters * accumulator;
   bytes.field[kMeans] = inputs.problems * inputs.samples * accumulator;
   bytes.field[kSampleGradient] = inputs.problems * inputs.num_iters * inputs.samples * accumulator;
   bytes.field[kClusterGradient] = inputs.problems * inputs.num_iters * inputs.clusters * accumulator;
@@ -170,7 +170,7 @@ cudaError_t launch_sinkhorn_knopp(const SinkhornInputs& inputs, const SinkhornPl
     using T = Widened<Element>;
     Arguments<Element> in{};
     set_problems<Element>(inputs, plan, workspace, in);
-    in.partial = field_of<LogSum<T>>(workspace, kPartialSums);
+    in.partial = field_of<LogSum<T>>(workspace, kSliceSums);
     in.log_u = field_of<T>(workspace, kLogSamples);
     in.log_v = field_of<T>(workspace, kLogClusters);
     in.errors = field_of<double>(workspace, kErrors);
@@ -197,7 +197,7 @@ cudaError_t launch_sinkhorn_knopp_backward(const SinkhornInputs& inputs, const S
     in.means = field_of<T>(workspace, kMeans);
     in.by_sample = field_of<T>(workspace, kSampleGradient);
     in.by_cluster = field_of<T>(workspace, kClusterGradient);
-    in.partial = field_of<T>(workspace, kPartialSums);
+    in.partial = field_of<T>(workspace, kSliceSums);
     in.grad_scores = static_cast<Element*>(gradients.grad_scores);
     return launch_backward(in, inputs.problems, stream);
   });

@@ -36,7 +36,7 @@ enum SinkhornField {
   kSampleShares,     // (problems, N) T; backward: their logarithms
   kClusterShares,    // (problems, K) T
   kInvalid,          // (problems,) unsigned: whether the problem's result is NaN
-  kPartialSums,      // forward: (problems, slices, K, 2) T; backward: (problems, slices, K) T
+  kSliceSums,        // forward: (problems, slices, K, 2) T; backward: (problems, slices, K) T
   kLogSamples,       // forward: (problems, N) T: log u
   kLogClusters,      // forward: (problems, 2, K) T: log v of even and odd iterations
   kErrors,           // forward, with a tolerance: (problems, tiles) double
