@@ -127,7 +127,7 @@ __device__ void prepare_shares(const Problems<Element>& in, bool as_logarithms) 
 }
 
 template <class Element>
-__global__ void __launch_bounds__(kThreads) prepare_shares_kernel(Problems<Element> in, bool as_logarithms) {
+__global__ void __launch_bounds__(kThreads, 1) prepare_shares_kernel(Problems<Element> in, bool as_logarithms) {
   in.move_to(blockIdx.x);
   prepare_shares(in, as_logarithms);
 }
