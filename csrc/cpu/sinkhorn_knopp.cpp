@@ -1,11 +1,11 @@
 // Sinkhorn-Knopp by scaling a kernel matrix, exactly equal to its logarithmic form.
 //
 // The kernel matrix exp(s_nk / epsilon + column_shift_k + row_shift_n) is computed once, with the row shifts that make
-// the largest element of every row 1; an iteration then reads it once: a row's sum gives its u, and while the row is in
-// cache its share of the next column sums is added up. What the shifts take out, u and v put back, so the iterates are
-// the same. Elements that vanish in such a matrix matter only to columns of which all elements nearly vanish, and after
-// v has come to span many orders of magnitude. Both are seen in the column sums; then that step is done with
-// logarithmic sums and the matrix is computed anew around the current v.
+// the largest element of every row about 1; an iteration then reads it once: a row's sum gives its u, and while the row
+// is in cache its share of the next column sums is added up. What the shifts take out, u and v put back, so the
+// iterates are the same. Elements that vanish in such a matrix matter only to columns of which all elements nearly
+// vanish, and after v has come to span many orders of magnitude. Both are seen in the column sums; then that step is
+// done with logarithmic sums and the matrix is computed anew around the current v.
 //
 // The gradient goes back through the iterations from the potentials log u and log v of each: the derivative of every
 // step is a softmax that they determine.
