@@ -66,7 +66,7 @@ struct GradientArguments : Problems<Element> {
   // The element of the scores at (n, k), as a share: of a column's sum in v, or of a row's in u.
   __device__ __forceinline__ T share_of(int64_t n, int64_t k, T shift) const {
     // At most 1 but for rounding, which is no longer small where exponents are huge.
-    return exp(smaller(this->exponent(this->scores[n * this->clusters + k], shift), T(1)));
+    return exp(smaller(this->exponent(this->bounded(this->scores[n * this->clusters + k]), shift), T(1)));
   }
   __device__ __forceinline__ T share_of_column(int64_t iteration, int64_t n, int64_t k) const {
     return share_of(n, k, cluster_potentials(iteration)[k] + log_u(iteration - 1, n));

@@ -13,32 +13,45 @@ namespace deepclust::sinkhorn {
 
 constexpr int kAtOnce = 4;  // exponents that share one update of the maximum
 
-// sum exp(x), relative to the largest x.
+// Multiples of 1/1024 below have sums that float32 holds.
+constexpr int kCoarseLimit = 1 << 13;
+
+template <class T>
+__device__ __forceinline__ T coarse_part(T x) {
+  return fabs(x) < T(kCoarseLimit) ? rint(x * 1024) / 1024 : x;
+}
+
+// log u or log v. Exponents can be a hundred times larger than what their rounding may cost, so the logarithm has a
+// coarse part, which adds up with other coarse parts without rounding, and the rest.
+template <class T>
+struct Logarithm {
+  T coarse, fine;
+
+  static __device__ __forceinline__ Logarithm zero() { return {-Limits<T>::kInfinity, 0}; }  // of 0
+
+  static __device__ __forceinline__ Logarithm of(double logarithm) {
+    const T coarse = coarse_part(static_cast<T>(logarithm));
+    return {coarse, fabs(coarse) <= Limits<T>::kMax ? static_cast<T>(logarithm - coarse) : T(0)};
+  }
+
+  __device__ __forceinline__ double value() const { return static_cast<double>(coarse) + fine; }
+};
+
+// sum exp(x), relative to the coarse part of the largest x.
 template <class T>
 struct LogSum {
   T largest;
   T sum;
 
   static __device__ __forceinline__ LogSum none() { return {-Limits<T>::kMax, 0}; }
-
-  __device__ __forceinline__ void add(const T (&x)[kAtOnce]) {
-    T peak = largest;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) peak = larger(peak, x[i]);
-    T added = 0;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) added += exp(x[i] - peak);
-    sum = sum * exp(largest - peak) + added;
-    largest = peak;
-  }
 };
 
 template <class Element>
 struct Arguments : Problems<Element> {
   using T = Widened<Element>;
   LogSum<T>* partial;    // (slices, K)
-  T* log_u;              // (N,)
-  T* log_v;              // (2, K) of even and odd iterations
+  Logarithm<T>* log_u;   // (N,)
+  Logarithm<T>* log_v;   // (2, K) of even and odd iterations
   double* errors;        // (tiles,) or null: never stop early
   unsigned* ticket;      // (1,) or null
   int64_t* used;         // (1,)
@@ -60,7 +73,30 @@ struct Arguments : Problems<Element> {
     return in;
   }
 
-  __device__ __forceinline__ T* log_v_of(int64_t iteration) const { return log_v + iteration % 2 * this->clusters; }
+  __device__ __forceinline__ Logarithm<T>* log_v_of(int64_t iteration) const {
+    return log_v + iteration % 2 * this->clusters;
+  }
+
+  // exp(s / epsilon + shift - largest). Where numbers are huge, all that counts is that the largest becomes 1.
+  __device__ __forceinline__ T exponential(T score, const Logarithm<T>& shift, T largest) const {
+    const bool exact = fabs(shift.coarse) < T(kCoarseLimit) && fabs(largest) < T(kCoarseLimit);
+    return exp(exact ? fma(score, this->inverse_epsilon, shift.coarse - largest) +
+                           fma(score, this->inverse_epsilon_rest, shift.fine)
+                     : this->exponent(score, shift.coarse) - largest + shift.fine);
+  }
+
+  __device__ __forceinline__ void add(const T (&score)[kAtOnce], const Logarithm<T> (&shift)[kAtOnce],
+                                      LogSum<T>& sum) const {
+    T peak = -Limits<T>::kMax;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) peak = larger(peak, this->exponent(score[i], shift[i].coarse));
+    peak = larger(sum.largest, coarse_part(peak));
+    T added = 0;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) added += exponential(score[i], shift[i], peak);
+    sum.sum = sum.sum * exp(sum.largest - peak) + added;
+    sum.largest = peak;
+  }
 };
 
 // The first u; notes where a score is not finite.
@@ -72,7 +108,7 @@ __device__ void start_rows(const Arguments<Element>& in, const Chunk& chunk) {
     for (int64_t k = lane_index(); k < in.clusters; k += 32) {
       unfit = unfit || !(fabs(widen(in.scores[n * in.clusters + k])) <= Limits<T>::kMax);
     }
-    if (lane_index() == 0) in.log_u[n] = in.shares[kSamples][n] > 0 ? T(0) : -Limits<T>::kInfinity;
+    if (lane_index() == 0) in.log_u[n] = in.shares[kSamples][n] > 0 ? Logarithm<T>{0, 0} : Logarithm<T>::zero();
   });
   if (unfit) atomicOr(in.invalid, 1u);
 }
@@ -84,13 +120,15 @@ __device__ void sum_columns(const Arguments<Element>& in, const Chunk& chunk) {
   sum_slices(in, chunk, in.partial, [&](int64_t k, int64_t first, int64_t last) {
     LogSum<T> sum = LogSum<T>::none();
     for (int64_t n = first; n < last; n += kAtOnce) {
-      T x[kAtOnce];
+      T score[kAtOnce];
+      Logarithm<T> shift[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        x[i] =
-            n + i < last ? in.exponent(in.scores[(n + i) * in.clusters + k], in.log_u[n + i]) : -Limits<T>::kInfinity;
+        const bool present = n + i < last;
+        score[i] = present ? in.bounded(in.scores[(n + i) * in.clusters + k]) : T(0);
+        shift[i] = present ? in.log_u[n + i] : Logarithm<T>::zero();
       }
-      sum.add(x);
+      in.add(score, shift, sum);
     }
     return sum;
   });
@@ -119,8 +157,8 @@ __device__ void merge_columns(const Arguments<Element>& in, int64_t iteration, i
   if (present) {
     const double log_sum = in.invalid[0] != 0 ? Limits<double>::kNan : static_cast<double>(largest) + log(sum);
     const double share = in.shares[kClusters][k];
-    if (iteration > 0) error = fabs(exp(log_sum + static_cast<double>(in.log_v_of(iteration - 1)[k])) - share);
-    in.log_v_of(iteration)[k] = static_cast<T>(log(share) - log_sum);
+    if (iteration > 0) error = fabs(exp(log_sum + in.log_v_of(iteration - 1)[k].value()) - share);
+    in.log_v_of(iteration)[k] = Logarithm<T>::of(log(share) - log_sum);
     if (in.potentials != nullptr) {
       in.potentials[iteration * in.potentials_stride() + in.samples + k] = static_cast<T>(-log_sum);
     }
@@ -140,17 +178,20 @@ __device__ bool is_near_enough(const Arguments<Element>& in) {
 
 template <class Element>
 __device__ __forceinline__ LogSum<Widened<Element>> sum_row(const Arguments<Element>& in, int64_t n,
-                                                            const Widened<Element>* log_v) {
+                                                            const Logarithm<Widened<Element>>* log_v) {
   using T = Widened<Element>;
   LogSum<T> sum = LogSum<T>::none();
   for (int64_t first = lane_index(); first < in.clusters; first += 32 * kAtOnce) {
-    T x[kAtOnce];
+    T score[kAtOnce];
+    Logarithm<T> shift[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int64_t k = first + 32 * i;
-      x[i] = k < in.clusters ? in.exponent(in.scores[n * in.clusters + k], log_v[k]) : -Limits<T>::kInfinity;
+      const bool present = k < in.clusters;
+      score[i] = present ? in.bounded(in.scores[n * in.clusters + k]) : T(0);
+      shift[i] = present ? log_v[k] : Logarithm<T>::zero();
     }
-    sum.add(x);
+    in.add(score, shift, sum);
   }
   const T largest = warp_max(sum.largest);
   return {largest, warp_sum(sum.sum * exp(sum.largest - largest))};
@@ -163,9 +204,12 @@ __device__ void scale_rows(const Arguments<Element>& in, int64_t iteration, cons
   chunk.for_each_row([&](int64_t n) {
     const LogSum<T> sum = sum_row(in, n, in.log_v_of(iteration));
     if (lane_index() != 0) return;
-    const T log_sum = sum.largest + log(sum.sum);
-    in.log_u[n] = log(in.shares[kSamples][n]) - log_sum;
-    if (in.potentials != nullptr) in.potentials[iteration * in.potentials_stride() + n] = -log_sum;
+    const T ratio = in.shares[kSamples][n] / sum.sum;
+    const T coarse = coarse_part(log(ratio));
+    in.log_u[n] = ratio == 0 ? Logarithm<T>::zero() : Logarithm<T>{coarse - sum.largest, log(ratio * exp(-coarse))};
+    if (in.potentials != nullptr) {
+      in.potentials[iteration * in.potentials_stride() + n] = -(sum.largest + log(sum.sum));
+    }
   });
 }
 
@@ -174,13 +218,13 @@ __device__ void scale_rows(const Arguments<Element>& in, int64_t iteration, cons
 template <class Element>
 __device__ void write_rows(const Arguments<Element>& in, int64_t iteration, const Chunk& chunk) {
   using T = Widened<Element>;
-  const T* log_v = in.log_v_of(iteration);
+  const Logarithm<T>* log_v = in.log_v_of(iteration);
   chunk.for_each_row([&](int64_t n) {
     const LogSum<T> sum = sum_row(in, n, log_v);
     const T scale = in.shares[kSamples][n] * static_cast<T>(in.samples) / sum.sum;
     for (int64_t k = lane_index(); k < in.clusters; k += 32) {
       const int64_t at = n * in.clusters + k;
-      in.assignments[at] = narrow<Element>(exp(in.exponent(in.scores[at], log_v[k]) - sum.largest) * scale);
+      in.assignments[at] = narrow<Element>(in.exponential(in.bounded(in.scores[at]), log_v[k], sum.largest) * scale);
     }
     if (in.potentials != nullptr && lane_index() == 0) {
       in.potentials[iteration * in.potentials_stride() + n] = -(sum.largest + log(sum.sum));

@@ -142,8 +142,8 @@ SinkhornBytes sinkhorn_forward_bytes(const SinkhornInputs& inputs, const Sinkhor
   SinkhornBytes bytes{};
   add_problem_bytes(inputs, bytes);
   bytes.field[kSliceSums] = inputs.problems * plan.slices * inputs.clusters * 2 * accumulator;
-  bytes.field[kLogSamples] = inputs.problems * inputs.samples * accumulator;
-  bytes.field[kLogClusters] = inputs.problems * 2 * inputs.clusters * accumulator;
+  bytes.field[kLogSamples] = inputs.problems * inputs.samples * 2 * accumulator;
+  bytes.field[kLogClusters] = inputs.problems * 2 * inputs.clusters * 2 * accumulator;
   if (has_tolerance) {
     bytes.field[kErrors] = inputs.problems * plan.tiles * static_cast<int64_t>(sizeof(double));
     bytes.field[kStopTickets] = inputs.problems * static_cast<int64_t>(sizeof(unsigned));
@@ -171,8 +171,8 @@ cudaError_t launch_sinkhorn_knopp(const SinkhornInputs& inputs, const SinkhornPl
     Arguments<Element> in{};
     set_problems<Element>(inputs, plan, workspace, in);
     in.partial = field_of<LogSum<T>>(workspace, kSliceSums);
-    in.log_u = field_of<T>(workspace, kLogSamples);
-    in.log_v = field_of<T>(workspace, kLogClusters);
+    in.log_u = field_of<Logarithm<T>>(workspace, kLogSamples);
+    in.log_v = field_of<Logarithm<T>>(workspace, kLogClusters);
     in.errors = field_of<double>(workspace, kErrors);
     in.ticket = field_of<unsigned>(workspace, kStopTickets);
     in.used = results.used;

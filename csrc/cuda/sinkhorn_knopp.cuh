@@ -37,8 +37,8 @@ enum SinkhornField {
   kClusterShares,    // (problems, K) T
   kInvalid,          // (problems,) unsigned: whether the problem's result is NaN
   kSliceSums,        // forward: (problems, slices, K, 2) T; backward: (problems, slices, K) T
-  kLogSamples,       // forward: (problems, N) T: log u
-  kLogClusters,      // forward: (problems, 2, K) T: log v of even and odd iterations
+  kLogSamples,       // forward: (problems, N, 2) T: log u
+  kLogClusters,      // forward: (problems, 2, K, 2) T: log v of even and odd iterations
   kErrors,           // forward, with a tolerance: (problems, tiles) double
   kStopTickets,      // likewise: (problems,) unsigned
   kMeans,            // backward: (problems, N) T: mean of the gradient over a row

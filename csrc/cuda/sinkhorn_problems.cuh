@@ -50,10 +50,13 @@ struct Problems {
     invalid += problem;
   }
 
-  // s / epsilon + shift, rounded once but for the shift.
-  __device__ __forceinline__ T exponent(Element score, T shift) const {
-    const T s = larger(smaller(widen(score), largest_score), -largest_score);
-    return fma(s, inverse_epsilon, fma(s, inverse_epsilon_rest, shift));
+  __device__ __forceinline__ T bounded(Element score) const {
+    return larger(smaller(widen(score), largest_score), -largest_score);
+  }
+
+  // score / epsilon + shift, rounded once but for the shift.
+  __device__ __forceinline__ T exponent(T score, T shift) const {
+    return fma(score, inverse_epsilon, fma(score, inverse_epsilon_rest, shift));
   }
 };
 
