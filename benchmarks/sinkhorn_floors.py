@@ -14,16 +14,16 @@ L2_BYTES = 50e6  # scores that are larger come from memory in every iteration
 # How the kernels cut a problem; see plan_sinkhorn_knopp in csrc/cuda/sinkhorn_knopp.cu.
 ONE_BLOCK_ELEMENTS = 1 << 14
 WARPS, SLICE_ROWS, TILE_COLUMNS = 16, 32, 32
-AT_ONCE = 4  # exponents that a lane takes into a sum together
+AT_ONCE = 4  # elements that a lane has under way together
 
 # Instructions of a lane for an element. An exponential has eight.
-SUM_OPERATIONS = 19  # of a sum of exponentials: loads, exponent, maximum, exponential, a quarter of a rescaling
+SUM_OPERATIONS = 32  # of a sum of exponentials: 8 to find the largest exponent, 24 to add one relative to that
 CHECK_OPERATIONS = 4  # that the score is finite
-WRITE_OPERATIONS = 15  # of an assignment
+WRITE_OPERATIONS = 24  # of an assignment
 SHARE_OPERATIONS = 15  # of one of the softmaxes of the gradient
 
 # Clock cycles that one warp waits for itself.
-STEP_CYCLES = 200  # AT_ONCE elements added to a sum
+STEP_CYCLES = 250  # AT_ONCE elements compared and added to a sum
 SHARE_CYCLES = 100  # an element of the gradient's softmaxes
 ROW_CYCLES = 400  # a row's sum over the lanes and its logarithm
 MERGE_CYCLES = 1500  # a tile's sums over the slices, log v, and two barriers
@@ -90,7 +90,7 @@ class Plan:
     @property
     def exponentials(self) -> int:
         """Return how many exponentials the forward pass computes."""
-        return round(self.elements * (2 * self.num_iters * (1 + 1 / AT_ONCE) + 1))
+        return self.elements * (2 * self.num_iters + 1)
 
 
 def assignment_work(samples: int, clusters: int, dtype: str, *, problems: int, num_iters: int) -> Work:
@@ -126,9 +126,8 @@ def predict_forward(plan: Plan, dtype: str, card: Card) -> tuple[float, str]:
     """Return the seconds of the forward pass, launches included, and what limits it apart from those."""
     work = assignment_work(plan.samples, plan.clusters, dtype, problems=plan.problems, num_iters=plan.num_iters)
     steps_of_row = divide_up(plan.clusters, TILE_COLUMNS * AT_ONCE)
-    in_rows = plan.problems * plan.samples * steps_of_row * TILE_COLUMNS * AT_ONCE  # absent columns take time too
-    in_columns = plan.problems * plan.samples * plan.tiles * TILE_COLUMNS
-    operations = plan.num_iters * (in_rows + in_columns) * SUM_OPERATIONS
+    in_tiles = plan.problems * plan.samples * plan.tiles * TILE_COLUMNS  # absent columns take time too
+    operations = plan.num_iters * 2 * in_tiles * SUM_OPERATIONS
     operations += plan.elements * (CHECK_OPERATIONS + WRITE_OPERATIONS)
     row_cycles = plan.rows_of_warp * (steps_of_row * STEP_CYCLES + ROW_CYCLES)
     column_cycles = plan.items_of_warp * SLICE_ROWS // AT_ONCE * STEP_CYCLES

@@ -11,14 +11,13 @@
 
 namespace deepclust::sinkhorn {
 
-constexpr int kAtOnce = 4;  // exponents that share one update of the maximum
-
-// Multiples of 1/1024 below have sums that float32 holds.
-constexpr int kCoarseLimit = 1 << 13;
+// Below, sums and differences of multiples of 1/1024 are no longer than T.
+template <class T>
+constexpr T kCoarseLimit = T(sizeof(T) == 8 ? int64_t{1} << 42 : 1 << 13);
 
 template <class T>
 __device__ __forceinline__ T coarse_part(T x) {
-  return fabs(x) < T(kCoarseLimit) ? rint(x * 1024) / 1024 : x;
+  return fabs(x) < kCoarseLimit<T> ? rint(x * 1024) / 1024 : x;
 }
 
 // log u or log v. Exponents can be a hundred times larger than what their rounding may cost, so the logarithm has a
@@ -42,8 +41,6 @@ template <class T>
 struct LogSum {
   T largest;
   T sum;
-
-  static __device__ __forceinline__ LogSum none() { return {-Limits<T>::kMax, 0}; }
 };
 
 template <class Element>
@@ -77,25 +74,17 @@ struct Arguments : Problems<Element> {
     return log_v + iteration % 2 * this->clusters;
   }
 
-  // exp(s / epsilon + shift - largest). Where numbers are huge, all that counts is that the largest becomes 1.
-  __device__ __forceinline__ T exponential(T score, const Logarithm<T>& shift, T largest) const {
-    const bool exact = fabs(shift.coarse) < T(kCoarseLimit) && fabs(largest) < T(kCoarseLimit);
-    return exp(exact ? fma(score, this->inverse_epsilon, shift.coarse - largest) +
-                           fma(score, this->inverse_epsilon_rest, shift.fine)
-                     : this->exponent(score, shift.coarse) - largest + shift.fine);
+  // score / epsilon + the coarse part of a shift, rounded, of which the largest is found.
+  __device__ __forceinline__ T rounded_exponent(T score, const Logarithm<T>& shift) const {
+    return fma(score, this->inverse_epsilon, shift.coarse);
   }
 
-  __device__ __forceinline__ void add(const T (&score)[kAtOnce], const Logarithm<T> (&shift)[kAtOnce],
-                                      LogSum<T>& sum) const {
-    T peak = -Limits<T>::kMax;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) peak = larger(peak, this->exponent(score[i], shift[i].coarse));
-    peak = larger(sum.largest, coarse_part(peak));
-    T added = 0;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) added += exponential(score[i], shift[i], peak);
-    sum.sum = sum.sum * exp(sum.largest - peak) + added;
-    sum.largest = peak;
+  // exp(score / epsilon + shift - largest). Where numbers are huge, all that counts is that the largest becomes 1.
+  __device__ __forceinline__ T exponential(T score, const Logarithm<T>& shift, T largest) const {
+    const bool exact = fabs(shift.coarse) < kCoarseLimit<T> && fabs(largest) < kCoarseLimit<T>;
+    return exp(exact ? fma(score, this->inverse_epsilon, shift.coarse - largest) +
+                           fma(score, this->inverse_epsilon_rest, shift.fine)
+                     : rounded_exponent(score, shift) - largest + shift.fine);
   }
 };
 
@@ -118,19 +107,15 @@ template <class Element>
 __device__ void sum_columns(const Arguments<Element>& in, const Chunk& chunk) {
   using T = Widened<Element>;
   sum_slices(in, chunk, in.partial, [&](int64_t k, int64_t first, int64_t last) {
-    LogSum<T> sum = LogSum<T>::none();
-    for (int64_t n = first; n < last; n += kAtOnce) {
-      T score[kAtOnce];
-      Logarithm<T> shift[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const bool present = n + i < last;
-        score[i] = present ? in.bounded(in.scores[(n + i) * in.clusters + k]) : T(0);
-        shift[i] = present ? in.log_u[n + i] : Logarithm<T>::zero();
-      }
-      in.add(score, shift, sum);
-    }
-    return sum;
+    const auto score = [&](int64_t n) { return in.bounded(in.scores[n * in.clusters + k]); };
+    T largest = -Limits<T>::kMax;
+#pragma unroll 4
+    for (int64_t n = first; n < last; ++n) largest = larger(largest, in.rounded_exponent(score(n), in.log_u[n]));
+    largest = coarse_part(largest);
+    T sum = 0;
+#pragma unroll 4
+    for (int64_t n = first; n < last; ++n) sum += in.exponential(score(n), in.log_u[n], largest);
+    return LogSum<T>{largest, sum};
   });
 }
 
@@ -180,21 +165,17 @@ template <class Element>
 __device__ __forceinline__ LogSum<Widened<Element>> sum_row(const Arguments<Element>& in, int64_t n,
                                                             const Logarithm<Widened<Element>>* log_v) {
   using T = Widened<Element>;
-  LogSum<T> sum = LogSum<T>::none();
-  for (int64_t first = lane_index(); first < in.clusters; first += 32 * kAtOnce) {
-    T score[kAtOnce];
-    Logarithm<T> shift[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int64_t k = first + 32 * i;
-      const bool present = k < in.clusters;
-      score[i] = present ? in.bounded(in.scores[n * in.clusters + k]) : T(0);
-      shift[i] = present ? log_v[k] : Logarithm<T>::zero();
-    }
-    in.add(score, shift, sum);
+  const auto score = [&](int64_t k) { return in.bounded(in.scores[n * in.clusters + k]); };
+  T largest = -Limits<T>::kMax;
+#pragma unroll 4
+  for (int64_t k = lane_index(); k < in.clusters; k += 32) {
+    largest = larger(largest, in.rounded_exponent(score(k), log_v[k]));
   }
-  const T largest = warp_max(sum.largest);
-  return {largest, warp_sum(sum.sum * exp(sum.largest - largest))};
+  largest = coarse_part(warp_max(largest));
+  T sum = 0;
+#pragma unroll 4
+  for (int64_t k = lane_index(); k < in.clusters; k += 32) sum += in.exponential(score(k), log_v[k], largest);
+  return {largest, warp_sum(sum)};
 }
 
 // log u of an iteration, for the rows of a chunk.

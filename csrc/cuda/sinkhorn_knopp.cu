@@ -6,9 +6,10 @@
 // thread block by this one, which then makes all iterations. Assignments are computed relative to the sum of their row.
 // Where a problem stops early is decided on the device, and the launches are the same.
 //
-// Cost: an exponential and a quarter for each of the two sums over every element and iteration, which hides behind
-// reading them (4 bytes), and a quarter more where all is in the cache: a matrix of exponentials, computed once, would
-// save that work, but be as large, and be of no use where it runs empty. Memory: 1/16 of the scores for the slices.
+// Cost: an exponential for each of the two sums over every element and iteration, before which the largest exponent is
+// found, so that a row and a slice are read twice, the second time from the cache. A matrix of exponentials, computed
+// once, would save that work, but be as large, and be of no use where it runs empty. Memory: 1/16 of the scores for the
+// slices.
 // The gradient takes three exponentials forth and back for each iteration, and no memory like the scores either.
 #include "cuda/sinkhorn_knopp.cuh"
 
