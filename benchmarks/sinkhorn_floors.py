@@ -68,9 +68,14 @@ class Plan:
         return slices if self.is_small else min(max(1, WARPS // self.tiles), slices)
 
     @property
-    def rows_of_warp(self) -> int:
-        """Return how many rows of a chunk every warp has."""
-        return divide_up(self.slices_of_chunk * SLICE_ROWS, WARPS)
+    def row_lanes(self) -> int:
+        """Return how many lanes share a row."""
+        return min(32, 1 << (divide_up(self.clusters, AT_ONCE) - 1).bit_length())
+
+    @property
+    def rows_of_lane(self) -> int:
+        """Return how many rows of a chunk every lane takes part in."""
+        return divide_up(self.slices_of_chunk * SLICE_ROWS, WARPS * 32 // self.row_lanes)
 
     @property
     def items_of_warp(self) -> int:
@@ -125,11 +130,11 @@ def predict(plan: Plan, moved: float, work: Work, operations: float, cycles: flo
 def predict_forward(plan: Plan, dtype: str, card: Card) -> tuple[float, str]:
     """Return the seconds of the forward pass, launches included, and what limits it apart from those."""
     work = assignment_work(plan.samples, plan.clusters, dtype, problems=plan.problems, num_iters=plan.num_iters)
-    steps_of_row = divide_up(plan.clusters, TILE_COLUMNS * AT_ONCE)
+    steps_of_row = divide_up(plan.clusters, plan.row_lanes * AT_ONCE)
     in_tiles = plan.problems * plan.samples * plan.tiles * TILE_COLUMNS  # absent columns take time too
     operations = plan.num_iters * 2 * in_tiles * SUM_OPERATIONS
     operations += plan.elements * (CHECK_OPERATIONS + WRITE_OPERATIONS)
-    row_cycles = plan.rows_of_warp * (steps_of_row * STEP_CYCLES + ROW_CYCLES)
+    row_cycles = plan.rows_of_lane * (steps_of_row * STEP_CYCLES + ROW_CYCLES)
     column_cycles = plan.items_of_warp * SLICE_ROWS // AT_ONCE * STEP_CYCLES
     cycles = plan.num_iters * (row_cycles + column_cycles + plan.merge_cycles)
     sums = plan.elements / SLICE_ROWS * 8  # written and read
@@ -141,7 +146,7 @@ def predict_backward(plan: Plan, dtype: str, card: Card) -> tuple[float, str]:
     """Return the seconds of the backward pass, launches included, and what limits it apart from those."""
     work = gradient_work(plan.samples, plan.clusters, dtype, problems=plan.problems, num_iters=plan.num_iters)
     softmaxes = 4 * plan.num_iters  # of every element: for each iteration one by rows, one by columns, both once more
-    row_cycles = plan.rows_of_warp * (3 * plan.tiles * SHARE_CYCLES + ROW_CYCLES)
+    row_cycles = plan.rows_of_lane * (3 * divide_up(plan.clusters, plan.row_lanes) * SHARE_CYCLES + ROW_CYCLES)
     cycles = plan.num_iters * (row_cycles + plan.items_of_warp * SLICE_ROWS * SHARE_CYCLES + plan.merge_cycles)
     sums = plan.elements / SLICE_ROWS * 4  # written and read
     moved = plan.elements * ELEMENT_BYTES[dtype] * (plan.num_iters + 4) + plan.num_iters * 2 * sums

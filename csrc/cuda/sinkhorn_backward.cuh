@@ -90,16 +90,17 @@ template <class Element>
 __device__ void average_rows(const GradientArguments<Element>& in, const Chunk& chunk) {
   using T = Widened<Element>;
   const int64_t last = in.used[0] - 1;
-  chunk.for_each_row([&](int64_t n) {
+  chunk.for_each_row(in, [&](int64_t n) {
     T sum = 0, weighted = 0;
-    for (int64_t k = lane_index(); k < in.clusters; k += 32) {
+#pragma unroll 2  // more take more registers than there are for two blocks
+    for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
       const T share = in.assignment(last, n, k);
       sum += share;
       weighted += share * widen(in.grad[n * in.clusters + k]);
     }
-    sum = warp_sum(sum);
-    weighted = warp_sum(weighted);
-    if (lane_index() == 0) in.means[n] = sum > 0 ? weighted / sum : T(0);
+    sum = in.row_sum(sum);
+    weighted = in.row_sum(weighted);
+    if (in.row_lane() == 0) in.means[n] = sum > 0 ? weighted / sum : T(0);
   });
 }
 
@@ -141,13 +142,13 @@ template <class Element>
 __device__ void gradient_through_columns(const GradientArguments<Element>& in, int64_t iteration, const Chunk& chunk) {
   using T = Widened<Element>;
   const T* by_cluster = in.by_cluster + iteration * in.clusters;
-  chunk.for_each_row([&](int64_t n) {
+  chunk.for_each_row(in, [&](int64_t n) {
     T sum = 0;
-    for (int64_t k = lane_index(); k < in.clusters; k += 32) {
+    for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
       sum -= in.share_of_column(iteration, n, k) * by_cluster[k];
     }
-    sum = warp_sum(sum);
-    if (lane_index() == 0) in.by_sample[iteration * in.samples + n] = sum;
+    sum = in.row_sum(sum);
+    if (in.row_lane() == 0) in.by_sample[iteration * in.samples + n] = sum;
   });
 }
 
@@ -164,8 +165,8 @@ __device__ void write_gradient(const GradientArguments<Element>& in, const Chunk
   using T = Widened<Element>;
   const bool invalid = in.is_invalid();
   const int64_t last = in.used[0] - 1;
-  chunk.for_each_row([&](int64_t n) {
-    for (int64_t k = lane_index(); k < in.clusters; k += 32) {
+  chunk.for_each_row(in, [&](int64_t n) {
+    for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
       T sum = Limits<T>::kNan;
       if (!invalid) {
         sum = in.first_term(last, n, k);

@@ -93,11 +93,11 @@ template <class Element>
 __device__ void start_rows(const Arguments<Element>& in, const Chunk& chunk) {
   using T = Widened<Element>;
   bool unfit = false;
-  chunk.for_each_row([&](int64_t n) {
-    for (int64_t k = lane_index(); k < in.clusters; k += 32) {
+  chunk.for_each_row(in, [&](int64_t n) {
+    for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
       unfit = unfit || !(fabs(widen(in.scores[n * in.clusters + k])) <= Limits<T>::kMax);
     }
-    if (lane_index() == 0) in.log_u[n] = in.shares[kSamples][n] > 0 ? Logarithm<T>{0, 0} : Logarithm<T>::zero();
+    if (in.row_lane() == 0) in.log_u[n] = in.shares[kSamples][n] > 0 ? Logarithm<T>{0, 0} : Logarithm<T>::zero();
   });
   if (unfit) atomicOr(in.invalid, 1u);
 }
@@ -168,23 +168,24 @@ __device__ __forceinline__ LogSum<Widened<Element>> sum_row(const Arguments<Elem
   const auto score = [&](int64_t k) { return in.bounded(in.scores[n * in.clusters + k]); };
   T largest = -Limits<T>::kMax;
 #pragma unroll 4
-  for (int64_t k = lane_index(); k < in.clusters; k += 32) {
+  for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
     largest = larger(largest, in.rounded_exponent(score(k), log_v[k]));
   }
-  largest = coarse_part(warp_max(largest));
+  largest = coarse_part(in.row_max(largest));
   T sum = 0;
 #pragma unroll 4
-  for (int64_t k = lane_index(); k < in.clusters; k += 32) sum += in.exponential(score(k), log_v[k], largest);
-  return {largest, warp_sum(sum)};
+  for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes)
+    sum += in.exponential(score(k), log_v[k], largest);
+  return {largest, in.row_sum(sum)};
 }
 
 // log u of an iteration, for the rows of a chunk.
 template <class Element>
 __device__ void scale_rows(const Arguments<Element>& in, int64_t iteration, const Chunk& chunk) {
   using T = Widened<Element>;
-  chunk.for_each_row([&](int64_t n) {
+  chunk.for_each_row(in, [&](int64_t n) {
     const LogSum<T> sum = sum_row(in, n, in.log_v_of(iteration));
-    if (lane_index() != 0) return;
+    if (in.row_lane() != 0) return;
     const T ratio = in.shares[kSamples][n] / sum.sum;
     const T coarse = coarse_part(log(ratio));
     in.log_u[n] = ratio == 0 ? Logarithm<T>::zero() : Logarithm<T>{coarse - sum.largest, log(ratio * exp(-coarse))};
@@ -200,14 +201,14 @@ template <class Element>
 __device__ void write_rows(const Arguments<Element>& in, int64_t iteration, const Chunk& chunk) {
   using T = Widened<Element>;
   const Logarithm<T>* log_v = in.log_v_of(iteration);
-  chunk.for_each_row([&](int64_t n) {
+  chunk.for_each_row(in, [&](int64_t n) {
     const LogSum<T> sum = sum_row(in, n, log_v);
     const T scale = in.shares[kSamples][n] * static_cast<T>(in.samples) / sum.sum;
-    for (int64_t k = lane_index(); k < in.clusters; k += 32) {
+    for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
       const int64_t at = n * in.clusters + k;
       in.assignments[at] = narrow<Element>(in.exponential(in.bounded(in.scores[at]), log_v[k], sum.largest) * scale);
     }
-    if (in.potentials != nullptr && lane_index() == 0) {
+    if (in.potentials != nullptr && in.row_lane() == 0) {
       in.potentials[iteration * in.potentials_stride() + n] = -(sum.largest + log(sum.sum));
     }
   });

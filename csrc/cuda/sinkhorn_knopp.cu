@@ -24,6 +24,7 @@ namespace {
 
 using namespace sinkhorn;
 
+constexpr int kLaneColumns = 4;                 // of a row, if these are few: enough to hide some of their latency
 constexpr int64_t kOneBlockElements = 1 << 14;  // above, a problem takes longer in one thread block than launches do
 
 int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
@@ -66,6 +67,7 @@ void set_problems(const SinkhornInputs& inputs, const SinkhornPlan& plan, const 
   in.chunks = plan.chunks;
   in.slices = plan.slices;
   in.tiles = plan.tiles;
+  in.row_lanes = plan.row_lanes;
 }
 
 // `part` thread blocks for each problem; more than a grid takes are refused, not launched in part.
@@ -129,6 +131,8 @@ SinkhornPlan plan_sinkhorn_knopp(const SinkhornInputs& inputs) {
   SinkhornPlan plan{};
   plan.slices = divide_up(inputs.samples, kSliceRows);
   plan.tiles = divide_up(inputs.clusters, kTileColumns);
+  plan.row_lanes = 1;
+  while (plan.row_lanes < 32 && plan.row_lanes * kLaneColumns < inputs.clusters) plan.row_lanes *= 2;
   const bool is_small = inputs.samples <= kOneBlockElements / inputs.clusters;
   // A slice for every warp without a tile of its own.
   const int64_t slices_of_chunk =

@@ -27,6 +27,7 @@ struct SinkhornPlan {
   int64_t chunks;  // of a problem; if 1, a thread block solves the problem in one launch
   int64_t slices;
   int64_t tiles;  // of columns
+  int row_lanes;  // that share a row
 };
 
 SinkhornPlan plan_sinkhorn_knopp(const SinkhornInputs& inputs);

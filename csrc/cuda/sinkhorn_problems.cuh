@@ -37,6 +37,7 @@ struct Problems {
   T largest_score;                          // what is larger counts as that, so that no exponent overflows
   int64_t samples, clusters, num_iters;     // N, K, T
   int64_t chunk_rows, chunks, slices, tiles;
+  int row_lanes;  // a power of two
 
   __device__ __forceinline__ int64_t potentials_stride() const { return samples + clusters; }
 
@@ -48,6 +49,22 @@ struct Problems {
     shares[kSamples] += problem * samples;
     shares[kClusters] += problem * clusters;
     invalid += problem;
+  }
+
+  // The lanes that share a row.
+  __device__ __forceinline__ int row_lane() const { return threadIdx.x & (row_lanes - 1); }
+  __device__ __forceinline__ unsigned row_mask() const {
+    return kWholeWarp >> (32 - row_lanes) << (lane_index() & -row_lanes);
+  }
+  __device__ __forceinline__ T row_max(T value) const {
+    for (int offset = row_lanes / 2; offset > 0; offset /= 2) {
+      value = larger(value, __shfl_xor_sync(row_mask(), value, offset));
+    }
+    return value;
+  }
+  __device__ __forceinline__ T row_sum(T value) const {
+    for (int offset = row_lanes / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(row_mask(), value, offset);
+    return value;
   }
 
   __device__ __forceinline__ T bounded(Element score) const {
@@ -70,10 +87,10 @@ struct Chunk {
     return {begin, smaller(begin + in.chunk_rows, in.samples)};
   }
 
-  // Calls visit(n) in all lanes of a warp, for every row in one of the warps.
-  template <class Visit>
-  __device__ __forceinline__ void for_each_row(const Visit& visit) const {
-    for (int64_t n = begin + warp_index(); n < end; n += kWarps) visit(n);
+  // Calls visit(n) for every row, in all lanes that share it.
+  template <class Element, class Visit>
+  __device__ __forceinline__ void for_each_row(const Problems<Element>& in, const Visit& visit) const {
+    for (int64_t n = begin + threadIdx.x / in.row_lanes; n < end; n += kThreads / in.row_lanes) visit(n);
   }
 };
 
