@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "common/constants.h"
+#include "common/element_type.cuh"
 #include "common/numeric.cuh"
 #include "common/quad.cuh"
 
@@ -214,20 +215,9 @@ cudaError_t launch_type(const PairGradientInputs& inputs, void* grad_teacher, vo
 
 cudaError_t launch_pair_gradient(const PairGradientInputs& inputs, void* grad_teacher, void* grad_student,
                                  void* teacher_sums, void* student_sums, cudaStream_t stream) {
-  const auto run = [&](auto element) {
+  return for_element_type(inputs.type, [&](auto element) {
     return launch_type<decltype(element)>(inputs, grad_teacher, grad_student, teacher_sums, student_sums, stream);
-  };
-  switch (inputs.type) {
-    case ElementType::kF32:
-      return run(float());
-    case ElementType::kF64:
-      return run(double());
-    case ElementType::kF16:
-      return run(__half());
-    case ElementType::kBf16:
-      return run(__nv_bfloat16());
-  }
-  return cudaErrorInvalidValue;
+  });
 }
 
 }  // namespace deepclust

@@ -15,6 +15,7 @@
 
 #include <limits>
 
+#include "common/element_type.cuh"
 #include "cuda/sinkhorn_backward.cuh"
 #include "cuda/sinkhorn_forward.cuh"
 #include "cuda/sinkhorn_problems.cuh"
@@ -76,22 +77,6 @@ cudaError_t launch_parts(void (*kernel)(P...), int64_t problems, int64_t parts, 
                          const A&... arguments) {
   if (parts > std::numeric_limits<int32_t>::max() / problems) return cudaErrorInvalidValue;
   return device::launch(kernel, dim3(static_cast<unsigned>(problems * parts)), dim3(kThreads), 0, stream, arguments...);
-}
-
-// Calls run with an element of the scores' type.
-template <class Run>
-cudaError_t for_type(ElementType type, const Run& run) {
-  switch (type) {
-    case ElementType::kF32:
-      return run(float());
-    case ElementType::kF64:
-      return run(double());
-    case ElementType::kF16:
-      return run(__half());
-    case ElementType::kBf16:
-      return run(__nv_bfloat16());
-  }
-  return cudaErrorInvalidValue;
 }
 
 template <class Element>
@@ -170,7 +155,7 @@ SinkhornBytes sinkhorn_backward_bytes(const SinkhornInputs& inputs, const Sinkho
 cudaError_t launch_sinkhorn_knopp(const SinkhornInputs& inputs, const SinkhornPlan& plan,
                                   const SinkhornWorkspace& workspace, const SinkhornResults& results,
                                   cudaStream_t stream) {
-  return for_type(inputs.type, [&](auto element) {
+  return for_element_type(inputs.type, [&](auto element) {
     using Element = decltype(element);
     using T = Widened<Element>;
     Arguments<Element> in{};
@@ -191,7 +176,7 @@ cudaError_t launch_sinkhorn_knopp(const SinkhornInputs& inputs, const SinkhornPl
 cudaError_t launch_sinkhorn_knopp_backward(const SinkhornInputs& inputs, const SinkhornPlan& plan,
                                            const SinkhornWorkspace& workspace, const SinkhornGradients& gradients,
                                            cudaStream_t stream) {
-  return for_type(inputs.type, [&](auto element) {
+  return for_element_type(inputs.type, [&](auto element) {
     using Element = decltype(element);
     using T = Widened<Element>;
     GradientArguments<Element> in{};
