@@ -109,10 +109,11 @@ def test_resume_restores_every_generator(tmp_path: Path) -> None:
     assert (torch.rand(1), np.random.rand(), random.random()) == expected
 
 
-def test_labels_are_never_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_are_never_used(tmp_path: Path, method: str) -> None:
     runs = []
     for name, labels in (("none", None), ("some", torch.arange(50) % 3), ("others", torch.randperm(50))):
-        trainer = make_trainer(tmp_path / name, Scans(labels))
+        trainer = make_trainer(tmp_path / name, Scans(labels), method=method)
         trainer.fit()
         runs.append(trainer)
     assert_same_run(runs[0], runs[1])
