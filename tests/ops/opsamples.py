@@ -10,12 +10,16 @@ from torch import Tensor
 
 @dataclass
 class Sample:
-    """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options."""
+    """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options.
+
+    `constant` says that the results are constants to autograd.
+    """
 
     name: str
     tensors: tuple[Tensor, ...]
     options: dict[str, Any] = field(default_factory=dict)
     keywords: tuple[str, ...] = ()
+    constant: bool = False
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Sample":
         """Return the sample with other tensors."""
@@ -161,7 +165,8 @@ def nearest_neighbors_samples(dtype: torch.dtype, device: str) -> list[Sample]:
             torch.randn(count, dims, generator=generator, dtype=torch.float64).to(dtype).to(device)
             for count in (rows, candidates)
         )
-        return Sample(f"{rows}x{candidates}x{dims}, k={k} {[*options]}", (query, bank), {"k": k} | options)
+        name = f"{rows}x{candidates}x{dims}, k={k} {[*options]}"
+        return Sample(name, (query, bank), {"k": k} | options, constant=True)
 
     exclude = torch.randint(-1, 150, (70,), generator=generator).to(device)
     valid = (torch.arange(150) % 3 > 0).to(device)
@@ -175,9 +180,6 @@ def nearest_neighbors_samples(dtype: torch.dtype, device: str) -> list[Sample]:
         sample(9, 700, 33, 100),
     ]
 
-
-#: Ops whose results are constants to autograd.
-WITHOUT_GRADIENT = {"nearest_neighbors"}
 
 SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
     "batch_hard_mining": batch_hard_mining_samples,
