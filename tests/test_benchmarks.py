@@ -216,7 +216,7 @@ def test_every_op_states_what_the_harness_needs(op: str) -> None:
         assert set(modes) - {"both"} == set(case.works or module.WORK)
         *inputs, last = case.inputs(torch.float32, "cpu", rows=4)
         assert all(x.shape[-2] == 4 for x in inputs)
-        assert last.shape[-2] == 4 or case.keywords[-1] == "queue"
+        assert last.shape[-2] == 4 or case.keywords[-1] in ("queue", "bank")
         case.bind(inspect.signature(module.TRUTH).bind)(*inputs, last)
 
 
@@ -236,6 +236,7 @@ def test_distant_case_has_the_clusters_as_its_classes() -> None:
         ("pytorch-metric-learning", "pytorch_metric_learning", "fused_contrastive_loss", "plain-128x128"),
         ("lightly", "lightly.loss.ntx_ent_loss", "fused_contrastive_loss", "plain-128x128"),
         ("POT", "ot.batch", "sinkhorn_knopp", "t3-256x10"),
+        ("faiss", "faiss", "nearest_neighbors", "bank4096-k10-64x128"),
         ("POT", "ot.batch", "sinkhorn_knopp", "batch-256x16"),
     ],
 )
