@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.clock import Function
-from benchmarks.floors import Work, WorkOf
+from benchmarks.floors import WorkOf
 from benchmarks.harness import Case, Provider, Yardstick
-from benchmarks.mining_floors import PRECISIONS
+from benchmarks.neighbors_floors import CUDA_SEARCHES, search_work
 from deepclust_ext import nearest_neighbors, reference
 
 MODES = ("forward",)
@@ -90,13 +90,6 @@ def query_and_bank(candidates: int, rows: int, dims: int) -> tuple[Tensor, Tenso
     return normalize(torch.randn(rows, dims, generator=generator), dim=1), bank
 
 
-def search_work(rows: int, dims: int, dtype: str, *, candidates: int, k: int) -> Work:
-    """Return the work of a search on CUDA: one product; inputs read, results written."""
-    precision = PRECISIONS[dtype]
-    moved = (rows + candidates) * dims * precision.input_bytes + rows * k * (precision.input_bytes + 8)
-    return Work({precision.arithmetic: precision.arithmetic.pieces * 2 * rows * candidates * dims}, moved)
-
-
 def make_case(rows: int, candidates: int, dims: int, k: int, **changes: Any) -> Case:
     """Return a case, named by the bank, k, queries and features."""
     return Case(
@@ -111,8 +104,6 @@ def make_case(rows: int, candidates: int, dims: int, k: int, **changes: Any) -> 
     )
 
 
-_NO_FAISS = {"faiss": "skipped: faiss-cpu has no kernels for CUDA"}
-
 CASES = [
     make_case(64, 4096, 128, 10),
     make_case(16, 100_000, 128, 10),
@@ -122,9 +113,20 @@ CASES = [
     make_case(256, 100_000, 128, 256),
     make_case(2048, 10_000, 128, 20),
 ]
-CUDA_CASES = [
-    make_case(256, 100_000, 128, 50, skip=_NO_FAISS),
-    make_case(1024, 1_000_000, 128, 50, checked_rows=128, skip=_NO_FAISS),
-    make_case(4096, 250_000, 256, 10, checked_rows=512, skip=_NO_FAISS),
-    make_case(16384, 100_000, 128, 256, checked_rows=1024, skip=_NO_FAISS),
-]
+CHECKED_PAIRS = 1 << 27  # a float64 matrix of 1 GB, which the reference holds several times and sorts
+
+
+def cuda_case(rows: int, candidates: int, dims: int, k: int) -> Case:
+    """Return a case for CUDA, where faiss-cpu has nothing to search with."""
+    checked = CHECKED_PAIRS // candidates
+    return make_case(
+        rows,
+        candidates,
+        dims,
+        k,
+        checked_rows=checked if checked < rows else None,
+        skip={"faiss": "skipped: faiss-cpu has no kernels for CUDA"},
+    )
+
+
+CUDA_CASES = [cuda_case(*search) for search in CUDA_SEARCHES]

@@ -23,8 +23,9 @@ def nearest_neighbors(
     .. math::
         cosine(q, x) = q \cdot x / (\max(|q|, 10^{-12}) \max(|x|, 10^{-12}))
 
-    The bank is streamed: beyond inputs and outputs, memory is of the order of B k and a tile for every thread. Ties
-    go to the lowest index, so that results are the same on every device and number of threads.
+    The bank is streamed: beyond inputs and outputs, the CPU takes memory of the order of B k and a tile for every
+    thread, CUDA also a copy of the rows as its tensor cores read them. Ties go to the lowest index, and results do not
+    depend on the number of threads.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. The results are
     constants: they never require a gradient, so that ``backward`` through them alone raises ``RuntimeError``.
