@@ -86,15 +86,17 @@ namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-template <typename T>
-bool is_nearer(const Neighbor<T>& a, const Neighbor<T>& b) {
-  return a.cosine > b.cosine || (a.cosine == b.cosine && a.index < b.index);
-}
+struct IsNearer {
+  template <typename T>
+  bool operator()(const Neighbor<T>& a, const Neighbor<T>& b) const {
+    return a.cosine > b.cosine || (a.cosine == b.cosine && a.index < b.index);
+  }
+};
 
 template <typename T>
 T NeighborLists<T>::cut(int64_t row) const {
   Neighbor<T>* list = entries + row * capacity;
-  std::nth_element(list, list + k - 1, list + found[row], is_nearer<T>);
+  std::nth_element(list, list + k - 1, list + found[row], IsNearer());
   found[row] = k;
   return list[k - 1].cosine;
 }
@@ -112,7 +114,7 @@ void merge_lists(const std::vector<NeighborLists<T>>& slices, int64_t row, std::
     merged.insert(merged.end(), list, list + std::max<int64_t>(lists.found[row], 0));
   }
   const int64_t present = std::min<int64_t>(k, merged.size());
-  std::partial_sort(merged.begin(), merged.begin() + present, merged.end(), is_nearer<T>);
+  std::partial_sort(merged.begin(), merged.begin() + present, merged.end(), IsNearer());
   const bool is_finite = slices[0].found[row] >= 0;
   for (int64_t i = 0; i < k; ++i) {
     cosines[i] = i < present ? merged[i].cosine
