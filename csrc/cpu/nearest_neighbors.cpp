@@ -31,7 +31,8 @@ namespace {
 
 constexpr int64_t kMaxBlockRows = 512;
 constexpr int64_t kMaxBlockElements = int64_t{1} << 17;  // rows x depth, half of a common L2 cache
-constexpr int64_t kMinSpareEntries = 16;
+constexpr int64_t kMinSliceWork = int64_t{1} << 17;      // multiply-adds, about as long as starting a thread takes
+constexpr int64_t kMinSpareEntries = 16;                 // of a list, beyond k
 
 template <typename T>
 struct Neighbor {
@@ -39,11 +40,11 @@ struct Neighbor {
   int64_t index;
 };
 
-// Neighbors of some queries as they are found, `capacity` places each; those of a query that is not finite are -1.
+// Neighbors of some queries as they are found, `capacity` places for each query.
 template <typename T>
 struct NeighborLists {
   Neighbor<T>* entries;    // (queries, capacity)
-  int64_t* found;          // (queries,)
+  int64_t* found;          // (queries,) how many, or -1 if the query is not finite
   const int64_t* exclude;  // (queries,), or null
   int64_t k, capacity;
 
@@ -85,6 +86,8 @@ namespace deepclust {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
+
+int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 struct IsNearer {
   template <typename T>
@@ -140,27 +143,26 @@ std::tuple<at::Tensor, at::Tensor> find_neighbors(const at::Tensor& query, const
   const int64_t* excluded = exclude ? exclude->const_data_ptr<int64_t>() : nullptr;
 
   const int64_t threads = at::get_num_threads();
-  const int64_t max_rows = DEEPCLUST_SELECT(query_block_rows<T>)(depth);
-  const bool enough_blocks = count >= threads * max_rows;
-  const int64_t rounds = (count + threads * max_rows - 1) / (threads * max_rows);
-  const int64_t block_rows =
-      enough_blocks ? (count + threads * rounds - 1) / (threads * rounds) : std::min(count, max_rows);
-  const int64_t slices = enough_blocks ? 1 : threads;
-  const int64_t group_rows = enough_blocks ? count : block_rows;  // queries whose lists are kept at a time
+  int64_t blocks = divide_up(count, DEEPCLUST_SELECT(query_block_rows<T>)(depth));
+  const bool share_bank = blocks < threads;
+  if (!share_bank) blocks = divide_up(blocks, threads) * threads;
+  const int64_t block_rows = divide_up(count, blocks);
+  const int64_t group_rows = share_bank ? block_rows : count;  // queries whose lists are kept at a time
+  const int64_t worthwhile = std::max<int64_t>(1, group_rows * candidates * depth / kMinSliceWork);
+  const int64_t slices = share_bank ? std::min(threads, worthwhile) : 1;
   const int64_t capacity = k + std::max(k, kMinSpareEntries);
   const int64_t workspace = DEEPCLUST_SELECT(search_workspace<T>)(block_rows, depth);
   std::vector<Neighbor<T>> entries(slices * group_rows * capacity);
   std::vector<int64_t> found(slices * group_rows);
   std::atomic<bool> finite{true};
-  for (int64_t first = 0; first < count && finite; first += group_rows) {
+  for (int64_t first = 0; first < count; first += group_rows) {
     const int64_t rows = std::min(group_rows, count - first);
-    const int64_t blocks = (rows + block_rows - 1) / block_rows;
     std::vector<NeighborLists<T>> lists;
     for (int64_t slice = 0; slice < slices; ++slice) {
       lists.push_back({entries.data() + slice * group_rows * capacity, found.data() + slice * group_rows,
                        excluded == nullptr ? nullptr : excluded + first, k, capacity});
     }
-    at::parallel_for(0, blocks * slices, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, divide_up(rows, block_rows) * slices, 1, [&](int64_t begin, int64_t end) {
       Scratch<T> scratch(workspace);
       T* memory = scratch.take(workspace);
       for (int64_t task = begin; task < end && finite; ++task) {
