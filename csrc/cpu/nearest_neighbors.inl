@@ -23,6 +23,16 @@ int64_t search_workspace(int64_t count, int64_t depth) {
   return padded * block_stride(depth) + padded + (2 * kColumns + 1) * depth;
 }
 
+// Fetches a row into the cache; it may lie beyond the end of the bank, where nothing happens.
+template <typename Source>
+DEEPCLUST_INLINE void prefetch_row(const Source* bank, int64_t row, int64_t depth) {
+  constexpr int64_t kCacheLine = 64;
+  const int64_t bytes = depth * static_cast<int64_t>(sizeof(Source));
+  const uintptr_t from = reinterpret_cast<uintptr_t>(bank) + row * bytes;  // no pointer, for it may point nowhere
+  for (int64_t byte = 0; byte < bytes; byte += kCacheLine)
+    __builtin_prefetch(reinterpret_cast<const void*>(from + byte));
+}
+
 // Normalizes a row of any dtype; returns whether it is finite.
 template <typename T, typename Source>
 bool normalize_source(const Source* row, int64_t depth, T* normalized) {
@@ -82,6 +92,7 @@ bool search_slice(const Inputs& in, int64_t first, int64_t count, int64_t begin,
     int64_t index[kColumns];
     int64_t present = 0;
     for (; begin < end && present < kColumns; ++begin) {
+      prefetch_row(in.bank, begin + kColumns, in.depth);  // for the next panel, while this one is computed with
       if (in.valid != nullptr && !in.valid[begin]) continue;
       if (!normalize_source(in.bank + begin * in.depth, in.depth, columns + present * in.depth)) return false;
       index[present++] = begin;
