@@ -32,6 +32,9 @@ def fused_contrastive_loss(
 def fused_hsd_loss(
     teacher: Tensor, student: Tensor, *, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"
 ) -> tuple[Tensor, ...]: ...
+def nearest_neighbors(
+    query: Tensor, bank: Tensor, *, k: int, exclude: Tensor | None = None, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]: ...
 def sinkhorn_knopp(
     scores: Tensor,
     *,

@@ -13,6 +13,7 @@ import torch
 from benchmarks import __main__ as command_line
 from benchmarks import report
 from benchmarks.clock import paired_ratio, summarize
+from benchmarks.floors import BF16
 from benchmarks.harness import Case, Provider, admit, error, find_fault, load_op, modes_of, op_names, providers_of
 from benchmarks.inputs import cluster_labels
 from benchmarks.memory import measure_in_subprocess
@@ -216,7 +217,7 @@ def test_every_op_states_what_the_harness_needs(op: str) -> None:
         assert set(modes) - {"both"} == set(case.works or module.WORK)
         *inputs, last = case.inputs(torch.float32, "cpu", rows=4)
         assert all(x.shape[-2] == 4 for x in inputs)
-        assert last.shape[-2] == 4 or case.keywords[-1] == "queue"
+        assert last.shape[-2] == 4 or case.keywords[-1] in ("queue", "bank")
         case.bind(inspect.signature(module.TRUTH).bind)(*inputs, last)
 
 
@@ -236,6 +237,7 @@ def test_distant_case_has_the_clusters_as_its_classes() -> None:
         ("pytorch-metric-learning", "pytorch_metric_learning", "fused_contrastive_loss", "plain-128x128"),
         ("lightly", "lightly.loss.ntx_ent_loss", "fused_contrastive_loss", "plain-128x128"),
         ("POT", "ot.batch", "sinkhorn_knopp", "t3-256x10"),
+        ("faiss", "faiss", "nearest_neighbors", "bank4096-k10-64x128"),
         ("POT", "ot.batch", "sinkhorn_knopp", "batch-256x16"),
     ],
 )
@@ -247,6 +249,22 @@ def test_rival_passes_the_gate_where_it_is_installed(name: str, package: str, op
     only = dataclasses.replace(found, skip=dict.fromkeys(others, "skipped: not the question"))
     fit, _ = admit(module, only, only.inputs(torch.float32, "cpu"))
     assert list(fit) == [name]
+
+
+def test_cases_of_nearest_neighbors() -> None:
+    op = load_op("nearest_neighbors")
+    cases = {case.name: case for case in op.CUDA_CASES}
+    assert {name: case.checked_rows for name, case in cases.items()} == {
+        "bank100000-k50-256x128": None,
+        "bank1000000-k50-1024x128": 134,
+        "bank250000-k10-4096x256": 536,
+        "bank100000-k256-16384x128": 1342,
+    }
+    case = cases["bank100000-k50-256x128"]
+    assert case.works is not None
+    work = case.works["forward"](case.rows, case.dims, "bfloat16")
+    assert work.flops == {BF16: case.bind(op.YARDSTICK.flops)(*case.inputs(torch.float32, "cpu"))}
+    assert work.bytes == 2 * 128 * (256 + 100_000) + 256 * 50 * (2 + 8)
 
 
 def contrastive_case(name: str, **changes: Any) -> Case:

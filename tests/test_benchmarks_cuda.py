@@ -13,6 +13,7 @@ from benchmarks import __main__ as command_line
 from benchmarks import clock, memory
 from benchmarks import contrastive_floors as contrastive
 from benchmarks import mining_floors as mining_model
+from benchmarks import neighbors_floors as neighbors
 from benchmarks import sinkhorn_floors as sinkhorn
 from benchmarks.floors import BF16, CARDS, CUDA_SIZES, FP16X3, TF32, TF32X3, floor_lines
 from benchmarks.harness import Case, Provider, admit, float32_products, load_op
@@ -311,6 +312,7 @@ def test_performance_page_has_the_tables_of_floors(capsys: pytest.CaptureFixture
     for make_table in (
         mining_model.mining_floor_table,
         contrastive.contrastive_floor_table,
+        neighbors.neighbors_floor_table,
         sinkhorn.sinkhorn_floor_table,
     ):
         table = make_table(H200)

@@ -25,6 +25,31 @@ void check_like(const at::Tensor& tensor, const at::Tensor& like, const char* na
                     ", got ", tensor.device());
 }
 
+namespace {
+
+void check_mask_or_index(const std::optional<at::Tensor>& tensor, const at::Tensor& like, const char* name,
+                         const char* like_name, at::ScalarType dtype) {
+  if (!tensor) return;
+  TORCH_CHECK_VALUE(tensor->dim() == 1 && tensor->sym_size(0) == like.sym_size(0), name, ": expected shape [",
+                    like.sym_size(0), "], one for each row of ", like_name, ", got ", tensor->sym_sizes());
+  TORCH_CHECK_TYPE(tensor->scalar_type() == dtype, name, ": expected dtype ", dtype, ", got ", tensor->scalar_type());
+  TORCH_CHECK_VALUE(tensor->device() == like.device(), name, ": expected device ", like.device(), " like ", like_name,
+                    ", got ", tensor->device());
+}
+
+}  // namespace
+
+void check_query_and_bank(const at::Tensor& query, const at::Tensor& bank, const std::optional<at::Tensor>& exclude,
+                          const std::optional<at::Tensor>& valid) {
+  TORCH_CHECK_VALUE(query.dim() == 2 && query.sym_size(1) > 0, "query: expected shape (B, D) with D > 0, got ",
+                    query.sym_sizes());
+  check_dtype(query, "query");
+  TORCH_CHECK_VALUE(bank.dim() == 2, "bank: expected shape (M, D), got ", bank.sym_sizes());
+  check_like(bank, query, "bank", "query", bank.sym_size(0), query.sym_size(1));
+  check_mask_or_index(exclude, query, "exclude", "query", at::kLong);
+  check_mask_or_index(valid, bank, "valid", "bank", at::kBool);
+}
+
 void check_dtype(const at::Tensor& tensor, const char* name) {
   const at::ScalarType dtype = tensor.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, name,

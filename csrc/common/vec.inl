@@ -84,6 +84,19 @@ DEEPCLUST_INLINE bool any_lane(Mask<T> mask) {
              std::make_integer_sequence<int64_t, kWords>()) != 0;
 }
 
+template <typename T, int64_t... kLane>
+DEEPCLUST_INLINE uint32_t lane_bits(Mask<T> mask, std::integer_sequence<int64_t, kLane...> lanes) {
+  const Mask<T> bit = {(1 << kLane)...};
+  return static_cast<uint32_t>(fold<sizeof...(kLane)>(
+      mask & bit, [](Mask<T> a, Mask<T> b) __attribute__((always_inline)) { return a | b; }, lanes));
+}
+
+// The lanes of a comparison that are true, the first in the lowest bit.
+template <typename T>
+DEEPCLUST_INLINE uint32_t lane_bits(Mask<T> mask) {
+  return lane_bits<T>(mask, std::make_integer_sequence<int64_t, VecOf<T>::kLanes>());
+}
+
 // Sum of term(k) over k < depth; `vector_term` gives it for the lanes from k on, `scalar_term` for one k.
 template <typename T, typename VectorTerm, typename ScalarTerm>
 DEEPCLUST_INLINE T sum_terms(int64_t depth, const VectorTerm& vector_term, const ScalarTerm& scalar_term) {

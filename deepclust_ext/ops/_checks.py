@@ -82,6 +82,42 @@ def check_like(
             raise TypeError(f"{name}: expected dtype {like.dtype} like {like_name}, got {tensor.dtype}")
 
 
+def check_query_and_bank(
+    query: Tensor,  # (B, D)
+    bank: Tensor,  # (M, D)
+    exclude: Tensor | None,  # (B,)
+    valid: Tensor | None,  # (M,)
+) -> None:
+    """Require floating queries and bank rows of D > 0 elements, indices of one bank row per query, and a mask of rows.
+
+    Raises:
+        TypeError: An argument is no tensor, or of an unsupported or different dtype (except under autocast).
+        ValueError: A shape or device does not fit.
+    """
+    if not isinstance(query, Tensor):
+        raise TypeError(f"query: expected a tensor, got {type(query).__name__}")
+    if query.dtype not in SUPPORTED_DTYPES:
+        raise TypeError(f"query: expected dtype float16, bfloat16, float32 or float64, got {query.dtype}")
+    if query.dim() != 2 or query.shape[1] == 0:
+        raise ValueError(f"query: expected shape (B, D) with D > 0, got {tuple(query.shape)}")
+    check_like(bank, "bank", query, "query", columns=query.shape[1])
+    for tensor, name, like, like_name, dtype in (
+        (exclude, "exclude", query, "query", torch.int64),
+        (valid, "valid", bank, "bank", torch.bool),
+    ):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
+        if tensor.dim() != 1 or tensor.shape[0] != like.shape[0]:
+            expected = f"({like.shape[0]},), one for each row of {like_name}"
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
+        if tensor.device != like.device:
+            raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
+
+
 def check_number(value: float, name: str) -> None:
     """Require a Python number; TypeError otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -10,12 +10,16 @@ from torch import Tensor
 
 @dataclass
 class Sample:
-    """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options."""
+    """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options.
+
+    `constant` says that the results are constants to autograd.
+    """
 
     name: str
     tensors: tuple[Tensor, ...]
     options: dict[str, Any] = field(default_factory=dict)
     keywords: tuple[str, ...] = ()
+    constant: bool = False
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Sample":
         """Return the sample with other tensors."""
@@ -152,9 +156,35 @@ def sinkhorn_knopp_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     ]
 
 
+def nearest_neighbors_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """Ragged sizes, few candidates and many, excluded and invalid rows; cosines of both signs, so none are equal."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(rows: int, candidates: int, dims: int, k: int, **options: Any) -> Sample:
+        query, bank = (
+            torch.randn(count, dims, generator=generator, dtype=torch.float64).to(dtype).to(device)
+            for count in (rows, candidates)
+        )
+        name = f"{rows}x{candidates}x{dims}, k={k} {[*options]}"
+        return Sample(name, (query, bank), {"k": k} | options, constant=True)
+
+    exclude = torch.randint(-1, 150, (70,), generator=generator).to(device)
+    valid = (torch.arange(150) % 3 > 0).to(device)
+    return [
+        sample(1, 2, 3, 1),
+        sample(2, 7, 5, 3),
+        sample(37, 65, 16, 10),
+        sample(131, 300, 67, 20),
+        sample(70, 150, 24, 10, exclude=exclude),
+        sample(70, 150, 24, 10, exclude=exclude, valid=valid),
+        sample(9, 700, 33, 100),
+    ]
+
+
 SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
     "batch_hard_mining": batch_hard_mining_samples,
     "fused_contrastive_loss": fused_contrastive_loss_samples,
     "fused_hsd_loss": fused_hsd_loss_samples,
+    "nearest_neighbors": nearest_neighbors_samples,
     "sinkhorn_knopp": sinkhorn_knopp_samples,
 }

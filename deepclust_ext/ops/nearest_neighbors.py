@@ -1,0 +1,95 @@
+"""nearest_neighbors: the k rows of a bank nearest to each query by cosine, without any B x M matrix."""
+
+import torch
+from torch import Tensor
+
+from deepclust_ext import _extension, reference
+from deepclust_ext.ops._checks import check_query_and_bank
+
+#: The most neighbors of a query.
+MAX_NEIGHBORS = 256
+
+
+def nearest_neighbors(
+    query: Tensor,  # (B, D)
+    bank: Tensor,  # (M, D)
+    *,
+    k: int,
+    exclude: Tensor | None = None,  # (B,) int64
+    valid: Tensor | None = None,  # (M,) bool
+) -> tuple[Tensor, Tensor]:
+    r"""Find the k rows of a bank that are nearest to each query by cosine, without any B x M matrix.
+
+    .. math::
+        cosine(q, x) = q \cdot x / (\max(|q|, 10^{-12}) \max(|x|, 10^{-12}))
+
+    The bank is streamed: beyond inputs and outputs, the CPU takes memory of the order of B k and a tile for every
+    thread, CUDA also a copy of the rows as its tensor cores read them. Ties go to the lowest index, and results do not
+    depend on the number of threads.
+
+    Half-precision inputs are computed in float32; under autocast inputs are cast to float32. The results are
+    constants: they never require a gradient, so that ``backward`` through them alone raises ``RuntimeError``.
+
+    Args:
+        query: Rows (B, D), float16, bfloat16, float32 or float64; D > 0. B may be 0.
+        bank: Rows (M, D) of the same dtype and device. M may be 0.
+        k: How many neighbors, 1 to 256.
+        exclude: For every query the index of one row of the bank that is not to be among its neighbors, such as its
+            own entry, int64; -1 for none.
+        valid: Which rows of the bank count, bool; the others may hold anything, NaN too. All by default.
+
+    Returns:
+        The pair of cosines (B, k), in the input dtype, descending, and indices (B, k) int64 of rows of the bank. With
+        fewer than k candidates, the rest are cosine -inf and index -1. A query with a NaN or Inf gets cosines NaN and
+        indices -1; one in a valid row of the bank gives that to all queries.
+
+    Raises:
+        TypeError: An argument is of the wrong type or dtype.
+        ValueError: A shape, device or number does not fit.
+
+    Example:
+        >>> bank = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]])
+        >>> cosines, indices = nearest_neighbors(bank[:2], bank, k=2, exclude=torch.tensor([0, 1]))
+        >>> indices.tolist()
+        [[1, 2], [2, 0]]
+        >>> cosines
+        tensor([[0.6000, 0.0000],
+                [0.8000, 0.6000]])
+
+    Source: the neighbors of HaDis, https://arxiv.org/abs/2401.14038.
+    """
+    _check(query, bank, k, exclude, valid)
+    if not _extension.uses_native(query.device.type):
+        return reference.nearest_neighbors(query, bank, k=k, exclude=exclude, valid=valid)
+    cosines, indices = torch.ops.deepclust_ext.nearest_neighbors.default(query, bank, k, exclude, valid)
+    return cosines, indices
+
+
+def _check(
+    query: Tensor,  # (B, D)
+    bank: Tensor,  # (M, D)
+    k: int,
+    exclude: Tensor | None,  # (B,)
+    valid: Tensor | None,  # (M,)
+) -> None:
+    check_query_and_bank(query, bank, exclude, valid)
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: expected an integer, got {type(k).__name__}")
+    if not 1 <= k <= MAX_NEIGHBORS:
+        raise ValueError(f"k: expected 1 to {MAX_NEIGHBORS}, got {k}")
+
+
+def _fake(
+    query: Tensor,  # (B, D)
+    bank: Tensor,  # (M, D)
+    k: int,
+    exclude: Tensor | None = None,  # (B,)
+    valid: Tensor | None = None,  # (M,)
+) -> tuple[Tensor, Tensor]:
+    _check(query, bank, k, exclude, valid)
+    shape = (query.shape[0], k)
+    return query.new_empty(shape), query.new_empty(shape, dtype=torch.int64)
+
+
+if _extension.NATIVE_DEVICES:
+    torch.library.register_fake("deepclust_ext::nearest_neighbors", _fake)
