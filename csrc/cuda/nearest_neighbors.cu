@@ -25,7 +25,7 @@ namespace {
 using namespace neighbors;
 
 // Thread blocks that share a multiprocessor: as many as registers and shared memory (of sm_80 and sm_90) allow.
-constexpr int search_blocks(bool is_half, bool is_large) { return (is_half ? 3 : 2) - (is_large ? 1 : 0); }
+constexpr int search_blocks(bool is_half, bool is_large) { return !is_large ? 3 : is_half ? 2 : 1; }
 
 template <class P, int kWarps>
 constexpr int kMinSearchBlocks = search_blocks(sizeof(typename RowElementOf<P>::type) == 2, kWarps == 8);
