@@ -25,7 +25,7 @@ namespace {
 using namespace neighbors;
 
 // Thread blocks that share a multiprocessor: as many as registers and shared memory (of sm_80 and sm_90) allow.
-constexpr int search_blocks(bool is_half, bool is_large) { return !is_large ? 3 : is_half ? 2 : 1; }
+constexpr int search_blocks(bool is_half, bool is_large) { return is_large ? 1 : is_half ? 3 : 2; }
 
 template <class P, int kWarps>
 constexpr int kMinSearchBlocks = search_blocks(sizeof(typename RowElementOf<P>::type) == 2, kWarps == 8);
@@ -112,14 +112,15 @@ NeighborsPlan plan_nearest_neighbors(ElementType type, int64_t queries, int64_t 
                                      int multiprocessors) {
   return with_arithmetic(type, [&](auto arithmetic) {
     using P = decltype(arithmetic);
-    using SmallBlock = TileGemm<P, 4, 1>;
-    using LargeBlock = TileGemm<P, 8, 1>;
-    // Large blocks load less for each product, small ones are more; a few slices of large blocks fill the device.
-    const bool many_rows = divide_up(queries, LargeBlock::kRows) >= larger(3, multiprocessors / 5);
-    const int64_t row_blocks = divide_up(queries, many_rows ? LargeBlock::kRows : SmallBlock::kRows);
+    using SmallBlock = typename NeighborSearch<P, 4>::Gemm;
+    using LargeBlock = typename NeighborSearch<P, 8>::Gemm;
+    const int64_t tiles = divide_up(bank_rows, SmallBlock::kColumns);
+    // Large blocks load less for each product; small ones waste less where queries are few, and are more.
+    const int64_t large_blocks = divide_up(queries, LargeBlock::kRows);
+    const bool many_rows = queries > SmallBlock::kRows && large_blocks * tiles >= multiprocessors;
+    const int64_t row_blocks = many_rows ? large_blocks : divide_up(queries, SmallBlock::kRows);
     const int64_t room =
         int64_t{multiprocessors} * (many_rows ? kMinSearchBlocks<P, 8> : kMinSearchBlocks<P, 4>) / row_blocks;
-    const int64_t most = divide_up(bank_rows, 2 * SmallBlock::kColumns);  // at least two tiles each
     NeighborsPlan plan{};
     plan.type = type;
     plan.queries = queries;
@@ -127,11 +128,11 @@ NeighborsPlan plan_nearest_neighbors(ElementType type, int64_t queries, int64_t 
     plan.depth = depth;
     plan.row_depth = divide_up(depth, SmallBlock::kStageDepth) * SmallBlock::kStageDepth;
     plan.neighbors = neighbors;
-    // Room for a tile, and when that has been made for as many candidates as there are neighbors, and near ties.
-    plan.capacity = 2 * neighbors + 2 * SmallBlock::kColumns;
+    // Room for a tile and, when that has been made, for near ties; the more, the more rarely it has to be made.
+    plan.capacity = SmallBlock::kColumns + 2 * neighbors + 64;
     plan.warps = many_rows ? 8 : 4;
     plan.row_blocks = static_cast<int>(row_blocks);
-    plan.splits = static_cast<int>(larger<int64_t>(1, smaller(room, most)));
+    plan.splits = static_cast<int>(larger<int64_t>(1, smaller(room, tiles)));
     return plan;
   });
 }

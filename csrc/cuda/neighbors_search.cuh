@@ -32,7 +32,7 @@ struct WarpCandidates {
 // cosine does. A list keeps everything above a threshold that rises with the k-th best score of the list.
 template <class P, int kWarps>
 struct NeighborSearch {
-  using Gemm = TileGemm<P, kWarps, 1>;
+  using Gemm = TileGemm<P, kWarps, 1, 2>;
   using T = typename P::Accumulator;
   static constexpr int kSlots = 2;                            // rows of a quad
   static constexpr int kOwnColumns = 2 * Gemm::kColumnTiles;  // that a lane has of a tile
