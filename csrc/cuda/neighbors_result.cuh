@@ -49,6 +49,29 @@ struct BlockCandidates {
   }
 };
 
+// The best candidate of every thread of a block.
+template <class T>
+struct BestOfThreads {
+  Candidate<T> own;
+
+  template <class Predicate>
+  __device__ __forceinline__ int count(Predicate predicate) const {
+    return __syncthreads_count(predicate(own));
+  }
+};
+
+// Which candidates to compare, at most kMostCompared, by the block. If k threads have a candidate above some score, so
+// has the query: one look at the lists gives a bound, and mostly a good one.
+template <class T>
+__device__ Cut<T> find_compared(const BlockCandidates<T>& candidates, int k, T highest, T margin) {
+  BestOfThreads<T> best{{-Limits<T>::kInfinity, 0}};
+  candidates.for_each([&](const Candidate<T>& candidate) { best.own.score = larger(best.own.score, candidate.score); });
+  const T lowest = score_of_rank(best, k, -Limits<T>::kInfinity, highest);
+  const Cut<T> cut{lowest - margin, -1};
+  const int kept = candidates.count([&](const Candidate<T>& candidate) { return cut.keeps(candidate); });
+  return kept <= kMostCompared ? cut : find_cut(candidates, k, kMostCompared, lowest, highest, margin);
+}
+
 // The cosine of two finite rows, by a quad. Sums of products of float32 are exact to rounding in float64 and cannot
 // overflow there; float64 rows are divided by powers of two.
 template <class Row>
@@ -121,8 +144,7 @@ __global__ void __launch_bounds__(kResultThreads) neighbors_result_kernel(const 
   }
   const BlockCandidates<T> candidates{in.lists + i * in.splits * in.capacity, in.counts + i * in.splits, in.splits,
                                       in.capacity};
-  const Cut<T> cut =
-      find_cut(candidates, in.neighbors, kMostCompared, -Limits<T>::kInfinity, in.highest_score(norm), in.margin(norm));
+  const Cut<T> cut = find_compared(candidates, in.neighbors, in.highest_score(norm), in.margin(norm));
   if (threadIdx.x == 0) filled[0] = 0;
   __syncthreads();
   candidates.for_each([&](const Candidate<T>& candidate) {  // in any order: they are sorted afterwards

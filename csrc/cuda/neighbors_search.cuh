@@ -144,14 +144,14 @@ struct NeighborSearch {
     return in.lists + (row * in.splits + blockIdx.y) * in.capacity;
   }
 
-  // Makes room for a whole tile in the list of one quad's row, by the warp; `owner` is the quad's first lane.
+  // Makes room for a whole tile in the list of one quad's row, by the warp; `owner` is the quad's first lane. The whole
+  // block waits for each other between tiles, so all lanes see what was listed before this one.
   __device__ void shorten_list(int slot, int owner) {
     RowState& row = state[slot];
     const auto of_owner = [&](auto value) { return __shfl_sync(kWholeWarp, value, owner); };
     Candidate<T>* list = list_of(of_owner(first_row + Gemm::row_of(slot)));
     const int count = of_owner(row.count);
     const T norm = of_owner(row.norm), threshold = of_owner(row.threshold);
-    __syncwarp();  // what other lanes have listed
     const Cut<T> cut = find_cut(WarpCandidates<T>{list, count}, in.neighbors, in.capacity - Gemm::kColumns, threshold,
                                 in.highest_score(norm), in.margin(norm));
     int kept = 0;
@@ -168,7 +168,6 @@ struct NeighborSearch {
       if (keep) list[kept + __popc(lanes & ((1u << threadIdx.x % 32) - 1))] = candidate;
       kept += __popc(lanes);
     }
-    __syncwarp();
     if (static_cast<int>(threadIdx.x % 32 / 4 * 4) == owner) {
       row.count = kept;
       // Columns to come are higher, so those that only equal the bound come after what the list keeps.

@@ -81,6 +81,7 @@ def test_ties_and_candidates(size: tuple[int, int, int], dtype: torch.dtype, dev
     for stored, options in (
         (bank, {}),
         (bank, {"exclude": exclude}),
+        (bank, {"valid": valid}),
         (with_garbage, {"valid": valid}),
         (with_garbage, {"valid": valid, "exclude": exclude}),
     ):
