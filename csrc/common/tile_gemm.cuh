@@ -75,6 +75,16 @@ struct F64 {  // plain multiply-adds
   static constexpr double kSplitError = 0;
 };
 
+// What the inputs consist of.
+template <class P>
+struct RowElementOf {
+  using type = typename P::Element;
+};
+template <>
+struct RowElementOf<F32AsF16x3> {
+  using type = float;
+};
+
 // A matrix of rows padded with zeros to `depth` elements, a multiple of TileGemm::kStageDepth; 16-byte aligned.
 template <class P>
 struct TileOperand {
@@ -82,8 +92,9 @@ struct TileOperand {
   int64_t count;  // rows; those beyond count as zero
 };
 
-// kWarps 4 or 8: more warps share the loaded columns among more rows.
-template <class P, int kWarps_, int kSets_>
+// kWarps 4 or 8: more warps share the loaded columns among more rows. kSets * kWidth 1 or 2: as many registers are
+// there.
+template <class P, int kWarps_, int kSets_, int kWidth = 1>
 struct TileGemm {
   using Element = typename P::Element;
   using Accumulator = typename P::Accumulator;
@@ -91,7 +102,8 @@ struct TileGemm {
   static constexpr int kWarps = kWarps_, kThreads = 32 * kWarps, kRows = 16 * kWarps;
   static constexpr int kSets = kSets_;
   // 64 columns of float64 would take more registers than there are.
-  static constexpr int kColumns = std::is_same<Accumulator, double>::value ? 32 : 64, kColumnTiles = kColumns / 8;
+  static constexpr int kColumns = kWidth * (std::is_same<Accumulator, double>::value ? 32 : 64);
+  static constexpr int kColumnTiles = kColumns / 8;
   static constexpr int kStages = 3;
   static constexpr int kRowBytes = 128 / P::kParts;  // of one part in one stage
   static constexpr int kStageDepth = kRowBytes / int(sizeof(Element));

@@ -6,6 +6,7 @@
 #include "cuda/batch_hard_mining.cuh"
 #include "cuda/fused_contrastive_loss.cuh"
 #include "cuda/fused_hsd_loss.cuh"
+#include "cuda/nearest_neighbors.cuh"
 #include "cuda/pair_gradient.cuh"
 #include "cuda/sinkhorn_knopp.cuh"
 
@@ -69,6 +70,15 @@ void contrastive(int64_t count, int64_t depth, int64_t queue, int64_t classes) {
   }
 }
 
+void neighbors(int64_t queries, int64_t bank_rows, int64_t depth, int k) {
+  for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
+    const NeighborsPlan plan =
+        plan_nearest_neighbors(type, queries, bank_rows, depth, k, device::multiprocessor_count());
+    const NeighborsWorkspace workspace{};
+    require(launch_nearest_neighbors(plan, {}, workspace, memory, nullptr, nullptr));
+  }
+}
+
 void sinkhorn(int64_t problems, int64_t samples, int64_t clusters) {
   for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
     SinkhornInputs inputs{};
@@ -93,6 +103,9 @@ int main() {
     sinkhorn(count, 256, 128);
     for (const int64_t depth : {1, 128, 2048}) {
       mining(count, depth);
+      for (const int64_t bank_rows : {0, 1000, 10'000'000}) {
+        for (const int k : {1, 256}) neighbors(count, bank_rows, depth, k);
+      }
       pair_gradient(count, depth);
       contrastive(count, depth, 0, 0);
       contrastive(count, depth, 65536, 0);

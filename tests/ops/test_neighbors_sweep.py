@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import nearest_neighbors, reference
-from tests.helpers import DEVICES, assert_error_budget
+from tests.helpers import DEVICES, EMULATED, assert_error_budget
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 # (B, M, D, k) around the borders of tiles (16 to 128 rows and columns), steps of the depth (8 to 64), lists (32, 256)
 SMALL = [(1, 1, 1, 1), (17, 33, 8, 5), (64, 127, 31, 32)]
-LARGE = [(65, 129, 33, 33), (129, 257, 16, 64), (5, 600, 67, 256), (33, 1030, 9, 10), (2, 64, 129, 70)]
+LARGE = [
+    (300, 200, 16, 7),
+    (65, 129, 33, 33),
+    (129, 257, 16, 64),
+    (5, 600, 67, 256),
+    (33, 1030, 9, 10),
+    (2, 64, 129, 70),
+]
 
 
 def random_rows(count: int, dims: int, seed: int) -> Tensor:
@@ -47,7 +54,7 @@ def assert_within_budget(query: Tensor, bank: Tensor, **options: Any) -> None:
     ("size", "dtype"),
     [(size, dtype) for size in SMALL for dtype in DTYPES]
     + [(size, torch.float32) for size in LARGE]
-    + [(LARGE[0], dtype) for dtype in DTYPES[1:]],
+    + [(size, dtype) for size in LARGE[:2] for dtype in DTYPES[1:]],
     ids=str,
 )
 def test_sizes(size: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> None:
@@ -74,6 +81,7 @@ def test_ties_and_candidates(size: tuple[int, int, int], dtype: torch.dtype, dev
     for stored, options in (
         (bank, {}),
         (bank, {"exclude": exclude}),
+        (bank, {"valid": valid}),
         (with_garbage, {"valid": valid}),
         (with_garbage, {"valid": valid, "exclude": exclude}),
     ):
@@ -93,6 +101,71 @@ def test_order_of_the_bank(ascending: bool, device: str) -> None:
     for k in (1, 33, 256):
         _, indices = nearest_neighbors(query, bank, k=k)
         assert torch.equal(indices, reference.nearest_neighbors(query, bank, k=k)[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k", [1, 40, 256])
+def test_repeated_rows(k: int, dtype: torch.dtype, device: str) -> None:
+    """More equal cosines than any list holds: the lowest indices, for a query of zeros too, which is as near to all."""
+    query = rows_of_signs(3, 0)
+    query[2] = 0
+    bank = torch.cat([rows_of_signs(30, 1), query[:1].repeat(900, 1), query[1:2].repeat(1500, 1)])
+    bank = bank[torch.randperm(len(bank), generator=torch.Generator().manual_seed(2))]
+    expected = reference.nearest_neighbors(query, bank, k=k)
+    cosines, indices = nearest_neighbors(query.to(dtype).to(device), bank.to(dtype).to(device), k=k)
+    assert torch.equal(indices.cpu(), expected[1])
+    assert torch.equal(cosines.double().cpu(), expected[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nearly_equal_rows(dtype: torch.dtype, device: str) -> None:
+    """More cosines equal to rounding than any list holds."""
+    query, bank = 1 + 1e-7 * random_rows(3, 24, 0), 1 + 1e-7 * random_rows(1500, 24, 1)
+    bank[1000:1010] += random_rows(10, 24, 2)
+    assert_within_budget(query.to(dtype).to(device), bank.to(dtype).to(device), k=10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_precision_of_products_does_not_show(device: str) -> None:
+    """Products of two half-precision parts rate some rows too low by several roundings of a cosine."""
+    if device == "cpu" and not EMULATED:
+        pytest.skip("the CPU kernel multiplies in float32")
+    low = 0.96875 * 2**-11  # half of what a float16 rounds to, nearly
+    generator = torch.Generator().manual_seed(0)
+    bank = 1 + torch.randint(12, (400, 64), generator=generator).double() * 2**-10
+    bank[::2] += low
+    query = torch.full((1, 64), 1 + low, dtype=torch.float64)
+    truth = torch.nn.functional.cosine_similarity(query, bank)
+    for k in (1, 10, 50, 100, 200):
+        _, indices = nearest_neighbors(query.float().to(device), bank.float().to(device), k=k)
+        last = truth.sort(descending=True).values[k - 1]
+        assert bool((truth[indices[0].cpu()] >= last - 2**-24).all())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_any_size(dtype: torch.dtype, device: str) -> None:
+    """Rows whose squares overflow or vanish, and rows below the smallest norm, which count as shorter than 1."""
+    query, bank = random_rows(40, 20, 0), random_rows(70, 20, 1)
+    limit = {torch.float16: 4, torch.float64: 290}.get(dtype, 36)
+    for rows in (query, bank):
+        rows *= 10.0 ** torch.linspace(-limit, limit - 1, len(rows), dtype=torch.float64)[:, None]
+    query[7], bank[9] = 0, 0
+    query, bank = query.to(dtype).to(device), bank.to(dtype).to(device)
+    cosines, indices = nearest_neighbors(query, bank, k=70)
+    units = []
+    for rows in (query.double().cpu(), bank.double().cpu()):
+        largest = rows.abs().amax(1, keepdim=True).clamp(min=1e-300)
+        units.append(
+            rows / largest * (largest / (largest * (rows / largest).norm(dim=1, keepdim=True)).clamp(min=1e-12))
+        )
+    matrix = units[0] @ units[1].T
+    rounding = 4 * torch.finfo(dtype).eps
+    expected = matrix.sort(dim=1, descending=True).values
+    torch.testing.assert_close(cosines.double().cpu(), expected, rtol=0, atol=rounding)
+    torch.testing.assert_close(matrix.gather(1, indices.cpu()), expected, rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("device", DEVICES)
