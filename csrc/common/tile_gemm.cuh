@@ -75,6 +75,16 @@ struct F64 {  // plain multiply-adds
   static constexpr double kSplitError = 0;
 };
 
+// What the inputs consist of.
+template <class P>
+struct RowElementOf {
+  using type = typename P::Element;
+};
+template <>
+struct RowElementOf<F32AsF16x3> {
+  using type = float;
+};
+
 // A matrix of rows padded with zeros to `depth` elements, a multiple of TileGemm::kStageDepth; 16-byte aligned.
 template <class P>
 struct TileOperand {

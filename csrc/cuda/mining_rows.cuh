@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "common/block.cuh"
+#include "common/candidate.cuh"
 #include "common/constants.h"
 #include "common/numeric.cuh"
 #include "common/quad.cuh"
@@ -24,27 +25,12 @@ constexpr int kOpenRows = 4;        // rows that share a pass of the exact searc
 enum RowValue { kTeacherBias, kStudentBias, kSelfSquared, kTeacherScale, kStudentScale, kRowValues };
 enum Kind { kNegative, kPositive };
 
-template <class T>
-struct alignas(2 * sizeof(T)) Candidate {  // moved as one vector, so without padding
-  T score;
-  std::conditional_t<sizeof(T) == 8, int64_t, int32_t> column;
-};
-
 // What one split found out about one row. A count above kMaxCandidates says that there were too many.
 template <class T>
 struct SearchResult {
   T floor;    // no negative with a score below is the nearest
   T ceiling;  // no positive with a score above is the farthest
   int count[2];
-};
-
-template <class P>
-struct RowElementOf {
-  using type = typename P::Element;
-};
-template <>
-struct RowElementOf<F32AsF16x3> {
-  using type = float;
 };
 
 template <class P>
