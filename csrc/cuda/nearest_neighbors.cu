@@ -25,10 +25,10 @@ namespace {
 using namespace neighbors;
 
 // Thread blocks that share a multiprocessor: as many as registers and shared memory (of sm_80 and sm_90) allow.
-constexpr int search_blocks(bool is_wide, bool is_large) { return is_wide || is_large ? 2 : 3; }
+constexpr int search_blocks(bool is_half, bool is_large) { return (is_half ? 3 : 2) - (is_large ? 1 : 0); }
 
 template <class P, int kWarps>
-constexpr int kMinSearchBlocks = search_blocks(sizeof(typename P::Accumulator) == 8, kWarps == 8);
+constexpr int kMinSearchBlocks = search_blocks(sizeof(typename RowElementOf<P>::type) == 2, kWarps == 8);
 
 // Block (x, y) searches slice y of the bank for row block x.
 template <class P, int kWarps>

@@ -91,10 +91,12 @@ struct NeighborSearch {
 
   // Columns that are absent or not candidates become NaN, which is above no threshold.
   __device__ __forceinline__ void to_scores(int64_t first_column, typename Gemm::Products& products) const {
+    const T* scales = in.bank_scales + first_column;
+    const int present = static_cast<int>(smaller<int64_t>(in.count[kBank] - first_column, Gemm::kColumns));
 #pragma unroll
     for (int c = 0; c < kOwnColumns; ++c) {
-      const int64_t j = first_column + Gemm::column_of(c / 2, c % 2);
-      const T scale = j < in.count[kBank] ? in.bank_scales[j] : Limits<T>::kNan;
+      const int column = Gemm::column_of(c / 2, c % 2);
+      const T scale = column < present ? scales[column] : Limits<T>::kNan;
 #pragma unroll
       for (int slot = 0; slot < kSlots; ++slot) score(products, slot, c) *= scale;
     }
