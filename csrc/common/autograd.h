@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
 
 namespace deepclust {
 
@@ -15,6 +16,13 @@ bool needs_graph(const Tensors&... inputs) {
     return x.defined() && ((enabled && x.requires_grad()) || x._fw_grad(0).defined());
   };
   return (counts(inputs) || ...);
+}
+
+// For ops whose outputs are constants: a forward-mode tangent would vanish without a word.
+template <class... Tensors>
+void check_no_tangent(const char* op, const Tensors&... inputs) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!((inputs.defined() && inputs._fw_grad(0).defined()) || ...), op,
+                              ": has no forward-mode derivative");
 }
 
 }  // namespace deepclust

@@ -10,12 +10,16 @@ from torch import Tensor
 
 @dataclass
 class Sample:
-    """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options."""
+    """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options.
+
+    `constant` says that the results are constants to autograd.
+    """
 
     name: str
     tensors: tuple[Tensor, ...]
     options: dict[str, Any] = field(default_factory=dict)
     keywords: tuple[str, ...] = ()
+    constant: bool = False
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Sample":
         """Return the sample with other tensors."""
