@@ -15,6 +15,7 @@
 #include "ops/batch_hard_mining.h"
 #include "ops/fused_contrastive_loss.h"
 #include "ops/fused_hsd_loss.h"
+#include "ops/kmeans_assign.h"
 #include "ops/sinkhorn_knopp.h"
 
 TORCH_LIBRARY(deepclust_ext, library) { library.set_python_module("deepclust_ext.ops"); }
@@ -74,6 +75,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("fused_hsd_loss", deepclust::fused_hsd_loss, pybind11::arg("teacher"), pybind11::arg("student"),
         pybind11::kw_only(), pybind11::arg("temperature") = 0.5, pybind11::arg("normalize") = true,
         pybind11::arg("reduction") = "mean");
+  m.def("kmeans_assign", deepclust::kmeans_assign, pybind11::arg("features"), pybind11::arg("centroids"),
+        pybind11::kw_only(), pybind11::arg("metric") = "euclidean");
   m.def("sinkhorn_knopp", deepclust::sinkhorn_knopp, pybind11::arg("scores"), pybind11::kw_only(),
         pybind11::arg("epsilon") = 0.05, pybind11::arg("num_iters") = 3,
         pybind11::arg("sample_marginals") = pybind11::none(), pybind11::arg("cluster_marginals") = pybind11::none(),

@@ -32,6 +32,7 @@ def fused_contrastive_loss(
 def fused_hsd_loss(
     teacher: Tensor, student: Tensor, *, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"
 ) -> tuple[Tensor, ...]: ...
+def kmeans_assign(features: Tensor, centroids: Tensor, *, metric: str = "euclidean") -> tuple[Tensor, Tensor]: ...
 def sinkhorn_knopp(
     scores: Tensor,
     *,

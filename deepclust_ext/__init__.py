@@ -6,9 +6,18 @@ from deepclust_ext.ops import (
     batch_hard_mining,
     fused_contrastive_loss,
     fused_hsd_loss,
+    kmeans_assign,
     sinkhorn_knopp,
 )
 
 __version__ = "0.1.0"
 
-__all__ = ["HSDStats", "HardPairs", "batch_hard_mining", "fused_contrastive_loss", "fused_hsd_loss", "sinkhorn_knopp"]
+__all__ = [
+    "HSDStats",
+    "HardPairs",
+    "batch_hard_mining",
+    "fused_contrastive_loss",
+    "fused_hsd_loss",
+    "kmeans_assign",
+    "sinkhorn_knopp",
+]

@@ -8,6 +8,16 @@ matrix, work on any device and in any floating dtype, and are differentiable by 
 from deepclust_ext.reference.batch_hard_mining import HardPairs, batch_hard_mining
 from deepclust_ext.reference.fused_contrastive_loss import fused_contrastive_loss
 from deepclust_ext.reference.fused_hsd_loss import HSDStats, fused_hsd_loss
+from deepclust_ext.reference.kmeans_assign import kmeans_assign, kmeans_update
 from deepclust_ext.reference.sinkhorn_knopp import sinkhorn_knopp
 
-__all__ = ["HSDStats", "HardPairs", "batch_hard_mining", "fused_contrastive_loss", "fused_hsd_loss", "sinkhorn_knopp"]
+__all__ = [
+    "HSDStats",
+    "HardPairs",
+    "batch_hard_mining",
+    "fused_contrastive_loss",
+    "fused_hsd_loss",
+    "kmeans_assign",
+    "kmeans_update",
+    "sinkhorn_knopp",
+]
