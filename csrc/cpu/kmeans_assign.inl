@@ -6,6 +6,9 @@
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
 
+// In a sum of indices stands for one; columns up to here add up without overflow.
+constexpr int64_t kOne = int64_t{1} << 15;
+
 template <typename T>
 bool all_finite(const T* row /* (depth,) */, int64_t depth) {
   for (int64_t k = 0; k < depth; ++k) {
@@ -37,9 +40,9 @@ double scaled_distance(const T* x /* (depth,) */, const T* y /* (depth,) */, int
 // Euclidean distance. Both come from summed squared differences, for vectors shorter than 1 after normalization from
 // the product.
 template <typename T>
-double closeness(const T* row,       // (depth,)
-                 const T* centroid,  // (depth,)
-                 int64_t depth, bool cosine, bool is_short) {
+DEEPCLUST_INLINE double closeness(const T* row,       // (depth,)
+                                  const T* centroid,  // (depth,)
+                                  int64_t depth, bool cosine, bool is_short) {
   if (cosine && is_short) {
     return sum_terms<T>(
         depth, [&](int64_t k) __attribute__((always_inline)) { return load(row + k) * load(centroid + k); },
@@ -90,6 +93,22 @@ bool normalize_centroids(const T* centroids,  // (K, depth)
   return finite;
 }
 
+// A bound on the norms of packed rows, whatever NaN they have.
+template <typename T>
+T norm_bound(const T* block /* (count, block_stride(depth)) */, int64_t count, int64_t depth) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  Vec<T> largest = {};  // in each lane
+  for (int64_t r = 0; r < count; ++r) {
+    const T* row = block + r * block_stride(depth);
+    Vec<T> squares = {};
+    int64_t k = 0;
+    for (; k + kLanes <= depth; k += kLanes) squares += load(row + k) * load(row + k);
+    for (; k < depth; ++k) squares[0] += row[k] * row[k];
+    largest = squares > largest ? squares : largest;
+  }
+  return std::sqrt(sum_lanes<T>(largest));
+}
+
 // The nearest centroid of one row.
 template <typename T>
 struct RowAssigner {
@@ -99,7 +118,7 @@ struct RowAssigner {
   double best;
   int64_t label;
 
-  void consider(int64_t c) {
+  DEEPCLUST_INLINE void consider(int64_t c) {
     const bool pair_is_short = is_short || (in.cosine && in.shortfall[c] > 0);
     const double value = closeness(row, in.centroids + c * in.depth, in.depth, in.cosine, pair_is_short);
     if (label >= 0 && !(value > best)) return;
@@ -107,8 +126,13 @@ struct RowAssigner {
     label = c;
   }
 
-  // Considers the columns whose scores are within `margin` of the best one, mostly a single one.
-  void consider_best(const T* scores /* (columns,) */, T margin) {
+  void consider_all() {
+    for (int64_t c = 0; c < in.clusters; ++c) consider(c);
+  }
+
+  // Considers the columns whose scores are within `margin` of the best one: mostly a single one, and none if the row
+  // has NaN.
+  DEEPCLUST_INLINE void consider_best(const T* scores /* (columns,) */, T margin, const Mask<T>& lane) {
     constexpr int64_t kLanes = VecOf<T>::kLanes;
     Vec<T> largest = broadcast(-std::numeric_limits<T>::infinity());
     for (int64_t column = 0; column < in.columns; column += kLanes) {
@@ -116,22 +140,19 @@ struct RowAssigner {
       largest = score > largest ? score : largest;
     }
     const T floor = max_lanes<T>(largest) - margin;
-    Mask<T> minus_count = {}, sum = {}, index;
-    for (int64_t lane = 0; lane < kLanes; ++lane) index[lane] = lane;
-    for (int64_t column = 0; column < in.columns; column += kLanes) {
-      const Mask<T> near = load(scores + column) >= floor;
-      minus_count += near;
-      sum += near & index;
-      index += kLanes;
+    if (in.columns <= kOne) {  // columns that are that good add kOne and their index
+      Mask<T> index = lane, sum = {};
+      for (int64_t column = 0; column < in.columns; column += kLanes) {
+        sum += (load(scores + column) >= floor) & index;
+        index += kLanes;
+      }
+      const int64_t found = fold<kLanes>(
+          sum, [](Mask<T> a, Mask<T> b) __attribute__((always_inline)) { return a + b; },
+          std::make_integer_sequence<int64_t, kLanes>());
+      if (found / kOne == 1) return consider(found % kOne);
     }
-    const auto add = [](Mask<T> a, Mask<T> b) __attribute__((always_inline)) { return a + b; };
-    constexpr auto lanes = std::make_integer_sequence<int64_t, kLanes>();
-    if (fold<kLanes>(minus_count, add, lanes) == -1) {
-      consider(fold<kLanes>(sum, add, lanes));
-      return;
-    }
-    for (int64_t column = 0; column < in.clusters; ++column) {
-      if (scores[column] >= floor) consider(column);
+    for (int64_t c = 0; c < in.clusters; ++c) {
+      if (scores[c] >= floor) consider(c);
     }
   }
 };
@@ -150,30 +171,28 @@ void assign_rows(const AssignInputs<T>& in, int64_t first, int64_t count,
   T* normalized = scores + padded_rows * in.columns;
   const T* rows = in.features + first * in.depth;
   T inverse_norm[kMaxBlockRows];
-  bool finite[kMaxBlockRows];
   int64_t index[kMaxBlockRows];
+  bool finite[kMaxBlockRows];
   for (int64_t r = 0; r < count; ++r) {
     index[r] = r;
-    finite[r] = !in.cosine ||
-                normalize_rows(rows + r * in.depth, 1, in.depth, true, normalized + r * in.depth, inverse_norm + r);
+    const int64_t offset = r * in.depth;
+    finite[r] = !in.cosine || normalize_rows(rows + offset, 1, in.depth, true, normalized + offset, inverse_norm + r);
   }
   if (in.cosine) rows = normalized;
   pack_rows(rows, index, in.shift, count, in.depth, block);
   score_columns(block, in.panels, in.bias, count, 0, in.columns, in.depth, scores, in.columns);
+  const T reach = norm_bound(block, count, in.depth) + in.reach;
+  const T margin = 2 * (in.rounding * reach * reach + in.depth * std::numeric_limits<T>::min());
+  const bool in_range = margin <= std::numeric_limits<T>::max();
+  Mask<T> lane;
+  for (int64_t i = 0; i < VecOf<T>::kLanes; ++i) lane[i] = kOne + i;
   for (int64_t r = 0; r < count; ++r) {
-    const T* packed = block + r * block_stride(in.depth);
-    const T squares = sum_terms<T>(
-        in.depth, [&](int64_t k) __attribute__((always_inline)) { return load(packed + k) * load(packed + k); },
-        [&](int64_t k) __attribute__((always_inline)) { return packed[k] * packed[k]; });
-    const T reach = std::sqrt(squares) + in.reach;
-    const T margin = 2 * (in.rounding * reach * reach + in.depth * std::numeric_limits<T>::min());
     const bool is_short = in.cosine && !(inverse_norm[r] < T(1 / kMinNorm));
-    const bool in_range = margin <= std::numeric_limits<T>::max();
     RowAssigner<T> assigner{in, rows + r * in.depth, is_short, std::numeric_limits<double>::quiet_NaN(), -1};
     if (in_range && !is_short) {
-      assigner.consider_best(scores + r * in.columns, margin);
+      assigner.consider_best(scores + r * in.columns, margin, lane);
     } else if (finite[r] && (in_range || all_finite(assigner.row, in.depth))) {
-      for (int64_t c = 0; c < in.clusters; ++c) assigner.consider(c);
+      assigner.consider_all();
     }
     labels[first + r] = assigner.label;
     distances[first + r] = static_cast<T>(in.cosine ? 1 - assigner.best : -assigner.best);
