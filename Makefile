@@ -69,7 +69,8 @@ check-cuda: $(VENV)/.dependencies
 	$(bin)/python -m tests.check_cuda
 
 # The op tests that reach every part of the kernels: these run in all schedules, under the sanitizers and the checker.
-sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py tests/ops/test_sinkhorn_sweep.py
+sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py tests/ops/test_sinkhorn_sweep.py \
+	tests/ops/test_kmeans_sweep.py
 emulated_sweeps := emulated-sweep-asan emulated-sweep-check emulated-sweep-reverse emulated-sweep-random
 cp_async_reverse := early
 cp_async_random := random

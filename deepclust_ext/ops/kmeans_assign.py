@@ -24,7 +24,7 @@ def kmeans_assign(
         d(x, y) = 1 - x \cdot y / (\max(|x|, 10^{-12}) \max(|y|, 10^{-12}))
 
     Matrix products only narrow the choice; distances are summed over squared differences, so that an offset that rows
-    and centroids share costs no digits. Ties go to the lowest index, and results do not depend on the number of threads.
+    and centroids share costs no digits. Ties go to the lowest index; results do not depend on the number of threads.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. The results are
     constants: they never require a gradient, so that ``backward`` through them alone raises ``RuntimeError``.
