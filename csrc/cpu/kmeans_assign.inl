@@ -182,7 +182,7 @@ void assign_rows(const AssignInputs<T>& in, int64_t first, int64_t count,
   pack_rows(rows, index, in.shift, count, in.depth, block);
   score_columns(block, in.panels, in.bias, count, 0, in.columns, in.depth, scores, in.columns);
   const T reach = norm_bound(block, count, in.depth) + in.reach;
-  const T margin = 2 * (in.rounding * reach * reach + in.depth * std::numeric_limits<T>::min());
+  const T margin = 2 * (in.rounding * (reach * reach) + in.depth * std::numeric_limits<T>::min());
   const bool in_range = margin <= std::numeric_limits<T>::max();
   Mask<T> lane;
   for (int64_t i = 0; i < VecOf<T>::kLanes; ++i) lane[i] = kOne + i;

@@ -188,7 +188,7 @@ __device__ bool decide_by_scores(const Arguments<P>& in, int64_t i, const BestSc
     nearest = {closeness(in, ComparedRow<P>::make(in, i, 1), best.column), best.column};
     value = static_cast<T>(-nearest.value);
     const T reach = value + 2 * largest_norm;  // of |x| + |y|, since |x| is at most the distance and a norm
-    margin = 2 * (rounding * reach * reach + underflow * (1 + reach));
+    margin = 2 * (rounding * (reach * reach) + underflow * (1 + reach));
   }
   return margin <= Limits<T>::kMax && best.second < best.score - margin;
 }
