@@ -16,6 +16,7 @@
 #include "ops/diffused_neighbor_gather.h"
 #include "ops/fused_contrastive_loss.h"
 #include "ops/fused_hsd_loss.h"
+#include "ops/kmeans_assign.h"
 #include "ops/nearest_neighbors.h"
 #include "ops/sinkhorn_knopp.h"
 
@@ -81,6 +82,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("fused_hsd_loss", deepclust::fused_hsd_loss, pybind11::arg("teacher"), pybind11::arg("student"),
         pybind11::kw_only(), pybind11::arg("temperature") = 0.5, pybind11::arg("normalize") = true,
         pybind11::arg("reduction") = "mean");
+  m.def("kmeans_assign", deepclust::kmeans_assign, pybind11::arg("features"), pybind11::arg("centroids"),
+        pybind11::kw_only(), pybind11::arg("metric") = "euclidean");
   m.def("nearest_neighbors", deepclust::nearest_neighbors, pybind11::arg("query"), pybind11::arg("bank"),
         pybind11::kw_only(), pybind11::arg("k"), pybind11::arg("exclude") = pybind11::none(),
         pybind11::arg("valid") = pybind11::none());

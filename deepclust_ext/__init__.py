@@ -7,6 +7,7 @@ from deepclust_ext.ops import (
     diffused_neighbor_gather,
     fused_contrastive_loss,
     fused_hsd_loss,
+    kmeans_assign,
     nearest_neighbors,
     sinkhorn_knopp,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "diffused_neighbor_gather",
     "fused_contrastive_loss",
     "fused_hsd_loss",
+    "kmeans_assign",
     "nearest_neighbors",
     "sinkhorn_knopp",
 ]

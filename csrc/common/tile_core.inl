@@ -162,50 +162,53 @@ void pack_rows(const T* rows,         // (N, depth)
   }
 }
 
-// sum[r] += rows[r] * columns over the depth, for kRows rows and two vectors of columns; a transposed operand has its
-// rows next to each other and the depth `row_stride` apart.
-template <int64_t kRows, bool kTransposed, typename T>
+// sum[r] += rows[r] * columns over the depth, for kRows rows and kVectors vectors of columns; a transposed operand has
+// its rows next to each other and the depth `row_stride` apart.
+template <int64_t kRows, bool kTransposed, int64_t kVectors, typename T>
 DEEPCLUST_INLINE void multiply_tile(const T* rows, int64_t row_stride,
-                                    const T* columns,  // (depth, 2 vectors) of leading dimension `column_stride`
-                                    int64_t column_stride, int64_t depth, Vec<T> (&sum)[kRows][2]) {
+                                    const T* columns,  // (depth, kVectors) vectors of leading dimension `column_stride`
+                                    int64_t column_stride, int64_t depth, Vec<T> (&sum)[kRows][kVectors]) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < depth; ++k) {
-    const Vec<T> left = load(columns + k * column_stride);
-    const Vec<T> right = load(columns + k * column_stride + kLanes);
+    Vec<T> column[kVectors];
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) column[v] = load(columns + k * column_stride + v * kLanes);
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
       const Vec<T> row = broadcast(kTransposed ? rows[k * row_stride + r] : rows[r * row_stride + k]);
-      sum[r][0] += row * left;
-      sum[r][1] += row * right;
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < kVectors; ++v) sum[r][v] += row * column[v];
     }
   }
 }
 
-template <typename T>
+// Scores against the first kVectors vectors of columns of a panel.
+template <int64_t kVectors, typename T>
 DEEPCLUST_INLINE void score_tile(const T* rows,          // (kPanelRows, depth) of leading dimension block_stride(depth)
                                  const T* column_panel,  // (depth, kPanelColumns)
                                  const T* bias,          // (kPanelColumns,)
                                  int64_t depth,
-                                 T* scores,  // (kPanelRows, kPanelColumns) of leading dimension `stride`
+                                 T* scores,  // (kPanelRows, kVectors) vectors of leading dimension `stride`
                                  int64_t stride) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  Vec<T> sum[kRows][2];
+  Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
-    sum[r][0] = load(bias);
-    sum[r][1] = load(bias + kLanes);
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) sum[r][v] = load(bias + v * kLanes);
   }
-  multiply_tile<kRows, false>(rows, block_stride(depth), column_panel, 2 * kLanes, depth, sum);
+  multiply_tile<kRows, false, kVectors>(rows, block_stride(depth), column_panel, Tile<T>::kPanelColumns, depth, sum);
 #pragma GCC unroll 16
   for (int64_t r = 0; r < kRows; ++r) {
-    store(scores + r * stride, sum[r][0]);
-    store(scores + r * stride + kLanes, sum[r][1]);
+#pragma GCC unroll 2
+    for (int64_t v = 0; v < kVectors; ++v) store(scores + r * stride + v * kLanes, sum[r][v]);
   }
 }
 
-// Scores of packed rows against the packed columns [begin, end), both multiples of kPanelColumns.
+// Scores of packed rows against the packed columns [begin, end): begin a multiple of kPanelColumns, end one of
+// kPanelColumns or of half that.
 template <typename T>
 void score_columns(const T* block,          // (count rounded up to kPanelRows, block_stride(depth))
                    const T* column_panels,  // (padded / kPanelColumns, depth, kPanelColumns)
@@ -214,12 +217,17 @@ void score_columns(const T* block,          // (count rounded up to kPanelRows, 
                    T* scores,  // (count rounded up to kPanelRows, stride)
                    int64_t stride) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
-  for (int64_t column = begin; column < end; column += Tile<T>::kPanelColumns) {
+  const auto score_panel = [&](auto vectors, int64_t column) __attribute__((always_inline)) {
     for (int64_t row = 0; row < count; row += kRows) {
-      score_tile(block + row * block_stride(depth), column_panels + column * depth, bias + column, depth,
-                 scores + row * stride + column, stride);
+      score_tile<decltype(vectors)::value>(block + row * block_stride(depth), column_panels + column * depth,
+                                           bias + column, depth, scores + row * stride + column, stride);
     }
+  };
+  int64_t column = begin;
+  for (; column + Tile<T>::kPanelColumns <= end; column += Tile<T>::kPanelColumns) {
+    score_panel(std::integral_constant<int64_t, 2>(), column);
   }
+  if (column < end) score_panel(std::integral_constant<int64_t, 1>(), column);
 }
 
 // target += weights * columns for kRows rows.
@@ -235,7 +243,7 @@ DEEPCLUST_INLINE void add_weighted_rows(const T* weights, int64_t weight_stride,
       sum[r][0] = load(target + r * target_stride + column);
       sum[r][1] = load(target + r * target_stride + column + kLanes);
     }
-    multiply_tile<kRows, kTransposed>(weights, weight_stride, columns + column, column_stride, depth, sum);
+    multiply_tile<kRows, kTransposed, 2>(weights, weight_stride, columns + column, column_stride, depth, sum);
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
       store(target + r * target_stride + column, sum[r][0]);

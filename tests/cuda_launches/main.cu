@@ -7,6 +7,7 @@
 #include "cuda/diffused_neighbor_gather.cuh"
 #include "cuda/fused_contrastive_loss.cuh"
 #include "cuda/fused_hsd_loss.cuh"
+#include "cuda/kmeans_assign.cuh"
 #include "cuda/nearest_neighbors.cuh"
 #include "cuda/pair_gradient.cuh"
 #include "cuda/sinkhorn_knopp.cuh"
@@ -115,6 +116,16 @@ void sinkhorn(int64_t problems, int64_t samples, int64_t clusters) {
   }
 }
 
+void kmeans(int64_t count, int64_t clusters, int64_t depth) {
+  for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
+    const KmeansAssignInputs assign{type, count, clusters, depth, memory, memory, true};
+    const KmeansAssignPlan plan = plan_kmeans_assign(assign, device::multiprocessor_count());
+    require(launch_kmeans_assign(assign, plan, {}, nullptr, memory, nullptr));
+    require(launch_kmeans_update({type, count, clusters, depth, memory, nullptr}, memory, nullptr, memory, nullptr,
+                                 nullptr));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -122,6 +133,7 @@ int main() {
     for (const int64_t clusters : {1, 10, 1000, 100'000}) sinkhorn(1, count, clusters);
     sinkhorn(count, 256, 128);
     for (const int64_t depth : {1, 128, 2048}) {
+      for (const int64_t clusters : {1, 100, 100'000}) kmeans(count, clusters, depth);
       gather(count, depth);
       mining(count, depth);
       for (const int64_t bank_rows : {0, 1000, 10'000'000}) {

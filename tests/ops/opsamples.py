@@ -12,6 +12,7 @@ from torch import Tensor
 class Sample:
     """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options.
 
+    `constant` says that the results are constants to autograd, `emptied` how many of the tensors may be empty.
     `constant` says that the results are constants to autograd.
     """
 
@@ -20,6 +21,7 @@ class Sample:
     options: dict[str, Any] = field(default_factory=dict)
     keywords: tuple[str, ...] = ()
     constant: bool = False
+    emptied: int | None = None
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Sample":
         """Return the sample with other tensors."""
@@ -28,6 +30,11 @@ class Sample:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Sample":
         """Return the sample with every tensor changed."""
         return self.with_tensors(tuple(change(tensor) for tensor in self.tensors))
+
+    def without_rows(self) -> "Sample":
+        """Return the sample with every tensor empty that may be."""
+        empty = [tensor[:0] for tensor in self.tensors[: self.emptied]]
+        return self.with_tensors((*empty, *self.tensors[len(empty) :]))
 
     @property
     def args(self) -> tuple[Tensor, ...]:
@@ -187,6 +194,31 @@ def sinkhorn_knopp_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     ]
 
 
+def kmeans_assign_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """Both metrics; few centroids and many, ragged sizes, clusters, data far from the origin."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    sizes = ((1, 1, 3), (2, 5, 7), (37, 10, 16), (131, 67, 33), (70, 150, 65))
+    pairs = {f"{n}x{k}x{d}": (normal(n, d), normal(k, d)) for n, k, d in sizes}
+    centers = normal(20, 24)
+    pairs["clusters"] = (centers.repeat(5, 1) + 0.3 * normal(100, 24), centers)
+    pairs["offset"] = (normal(65, 9) + 20, normal(7, 9) + 20)
+    return [
+        Sample(
+            f"{name}, {metric}",
+            (features.to(dtype).to(device), centroids.to(dtype).to(device)),
+            {"metric": metric},
+            constant=True,
+            emptied=1,
+        )
+        for name, (features, centroids) in pairs.items()
+        for metric in ("euclidean", "cosine")
+    ]
+
+
 def nearest_neighbors_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     """Ragged sizes, few candidates and many, excluded and invalid rows; cosines of both signs, so none are equal."""
     generator = torch.Generator().manual_seed(0)
@@ -217,6 +249,7 @@ SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
     "diffused_neighbor_gather": diffused_neighbor_gather_samples,
     "fused_contrastive_loss": fused_contrastive_loss_samples,
     "fused_hsd_loss": fused_hsd_loss_samples,
+    "kmeans_assign": kmeans_assign_samples,
     "nearest_neighbors": nearest_neighbors_samples,
     "sinkhorn_knopp": sinkhorn_knopp_samples,
 }

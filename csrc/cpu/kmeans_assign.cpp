@@ -1,0 +1,201 @@
+// k-means on the CPU.
+//
+// Assignment: one matrix product of a block of rows with all centroids, less a point amid the centroids, which cancels
+// in all comparisons and keeps offset data exact. The score of a centroid y is x.y - |y|^2 / 2, larger for a nearer
+// one. While a block's scores are in cache, each row looks for the best of them, and for all others that are no worse
+// than the rounding of a score allows. Mostly there are none. Whatever is left is compared by distances summed over
+// squared differences, ties to the lowest index; the winner's is the result. So the instruction set does not show in a
+// label, and no score in a distance. Rows or centroids whose squares overflow have no scores: all centroids are
+// compared.
+//
+// The cosine of normalized rows is 1 - |x - y|^2 / 2, so the same search finds it. A centroid with a norm below 1e-12
+// stays shorter than 1 when it is normalized, by a shortfall of its squared norm that its score takes into account.
+//
+// Update: the rows are cut in parts, as the sizes alone say, each part has its own sums, and these are added in order.
+#include "ops/kmeans_assign.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <utility>
+
+#include "common/constants.h"
+#include "common/dtypes.h"
+#include "cpu/scratch.h"
+
+namespace deepclust {
+namespace {
+
+constexpr int64_t kMaxBlockRows = 64;
+constexpr int64_t kMaxBlockElements = int64_t{1}
+                                      << 16;  // of a block, and of its scores: a quarter of a common L2 cache
+
+// Sums of a part cost as much memory as the centroids, so a part has at least a few rows for each of these.
+constexpr int64_t kMinPartRows = 1024;
+constexpr int64_t kPartRowsPerCluster = 8;
+constexpr int64_t kMaxParts = 64;
+
+// What the kernels read.
+template <typename T>
+struct AssignInputs {
+  int64_t clusters;    // K
+  int64_t depth;       // D
+  int64_t columns;     // K rounded up to whole vectors
+  const T* features;   // (N, D)
+  const T* centroids;  // (K, D) normalized for the cosine
+  const T* shift;      // (D,)
+  const T* panels;     // packed centroids less `shift`
+  const T* bias;       // (K rounded up to whole panels,)
+  const T* shortfall;  // (K,) 1 - |y|^2 of normalized centroids that are shorter than 1, else 0; only for the cosine
+  T reach;             // the largest |y - shift|; for the cosine with the shortfall
+  T rounding;          // bound on the relative error of a score
+  bool cosine;
+};
+
+}  // namespace
+}  // namespace deepclust
+
+#define DEEPCLUST_KERNEL_FILE "cpu/kmeans_assign.inl"
+#include "common/foreach_capability.h"
+
+namespace deepclust {
+namespace {
+
+template <typename T>
+void assign(const at::Tensor& features, const at::Tensor& centroids, bool cosine, const at::Tensor& labels,
+            const at::Tensor& distances) {
+  const int64_t count = features.size(0), depth = features.size(1), clusters = centroids.size(0);
+  const int64_t width = DEEPCLUST_SELECT(panel_columns<T>)();
+  const int64_t panels = (clusters + width - 1) / width;
+  const int64_t padded = panels * width;
+  const auto size_of = Scratch<T>::size_of;
+  Scratch<T> scratch(size_of(padded * depth) + size_of(cosine ? clusters * depth : 0) + 2 * size_of(padded) +
+                     size_of(depth));
+  T* column_panels = scratch.take(padded * depth);
+  T* normalized = scratch.take(cosine ? clusters * depth : 0);
+  T* bias = scratch.take(padded);
+  T* shortfall = scratch.take(padded);
+  T* shift = scratch.take(depth);
+  const T* source = centroids.const_data_ptr<T>();
+  AssignInputs<T> in{clusters,
+                     depth,
+                     DEEPCLUST_SELECT(score_columns_of<T>)(clusters),
+                     features.const_data_ptr<T>(),
+                     cosine ? normalized : source,
+                     shift,
+                     column_panels,
+                     bias,
+                     shortfall,
+                     T(0),
+                     (depth + 32) * std::numeric_limits<T>::epsilon() / 2,
+                     cosine};
+  std::atomic<bool> finite{true};
+  if (cosine) {
+    at::parallel_for(0, clusters, width, [&](int64_t begin, int64_t end) {
+      if (!DEEPCLUST_SELECT(normalize_centroids<T>)(source, begin, end, depth, normalized, shortfall)) finite = false;
+    });
+  }
+  std::fill(shift, shift + depth, T(0));
+  for (int64_t c = 0; c < clusters; ++c) {
+    for (int64_t k = 0; k < depth; ++k) shift[k] += in.centroids[c * depth + k] / clusters;
+  }
+  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      T* columns = column_panels + panel * width * depth;
+      if (!DEEPCLUST_SELECT(pack_centroids<T>)(in, panel * width, columns, bias + panel * width)) finite = false;
+    }
+  });
+  int64_t* label = labels.mutable_data_ptr<int64_t>();
+  T* distance = distances.mutable_data_ptr<T>();
+  if (!finite) {
+    std::fill(label, label + count, int64_t{-1});
+    std::fill(distance, distance + count, std::numeric_limits<T>::quiet_NaN());
+    return;
+  }
+  in.reach = std::sqrt(-2 * *std::min_element(bias, bias + clusters));
+
+  const int64_t block_rows = DEEPCLUST_SELECT(assign_block_rows<T>)(count, depth, in.columns, at::get_num_threads());
+  const int64_t blocks = (count + block_rows - 1) / block_rows;
+  const int64_t workspace = DEEPCLUST_SELECT(assign_workspace<T>)(block_rows, depth, in.columns, cosine);
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    Scratch<T> thread_scratch(workspace);
+    T* memory = thread_scratch.take(workspace);
+    for (int64_t first = begin * block_rows; first < std::min(end * block_rows, count); first += block_rows) {
+      DEEPCLUST_SELECT(assign_rows<T>)(in, first, std::min(block_rows, count - first), memory, label, distance);
+    }
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor> kmeans_assign_cpu(const at::Tensor& features,   // (N, D)
+                                                     const at::Tensor& centroids,  // (K, D)
+                                                     std::string_view metric) {
+  check_kmeans_assign(features, centroids, metric);
+  const at::Tensor rows = to_accumulation(features), columns = to_accumulation(centroids);
+  const at::Tensor labels = at::empty({rows.size(0)}, rows.options().dtype(at::kLong));
+  const at::Tensor distances = at::empty({rows.size(0)}, rows.options());
+  if (rows.size(0) > 0) {
+    const auto run = rows.scalar_type() == at::kDouble ? assign<double> : assign<float>;
+    run(rows, columns, metric == "cosine", labels, distances);
+  }
+  return {labels, to_dtype(distances, features.scalar_type())};
+}
+
+template <typename T>
+void update(const at::Tensor& features, const at::Tensor& labels, const at::Tensor& sums, const at::Tensor& counts) {
+  const int64_t count = features.size(0), depth = features.size(1), clusters = sums.size(0);
+  const T* rows = features.const_data_ptr<T>();
+  const int64_t* label = labels.const_data_ptr<int64_t>();
+  T* sum = sums.mutable_data_ptr<T>();
+  int64_t* size = counts.mutable_data_ptr<int64_t>();
+  const int64_t part_rows = std::max({kMinPartRows, kPartRowsPerCluster * clusters, (count - 1) / kMaxParts + 1});
+  const int64_t parts = (count + part_rows - 1) / part_rows;
+  const int64_t part_size = Scratch<T>::size_of(clusters * depth), part_clusters = Scratch<int64_t>::size_of(clusters);
+  Scratch<T> sum_scratch(parts * part_size);
+  Scratch<int64_t> count_scratch(parts * part_clusters);
+  T* part_sums = sum_scratch.take(parts * part_size);
+  int64_t* part_counts = count_scratch.take(parts * part_clusters);
+  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      T* own_sums = part_sums + part * part_size;
+      int64_t* own_counts = part_counts + part * part_clusters;
+      std::fill(own_sums, own_sums + clusters * depth, T(0));
+      std::fill(own_counts, own_counts + clusters, int64_t{0});
+      DEEPCLUST_SELECT(add_to_clusters<T>)(rows, label, part * part_rows, std::min((part + 1) * part_rows, count),
+                                           depth, clusters, own_sums, own_counts);
+    }
+  });
+  at::parallel_for(0, clusters, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      DEEPCLUST_SELECT(add_parts<T>)(part_sums + c * depth, parts, part_size, depth, sum + c * depth);
+      size[c] = 0;
+      for (int64_t part = 0; part < parts; ++part) size[c] += part_counts[part * part_clusters + c];
+    }
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor> kmeans_update_cpu(const at::Tensor& features,  // (N, D)
+                                                     const at::Tensor& labels,    // (N,) int64
+                                                     int64_t num_clusters) {
+  check_kmeans_update(features, labels, num_clusters);
+  const at::Tensor rows = to_accumulation(features);
+  const at::Tensor sums = at::empty({num_clusters, rows.size(1)}, rows.options());
+  const at::Tensor counts = at::empty({num_clusters}, rows.options().dtype(at::kLong));
+  const auto run = rows.scalar_type() == at::kDouble ? update<double> : update<float>;
+  run(rows, labels.contiguous(), sums, counts);
+  return {sums, counts};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(deepclust_ext, CPU, m) {
+  m.impl("kmeans_assign", kmeans_assign_cpu);
+  m.impl("kmeans_update", kmeans_update_cpu);
+}
+
+}  // namespace deepclust

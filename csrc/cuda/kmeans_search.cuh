@@ -1,0 +1,214 @@
+// The row functor of kmeans_assign, and how near a centroid is by differences.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/constants.h"
+#include "common/numeric.cuh"
+#include "common/quad.cuh"
+#include "common/tile_gemm.cuh"
+#include "device.h"
+
+namespace deepclust::kmeans {
+
+template <class P>
+struct Arguments {
+  using Row = typename P::Element;
+  using T = typename P::Accumulator;
+  const Row* features;   // (N, row_depth)
+  const Row* centroids;  // (K, row_depth)
+  T* norms;              // (K,) infinite only where a centroid is not finite
+  T* biases;             // (K,) |y|^2 / 2, for the cosine 0
+  T* scales;             // (K,) 1, for the cosine 1 / max(|y|, 1e-12)
+  int64_t* labels;       // (N,)
+  Row* distances;        // (N,)
+  int64_t count, clusters, row_depth;
+  bool cosine;
+};
+
+// What products say about a row: the best score, its column, and the best of all other scores.
+template <class T>
+struct BestScore {
+  T score, second;
+  int column;
+
+  __device__ __forceinline__ void add(T other_score, T other_second, int other_column) {
+    second = larger(larger(second, other_second), smaller(other_score, score));
+    if (other_score > score) {
+      score = other_score;
+      column = other_column;
+    }
+  }
+};
+
+// Row functor. A score is x.y scale - bias, larger for a nearer centroid y.
+template <class P, int kWarps>
+struct ScoreSearch {
+  using Gemm = TileGemm<P, kWarps, 1>;
+  using T = typename P::Accumulator;
+  static constexpr int kSlots = 2;  // rows of a quad
+
+  const Arguments<P>& in;
+  BestScore<T> best[kSlots];
+
+  __device__ __forceinline__ explicit ScoreSearch(const Arguments<P>& arguments) : in(arguments) {
+#pragma unroll
+    for (int slot = 0; slot < kSlots; ++slot) best[slot] = {-Limits<T>::kInfinity, -Limits<T>::kInfinity, -1};
+  }
+
+  __device__ __forceinline__ void operator()(int64_t first_column, typename Gemm::Products& products) {
+#pragma unroll
+    for (int c = 0; c < 2 * Gemm::kColumnTiles; ++c) {
+      const int64_t j = first_column + Gemm::column_of(c / 2, c % 2);
+      const bool present = j < in.clusters;
+      const T scale = present ? in.scales[j] : T(0);
+      const T bias = present ? in.biases[j] : Limits<T>::kInfinity;
+#pragma unroll
+      for (int slot = 0; slot < kSlots; ++slot) {
+        const T score = products[0][c / 2][slot * 2 + c % 2] * scale - bias;
+        best[slot].add(score, -Limits<T>::kInfinity, static_cast<int>(j));
+      }
+    }
+  }
+
+  // Of all columns, in all lanes of the quad.
+  __device__ __forceinline__ BestScore<T> merged(int slot) const {
+    BestScore<T> result = best[slot];
+#pragma unroll
+    for (int offset = 1; offset < 4; offset *= 2) {
+      const T score = __shfl_xor_sync(quad_mask(), result.score, offset);
+      const T second = __shfl_xor_sync(quad_mask(), result.second, offset);
+      const int column = __shfl_xor_sync(quad_mask(), result.column, offset);
+      result.add(score, second, column);
+    }
+    return result;
+  }
+};
+
+// |x - y| where the squares leave the range of T: relative to the largest difference. By a quad.
+template <class Row>
+__device__ double scaled_distance(const Row* x /* (depth,) */, const Row* y /* (depth,) */, int64_t depth) {
+  const auto difference = [&](int64_t k) {
+    return static_cast<double>(widen(x[k])) - static_cast<double>(widen(y[k]));
+  };
+  double largest = 0;
+  for (int64_t k = quad_lane(); k < depth; k += 4) largest = larger(fabs(difference(k)), largest);
+  largest = quad_max(largest);
+  if (!(largest > 0 && largest <= Limits<double>::kMax)) return largest;
+  const int exponent = ilogb(largest);
+  double sum = 0;
+  for (int64_t k = quad_lane(); k < depth; k += 4) {
+    const double scaled = ldexp(difference(k), -exponent);
+    sum += scaled * scaled;
+  }
+  return ldexp(sqrt(quad_sum(sum)), exponent);
+}
+
+// A row of the features as it is compared: divided by its norm for the cosine.
+template <class P>
+struct ComparedRow {
+  using T = typename P::Accumulator;
+  const typename P::Element* row;  // (row_depth,)
+  T scale;
+  bool is_short;  // a norm below 1e-12, so that the divided row is shorter than 1
+
+  static __device__ __forceinline__ ComparedRow make(const Arguments<P>& in, int64_t i, double norm) {
+    const T scale = in.cosine ? static_cast<T>(1 / larger(norm, kMinNorm)) : T(1);
+    return {in.features + i * in.row_depth, scale, in.cosine && norm < kMinNorm};
+  }
+};
+
+// Never contracted into a multiply-add: equal rows must have distance 0.
+__device__ __forceinline__ float product_of(float x, float y) { return __fmul_rn(x, y); }
+__device__ __forceinline__ double product_of(double x, double y) { return x * y; }
+
+// How near a centroid is to a row, by a quad: the cosine or the negative Euclidean distance. Both come from summed
+// squared differences, the cosine of vectors shorter than 1 from the product.
+template <class P>
+__device__ double closeness(const Arguments<P>& in, const ComparedRow<P>& x, int64_t c) {
+  using T = typename P::Accumulator;
+  using Row = typename P::Element;
+  const Row* y = in.centroids + c * in.row_depth;
+  const T scale = in.scales[c];
+  T squares[2] = {0, 0}, product = 0;
+  for (int64_t chunk = quad_lane(); chunk < in.row_depth / Chunk<Row>::kCount; chunk += 4) {
+    const Chunk<Row> own = Chunk<Row>::load(x.row, chunk), other = Chunk<Row>::load(y, chunk);
+#pragma unroll
+    for (int e = 0; e < Chunk<Row>::kCount; ++e) {
+      const T left = product_of(widen(own.element[e]), x.scale), right = product_of(widen(other.element[e]), scale);
+      const T difference = left - right;
+      squares[e % 2] += difference * difference;
+      product += left * right;
+    }
+  }
+  const T squared = quad_sum(squares[0] + squares[1]);
+  if (in.cosine) {
+    product = quad_sum(product);
+    return x.is_short || in.norms[c] < T(kMinNorm) ? product : 1 - 0.5 * static_cast<double>(squared);
+  }
+  constexpr T kSmall = Limits<T>::kTiny / Limits<T>::kEpsilon;
+  if (squared > kSmall && squared <= Limits<T>::kMax) return -sqrt(static_cast<double>(squared));
+  return -scaled_distance(x.row, y, in.row_depth);
+}
+
+// The nearest centroid found so far; label -1: none.
+struct Nearest {
+  double value;
+  int label;
+
+  // Ties go to the lowest index.
+  __device__ __forceinline__ void add(double other_value, int other_label) {
+    if (other_label < 0) return;
+    if (label >= 0 && (other_value < value || (other_value == value && other_label > label))) return;
+    value = other_value;
+    label = other_label;
+  }
+};
+
+// Whether the best score of a row is best beyond the rounding of scores, and of the distances that decide in the end;
+// `nearest` is then its column. By a quad.
+template <class P>
+__device__ bool decide_by_scores(const Arguments<P>& in, int64_t i, const BestScore<typename P::Accumulator>& best,
+                                 typename P::Accumulator largest_norm, Nearest& nearest) {
+  using T = typename P::Accumulator;
+  if (best.column < 0) return false;
+  const T rounding = (in.row_depth + 32) * Limits<T>::kEpsilon + P::kSplitError;
+  const T underflow = in.row_depth * Limits<T>::kTiny;
+  T margin, value;
+  if (in.cosine) {
+    const Norm<T> norm = norm_of<T>(in.features + i * in.row_depth, in.row_depth, true);
+    const T size = static_cast<T>(norm.value), reach = size * largest_norm;
+    if (!norm.finite || norm.value < kMinNorm || !(reach <= Limits<T>::kMax)) return false;
+    const ComparedRow<P> x = ComparedRow<P>::make(in, i, norm.value);
+    nearest = {closeness(in, x, best.column), best.column};
+    margin = 2 * (4 * rounding * size + underflow * (1 + size + largest_norm) / T(kMinNorm));
+    value = size;
+  } else {
+    nearest = {closeness(in, ComparedRow<P>::make(in, i, 1), best.column), best.column};
+    value = static_cast<T>(-nearest.value);
+    const T reach = value + 2 * largest_norm;  // of |x| + |y|, since |x| is at most the distance and a norm
+    margin = 2 * (rounding * (reach * reach) + underflow * (1 + reach));
+  }
+  return margin <= Limits<T>::kMax && best.second < best.score - margin;
+}
+
+// The nearest of all centroids by differences alone, and none if the row is not finite; by a warp, in all its lanes.
+template <class P>
+__device__ Nearest decide_by_all(const Arguments<P>& in, int64_t i) {
+  using T = typename P::Accumulator;
+  const Norm<T> norm = norm_of<T>(in.features + i * in.row_depth, in.row_depth, true);
+  const ComparedRow<P> x = ComparedRow<P>::make(in, i, norm.value);
+  Nearest nearest{Limits<double>::kNan, -1};
+  for (int64_t c = threadIdx.x % 32 / 4; norm.finite && c < in.clusters; c += 8) {
+    nearest.add(closeness(in, x, c), static_cast<int>(c));
+  }
+  for (int offset = 4; offset < 32; offset *= 2) {
+    const double value = __shfl_xor_sync(kWholeWarp, nearest.value, offset);
+    const int label = __shfl_xor_sync(kWholeWarp, nearest.label, offset);
+    nearest.add(value, label);
+  }
+  return nearest;
+}
+
+}  // namespace deepclust::kmeans

@@ -1,0 +1,62 @@
+#include "ops/kmeans_assign.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "cuda/context.h"
+#include "cuda/kmeans_assign.cuh"
+#include "cuda/torch/types.h"
+
+namespace deepclust {
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> kmeans_assign_cuda(const at::Tensor& features,   // (N, D)
+                                                      const at::Tensor& centroids,  // (K, D)
+                                                      std::string_view metric) {
+  check_kmeans_assign(features, centroids, metric);
+  const DeviceScope device(features);
+  const at::Tensor rows = features.contiguous(), columns = centroids.contiguous();
+  const at::TensorOptions options = rows.options();
+  const at::Tensor labels = at::empty({rows.size(0)}, options.dtype(at::kLong));
+  const at::Tensor distances = at::empty({rows.size(0)}, options);
+  if (rows.size(0) == 0) return {labels, distances};
+  const KmeansAssignInputs inputs{element_type(rows), rows.size(0),          columns.size(0),
+                                  rows.size(1),       rows.const_data_ptr(), columns.const_data_ptr(),
+                                  metric == "cosine"};
+  const KmeansAssignPlan plan = plan_kmeans_assign(inputs, device::multiprocessor_count());
+  const DeviceMemory memory(kmeans_assign_bytes(inputs, plan).field, kKmeansFields, options);
+  KmeansAssignWorkspace workspace{};
+  for (int field = 0; field < kKmeansFields; ++field) workspace.field[field] = memory[field];
+  check_launch(launch_kmeans_assign(inputs, plan, workspace, labels.mutable_data_ptr<int64_t>(),
+                                    distances.mutable_data_ptr(), device.stream()));
+  return {labels, distances};
+}
+
+std::tuple<at::Tensor, at::Tensor> kmeans_update_cuda(const at::Tensor& features,      // (N, D)
+                                                      const at::Tensor& labels_input,  // (N,) int64
+                                                      int64_t num_clusters) {
+  check_kmeans_update(features, labels_input, num_clusters);
+  const DeviceScope device(features);
+  const at::Tensor rows = features.contiguous(), labels = labels_input.contiguous();
+  const at::TensorOptions wide = rows.options().dtype(accumulation_dtype(rows));
+  const at::Tensor sums = at::empty({num_clusters, rows.size(1)}, wide);
+  const at::Tensor counts = at::empty({num_clusters}, wide.dtype(at::kLong));
+  const KmeansUpdateInputs inputs{element_type(rows), rows.size(0),          num_clusters,
+                                  rows.size(1),       rows.const_data_ptr(), labels.const_data_ptr<int64_t>()};
+  const int64_t parts = kmeans_update_parts(inputs);
+  const int64_t bytes[2] = {parts * static_cast<int64_t>(sums.nbytes()),
+                            parts * num_clusters * static_cast<int64_t>(sizeof(int))};
+  const DeviceMemory memory(bytes, 2, wide);
+  check_launch(launch_kmeans_update(inputs, memory[0], static_cast<int*>(memory[1]), sums.mutable_data_ptr(),
+                                    counts.mutable_data_ptr<int64_t>(), device.stream()));
+  return {sums, counts};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(deepclust_ext, DEEPCLUST_CUDA_KEY, m) {
+  m.impl("kmeans_assign", kmeans_assign_cuda);
+  m.impl("kmeans_update", kmeans_update_cuda);
+}
+
+}  // namespace deepclust

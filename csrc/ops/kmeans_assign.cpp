@@ -1,0 +1,105 @@
+#include "ops/kmeans_assign.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "common/autocast.h"
+#include "common/autograd.h"
+#include "common/checks.h"
+
+namespace deepclust {
+
+namespace {
+
+void check_features(const at::Tensor& features) {
+  TORCH_CHECK_VALUE(features.dim() == 2 && features.sym_size(1) > 0, "features: expected shape (N, D) with D > 0, got ",
+                    features.sym_sizes());
+  check_dtype(features, "features");
+}
+
+}  // namespace
+
+void check_kmeans_assign(const at::Tensor& features, const at::Tensor& centroids, std::string_view metric) {
+  check_features(features);
+  TORCH_CHECK_VALUE(centroids.dim() == 2 && centroids.sym_size(0) > 0,
+                    "centroids: expected shape (K, D) with K > 0, got ", centroids.sym_sizes());
+  TORCH_CHECK_VALUE(centroids.sym_size(0) <= std::numeric_limits<int32_t>::max(),
+                    "centroids: expected at most 2^31 - 1 rows, got ", centroids.sym_size(0));
+  check_like(centroids, features, "centroids", "features", centroids.sym_size(0), features.sym_size(1));
+  TORCH_CHECK_VALUE(metric == "euclidean" || metric == "cosine", "metric: expected 'euclidean' or 'cosine', got '",
+                    metric, "'");
+}
+
+void check_kmeans_update(const at::Tensor& features, const at::Tensor& labels, int64_t num_clusters) {
+  check_features(features);
+  TORCH_CHECK_VALUE(labels.dim() == 1 && labels.sym_size(0) == features.sym_size(0), "labels: expected shape [",
+                    features.sym_size(0), "], one for each row of features, got ", labels.sym_sizes());
+  TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, "labels: expected dtype Long, got ", labels.scalar_type());
+  TORCH_CHECK_VALUE(labels.device() == features.device(), "labels: expected device ", features.device(),
+                    " like features, got ", labels.device());
+  TORCH_CHECK_VALUE(num_clusters >= 1, "num_clusters: expected at least 1, got ", num_clusters);
+}
+
+std::tuple<at::Tensor, at::Tensor> kmeans_assign(const at::Tensor& features, const at::Tensor& centroids,
+                                                 std::string_view metric) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("deepclust_ext::kmeans_assign", "")
+                             .typed<decltype(kmeans_assign)>();
+  return op.call(features, centroids, metric);
+}
+
+std::tuple<at::Tensor, at::Tensor> kmeans_update(const at::Tensor& features, const at::Tensor& labels,
+                                                 int64_t num_clusters) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("deepclust_ext::kmeans_update", "")
+                             .typed<decltype(kmeans_update)>();
+  return op.call(features, labels, num_clusters);
+}
+
+namespace {
+
+std::tuple<at::Tensor, at::Tensor> kmeans_assign_autograd(const at::Tensor& features, const at::Tensor& centroids,
+                                                          std::string_view metric) {
+  check_no_tangent("kmeans_assign", features, centroids);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return kmeans_assign(features, centroids, metric);
+}
+
+std::tuple<at::Tensor, at::Tensor> kmeans_update_autograd(const at::Tensor& features, const at::Tensor& labels,
+                                                          int64_t num_clusters) {
+  check_no_tangent("kmeans_update", features);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return kmeans_update(features, labels, num_clusters);
+}
+
+template <c10::DeviceType kDevice>
+std::tuple<at::Tensor, at::Tensor> kmeans_assign_autocast(const at::Tensor& features, const at::Tensor& centroids,
+                                                          std::string_view metric) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  return kmeans_assign(autocast_to_float(features, kDevice), autocast_to_float(centroids, kDevice), metric);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
+  m.def(
+      "kmeans_assign(Tensor features, Tensor centroids, str metric='euclidean') -> (Tensor labels, Tensor distances)");
+  m.def("kmeans_update(Tensor features, Tensor labels, int num_clusters) -> (Tensor sums, Tensor counts)");
+}
+
+TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
+  m.impl("kmeans_assign", kmeans_assign_autograd);
+  m.impl("kmeans_update", kmeans_update_autograd);
+}
+
+TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
+  m.impl("kmeans_assign", kmeans_assign_autocast<c10::DeviceType::CPU>);
+}
+
+TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
+  m.impl("kmeans_assign", kmeans_assign_autocast<c10::DeviceType::CUDA>);
+}
+
+}  // namespace deepclust

@@ -1,0 +1,43 @@
+"""Assignment of rows to their nearest centroids, and the sums of the clusters, in plain PyTorch."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+@torch.no_grad()
+def kmeans_assign(
+    features: Tensor,  # (N, D)
+    centroids: Tensor,  # (K, D)
+    *,
+    metric: str = "euclidean",
+) -> tuple[Tensor, Tensor]:
+    """Assign by a full N x K matrix; see :func:`deepclust_ext.kmeans_assign` for the contract."""
+    accumulation = torch.promote_types(features.dtype, torch.float32)
+    rows, columns = features.to(accumulation), centroids.to(accumulation)
+    finite = torch.isfinite(rows).all(dim=1) & torch.isfinite(columns).all()  # (N,)
+    if metric == "cosine":
+        pairs = 1 - normalize(rows, dim=1) @ normalize(columns, dim=1).T  # (N, K)
+    else:  # by differences: the form with a matrix product cancels
+        pairs = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
+    labels = pairs.argmin(dim=1)
+    distances = pairs.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return torch.where(finite, labels, -1), torch.where(finite, distances, math.nan).to(features.dtype)
+
+
+@torch.no_grad()
+def kmeans_update(
+    features: Tensor,  # (N, D)
+    labels: Tensor,  # (N,) int64
+    num_clusters: int,
+) -> tuple[Tensor, Tensor]:
+    """Add the rows of each label; see :func:`deepclust_ext.ops.kmeans_update` for the contract."""
+    accumulation = torch.promote_types(features.dtype, torch.float32)
+    target = torch.where((labels >= 0) & (labels < num_clusters), labels, num_clusters)
+    sums = features.new_zeros((num_clusters + 1, features.shape[1]), dtype=accumulation)
+    counts = torch.zeros(num_clusters + 1, dtype=torch.int64, device=features.device)
+    sums.index_add_(0, target, features.to(accumulation))
+    counts.index_add_(0, target, torch.ones_like(labels))
+    return sums[:-1].clone(), counts[:-1].clone()
