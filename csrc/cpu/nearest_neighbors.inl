@@ -103,7 +103,7 @@ bool search_slice(const Inputs& in, int64_t first, int64_t count, int64_t begin,
     for (int64_t c = 0; c < kColumns; ++c) bias[c] = c < present ? T(0) : std::numeric_limits<T>::quiet_NaN();
     for (int64_t row = 0; row < count; row += kRows) {
       T scores[kRows * kColumns];
-      score_tile(block + row * stride, panel, bias, in.depth, scores, kColumns);
+      score_tile<2>(block + row * stride, panel, bias, in.depth, scores, kColumns);
       take_survivors(scores, index, lists, row, thresholds + row);
     }
   }
