@@ -7,14 +7,17 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+    from deepclust_ext.data import Digits
+    from deepclust_ext.evaluate import ClusterScores, Evaluation
     from deepclust_ext.methods import ClusteringMethod
     from deepclust_ext.train import Trainer
 
@@ -58,33 +61,36 @@ def run(args: argparse.Namespace) -> int:
     """
     import torch
 
+    from deepclust_ext.data import Digits
+    from deepclust_ext.evaluate import evaluate
+
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     start = time.perf_counter()
     out = args.out or Path("runs") / f"demo-{args.method}-seed{args.seed}"
-    trainer, labels = _make_trainer(args, out)
-    epochs = trainer.config.epochs
-    pixels = trainer.images.stack().flatten(1)
-    predictions = {
-        "k-means on pixels": _kmeans(pixels, args.seed),
-        "k-means, untrained network": trainer.kmeans(),
-    }
+    digits = Digits()
+    trainer = make_trainer(args.method, out, digits, args.seed, args.epochs, args.batch_size)
+    pixels = _score_pixels(digits, args.seed)
+    untrained = evaluate(trainer.method, digits, seed=args.seed)
     training_start = time.perf_counter()
     if args.profile:
         print(_profiled_fit(trainer, args.resume))
     else:
         trainer.fit(resume=args.resume)
     training_seconds = time.perf_counter() - training_start
-    predictions[f"{args.method}, {epochs} epochs"] = trainer.cluster()
-    metrics = {name: _score(labels, predicted) for name, predicted in predictions.items()}
-    _print_scores(metrics)
-    figure = _draw(out / "overview.png", trainer, labels, list(predictions.values())[-1])
+    trained = evaluate(trainer.method, digits, seed=args.seed)
+    name = f"{args.method}, {trainer.config.epochs} epochs"
+    _print_scores(
+        {"k-means on pixels": pixels, "k-means, untrained network": untrained.kmeans, name: trained.clusters},
+        {"untrained": untrained, "trained": trained},
+    )
+    figure = _draw(out / "overview.png", trainer, digits.labels)
     seconds = time.perf_counter() - start
     record = {
         "config": {"method": args.method, "resume": args.resume} | asdict(trainer.config),
         "versions": _versions(),
         "threads": torch.get_num_threads(),
-        "metrics": metrics,
+        "metrics": {"pixels": asdict(pixels), "untrained": asdict(untrained), "trained": asdict(trained)},
         "seconds": {"training": training_seconds, "total": seconds},
         "history": trainer.history,
     }
@@ -93,58 +99,62 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _make_trainer(args: argparse.Namespace, out: Path) -> "tuple[Trainer, Tensor]":
-    from deepclust_ext.data import Digits
+def make_trainer(
+    name: str,
+    out: Path,
+    digits: "Digits",
+    seed: int,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> "Trainer":
+    """Return the trainer of a method with the demo's settings, which ``options`` of its class override."""
     from deepclust_ext.train import TrainConfig, Trainer, seed_everything
 
-    seed_everything(args.seed)
-    digits = Digits()
-    epochs, batch_size = (
-        given if given is not None else default
-        for given, default in zip((args.epochs, args.batch_size), METHODS[args.method], strict=True)
-    )
-    method, optimizer, augmentations = {"hadis": _hadis, "sacc": _sacc, "clc": _clc}[args.method](batch_size)
+    seed_everything(seed)
+    epochs = METHODS[name].epochs if epochs is None else epochs
+    batch_size = METHODS[name].batch_size if batch_size is None else batch_size
+    make: Callable[..., Any] = {"hadis": _hadis, "sacc": _sacc, "clc": _clc}[name]
+    method, optimizer, augmentations = make(batch_size, **options)
     config = TrainConfig(
         epochs=epochs,
         warmup_epochs=epochs // 8,
         lr_warmup_epochs=min(2, epochs),
         batch_size=batch_size,
-        seed=args.seed,
+        seed=seed,
     )
-    return Trainer(method, optimizer, digits, augmentations, config, out), digits.labels
+    return Trainer(method, optimizer, digits, augmentations, config, out)
 
 
-def _hadis(batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
+def _hadis(batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
     """HaDis with narrow heads and two views of one kind."""
     from deepclust_ext.data import RandomAffine
     from deepclust_ext.methods import HaDis
 
     # Clusters of 180 scans need firmer prototypes than the paper's of 6,000, and 28 steps an epoch a quicker teacher.
-    method = HaDis(
-        _backbone(), FEATURE_DIM, NUM_CLUSTERS, hidden_dim=256, embedding_dim=64, momentum=0.99, prototype_weight=3.0
-    )
+    defaults = {"hidden_dim": 256, "embedding_dim": 64, "momentum": 0.99, "prototype_weight": 3.0}
+    method = HaDis(_backbone(), FEATURE_DIM, NUM_CLUSTERS, **(defaults | options))
     view = RandomAffine(degrees=15, shear=0.15, scale=0.15, stretch=0.075, shift=0.09375)
     return method, method.optimizer(batch_size), [view, view]
 
 
-def _sacc(_batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
+def _sacc(_batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
     """SACC with narrow heads, two weak views and a strong one; its learning rate is the same for any batch."""
     from deepclust_ext.methods import SACC
 
-    method = SACC(_backbone(), FEATURE_DIM, NUM_CLUSTERS, hidden_dim=256)
+    method = SACC(_backbone(), FEATURE_DIM, NUM_CLUSTERS, **({"hidden_dim": 256} | options))
     weak, strong = _weak_and_strong_view()
     return method, method.optimizer(lr=1e-3), [weak, weak, strong]
 
 
-def _clc(_batch_size: int) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
+def _clc(_batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
     """CLC with narrow heads, a short queue, a quick momentum network, a weak view and a strong one."""
     from deepclust_ext.methods import CLC
 
     # An epoch has 14 steps of 256 keys: a queue longer than these four would hold most scans themselves, and codes of a
     # network that lags behind by epochs make permanent what the first epochs got wrong.
-    method = CLC(
-        _backbone(), FEATURE_DIM, NUM_CLUSTERS, hidden_dim=256, embedding_dim=64, queue_size=1024, momentum=0.8
-    )
+    defaults = {"hidden_dim": 256, "embedding_dim": 64, "queue_size": 1024, "momentum": 0.8}
+    method = CLC(_backbone(), FEATURE_DIM, NUM_CLUSTERS, **(defaults | options))
     return method, method.optimizer(), list(_weak_and_strong_view())
 
 
@@ -192,36 +202,31 @@ def _profiled_fit(trainer: "Trainer", resume: bool) -> str:
     return "\n".join([f"an epoch, mean of {len(history)}", *rows])
 
 
-def _kmeans(rows: "Tensor", seed: int) -> "Tensor":
-    import torch
-    from sklearn.cluster import KMeans
+def _score_pixels(digits: "Digits", seed: int) -> "ClusterScores":
+    from deepclust_ext.cluster import KMeans
+    from deepclust_ext.evaluate import score_clusters
 
-    return torch.from_numpy(KMeans(NUM_CLUSTERS, n_init=20, random_state=seed).fit_predict(rows.numpy()))
-
-
-def _score(labels: "Tensor", predicted: "Tensor") -> dict[str, float]:
-    from deepclust_ext.metrics import adjusted_rand, clustering_accuracy, normalized_mutual_info
-
-    return {
-        "ACC": clustering_accuracy(labels, predicted),
-        "NMI": normalized_mutual_info(labels, predicted),
-        "ARI": adjusted_rand(labels, predicted),
-    }
+    pixels = digits.images.flatten(1)
+    predicted = KMeans(NUM_CLUSTERS, n_init=20, random_state=seed).fit_predict(pixels)
+    return score_clusters(digits.labels, predicted, pixels, NUM_CLUSTERS)
 
 
-def _print_scores(metrics: dict[str, dict[str, float]]) -> None:
-    width = max(map(len, metrics))
-    print(f"{'':{width}}    ACC    NMI    ARI")
-    for name, scores in metrics.items():
-        print(f"{name:{width}} " + " ".join(f"{score:6.4f}" for score in scores.values()))
+def _print_scores(clusters: "dict[str, ClusterScores]", evaluations: "dict[str, Evaluation]") -> None:
+    width = max(map(len, clusters))
+    print(f"{'':{width}}    ACC    NMI    ARI  smallest and largest cluster")
+    for name, scores in clusters.items():
+        numbers = " ".join(f"{score:6.4f}" for score in (scores.acc, scores.nmi, scores.ari))
+        print(f"{name:{width}} {numbers}  {min(scores.sizes)}, {max(scores.sizes)}")
+    accuracies = ", ".join(f"{name} {evaluation.knn_accuracy:.4f}" for name, evaluation in evaluations.items())
+    print(f"vote of 20 nearest neighbors: {accuracies}")
 
 
-def _draw(path: Path, trainer: "Trainer", labels: "Tensor", predicted: "Tensor") -> str:
+def _draw(path: Path, trainer: "Trainer", labels: "Tensor") -> str:
     """Draw the figure and return how to mention it: its path, or why there is none."""
     from deepclust_ext.plots import save_overview
 
     try:
-        save_overview(path, trainer.embed().numpy(), labels.numpy(), predicted.numpy(), trainer.history)
+        save_overview(path, trainer.embed().numpy(), labels.numpy(), trainer.cluster().numpy(), trainer.history)
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("matplotlib"):
             raise

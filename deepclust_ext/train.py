@@ -19,8 +19,8 @@ from torch.profiler import record_function
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from deepclust_ext.cluster import KMeans
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
-from deepclust_ext.methods.kmeans import spherical_kmeans
 
 CHECKPOINT_NAME = "checkpoint.pt"
 HISTORY_NAME = "history.jsonl"
@@ -126,25 +126,29 @@ class Trainer:
         return self.history
 
     def embed(self) -> Tensor:
-        """Return the method's rows for the whole data set in its order, (N, D) on the CPU."""
+        """Return the method's rows for the whole data set in its order, (N, D), on the method's device."""
         return self._for_all_images(self.method.embed)
 
     def cluster(self, n_init: int = 20) -> Tensor:
-        """Return final labels (N,) int64: the method's cluster head's, or without one those of :meth:`kmeans`."""
+        """Return final labels (N,) int64 on the CPU: the cluster head's, or without one those of :meth:`kmeans`."""
         if isinstance(self.method, ClusterHeadMethod):
-            return self._for_all_images(self.method.assign).argmax(dim=1)
+            return self._for_all_images(self.method.assign).argmax(dim=1).cpu()
         return self.kmeans(n_init)
 
     def kmeans(self, n_init: int = 20) -> Tensor:
         """Return labels (N,) of spherical k-means on the method's rows, the best of ``n_init`` starts by inertia."""
-        return spherical_kmeans(self.embed(), self.method.num_clusters, seed=self.config.seed, n_init=n_init)
+        return self._kmeans(self.config.seed, n_init)
+
+    def _kmeans(self, seed: int, n_init: int) -> Tensor:
+        kmeans = KMeans(self.method.num_clusters, metric="cosine", n_init=n_init, random_state=seed)
+        return kmeans.fit_predict(self.embed()).cpu()
 
     def _for_all_images(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         device = _device(self.method)
         size = max(self.config.batch_size, 512)
         order = list(range(len(self.images)))
         loader = self._loader([order[start : start + size] for start in range(0, len(order), size)])
-        return torch.cat([function(images.to(device)).cpu() for images, _ in loader])
+        return torch.cat([function(images.to(device)) for images, _ in loader])
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         start = time.perf_counter()
@@ -161,7 +165,7 @@ class Trainer:
                 labels = None if pseudo_labels is None else pseudo_labels[index].to(device, non_blocking=True)
             with record_function("augment"):
                 views = [augment(images) for augment in self.augmentations]
-            loss, terms = self.method.training_step(views, labels)
+            loss, terms = self.method.training_step(views, labels, index)
             with record_function("backward"):
                 self.optimizer.zero_grad()
                 loss.backward()
@@ -180,7 +184,7 @@ class Trainer:
         if epoch < self.config.warmup_epochs or not self.method.needs_pseudo_labels:
             return None
         # Fresh starts in every epoch: starting from the last centres is quicker but keeps their early mistakes.
-        return spherical_kmeans(self.embed(), self.method.num_clusters, seed=self._epoch_seed(epoch), n_init=3)
+        return self._kmeans(self._epoch_seed(epoch), n_init=3)
 
     def _epoch_seed(self, epoch: int) -> int:
         return self.config.seed * 1000 + epoch
@@ -293,10 +297,6 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
-
-    def stack(self) -> Tensor:
-        """All images, (N, C, H, W)."""
-        return torch.stack([self[index][0] for index in range(len(self))])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         item = self.dataset[index]

@@ -22,6 +22,7 @@ class ClusteringMethod(nn.Module, ABC):
         self,
         views: Sequence[Tensor],  # each (B, C, H, W)
         pseudo_labels: Tensor | None = None,  # (B,) int64
+        index: Tensor | None = None,  # (B,) int64, which images of the data set these are
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss to minimise, (), and detached 0-dimensional terms to log."""
 

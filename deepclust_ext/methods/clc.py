@@ -102,6 +102,7 @@ class CLC(ClusterHeadMethod):
         self,
         views: Sequence[Tensor],  # two of (B, C, H, W)
         pseudo_labels: Tensor | None = None,  # (B,) not used
+        index: Tensor | None = None,  # (B,) not used
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 

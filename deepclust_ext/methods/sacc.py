@@ -64,6 +64,7 @@ class SACC(ClusterHeadMethod):
         self,
         views: Sequence[Tensor],  # three of (B, C, H, W): weak, weak, strong
         pseudo_labels: Tensor | None = None,  # (B,) not used
+        index: Tensor | None = None,  # (B,) not used
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 
