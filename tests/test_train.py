@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deepclust_ext.data import RandomAffine
-from deepclust_ext.methods import ClusterHeadMethod
+from deepclust_ext.methods import ClusterHeadMethod, HaDis
 from deepclust_ext.train import (
     CHECKPOINT_NAME,
     HISTORY_NAME,
@@ -22,7 +22,7 @@ from deepclust_ext.train import (
     seed_everything,
     warmup_cosine,
 )
-from tests.methods.methodsamples import METHODS, NUM_CLUSTERS, collapsed
+from tests.methods.methodsamples import METHODS, NUM_CLUSTERS, collapsed, small_hadis
 
 CONFIG = TrainConfig(epochs=4, warmup_epochs=1, lr_warmup_epochs=1, batch_size=16)
 
@@ -107,6 +107,28 @@ def test_resume_restores_every_generator(tmp_path: Path) -> None:
     seed_everything(99)
     make_trainer(tmp_path).fit(resume=True)
     assert (torch.rand(1), np.random.rand(), random.random()) == expected
+
+
+def test_a_bank_knows_its_images_and_resumes(tmp_path: Path) -> None:
+    def with_bank(out: Path, augmentations: list[nn.Module]) -> Trainer:
+        seed_everything(5)
+        model = small_hadis(bank_size=50)
+        return Trainer(model, model.optimizer(batch_size=32), Scans(), augmentations, CONFIG, out)
+
+    whole = with_bank(tmp_path / "whole", [RandomAffine()] * 2)
+    whole.fit()
+    assert isinstance(whole.method, HaDis)
+    assert whole.method.in_bank.all()  # four epochs of 48 of the 50 images each
+    # An image's entry is more like its own row than like the mean row.
+    rows = whole.embed()
+    own = (whole.method.bank * rows).sum(dim=1)
+    assert float(own.mean()) > float((whole.method.bank @ rows.T).mean())
+    stopped = with_bank(tmp_path / "part", [RandomAffine(), nn.Sequential(Interrupt(7), RandomAffine())])
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    resumed = with_bank(tmp_path / "part", [RandomAffine()] * 2)
+    resumed.fit(resume=True)
+    assert_same_run(whole, resumed)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -218,5 +240,5 @@ def test_errors_name_the_argument(tmp_path: Path) -> None:
     trainer.method.num_clusters = 51
     with pytest.raises(ValueError, match="num_clusters: expected 4 as in .*, got 51"):
         trainer.fit(resume=True)
-    with pytest.raises(ValueError, match="num_clusters: expected at most 50, the number of rows, got 51"):
+    with pytest.raises(ValueError, match="n_clusters: expected at most 50, the number of rows, got 51"):
         trainer.cluster()

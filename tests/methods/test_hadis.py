@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
 
 from deepclust_ext import reference
-from deepclust_ext.losses import PrototypeLoss
+from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods import HaDis
+from deepclust_ext.methods.hadis import with_noise
 from tests.methods.methodsamples import collapsed, make_views, small_hadis
 
 
@@ -66,6 +68,88 @@ def test_predictor_runs_once_per_view() -> None:
     method.predictor.register_forward_hook(lambda *_: calls.append(1))
     method.training_step(make_views(2))
     assert len(calls) == 2
+
+
+def test_double_pass_runs_it_twice_with_noise_of_its_own() -> None:
+    method, inputs = small_hadis(double_pass=True, noise_std=0.5), []
+    method.predictor.register_forward_hook(lambda module, given, output: inputs.append(given[0]))
+    views, labels = make_views(2), torch.arange(12) % 3
+    loss, terms = method.training_step(views, labels)
+    assert len(inputs) == 4
+    assert not any(torch.equal(inputs[view], inputs[view + 2]) for view in (0, 1))
+    queries = [method.predictor(rows) for rows in inputs]
+    keys = [method.teacher(view) for view in views]
+    dsa = [-2 * cosine_similarity(queries[i], keys[j]).mean() for i, j in ((0, 1), (1, 0))]
+    hsd = [HSDLoss(0.5)(keys[j], queries[i + 2]) for i, j in ((0, 1), (1, 0))]
+    prototype = [PrototypeLoss()(queries[i + 2], keys[j], labels, 4) for i, j in ((0, 1), (1, 0))]
+    torch.testing.assert_close(terms["dsa"], sum(dsa) / 2)
+    torch.testing.assert_close(terms["hsd"], sum(hsd) / 2)
+    torch.testing.assert_close(loss, (sum(dsa) + sum(hsd) + 0.1 * sum(prototype)) / 2)
+
+
+@pytest.mark.parametrize(("hsd_weight", "prototype_weight"), [(0.0, 0.0), (1.0, 0.0), (0.5, 3.0)])
+def test_weights_of_the_losses(hsd_weight: float, prototype_weight: float) -> None:
+    method = small_hadis(hsd_weight=hsd_weight, prototype_weight=prototype_weight)
+    loss, terms = method.training_step(make_views(2), torch.arange(12) % 3)
+    expected = terms["dsa"] + hsd_weight * terms["hsd"] + prototype_weight * terms["prototype"]
+    torch.testing.assert_close(loss.detach(), expected)
+
+
+def test_bank_remembers_the_teacher_s_mean_of_both_views() -> None:
+    method, views = small_hadis(bank_size=20), make_views(2)
+    index = torch.arange(12) + 5
+    method.training_step(views, None, index)  # in warm-up already
+    keys = [normalize(method.teacher(view), dim=1) for view in views]
+    torch.testing.assert_close(method.bank[index], normalize(keys[0] + keys[1], dim=1))
+    assert method.in_bank.tolist() == [False] * 5 + [True] * 12 + [False] * 3
+    other = small_hadis(bank_size=20)
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(other.bank, method.bank)
+    assert torch.equal(other.in_bank, method.in_bank)
+
+
+def test_neighbors_leave_out_the_image_itself_and_what_was_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = small_hadis(bank_size=14, noise_std=0.0, num_neighbors=2, neighbor_temperature=1e-4)
+    index = torch.arange(12)
+    method.training_step(make_views(2), None, index)
+    bank = method.bank.clone()
+    targets: list[Tensor] = []
+
+    def spy(query: Tensor, target: Tensor) -> Tensor:
+        targets.append(target)
+        return cosine_similarity(query, target)
+
+    monkeypatch.setattr("deepclust_ext.methods.hadis.cosine_similarity", spy)
+    views = [view + 0.1 for view in make_views(2)]
+    method.training_step(views, index % 3, index)
+    # So cold a softmax draws the nearest; entries 12 and 13 are zeros, nearer than an opposite row if they counted.
+    for target, view in zip(targets, reversed(views), strict=True):
+        cosines = normalize(method.teacher(view), dim=1) @ bank[:12].T
+        expected = cosines.fill_diagonal_(-2).argmax(dim=1)
+        torch.testing.assert_close(target, bank[expected])
+    assert not torch.equal(method.bank, bank)  # what was drawn from is the state before this step
+
+
+def test_an_empty_bank_gives_the_key_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    views, labels, index = make_views(2), torch.arange(12) % 3, torch.arange(12)
+    with_bank, _ = small_hadis(bank_size=12, noise_std=0.0).training_step(views, labels, index)
+    without, _ = small_hadis(noise_std=0.0).training_step(views, labels)
+    torch.testing.assert_close(with_bank, without)
+
+
+def test_neighbors_need_the_places_of_the_images() -> None:
+    with pytest.raises(ValueError, match="index: expected the places of the images in the data set, got None"):
+        small_hadis(bank_size=12).training_step(make_views(2), torch.arange(12) % 3)
+
+
+def test_noise_is_the_op_s() -> None:
+    rows = torch.randn(5, 3)
+    torch.manual_seed(3)
+    noisy = with_noise(rows, 0.1)
+    torch.manual_seed(3)
+    expected, _ = reference.diffused_neighbor_gather(rows, rows, num_neighbors=0, noise_std=0.1)
+    torch.testing.assert_close(noisy, expected.squeeze(1))
+    assert torch.equal(with_noise(rows, 0.0), rows)
 
 
 def test_teacher_gets_no_gradient_and_the_student_does() -> None:
