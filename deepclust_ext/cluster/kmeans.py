@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepclust_ext.cluster.steps import assign_and_sum, centers_of, costs, exact_sum, fill_empty, seed_centers
-from deepclust_ext.ops.kmeans_assign import kmeans_assign, kmeans_update
+from deepclust_ext.ops import kmeans_assign, kmeans_update
 
 Rows: TypeAlias = Tensor | NDArray[Any]
 

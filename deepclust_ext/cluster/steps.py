@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from deepclust_ext.ops.kmeans_assign import kmeans_assign, kmeans_update
+from deepclust_ext.ops import kmeans_assign, kmeans_update
 
 
 def exact_sum(

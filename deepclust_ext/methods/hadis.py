@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods.base import ClusteringMethod
 from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread, update_average
-from deepclust_ext.ops.diffused_neighbor_gather import diffused_neighbor_gather
+from deepclust_ext.ops import diffused_neighbor_gather
 
 
 class HaDis(ClusteringMethod):
