@@ -72,9 +72,10 @@ def test_predictor_runs_once_per_view() -> None:
 
 def test_double_pass_runs_it_twice_with_noise_of_its_own() -> None:
     method, inputs = small_hadis(double_pass=True, noise_std=0.5), []
-    method.predictor.register_forward_hook(lambda module, given, output: inputs.append(given[0]))
+    spy = method.predictor.register_forward_hook(lambda module, given, output: inputs.append(given[0]))
     views, labels = make_views(2), torch.arange(12) % 3
     loss, terms = method.training_step(views, labels)
+    spy.remove()
     assert len(inputs) == 4
     assert not any(torch.equal(inputs[view], inputs[view + 2]) for view in (0, 1))
     queries = [method.predictor(rows) for rows in inputs]
