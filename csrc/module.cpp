@@ -13,6 +13,7 @@
 
 #include "common/capability.h"
 #include "ops/batch_hard_mining.h"
+#include "ops/diffused_neighbor_gather.h"
 #include "ops/fused_contrastive_loss.h"
 #include "ops/fused_hsd_loss.h"
 #include "ops/nearest_neighbors.h"
@@ -66,6 +67,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", build_info, "What this library was built for and which instruction set it chose.");
   m.def("batch_hard_mining", deepclust::batch_hard_mining, pybind11::arg("teacher"), pybind11::arg("student"),
         pybind11::kw_only(), pybind11::arg("normalize") = true);
+  m.def("diffused_neighbor_gather", deepclust::diffused_neighbor_gather, pybind11::arg("query"), pybind11::arg("bank"),
+        pybind11::arg("seed"), pybind11::kw_only(), pybind11::arg("num_neighbors") = 10,
+        pybind11::arg("temperature") = 0.1, pybind11::arg("noise_std") = 0.001, pybind11::arg("num_steps") = 1,
+        pybind11::arg("num_samples") = 1, pybind11::arg("exclude") = pybind11::none(),
+        pybind11::arg("valid") = pybind11::none(), pybind11::arg("normalize") = false);
   m.def("fused_contrastive_loss", deepclust::fused_contrastive_loss, pybind11::arg("z_a"), pybind11::arg("z_b"),
         pybind11::kw_only(), pybind11::arg("temperature") = 0.5, pybind11::arg("hardness") = 0.0,
         pybind11::arg("debias") = 0.0, pybind11::arg("class_a") = pybind11::none(),

@@ -14,6 +14,20 @@ class BuildInfo(TypedDict):
 
 def build_info() -> BuildInfo: ...
 def batch_hard_mining(teacher: Tensor, student: Tensor, *, normalize: bool = True) -> tuple[Tensor, ...]: ...
+def diffused_neighbor_gather(
+    query: Tensor,
+    bank: Tensor,
+    seed: Tensor,
+    *,
+    num_neighbors: int = 10,
+    temperature: float = 0.1,
+    noise_std: float = 0.001,
+    num_steps: int = 1,
+    num_samples: int = 1,
+    exclude: Tensor | None = None,
+    valid: Tensor | None = None,
+    normalize: bool = False,
+) -> tuple[Tensor, ...]: ...
 def fused_contrastive_loss(
     z_a: Tensor,
     z_b: Tensor,

@@ -41,8 +41,10 @@ DEEPCLUST_SHARED_INLINE double philox_uniform(uint64_t seed, int64_t row, int64_
 template <class Real, class V>
 DEEPCLUST_SHARED_INLINE void sine_and_cosine(const V& x, V& sine, V& cosine) {
   const V square = x * x;
-  V odd = square * Real(1.0 / 6227020800) - Real(1.0 / 39916800);
-  V even = square * Real(-1.0 / 87178291200) + Real(1.0 / 479001600);
+  V odd = square * Real(-1.0 / 1307674368000) + Real(1.0 / 6227020800);
+  V even = square * Real(1.0 / 20922789888000) - Real(1.0 / 87178291200);
+  odd = odd * square - Real(1.0 / 39916800);
+  even = even * square + Real(1.0 / 479001600);
   odd = odd * square + Real(1.0 / 362880);
   even = even * square - Real(1.0 / 3628800);
   odd = odd * square - Real(1.0 / 5040);

@@ -1,6 +1,7 @@
 #include "ops/diffused_neighbor_gather.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/where.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -21,8 +22,6 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 namespace {
 
-constexpr int64_t kMaxNeighbors = 256;
-
 // How many candidates a step needs for `num_neighbors` to be left without the excluded row: it and the row the walker
 // stands on cannot both be left out by nearest_neighbors.
 int64_t candidates_of_step(int64_t step, int64_t num_neighbors, bool has_exclude) {
@@ -39,9 +38,9 @@ void check_count(int64_t value, const char* name) {
 void check_diffused_neighbor_gather(const at::Tensor& query, const at::Tensor& bank, const at::Tensor& seed,
                                     int64_t num_neighbors, double temperature, double noise_std, int64_t num_steps,
                                     int64_t num_samples, const OptionalTensor& exclude, const OptionalTensor& valid) {
-  check_dtype(query, "query");
-  TORCH_CHECK_VALUE(query.dim() == 2 && query.sym_size(1) > 0, "query: expected shape (B, D) with D > 0, got ",
-                    query.sym_sizes());
+  const bool reads_bank = num_neighbors > 0;
+  check_query_and_bank(query, reads_bank ? bank : query, reads_bank ? exclude : std::nullopt,
+                       reads_bank ? valid : std::nullopt);
   TORCH_CHECK_TYPE(seed.scalar_type() == at::kLong, "seed: expected dtype int64, got ", seed.scalar_type());
   TORCH_CHECK_VALUE(seed.dim() == 0 && seed.is_cpu(), "seed: expected shape [] on the CPU, got ", seed.sym_sizes(),
                     " on ", seed.device());
@@ -53,7 +52,6 @@ void check_diffused_neighbor_gather(const at::Tensor& query, const at::Tensor& b
   const int64_t most = kMaxNeighbors - (num_steps > 1 && exclude ? 1 : 0);
   TORCH_CHECK_VALUE(num_neighbors >= 0 && num_neighbors <= most, "num_neighbors: expected 0 to ", most,
                     most < kMaxNeighbors ? " with exclude and several steps, got " : ", got ", num_neighbors);
-  if (num_neighbors > 0) check_nearest_neighbors(query, bank, num_neighbors, exclude, valid);
 }
 
 DiffusedNeighborGatherOutputs diffused_neighbor_gather(const at::Tensor& query, const at::Tensor& bank,
@@ -129,8 +127,8 @@ std::tuple<at::Tensor, at::Tensor> diffused_neighbor_gather_backward(const at::T
 
 class DiffusedNeighborGather : public torch::autograd::Function<DiffusedNeighborGather> {
  public:
-  // Only the samples go through the graph; `outputs` receives the rest. `bank` is undefined where it is not read. The
-  // bank's values are not kept, so a queue may change between forward and backward pass.
+  // Only the samples go through the graph; `outputs` receives the rest. The bank, which has no rows where it
+  // is not read, is not kept, so a queue may change between forward and backward pass.
   template <class Run>
   static at::Tensor forward(AutogradContext* context, const at::Tensor& /*query*/, const at::Tensor& bank,
                             const Run* run, DiffusedNeighborGatherOutputs* outputs) {
@@ -139,7 +137,7 @@ class DiffusedNeighborGather : public torch::autograd::Function<DiffusedNeighbor
     const auto& [samples, indices, inverse_norm] = *outputs;
     const bool normalize = inverse_norm.dim() == 2;
     context->save_for_backward({normalize ? samples : at::empty({0}, samples.options()), indices, inverse_norm});
-    context->saved_data["bank_rows"] = bank.defined() ? bank.sym_size(0) : c10::SymInt(0);
+    context->saved_data["bank_rows"] = bank.sym_size(0);
     return samples;
   }
 
@@ -164,13 +162,14 @@ DiffusedNeighborGatherOutputs diffused_neighbor_gather_autograd(const at::Tensor
     return diffused_neighbor_gather(query, bank, seed, num_neighbors, temperature, noise_std, num_steps, num_samples,
                                     exclude, valid, normalize);
   };
-  const at::Tensor bank_in_graph = num_neighbors > 0 ? bank : at::Tensor();
-  if (!needs_graph(query, bank_in_graph)) {
+  const bool reads_bank = num_neighbors > 0;
+  if (!(reads_bank ? needs_graph(query, bank) : needs_graph(query))) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return run();
   }
   DiffusedNeighborGatherOutputs outputs;
-  const at::Tensor samples = DiffusedNeighborGather::apply(query, bank_in_graph, &run, &outputs);
+  const at::Tensor samples = DiffusedNeighborGather::apply(query, reads_bank ? bank : at::empty({0}, query.options()),
+                                                          &run, &outputs);
   return {samples, std::get<1>(outputs), std::get<2>(outputs)};
 }
 

@@ -1,6 +1,7 @@
 """The public functions, one file per op."""
 
 from deepclust_ext.ops.batch_hard_mining import batch_hard_mining
+from deepclust_ext.ops.diffused_neighbor_gather import diffused_neighbor_gather
 from deepclust_ext.ops.fused_contrastive_loss import fused_contrastive_loss
 from deepclust_ext.ops.fused_hsd_loss import fused_hsd_loss
 from deepclust_ext.ops.nearest_neighbors import nearest_neighbors
@@ -11,6 +12,7 @@ __all__ = [
     "HSDStats",
     "HardPairs",
     "batch_hard_mining",
+    "diffused_neighbor_gather",
     "fused_contrastive_loss",
     "fused_hsd_loss",
     "nearest_neighbors",

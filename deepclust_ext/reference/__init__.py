@@ -6,6 +6,7 @@ matrix, work on any device and in any floating dtype, and are differentiable by 
 """
 
 from deepclust_ext.reference.batch_hard_mining import HardPairs, batch_hard_mining
+from deepclust_ext.reference.diffused_neighbor_gather import diffused_neighbor_gather
 from deepclust_ext.reference.fused_contrastive_loss import fused_contrastive_loss
 from deepclust_ext.reference.fused_hsd_loss import HSDStats, fused_hsd_loss
 from deepclust_ext.reference.nearest_neighbors import nearest_neighbors
@@ -15,6 +16,7 @@ __all__ = [
     "HSDStats",
     "HardPairs",
     "batch_hard_mining",
+    "diffused_neighbor_gather",
     "fused_contrastive_loss",
     "fused_hsd_loss",
     "nearest_neighbors",
