@@ -46,7 +46,7 @@ def diffused_neighbor_gather(
             if exclude is not None:
                 counts = counts & (candidates != exclude.view(-1, 1, 1))
                 counts = counts & (counts.cumsum(dim=-1) <= num_neighbors)
-        poison = poison + torch.where(cosines[..., 0].isnan(), math.nan, 0.0)
+        poison = poison.masked_fill(cosines[..., 0].isnan(), math.nan)
         logits = cosines.double().masked_fill(~counts, -math.inf)
         largest = torch.where(counts.any(dim=-1, keepdim=True), logits.amax(dim=-1, keepdim=True), 0)
         weights = ((logits - largest) / temperature).exp()
@@ -59,7 +59,7 @@ def diffused_neighbor_gather(
     samples = samples + (noise_std * normal(seed, *size, query.shape[1], query.device)).to(query.dtype)
     if normalize:
         finite = samples.isfinite().all(dim=-1, keepdim=True)
-        samples = l2_normalize(samples, dim=-1) + torch.where(finite, 0.0, math.nan).to(query.dtype)
+        samples = l2_normalize(samples, dim=-1).masked_fill(~finite, math.nan)
     return samples, indices
 
 

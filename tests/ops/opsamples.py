@@ -66,6 +66,36 @@ def batch_hard_mining_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     ]
 
 
+def diffused_neighbor_gather_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """Queries themselves, neighbors, walks, several samples of each, excluded and invalid rows, normalization."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(rows: int, candidates: int, dims: int, **options: Any) -> Sample:
+        tensors = tuple(
+            torch.randn(count, dims, generator=generator, dtype=torch.float64).to(dtype).to(device)
+            for count in (rows, candidates)
+        )
+        name = f"{rows}x{candidates}x{dims} {[*options]}"
+        if "bank" in options:  # not read, and so without a gradient
+            return Sample(name, tensors[:1], options)
+        return Sample(name, tensors, options)
+
+    exclude = torch.randint(-1, 90, (40,), generator=generator).to(device)
+    valid = (torch.arange(90) % 3 > 0).to(device)
+    no_bank = torch.empty(0, device=device)
+    return [
+        sample(3, 5, 4),
+        sample(2, 7, 5, num_neighbors=3, num_samples=4, noise_std=0.5, normalize=True),
+        sample(37, 50, 16, num_samples=2, num_steps=3),
+        sample(4, 3, 6, num_samples=2, normalize=True, noise_std=0.1, num_neighbors=0, bank=no_bank),
+        sample(5, 5, 67, num_neighbors=0, num_samples=3, noise_std=1.0, bank=no_bank),
+        sample(33, 130, 67, num_neighbors=40, temperature=0.01, num_samples=3, normalize=True),
+        sample(40, 90, 24, num_steps=2, num_samples=2, exclude=exclude, valid=valid, normalize=True),
+        sample(40, 90, 9, num_neighbors=200, temperature=1.0, exclude=exclude, valid=valid, noise_std=0.0),
+        sample(6, 2, 3, num_steps=3, num_samples=2, exclude=torch.zeros(6, dtype=torch.int64, device=device)),
+    ]
+
+
 def fused_hsd_loss_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     """Every batch, and every option on one of them."""
     samples = [Sample(name, (teacher, student), {}) for name, teacher, student in feature_pairs(dtype, device)]
@@ -183,6 +213,7 @@ def nearest_neighbors_samples(dtype: torch.dtype, device: str) -> list[Sample]:
 
 SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
     "batch_hard_mining": batch_hard_mining_samples,
+    "diffused_neighbor_gather": diffused_neighbor_gather_samples,
     "fused_contrastive_loss": fused_contrastive_loss_samples,
     "fused_hsd_loss": fused_hsd_loss_samples,
     "nearest_neighbors": nearest_neighbors_samples,
