@@ -8,8 +8,8 @@
 
 namespace deepclust {
 
-// Turns a counter of four 32-bit words into four random ones. Word is uint64_t, or a vector of them for several counters
-// side by side: 32 bits in each lane of 64, so that products fit.
+// Turns a counter of four 32-bit words into four random ones. Word is uint64_t, or a vector of them for several
+// counters side by side: 32 bits in each lane of 64, so that products fit.
 template <class Word>
 DEEPCLUST_SHARED_INLINE constexpr void philox(Word (&words)[4], uint64_t seed) {
   constexpr uint64_t kMultiplier[2] = {0xD2511F53, 0xCD9E8D57};

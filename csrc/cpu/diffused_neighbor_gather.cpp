@@ -1,5 +1,6 @@
-// The neighbors come from nearest_neighbors; what is left is to draw among them and to write the samples, B S D elements
-// with as many normal numbers. Those cost the most here, so they are computed in vectors, in float64: a counter per lane.
+// The neighbors come from nearest_neighbors; what is left is to draw among them and to write the samples, B S D
+// elements with as many normal numbers. Those cost the most here, so they are computed in vectors, in float64: a
+// counter per lane.
 #include "ops/diffused_neighbor_gather.h"
 
 #include <ATen/Parallel.h>
@@ -12,6 +13,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "common/constants.h"
@@ -29,80 +32,127 @@ constexpr int64_t kElementsPerTask = 4096;
 
 int64_t walkers_per_task(int64_t depth) { return std::max<int64_t>(1, kElementsPerTask / depth); }
 
-// The weights of one row's candidates, 0 for those that do not count; false where the row is not finite.
-template <typename T>
-bool weigh_candidates(const T* cosines,           // (width,)
-                      const int64_t* candidates,  // (width,)
-                      int64_t width, int64_t limit, int64_t avoided, double temperature,
-                      double* weights  // (width,)
-) {
-  if (std::isnan(cosines[0])) return false;
-  double largest = -std::numeric_limits<double>::infinity();
-  for (int64_t j = 0, counted = 0; j < width; ++j) {
-    const bool counts = candidates[j] >= 0 && candidates[j] != avoided && counted < limit;
-    weights[j] = counts ? static_cast<double>(cosines[j]) : -std::numeric_limits<double>::infinity();
-    counted += counts;
-    largest = std::max(largest, weights[j]);
+template <typename Element>
+using Accumulator = std::conditional_t<std::is_same_v<Element, double>, double, float>;
+
+// The row in another type: itself where that is its own, else converted into `memory`.
+template <typename T, typename Element>
+const T* row_as(const Element* row /* (depth,) */, T* memory /* (depth,) */, int64_t depth) {
+  if constexpr (std::is_same_v<T, Element>) {
+    return row;
+  } else {
+    for (int64_t k = 0; k < depth; ++k) memory[k] = static_cast<T>(row[k]);
+    return memory;
   }
-  for (int64_t j = 0; j < width; ++j) {
-    weights[j] = std::isfinite(weights[j]) ? std::exp((weights[j] - largest) / temperature) : 0;
-  }
-  return true;
 }
 
-template <typename T>
+// Draws among the neighbors of one row after the other; belongs to one thread.
+template <typename Element>
+class Drawing {
+ public:
+  explicit Drawing(const GatherStep& step)
+      : step_(step),
+        width_(step.cosines.size(1)),
+        depth_(step.rows.size(1)),
+        weights_(width_),
+        row_(depth_),
+        other_(depth_) {}
+
+  // Weighs the candidates of a row; false where it is not finite.
+  bool weigh(int64_t row, int64_t avoided) {
+    constexpr double kNothing = -std::numeric_limits<double>::infinity();
+    const Element* cosines = step_.cosines.const_data_ptr<Element>() + row * width_;
+    if (std::isnan(static_cast<Accumulator<Element>>(cosines[0]))) return false;
+    const int64_t* candidates = candidates_of(row);
+    double largest = kNothing;
+    for (int64_t j = 0, counted = 0; j < width_; ++j) {
+      const bool counts = candidates[j] >= 0 && candidates[j] != avoided && counted < step_.limit;
+      weights_[j] = counts ? cosine(row, candidates[j], cosines[j]) : kNothing;
+      counted += counts;
+      largest = std::max(largest, weights_[j]);
+    }
+    for (double& weight : weights_) weight = weight == kNothing ? 0 : std::exp((weight - largest) / step_.temperature);
+    return true;
+  }
+
+  // Draws by the weights of the last row that was weighed: an index of the bank, or -1.
+  int64_t draw(int64_t row, double uniform) const {
+    const int position = draw_position(weights_.data(), static_cast<int>(width_), uniform);
+    return position < 0 ? -1 : candidates_of(row)[position];
+  }
+
+ private:
+  const int64_t* candidates_of(int64_t row) const { return step_.candidates.const_data_ptr<int64_t>() + row * width_; }
+
+  // Those of half precision are computed again, in float64: rounded, they would change the probabilities.
+  double cosine(int64_t row, int64_t candidate, Element given) {
+    if constexpr (sizeof(Element) > 2) {
+      return static_cast<double>(given);
+    } else {
+      const double* x = row_as(step_.rows.const_data_ptr<Element>() + row * depth_, row_.data(), depth_);
+      const double* y = row_as(step_.bank.const_data_ptr<Element>() + candidate * depth_, other_.data(), depth_);
+      return DEEPCLUST_SELECT(cosine_of<double>)(x, y, depth_);
+    }
+  }
+
+  const GatherStep& step_;
+  int64_t width_, depth_;
+  std::vector<double> weights_, row_, other_;
+};
+
+template <typename Element>
 DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
+  using T = Accumulator<Element>;
   const int64_t depth = in.rows.size(1), num_samples = in.num_samples;
   const bool first_step = in.step == 0, draws = in.cosines.defined();
-  const int64_t walkers = first_step ? in.rows.size(0) * num_samples : in.rows.size(0);
   const int64_t walkers_of_row = first_step ? num_samples : 1;
-  const int64_t width = draws ? in.cosines.size(1) : 0;
-  const at::TensorOptions options = in.rows.options();
-  const std::vector<int64_t> shape = {walkers / num_samples, num_samples};
-  const at::Tensor samples = at::empty({shape[0], num_samples, depth}, options);
-  const at::Tensor indices = at::empty(shape, options.dtype(at::kLong));
-  const at::Tensor inverse_norm = in.normalize ? at::empty(shape, options) : at::empty({0}, options);
-  const T* rows = in.rows.const_data_ptr<T>();
-  const T* bank = draws ? in.bank.const_data_ptr<T>() : nullptr;
-  const T* cosines = draws ? in.cosines.const_data_ptr<T>() : nullptr;
-  const int64_t* candidates = draws ? in.candidates.const_data_ptr<int64_t>() : nullptr;
+  const int64_t walkers = in.rows.size(0) * walkers_of_row, queries = walkers / num_samples;
+  const at::TensorOptions options = in.rows.options(), wide = options.dtype(c10::CppTypeToScalarType<T>());
+  const at::Tensor samples = at::empty({queries, num_samples, depth}, options);
+  const at::Tensor indices = at::empty({queries, num_samples}, options.dtype(at::kLong));
+  const at::Tensor inverse_norm = in.normalize ? at::empty({queries, num_samples}, wide) : at::empty({0}, wide);
+  const Element* rows = in.rows.const_data_ptr<Element>();
+  const Element* bank = draws ? in.bank.const_data_ptr<Element>() : nullptr;
   const int64_t* avoided = in.avoided.defined() ? in.avoided.const_data_ptr<int64_t>() : nullptr;
   const int64_t* previous = in.previous.defined() ? in.previous.const_data_ptr<int64_t>() : nullptr;
-  T* sample_rows = samples.mutable_data_ptr<T>();
-  int64_t* drawn = indices.mutable_data_ptr<int64_t>();
-  T* scales = in.normalize ? inverse_norm.mutable_data_ptr<T>() : nullptr;
+  Element* const sample_rows = samples.mutable_data_ptr<Element>();
+  int64_t* const index = indices.mutable_data_ptr<int64_t>();
+  T* const scales = in.normalize ? inverse_norm.mutable_data_ptr<T>() : nullptr;
   const auto seed = static_cast<uint64_t>(in.seed);
   at::parallel_for(0, walkers, walkers_per_task(depth), [&](int64_t begin, int64_t end) {
-    std::vector<double> weights(width);
-    int64_t weighed = -1;  // the row that the weights are of
+    std::optional<Drawing<Element>> drawing;
+    if (draws) drawing.emplace(in);
+    std::vector<T> memory(depth);
     bool finite = true;
     for (int64_t walker = begin; walker < end; ++walker) {
       const int64_t row = walker / walkers_of_row, query = walker / num_samples, number = walker % num_samples;
-      const T* source = rows + row * depth;
-      drawn[walker] = previous != nullptr ? previous[walker] : -1;
+      const Element* source = rows + row * depth;
+      index[walker] = previous != nullptr ? previous[walker] : -1;
       if (draws) {
-        if (row != weighed) {
-          finite = weigh_candidates(cosines + row * width, candidates + row * width, width, in.limit,
-                                    avoided != nullptr ? avoided[query] : -1, in.temperature, weights.data());
-          weighed = row;
+        if (walker == begin || walker % walkers_of_row == 0) {
+          finite = drawing->weigh(row, avoided != nullptr ? avoided[query] : -1);
         }
-        const int position = finite ? draw_position(weights.data(), static_cast<int>(width),
-                                                    philox_uniform(seed, query, number, in.step))
-                                    : -1;
-        if (position >= 0) {
-          drawn[walker] = candidates[row * width + position];
-          source = bank + drawn[walker] * depth;
+        const int64_t drawn = finite ? drawing->draw(row, philox_uniform(seed, query, number, in.step)) : -1;
+        if (drawn >= 0) {
+          index[walker] = drawn;
+          source = bank + drawn * depth;
         }
       }
-      T* sample = sample_rows + walker * depth;
+      T* sample = memory.data();
+      if constexpr (std::is_same_v<T, Element>) sample = sample_rows + walker * depth;
+      const T* from = row_as(source, sample, depth);
       if (in.noise_std > 0) {
-        DEEPCLUST_SELECT(add_noise<T>)(source, sample, depth, in.noise_std, seed, query, number);
-      } else {
-        std::memcpy(sample, source, depth * sizeof(T));
+        DEEPCLUST_SELECT(add_noise<T>)(from, sample, depth, in.noise_std, seed, query, number);
+      } else if (from != sample) {
+        std::memcpy(sample, from, depth * sizeof(T));
       }
-      const bool normal = !in.normalize || DEEPCLUST_SELECT(normalize_rows<T>)(sample, 1, depth, true, sample, scales + walker);
-      if (!finite || !normal) std::fill(sample, sample + depth, std::numeric_limits<T>::quiet_NaN());
-      if (in.normalize && !(finite && normal)) scales[walker] = std::numeric_limits<T>::quiet_NaN();
+      bool is_number = finite;
+      if (in.normalize) {
+        is_number = DEEPCLUST_SELECT(normalize_rows<T>)(sample, 1, depth, true, sample, scales + walker) && finite;
+        if (!is_number) scales[walker] = std::numeric_limits<T>::quiet_NaN();
+      }
+      if (!is_number) std::fill(sample, sample + depth, std::numeric_limits<T>::quiet_NaN());
+      if constexpr (!std::is_same_v<T, Element>) std::copy(sample, sample + depth, sample_rows + walker * depth);
     }
   });
   return {samples, indices, inverse_norm};
@@ -118,11 +168,12 @@ DiffusedNeighborGatherOutputs diffused_neighbor_gather_cpu(const at::Tensor& que
                                                            bool normalize) {
   check_diffused_neighbor_gather(query, bank, seed, num_neighbors, temperature, noise_std, num_steps, num_samples,
                                  exclude, valid);
-  const at::Tensor read_bank = num_neighbors > 0 ? to_accumulation(bank) : bank;
-  auto [samples, indices, inverse_norm] = walk_to_neighbors(
-      to_accumulation(query), read_bank, seed, num_neighbors, temperature, noise_std, num_steps, num_samples, exclude,
-      valid, normalize, query.scalar_type() == at::kDouble ? gather_step<double> : gather_step<float>);
-  return {to_dtype(samples, query.scalar_type()), indices, inverse_norm};
+  const auto gather = query.scalar_type() == at::kDouble  ? gather_step<double>
+                      : query.scalar_type() == at::kFloat ? gather_step<float>
+                      : query.scalar_type() == at::kHalf  ? gather_step<at::Half>
+                                                          : gather_step<at::BFloat16>;
+  return walk_to_neighbors(query, bank, seed, num_neighbors, temperature, noise_std, num_steps, num_samples, exclude,
+                           valid, normalize, gather);
 }
 
 template <typename T>
@@ -132,8 +183,7 @@ std::tuple<at::Tensor, at::Tensor> gradient_of(const at::Tensor& grad_samples, c
   const int64_t num_samples = indices.size(1), walkers = indices.numel(), depth = grad_samples.size(2);
   const bool normalize = inverse_norm.dim() == 2;
   const at::TensorOptions options = grad_samples.options();
-  const at::Tensor grad_query =
-      want_query ? at::zeros({indices.size(0), depth}, options) : at::empty({0}, options);
+  const at::Tensor grad_query = want_query ? at::zeros({indices.size(0), depth}, options) : at::empty({0}, options);
   const at::Tensor grad_bank = want_bank ? at::zeros({bank_rows, depth}, options) : at::empty({0}, options);
   const auto [sorted_indices, order] = sort_by_target(indices, bank_rows);
   const int64_t* target_row = order.defined() ? sorted_indices.const_data_ptr<int64_t>() : nullptr;

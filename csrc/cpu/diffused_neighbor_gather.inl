@@ -14,7 +14,8 @@ DEEPCLUST_INLINE Vec<double> logarithm(const Vec<double>& x) {
   // x = 2^power y with y in [sqrt(1/2), sqrt(2)), and log y = 2 artanh((y - 1) / (y + 1)).
   const auto bits = reinterpret_cast<Vec<uint64_t>>(x) + (uint64_t{0x3FF0000000000000} - uint64_t{0x3FE6A09E667F3BCD});
   const Vec<double> power = words_to_double(bits >> 52) - 1023.0;
-  const Vec<double> y = reinterpret_cast<Vec<double>>((bits & uint64_t{0x000FFFFFFFFFFFFF}) + uint64_t{0x3FE6A09E667F3BCD});
+  const Vec<double> y =
+      reinterpret_cast<Vec<double>>((bits & uint64_t{0x000FFFFFFFFFFFFF}) + uint64_t{0x3FE6A09E667F3BCD});
   const Vec<double> ratio = (y - 1.0) / (y + 1.0);
   const Vec<double> square = ratio * ratio;
   Vec<double> sum = broadcast(1.0 / 23);
@@ -66,19 +67,28 @@ void add_noise(const T* source,  // (depth,)
       for (int64_t e = 0; e < 4; ++e) noise[4 * lane + e] = normal[e][lane];
     }
     if (first + 4 * kLanes <= depth) {
-      for (int64_t k = 0; k < 4 * kLanes; ++k) sample[first + k] = static_cast<T>(source[first + k] + deviation * noise[k]);
+      for (int64_t k = 0; k < 4 * kLanes; ++k)
+        sample[first + k] = static_cast<T>(source[first + k] + deviation * noise[k]);
     } else {
-      for (int64_t k = 0; first + k < depth; ++k) sample[first + k] = static_cast<T>(source[first + k] + deviation * noise[k]);
+      for (int64_t k = 0; first + k < depth; ++k)
+        sample[first + k] = static_cast<T>(source[first + k] + deviation * noise[k]);
     }
   }
 }
 
-// y . g for a row y and its gradient
 template <typename T>
 T dot_product(const T* x /* (depth,) */, const T* y /* (depth,) */, int64_t depth) {
   return sum_terms<T>(
       depth, [&](int64_t k) __attribute__((always_inline)) { return load(x + k) * load(y + k); },
       [&](int64_t k) __attribute__((always_inline)) { return x[k] * y[k]; });
+}
+
+// The cosine of two rows that neither overflow nor vanish when squared.
+template <typename T>
+T cosine_of(const T* x /* (depth,) */, const T* y /* (depth,) */, int64_t depth) {
+  const T norms = std::max(std::sqrt(dot_product(x, x, depth)), T(kMinNorm)) *
+                  std::max(std::sqrt(dot_product(y, y, depth)), T(kMinNorm));
+  return dot_product(x, y, depth) / norms;
 }
 
 // sum += (gradient - along * direction) * scale

@@ -2,8 +2,8 @@
 // time with the four normal numbers of one counter. To normalize, the noise is computed once more instead of kept.
 // Cosines of half precision are computed again in float64, from the rows: rounded, they would change the probabilities.
 //
-// Backward, a warp looks at one place of the walkers sorted by target. At the first of a target it adds up the gradients
-// of all of them, in order, so a hub takes longer but gives the same sum every time; atomics would not.
+// Backward, a warp looks at one place of the walkers sorted by target. At the first of a target it adds up the
+// gradients of all of them, in order, so a hub takes longer but gives the same sum every time; atomics would not.
 #include "cuda/diffused_neighbor_gather.cuh"
 
 #include <cmath>
@@ -62,9 +62,7 @@ struct GradientArguments {
   }
 };
 
-__device__ __forceinline__ int64_t warp_of_grid() {
-  return int64_t{blockIdx.x} * kGatherWarps + threadIdx.x / 32;
-}
+__device__ __forceinline__ int64_t warp_of_grid() { return int64_t{blockIdx.x} * kGatherWarps + threadIdx.x / 32; }
 
 // The cosine of two rows, by a warp, the same in all lanes. float64 neither overflows nor rounds noticeably here.
 template <class Element>
@@ -137,8 +135,8 @@ __device__ __forceinline__ void normal_pair(uint64_t first, uint64_t second, T& 
 
 // Calls visit(element, value) for the sample's elements of this lane, before they are normalized.
 template <class Element, class Visit>
-__device__ __forceinline__ void for_each_value(const GatherArguments<Element>& in, const Element* source, int64_t walker,
-                                               const Visit& visit) {
+__device__ __forceinline__ void for_each_value(const GatherArguments<Element>& in, const Element* source,
+                                               int64_t walker, const Visit& visit) {
   using T = Widened<Element>;
   const auto query = static_cast<uint64_t>(walker / in.num_samples);
   for (int64_t block = threadIdx.x % 32; 4 * block < in.depth; block += 32) {

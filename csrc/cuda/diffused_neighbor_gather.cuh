@@ -10,17 +10,17 @@ namespace deepclust {
 
 struct GatherInputs {
   ElementType type;
-  int64_t walkers, depth;      // B * S, D
-  int64_t num_samples;         // S
-  int64_t walkers_of_row;      // S at the first step, where all walkers of a query stand on it, then 1
-  int64_t width, limit;        // candidates of a row, 0: nothing is drawn; how many of them count
-  int64_t step;                //
-  const void* rows;            // (walkers / walkers_of_row, D)
-  const void* bank;            // (M, D)
-  const void* cosines;         // (walkers / walkers_of_row, width) input type
-  const int64_t* candidates;   // (walkers / walkers_of_row, width) -1 where there is none
-  const int64_t* avoided;      // (B,) a candidate that does not count, or null
-  const int64_t* previous;     // (B, S) what was drawn last, or null
+  int64_t walkers, depth;     // B * S, D
+  int64_t num_samples;        // S
+  int64_t walkers_of_row;     // S at the first step, where all walkers of a query stand on it, then 1
+  int64_t width, limit;       // candidates of a row, 0: nothing is drawn; how many of them count
+  int64_t step;               //
+  const void* rows;           // (walkers / walkers_of_row, D)
+  const void* bank;           // (M, D)
+  const void* cosines;        // (walkers / walkers_of_row, width) input type
+  const int64_t* candidates;  // (walkers / walkers_of_row, width) -1 where there is none
+  const int64_t* avoided;     // (B,) a candidate that does not count, or null
+  const int64_t* previous;    // (B, S) what was drawn last, or null
   double temperature, noise_std;
   int64_t seed;
 };

@@ -29,8 +29,8 @@ int64_t candidates_of_step(int64_t step, int64_t num_neighbors, bool has_exclude
 }
 
 void check_count(int64_t value, const char* name) {
-  TORCH_CHECK_VALUE(value >= 1 && value <= std::numeric_limits<int32_t>::max(), name, ": expected 1 to 2147483647, got ",
-                    value);
+  TORCH_CHECK_VALUE(value >= 1 && value <= std::numeric_limits<int32_t>::max(), name,
+                    ": expected 1 to 2147483647, got ", value);
 }
 
 }  // namespace
@@ -144,9 +144,8 @@ class DiffusedNeighborGather : public torch::autograd::Function<DiffusedNeighbor
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list saved = context->get_saved_variables();
     const bool want_query = context->needs_input_grad(0), want_bank = context->needs_input_grad(1);
-    const auto [grad_query, grad_bank] =
-        diffused_neighbor_gather_backward(grads[0], saved[0], saved[1], saved[2],
-                                          context->saved_data["bank_rows"].toSymInt(), want_query, want_bank);
+    const auto [grad_query, grad_bank] = diffused_neighbor_gather_backward(
+        grads[0], saved[0], saved[1], saved[2], context->saved_data["bank_rows"].toSymInt(), want_query, want_bank);
     const at::Tensor none;
     return {want_query ? grad_query : none, want_bank ? grad_bank : none, none, none};
   }
@@ -154,9 +153,8 @@ class DiffusedNeighborGather : public torch::autograd::Function<DiffusedNeighbor
 
 DiffusedNeighborGatherOutputs diffused_neighbor_gather_autograd(const at::Tensor& query, const at::Tensor& bank,
                                                                 const at::Tensor& seed, int64_t num_neighbors,
-                                                                double temperature, double noise_std,
-                                                                int64_t num_steps, int64_t num_samples,
-                                                                const OptionalTensor& exclude,
+                                                                double temperature, double noise_std, int64_t num_steps,
+                                                                int64_t num_samples, const OptionalTensor& exclude,
                                                                 const OptionalTensor& valid, bool normalize) {
   const auto run = [&] {
     return diffused_neighbor_gather(query, bank, seed, num_neighbors, temperature, noise_std, num_steps, num_samples,
@@ -168,17 +166,16 @@ DiffusedNeighborGatherOutputs diffused_neighbor_gather_autograd(const at::Tensor
     return run();
   }
   DiffusedNeighborGatherOutputs outputs;
-  const at::Tensor samples = DiffusedNeighborGather::apply(query, reads_bank ? bank : at::empty({0}, query.options()),
-                                                          &run, &outputs);
+  const at::Tensor samples =
+      DiffusedNeighborGather::apply(query, reads_bank ? bank : at::empty({0}, query.options()), &run, &outputs);
   return {samples, std::get<1>(outputs), std::get<2>(outputs)};
 }
 
 template <c10::DeviceType kDevice>
 DiffusedNeighborGatherOutputs diffused_neighbor_gather_autocast(const at::Tensor& query, const at::Tensor& bank,
                                                                 const at::Tensor& seed, int64_t num_neighbors,
-                                                                double temperature, double noise_std,
-                                                                int64_t num_steps, int64_t num_samples,
-                                                                const OptionalTensor& exclude,
+                                                                double temperature, double noise_std, int64_t num_steps,
+                                                                int64_t num_samples, const OptionalTensor& exclude,
                                                                 const OptionalTensor& valid, bool normalize) {
   const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   return diffused_neighbor_gather(autocast_to_float(query, kDevice),

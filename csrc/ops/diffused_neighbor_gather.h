@@ -4,9 +4,10 @@
 // cosine to the row where the walker stands, first q, then the bank row drawn last, draw one with probability
 //     p_j = exp(cos_j / temperature) / sum_l exp(cos_l / temperature)
 // never the row the walker stands on, nor the row that `exclude` names for the query. The sample is the bank row drawn
-// last, plus `noise_std` times a standard normal number for each element, divided by max(L2 norm, 1e-12) if `normalize`.
-// A walker that finds no candidate stays where it is; one that never found any, and every one if num_neighbors = 0, has
-// index -1 and sample q plus noise (the bank is not read then). Where nearest_neighbors gives NaN, the sample is NaN.
+// last, plus `noise_std` times a standard normal number for each element, divided by max(L2 norm, 1e-12) if
+// `normalize`. A walker that finds no candidate stays where it is; one that never found any, and every one if
+// num_neighbors = 0, has index -1 and sample q plus noise (the bank is not read then). Where nearest_neighbors gives
+// NaN, the sample is NaN.
 //
 // Random numbers are those of common/philox.h for `seed` and for query, sample and step or element: they depend neither
 // on the device nor on the number of queries or threads. The gradient reaches the bank rows that were drawn and the

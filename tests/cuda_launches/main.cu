@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "cuda/batch_hard_mining.cuh"
+#include "cuda/diffused_neighbor_gather.cuh"
 #include "cuda/fused_contrastive_loss.cuh"
 #include "cuda/fused_hsd_loss.cuh"
 #include "cuda/nearest_neighbors.cuh"
@@ -79,6 +80,25 @@ void neighbors(int64_t queries, int64_t bank_rows, int64_t depth, int k) {
   }
 }
 
+void gather(int64_t walkers, int64_t depth) {
+  for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
+    GatherInputs inputs{};
+    inputs.type = type;
+    inputs.walkers = walkers;
+    inputs.depth = depth;
+    inputs.num_samples = inputs.walkers_of_row = 1;
+    inputs.width = inputs.limit = 10;
+    require(launch_diffused_neighbor_gather(inputs, memory, reinterpret_cast<int64_t*>(memory), memory, nullptr));
+    GatherGradientInputs gradient{};
+    gradient.type = type;
+    gradient.walkers = walkers;
+    gradient.depth = depth;
+    gradient.num_samples = 1;
+    gradient.inverse_norm = memory;
+    require(launch_diffused_neighbor_gather_backward(gradient, memory, memory, memory, nullptr));
+  }
+}
+
 void sinkhorn(int64_t problems, int64_t samples, int64_t clusters) {
   for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
     SinkhornInputs inputs{};
@@ -102,6 +122,7 @@ int main() {
     for (const int64_t clusters : {1, 10, 1000, 100'000}) sinkhorn(1, count, clusters);
     sinkhorn(count, 256, 128);
     for (const int64_t depth : {1, 128, 2048}) {
+      gather(count, depth);
       mining(count, depth);
       for (const int64_t bank_rows : {0, 1000, 10'000'000}) {
         for (const int k : {1, 256}) neighbors(count, bank_rows, depth, k);

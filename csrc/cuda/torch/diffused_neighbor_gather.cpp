@@ -39,12 +39,11 @@ DiffusedNeighborGatherOutputs gather_step_cuda(const GatherStep& step) {
   const at::Tensor samples = at::empty({queries, step.num_samples, inputs.depth}, options);
   const at::Tensor indices = at::empty({queries, step.num_samples}, options.dtype(at::kLong));
   const at::TensorOptions wide = options.dtype(accumulation_dtype(step.rows));
-  const at::Tensor inverse_norm =
-      step.normalize ? at::empty({queries, step.num_samples}, wide) : at::empty({0}, wide);
+  const at::Tensor inverse_norm = step.normalize ? at::empty({queries, step.num_samples}, wide) : at::empty({0}, wide);
   if (inputs.walkers > 0) {
-    check_launch(launch_diffused_neighbor_gather(inputs, samples.mutable_data_ptr(), indices.mutable_data_ptr<int64_t>(),
-                                                 step.normalize ? inverse_norm.mutable_data_ptr() : nullptr,
-                                                 device.stream()));
+    check_launch(
+        launch_diffused_neighbor_gather(inputs, samples.mutable_data_ptr(), indices.mutable_data_ptr<int64_t>(),
+                                        step.normalize ? inverse_norm.mutable_data_ptr() : nullptr, device.stream()));
   }
   return {samples, indices, inverse_norm};
 }
@@ -94,10 +93,9 @@ std::tuple<at::Tensor, at::Tensor> diffused_neighbor_gather_backward_cuda(const 
     inputs.sorted_indices = sorted_indices.const_data_ptr<int64_t>();
     inputs.order = order.const_data_ptr<int64_t>();
   }
-  check_launch(launch_diffused_neighbor_gather_backward(inputs, normalize ? along.mutable_data_ptr() : nullptr,
-                                                        want_query ? grad_query.mutable_data_ptr() : nullptr,
-                                                        want_bank ? grad_bank.mutable_data_ptr() : nullptr,
-                                                        device.stream()));
+  check_launch(launch_diffused_neighbor_gather_backward(
+      inputs, normalize ? along.mutable_data_ptr() : nullptr, want_query ? grad_query.mutable_data_ptr() : nullptr,
+      want_bank ? grad_bank.mutable_data_ptr() : nullptr, device.stream()));
   return {grad_query, grad_bank};
 }
 
