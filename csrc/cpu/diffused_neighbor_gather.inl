@@ -24,10 +24,36 @@ DEEPCLUST_INLINE Vec<double> logarithm(const Vec<double>& x) {
   return power * 0x1.62e42fefa39efp-1 + (sum * square * ratio + ratio) * 2.0;
 }
 
+// The square root of normal x > 0, to about a rounding, by Newton's iteration for its inverse: std::sqrt may set errno,
+// so that no compiler would make vectors of it.
 DEEPCLUST_INLINE Vec<double> square_root(const Vec<double>& x) {
-  Vec<double> root;
-  for (int64_t lane = 0; lane < VecOf<double>::kLanes; ++lane) root[lane] = std::sqrt(x[lane]);
-  return root;
+  Vec<double> inverse = reinterpret_cast<Vec<double>>(0x5FE6EB50C7B537A9 - (reinterpret_cast<Vec<uint64_t>>(x) >> 1));
+#pragma GCC unroll 4
+  for (int step = 0; step < 4; ++step) inverse = inverse * (1.5 - x * 0.5 * inverse * inverse);
+  const Vec<double> root = x * inverse;
+  return root + (x - root * root) * inverse * 0.5;
+}
+
+// The lanes of two vectors in turn: of their lower halves, or of their upper ones.
+template <bool kUpper, int64_t... kLane>
+DEEPCLUST_INLINE Vec<double> interleave(const Vec<double>& x, const Vec<double>& y,
+                                        std::integer_sequence<int64_t, kLane...> /*lanes*/) {
+  constexpr int64_t kLanes = sizeof...(kLane);
+  return __builtin_shufflevector(x, y, (kLane % 2 * kLanes + kLane / 2 + kUpper * kLanes / 2)...);
+}
+
+// Writes x[0], y[0], z[0], w[0], x[1], ... of four vectors.
+DEEPCLUST_INLINE void store_interleaved(double* to, const Vec<double> (&from)[4]) {
+  constexpr int64_t kLanes = VecOf<double>::kLanes;
+  constexpr auto kSequence = std::make_integer_sequence<int64_t, kLanes>();
+  const Vec<double> lower[2] = {interleave<false>(from[0], from[2], kSequence),
+                                interleave<false>(from[1], from[3], kSequence)};
+  const Vec<double> upper[2] = {interleave<true>(from[0], from[2], kSequence),
+                                interleave<true>(from[1], from[3], kSequence)};
+  store(to, interleave<false>(lower[0], lower[1], kSequence));
+  store(to + kLanes, interleave<true>(lower[0], lower[1], kSequence));
+  store(to + 2 * kLanes, interleave<false>(upper[0], upper[1], kSequence));
+  store(to + 3 * kLanes, interleave<true>(upper[0], upper[1], kSequence));
 }
 
 // Two normal numbers of two words, in every lane; see philox.h.
@@ -63,9 +89,7 @@ void add_noise(const T* source,  // (depth,)
     normal_pair(words[0], words[1], normal[0], normal[1]);
     normal_pair(words[2], words[3], normal[2], normal[3]);
     double noise[4 * kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      for (int64_t e = 0; e < 4; ++e) noise[4 * lane + e] = normal[e][lane];
-    }
+    store_interleaved(noise, normal);
     if (first + 4 * kLanes <= depth) {
       for (int64_t k = 0; k < 4 * kLanes; ++k)
         sample[first + k] = static_cast<T>(source[first + k] + deviation * noise[k]);
