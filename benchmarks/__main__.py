@@ -12,6 +12,7 @@ import torch
 from benchmarks.clock import Rounds, paired_ratio, summarize, time_rounds
 from benchmarks.contrastive_floors import contrastive_floor_table
 from benchmarks.floors import CARDS, floor_lines
+from benchmarks.gather_floors import gather_floor_table
 from benchmarks.harness import (
     DEFAULT_DTYPES,
     DTYPES,
@@ -43,6 +44,7 @@ from deepclust_ext._extension import NATIVE_DEVICES
 
 FLOOR_TABLES = {
     "batch_hard_mining, fused_hsd_loss": mining_floor_table,
+    "diffused_neighbor_gather": gather_floor_table,
     "fused_contrastive_loss": contrastive_floor_table,
     "nearest_neighbors": neighbors_floor_table,
     "sinkhorn_knopp": sinkhorn_floor_table,

@@ -27,10 +27,15 @@ DEFAULT_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float32-high", "bflo
 
 @dataclass(frozen=True)
 class Provider:
-    """One implementation. `load` imports or compiles it; ImportError there means that it is not installed."""
+    """One implementation. `load` imports or compiles it; ImportError there means that it is not installed.
+
+    One that draws random numbers of its own has a `check`: of its results, the inputs and the case's options it says
+    what is wrong, or None.
+    """
 
     load: Callable[[], Function]
     compiled: bool = False
+    check: Callable[[Any, tuple[Tensor, ...], Mapping[str, Any]], str | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)  # a case is itself: hashable whatever its fields
@@ -149,6 +154,7 @@ def load_providers(op: OpBenchmark, case: Case) -> tuple[dict[str, Function], di
 
 def named_results(modes: Sequence[str], function: Function, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     """Call a provider and return all that is compared: its outputs and, if it is timed backward, its gradients."""
+    torch.manual_seed(0)
     clear_gradients(inputs)
     output = function(*inputs)
     if isinstance(output, Tensor):
@@ -241,10 +247,14 @@ def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict
         return fit, dict.fromkeys(providers_of(op, case), "skipped: not enough memory to check it")
     careful = {name: value.to(naive[name].dtype) for name, value in careful.items()}
     loaded, excluded = load_providers(op, case)
+    providers = providers_of(op, case)
     for name, function in loaded.items():
         budget = (careful, careful_dtype) if name == "ours" else (naive, dtype)
         try:
-            fault = find_fault(named_results(modes_of(op, case), function, checked), budget[0], truth, budget[1])
+            if check := providers[name].check:
+                fault = check(function(*checked), checked, case.options)
+            else:
+                fault = find_fault(named_results(modes_of(op, case), function, checked), budget[0], truth, budget[1])
             if case.checked_rows and not fault:  # that it runs at all, and stays finite
                 values = named_results(modes_of(op, case), function, inputs).values()
                 fault = None if all(value.isfinite().all() for value in values) else "WRONG: not finite"

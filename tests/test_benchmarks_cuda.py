@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks import __main__ as command_line
 from benchmarks import clock, memory
 from benchmarks import contrastive_floors as contrastive
+from benchmarks import gather_floors as gather
 from benchmarks import mining_floors as mining_model
 from benchmarks import neighbors_floors as neighbors
 from benchmarks import sinkhorn_floors as sinkhorn
@@ -312,6 +313,7 @@ def test_performance_page_has_the_tables_of_floors(capsys: pytest.CaptureFixture
     for make_table in (
         mining_model.mining_floor_table,
         contrastive.contrastive_floor_table,
+        gather.gather_floor_table,
         neighbors.neighbors_floor_table,
         sinkhorn.sinkhorn_floor_table,
     ):

@@ -31,9 +31,9 @@ def diffused_neighbor_gather(
     .. math::
         p_j = \exp(\cos_j / temperature) / \sum_l \exp(\cos_l / temperature)
 
-    and is that row, as it stands in the bank, plus ``noise_std`` times a standard normal number for each element, divided
-    by max(L2 norm, 1e-12) if ``normalize``. With ``num_steps`` > 1 the sample first walks on along the bank's own
-    neighbors: it draws again among those nearest to the row it has drawn, that row itself left out.
+    and is that row, as it stands in the bank, plus ``noise_std`` times a standard normal number for each element,
+    divided by max(L2 norm, 1e-12) if ``normalize``. With ``num_steps`` > 1 the sample first walks on along the bank's
+    own neighbors: it draws again among those nearest to the row it has drawn, that row itself left out.
 
     With ``num_neighbors=0`` nothing is drawn and the sample is the query itself plus noise: the diffused sampling of
     the HaDis authors' code. ``bank``, ``exclude`` and ``valid`` are not read then.

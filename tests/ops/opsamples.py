@@ -86,12 +86,13 @@ def diffused_neighbor_gather_samples(dtype: torch.dtype, device: str) -> list[Sa
     return [
         sample(3, 5, 4),
         sample(2, 7, 5, num_neighbors=3, num_samples=4, noise_std=0.5, normalize=True),
-        sample(37, 50, 16, num_samples=2, num_steps=3),
+        sample(5, 9, 6, num_neighbors=4, num_samples=2, num_steps=3),
         sample(4, 3, 6, num_samples=2, normalize=True, noise_std=0.1, num_neighbors=0, bank=no_bank),
         sample(5, 5, 67, num_neighbors=0, num_samples=3, noise_std=1.0, bank=no_bank),
         sample(33, 130, 67, num_neighbors=40, temperature=0.01, num_samples=3, normalize=True),
         sample(40, 90, 24, num_steps=2, num_samples=2, exclude=exclude, valid=valid, normalize=True),
         sample(40, 90, 9, num_neighbors=200, temperature=1.0, exclude=exclude, valid=valid, noise_std=0.0),
+        sample(37, 50, 16, num_samples=2, num_steps=3),
         sample(6, 2, 3, num_steps=3, num_samples=2, exclude=torch.zeros(6, dtype=torch.int64, device=device)),
     ]
 

@@ -40,12 +40,13 @@ def test_without_noise_it_is_the_gathered_row(dtype: torch.dtype) -> None:
 def test_one_neighbor_is_the_nearest_that_counts() -> None:
     query, bank = torch.tensor([[2.0, 0.0]] * 3), torch.tensor(BANK)
     exclude, valid = torch.tensor([-1, 0, 2]), torch.tensor([True, False, True, True])
-    for options, expected in (
+    cases: list[tuple[dict[str, Any], list[int]]] = [
         ({}, [0, 0, 0]),
         ({"exclude": exclude}, [0, 1, 0]),
         ({"valid": valid}, [0, 0, 0]),
         ({"exclude": exclude, "valid": valid}, [0, 2, 0]),
-    ):
+    ]
+    for options, expected in cases:
         _, indices = diffused_neighbor_gather(query, bank, num_neighbors=1, **options)
         assert indices.squeeze(1).tolist() == expected
 

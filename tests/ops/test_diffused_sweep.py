@@ -1,4 +1,4 @@
-"""diffused_neighbor_gather over sizes, types and options: every edge of rows, lists and samples, forward and backward."""
+"""diffused_neighbor_gather over sizes, types and options: every edge of rows, lists and samples, both passes."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.helpers import DEVICES, assert_error_budget
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
-# (B, M, D, k, S) around the borders of what a lane takes (4), a warp (32 candidates, 128 elements) and a block (4 walkers)
+# (B, M, D, k, S) around the borders of a lane (4 elements), a warp (32 candidates, 128 elements), a block (4 walkers)
 SIZES = [(1, 1, 1, 1, 1), (3, 40, 5, 33, 2), (9, 70, 131, 32, 3), (2, 300, 64, 256, 1)]
 
 
@@ -80,7 +80,8 @@ def test_queries_themselves(normalize: bool, device: str) -> None:
 def test_rows_that_are_not_finite(dtype: torch.dtype, device: str) -> None:
     query, bank = random_rows(5, 9, 0).to(dtype).to(device), random_rows(30, 9, 1).to(dtype).to(device)
     query[[0, 3], [8, 0]] = torch.tensor([float("nan"), float("inf")], dtype=dtype, device=device)
-    for options in ({}, {"num_steps": 2, "num_samples": 3, "normalize": True}):
+    walk: dict[str, Any] = {"num_steps": 2, "num_samples": 3, "normalize": True}
+    for options in ({}, walk):
         samples, indices = diffused_neighbor_gather(query, bank, **options)
         bad = samples.isnan()
         assert bad.all(dim=(1, 2)).tolist() == [True, False, False, True, False]

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,12 @@ def seeded(seed: int = 0) -> torch.Generator:
 def noise_of(rows: int, samples: int, count: int, seed: int = 0) -> Tensor:
     """Return the noise (rows, samples, count) of one call."""
     return diffused_neighbor_gather(
-        torch.zeros(rows, count), torch.zeros(0), num_neighbors=0, noise_std=1.0, num_samples=samples, generator=seeded(seed)
+        torch.zeros(rows, count),
+        torch.zeros(0),
+        num_neighbors=0,
+        noise_std=1.0,
+        num_samples=samples,
+        generator=seeded(seed),
     )[0]
 
 
@@ -101,7 +107,12 @@ def test_noise_has_the_deviation_asked_for(noise_std: float) -> None:
 @pytest.mark.usefixtures("backend")
 def test_noise_of_queries_samples_and_elements_is_uncorrelated() -> None:
     noise = noise_of(12, 12, 4000)
-    for rows in (noise[:, 0], noise[0], noise[0, 0].view(-1, 10).T, torch.stack([noise_of(1, 1, 4000, 1)[0, 0], noise[0, 0]])):
+    for rows in (
+        noise[:, 0],
+        noise[0],
+        noise[0, 0].view(-1, 10).T,
+        torch.stack([noise_of(1, 1, 4000, 1)[0, 0], noise[0, 0]]),
+    ):
         correlations = torch.corrcoef(rows.double()).fill_diagonal_(0)
         assert float(correlations.abs().max()) < 5 / math.sqrt(rows.shape[1])
 
@@ -130,7 +141,7 @@ def test_draws_follow_the_softmax(temperature: float, num_neighbors: int) -> Non
 def test_draws_of_queries_samples_and_steps_are_uncorrelated() -> None:
     """Rows that are all alike to each other are drawn with equal probability, whatever was drawn before."""
     bank, query = torch.eye(4), torch.full((800, 4), 0.5)
-    options = {"num_samples": 4, "noise_std": 0.0}
+    options: dict[str, Any] = {"num_samples": 4, "noise_std": 0.0}
     one, two = (
         diffused_neighbor_gather(query, bank, num_steps=num_steps, generator=seeded(), **options)[1]
         for num_steps in (1, 2)
@@ -171,7 +182,7 @@ def test_generator_moves_on_and_can_be_set_back() -> None:
 @pytest.mark.usefixtures("backend")
 def test_what_a_query_draws_does_not_depend_on_the_batch() -> None:
     query, bank = torch.randn(70, 9, generator=seeded(1)), torch.randn(40, 9, generator=seeded(2))
-    options = {"num_steps": 2, "noise_std": 0.5}
+    options: dict[str, Any] = {"num_steps": 2, "noise_std": 0.5}
     samples, indices = diffused_neighbor_gather(query, bank, num_samples=5, generator=seeded(), **options)
     for rows, count in ((1, 5), (70, 1), (33, 2)):
         part = diffused_neighbor_gather(query[:rows], bank, num_samples=count, generator=seeded(), **options)
