@@ -151,7 +151,10 @@ def named_results(modes: Sequence[str], function: Function, inputs: tuple[Tensor
     """Call a provider and return all that is compared: its outputs and, if it is timed backward, its gradients."""
     clear_gradients(inputs)
     output = function(*inputs)
-    results = {"output": output} if isinstance(output, Tensor) else dict(output._asdict())
+    if isinstance(output, Tensor):
+        results = {"output": output}
+    else:
+        results = {f"output {i}": x for i, x in enumerate(output)} if type(output) is tuple else dict(output._asdict())
     if "backward" in modes:
         if output.requires_grad:
             go_backward(output)
