@@ -26,6 +26,7 @@ from benchmarks.harness import (
     modes_of,
     op_names,
 )
+from benchmarks.kmeans_floors import kmeans_floor_table
 from benchmarks.memory import measure_allocated, measure_in_subprocess
 from benchmarks.mining_floors import mining_floor_table
 from benchmarks.neighbors_floors import neighbors_floor_table
@@ -46,6 +47,7 @@ FLOOR_TABLES = {
     "batch_hard_mining, fused_hsd_loss": mining_floor_table,
     "diffused_neighbor_gather": gather_floor_table,
     "fused_contrastive_loss": contrastive_floor_table,
+    "kmeans_assign, kmeans_update": kmeans_floor_table,
     "nearest_neighbors": neighbors_floor_table,
     "sinkhorn_knopp": sinkhorn_floor_table,
 }

@@ -13,6 +13,7 @@ from benchmarks import __main__ as command_line
 from benchmarks import clock, memory
 from benchmarks import contrastive_floors as contrastive
 from benchmarks import gather_floors as gather
+from benchmarks import kmeans_floors as kmeans
 from benchmarks import mining_floors as mining_model
 from benchmarks import neighbors_floors as neighbors
 from benchmarks import sinkhorn_floors as sinkhorn
@@ -291,6 +292,16 @@ def test_nothing_is_predicted_to_beat_its_floor(dtype: str) -> None:
             assert limit in ("warps", "L2", "shared")
 
 
+@pytest.mark.parametrize("dtype", kmeans.ARITHMETICS)
+def test_kmeans_is_not_predicted_to_beat_its_floors(dtype: str) -> None:
+    for rows, clusters, dims in kmeans.CUDA_ASSIGNMENTS:
+        seconds, limit = kmeans.predict_assign(rows, clusters, dims, dtype, H200)
+        assert seconds > kmeans.assign_work(rows, dims, dtype, clusters=clusters).seconds(H200)
+        assert limit in ("warps", "L2", "shared", "memory")
+        update = kmeans.update_work(rows, dims, dtype, clusters=clusters)
+        assert kmeans.predict_update(rows, clusters, dims, dtype, H200) > update.seconds(H200)
+
+
 def test_share_of_the_floor_is_printed_for_known_cards_only() -> None:
     works = {"forward": mining_work, "backward": gradient_work}
     times = {"forward": 1.56576, "backward": 0.06234, "both": 3.2}
@@ -313,6 +324,7 @@ def test_performance_page_has_the_tables_of_floors(capsys: pytest.CaptureFixture
     for make_table in (
         mining_model.mining_floor_table,
         contrastive.contrastive_floor_table,
+        kmeans.kmeans_floor_table,
         gather.gather_floor_table,
         neighbors.neighbors_floor_table,
         sinkhorn.sinkhorn_floor_table,
