@@ -114,8 +114,8 @@ def make_trainer(
     seed_everything(seed)
     epochs = METHODS[name].epochs if epochs is None else epochs
     batch_size = METHODS[name].batch_size if batch_size is None else batch_size
-    make: Callable[..., Any] = {"hadis": _hadis, "sacc": _sacc, "clc": _clc}[name]
-    method, optimizer, augmentations = make(batch_size, **options)
+    makers: dict[str, Callable[..., Any]] = {"hadis": _hadis, "sacc": _sacc, "clc": _clc}
+    method, optimizer, augmentations = makers[name](batch_size, **options)
     config = TrainConfig(
         epochs=epochs,
         warmup_epochs=epochs // 8,

@@ -306,7 +306,7 @@ def test_errors_name_the_argument() -> None:
         ({"tol": -1.0}, "tol: expected a number of at least 0, got -1.0"),
     ):
         with pytest.raises(ValueError, match=message):
-            KMeans(**arguments)  # type: ignore[arg-type]
+            KMeans(**arguments)
     with pytest.raises(TypeError, match="n_clusters: expected an integer, got 2.5"):
         KMeans(2.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="n_init: expected an integer, got 'many'"):
