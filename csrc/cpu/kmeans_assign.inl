@@ -11,10 +11,7 @@ constexpr int64_t kOne = int64_t{1} << 15;
 
 template <typename T>
 bool all_finite(const T* row /* (depth,) */, int64_t depth) {
-  for (int64_t k = 0; k < depth; ++k) {
-    if (!(std::fabs(row[k]) <= std::numeric_limits<T>::max())) return false;
-  }
-  return true;
+  return squared_distance(row, row, depth) == T(0);  // Inf - Inf and NaN - NaN are NaN
 }
 
 // |x - y| where the squares leave the range of T: relative to the largest difference.
@@ -179,10 +176,13 @@ void assign_rows(const AssignInputs<T>& in, int64_t first, int64_t count,
     finite[r] = !in.cosine || normalize_rows(rows + offset, 1, in.depth, true, normalized + offset, inverse_norm + r);
   }
   if (in.cosine) rows = normalized;
-  pack_rows(rows, index, in.shift, count, in.depth, block);
-  score_columns(block, in.panels, in.bias, count, 0, in.columns, in.depth, scores, in.columns);
-  const T reach = norm_bound(block, count, in.depth) + in.reach;
-  const T margin = 2 * (in.rounding * (reach * reach) + in.depth * std::numeric_limits<T>::min());
+  T margin = std::numeric_limits<T>::infinity();
+  if (in.clusters > 1) {  // a single centroid needs no scores
+    pack_rows(rows, index, in.shift, count, in.depth, block);
+    score_columns(block, in.panels, in.bias, count, 0, in.columns, in.depth, scores, in.columns);
+    const T reach = norm_bound(block, count, in.depth) + in.reach;
+    margin = 2 * (in.rounding * (reach * reach) + in.depth * std::numeric_limits<T>::min());
+  }
   const bool in_range = margin <= std::numeric_limits<T>::max();
   Mask<T> lane;
   for (int64_t i = 0; i < VecOf<T>::kLanes; ++i) lane[i] = kOne + i;
