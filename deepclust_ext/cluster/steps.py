@@ -12,24 +12,22 @@ def exact_sum(
     values: Tensor,  # (..., N) float64, none negative
 ) -> Tensor:
     """Return the sums (...) over the last dimension; taken of integers, they are the same in any order."""
-    integers, unit = _as_integers(values)
-    return integers.sum(dim=-1).double() * unit
+    scale = _integer_scale(values)
+    return (values * scale).long().sum(dim=-1) / scale
 
 
-def _as_integers(
+def _integer_scale(
     values: Tensor,  # (..., N) float64, none negative
-) -> tuple[Tensor, Tensor]:
-    """Return the values as int64 multiples of a unit, (), so small as the sum over the last dimension allows."""
-    largest = values.amax().clamp(min=torch.finfo(torch.float64).tiny)
-    scale = 2.0 ** (62 - values.shape[-1].bit_length())
-    return (values / largest * scale).long(), largest / scale
+) -> Tensor:
+    """Return by what to multiply values so that they hardly lose as integers, yet the sum of a row fits int64, ()."""
+    return 2.0 ** (62 - values.shape[-1].bit_length()) / values.amax().clamp(min=1e-280)  # which leaves it finite
 
 
 def costs(
-    distances: Tensor,  # (N,) of kmeans_assign
+    distances: Tensor,  # (..., N) of kmeans_assign
     metric: str,
 ) -> Tensor:
-    """Return what rows add to the inertia, (N,) float64: squared Euclidean or cosine distances."""
+    """Return what rows add to the inertia, (..., N) float64: squared Euclidean or cosine distances."""
     distances = distances.double()
     return distances.square() if metric == "euclidean" else distances.clamp(min=0)
 
@@ -50,18 +48,20 @@ def seed_centers(
     chosen = [(uniform[0, :1] * len(rows)).long()]
 
     def costs_to(
-        index: Tensor,  # (1,)
+        index: Tensor,  # (C,)
     ) -> Tensor:
-        return costs(kmeans_assign(rows, rows.index_select(0, index), metric=metric)[1], metric)
+        centers = rows.index_select(0, index).split(1)
+        return costs(torch.stack([kmeans_assign(rows, center, metric=metric)[1] for center in centers]), metric)
 
-    least = costs_to(chosen[0])
+    least = costs_to(chosen[0]).squeeze(0)
     for step in range(1, num_clusters):
-        cumulative = _as_integers(least)[0].cumsum(dim=0)
+        scale = _integer_scale(least)
+        cumulative = (least * scale).long().cumsum(dim=0)
         drawn = (uniform[step] * cumulative[-1]).long()
         # Where all costs are 0 the search ends behind the last row.
         candidates = torch.searchsorted(cumulative, drawn, right=True).clamp(max=len(rows) - 1)
-        left = torch.stack([torch.minimum(least, costs_to(index)) for index in candidates.split(1)])  # (trials, N)
-        best = exact_sum(left).argmin(dim=0, keepdim=True)
+        left = torch.minimum(costs_to(candidates), least)  # (trials, N)
+        best = (left * scale).long().sum(dim=1).argmin(dim=0, keepdim=True)
         least = left.index_select(0, best).squeeze(0)
         chosen.append(candidates.index_select(0, best))
     return rows.index_select(0, torch.cat(chosen))
