@@ -1,6 +1,7 @@
 """K-means with scikit-learn's names: Lloyd's iterations on all rows, or steps on batches of a stream."""
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -125,7 +126,7 @@ class KMeans:
         best: tuple[float, int, Tensor, Tensor] | None = None
         for _ in range(self.n_init):
             centers, n_iter = (self._lloyd if self.batch_size is None else self._passes)(rows, generator)
-            labels, inertia = self._assign(rows, centers)
+            labels, inertia = self._assign([rows] if self.batch_size is None else self._parts(rows), centers)
             if best is None or inertia < best[0]:
                 best = inertia, n_iter, centers, labels
         assert best is not None
@@ -167,7 +168,8 @@ class KMeans:
         features: Rows,  # (N, D)
     ) -> Tensor:
         """Return the index of the nearest center for each row, (N,) int64."""
-        return self._assign(*self._fitted(features))[0]
+        features, centers = self._fitted(features)
+        return self._assign(self._parts(features), centers)[0]
 
     @torch.no_grad()
     def transform(
@@ -186,7 +188,8 @@ class KMeans:
         features: Rows,  # (N, D)
     ) -> float:
         """Return minus the inertia of rows: the greater, the better they fit."""
-        return -self._assign(*self._fitted(features))[1]
+        features, centers = self._fitted(features)
+        return -self._assign(self._parts(features), centers)[1]
 
     def _lloyd(
         self,
@@ -230,18 +233,22 @@ class KMeans:
             n_iter += 1
         return stream.centers, n_iter
 
+    def _parts(
+        self,
+        features: Tensor,  # (N, D)
+    ) -> Iterator[Tensor]:
+        """Yield checked rows, as many at a time as there are in a batch."""
+        return map(self._checked, features.split(self.batch_size or max(len(features), 1)))
+
     @torch.no_grad()
     def _assign(
         self,
-        features: Tensor,  # (N, D)
+        parts: Iterable[Tensor],  # each (B, D)
         centers: Tensor,  # (K, D)
     ) -> tuple[Tensor, float]:
-        """Return labels (N,) and the inertia, a batch at a time."""
-        parts = [
-            kmeans_assign(self._checked(part), centers, metric=self.metric)
-            for part in features.split(self.batch_size or max(len(features), 1))
-        ]
-        labels, distances = (torch.cat(part) for part in zip(*parts, strict=True))
+        """Return the labels (N,) and the inertia of checked rows."""
+        pairs = [kmeans_assign(rows, centers, metric=self.metric) for rows in parts]
+        labels, distances = (torch.cat(columns) for columns in zip(*pairs, strict=True))
         return labels, float(exact_sum(costs(distances, self.metric))) if len(labels) else 0.0
 
     def _first_centers(
