@@ -12,6 +12,7 @@
 
 #include "common/block.cuh"
 #include "common/constants.h"
+#include "common/element_type.cuh"
 #include "common/neighbor_draw.h"
 #include "common/numeric.cuh"
 #include "common/philox.h"
@@ -249,28 +250,12 @@ cudaError_t launch_warps(void (*kernel)(P...), int64_t count, cudaStream_t strea
   return device::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kGatherThreads), 0, stream, arguments...);
 }
 
-// Calls run with an element of the inputs' type.
-template <class Run>
-cudaError_t for_gather_type(ElementType type, const Run& run) {
-  switch (type) {
-    case ElementType::kF32:
-      return run(float());
-    case ElementType::kF64:
-      return run(double());
-    case ElementType::kF16:
-      return run(__half());
-    case ElementType::kBf16:
-      return run(__nv_bfloat16());
-  }
-  return cudaErrorInvalidValue;
-}
-
 }  // namespace
 
 cudaError_t launch_diffused_neighbor_gather(const GatherInputs& inputs, void* samples, int64_t* indices,
                                             void* inverse_norm, cudaStream_t stream) {
   if (inputs.width > kMaxDrawn) return cudaErrorInvalidValue;
-  return for_gather_type(inputs.type, [&](auto element) {
+  return for_element_type(inputs.type, [&](auto element) {
     using Element = decltype(element);
     GatherArguments<Element> in{};
     in.rows = static_cast<const Element*>(inputs.rows);
@@ -298,7 +283,7 @@ cudaError_t launch_diffused_neighbor_gather(const GatherInputs& inputs, void* sa
 
 cudaError_t launch_diffused_neighbor_gather_backward(const GatherGradientInputs& inputs, void* along, void* grad_query,
                                                      void* grad_bank, cudaStream_t stream) {
-  return for_gather_type(inputs.type, [&](auto element) {
+  return for_element_type(inputs.type, [&](auto element) {
     using Element = decltype(element);
     using T = Widened<Element>;
     GradientArguments<Element> in{};

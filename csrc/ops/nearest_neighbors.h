@@ -5,7 +5,7 @@
 // Candidates of query i are the rows j of the bank with valid[j] and j != exclude[i]; rows that are not valid may hold
 // anything. Sorted by cosine descending, ties to the lowest index; where there are fewer than k candidates, the rest
 // has index -1 and cosine -inf. NaN or Inf in a query: its cosines NaN, its indices -1; in a valid row of the bank: all
-// of them. Cosines are those of rows normalized in the accumulation type; float16 and bfloat16 are computed in float32.
+// of them. Cosines are computed in float32, for float64 in float64, or more exactly.
 // The outputs are constants: no gradient reaches the inputs, and forward-mode tangents are an error. Deterministic,
 // independent of the thread count; the bank is streamed, nothing of size B x M is kept. Offsets are 64-bit.
 #pragma once
