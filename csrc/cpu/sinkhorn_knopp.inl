@@ -25,9 +25,10 @@ DEEPCLUST_INLINE void for_each_column(const T* scores /* (clusters,) */, const T
   }
 }
 
+// s / epsilon + shift. The shift comes first: it leaves little, beside which the rest of 1 / epsilon is not lost.
 template <typename T>
 DEEPCLUST_INLINE Vec<T> exponent_of(const SinkhornProblem<T>& in, const Vec<T>& score, const Vec<T>& shift) {
-  return score * in.inverse_epsilon + (score * in.inverse_epsilon_rest + shift);
+  return (score * in.inverse_epsilon + shift) + score * in.inverse_epsilon_rest;
 }
 
 template <typename T>
