@@ -9,15 +9,12 @@ from torch import Tensor
 
 from deepclust_ext import _extension
 
-#: What the library takes of the CPU: AVX512, AVX2, baseline, or an emulated CUDA device.
-CPU_CAPABILITY = "none"
+#: Whether this library runs the CUDA kernels on the emulated device, which then serves CPU tensors.
+EMULATED = False
 if _extension.NATIVE_DEVICES:
     from deepclust_ext import _C
 
-    CPU_CAPABILITY = _C.build_info()["cpu_capability"]
-
-#: Whether this library runs the CUDA kernels on the emulated device, which then serves CPU tensors.
-EMULATED = CPU_CAPABILITY == "emulated CUDA device"
+    EMULATED = _C.build_info()["cpu_capability"] == "emulated CUDA device"
 
 #: Devices for pytest.mark.parametrize("device", DEVICES).
 DEVICES = [pytest.param("cpu", id="emulated-cuda" if EMULATED else "cpu")]
