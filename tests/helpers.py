@@ -1,5 +1,6 @@
 """Devices and comparisons that many tests share."""
 
+import os
 import subprocess
 import sys
 
@@ -66,3 +67,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def same_bits(first: Tensor, second: Tensor) -> bool:
     """Return whether two tensors hold the same values in every bit that a value has (NaN equals NaN)."""
     return first.dtype == second.dtype and torch.equal(first.nan_to_num(12345.0), second.nan_to_num(12345.0))
+
+
+def results_by_instruction_set(script: str) -> tuple[list[list[float]], list[list[float]]]:
+    """Return what a script prints with the best instruction set and with none: lines of numbers, in hex.
+
+    Each runs in a process of its own. AVX-512 and AVX2, where there are both, must agree to the bit.
+    """
+    lines = []
+    for capability in ("avx512", "avx2", "default"):
+        whole = f"import deepclust_ext\nprint(deepclust_ext._C.build_info()['cpu_capability'])\n{script}"
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+        command = [sys.executable, "-c", whole]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        lines.append(output.stdout.splitlines())
+    best, avx2, baseline = lines
+    assert baseline[0] == "baseline"
+    if best[0] != "baseline":
+        assert avx2[0] == "AVX2"
+        assert best[1:] == avx2[1:]
+    best_numbers, baseline_numbers = (
+        [[float.fromhex(word) for word in line.split()] for line in output[1:]] for output in (best, baseline)
+    )
+    return best_numbers, baseline_numbers

@@ -1,8 +1,5 @@
 """Hand cases, properties and edges of batch-hard mining."""
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepclust_ext import HardPairs, _extension, batch_hard_mining, reference
-from tests.helpers import EMULATED
+from tests.helpers import EMULATED, results_by_instruction_set
 
 CLAMPED = 1e-6  # the smallest distance there is
 
@@ -292,12 +289,11 @@ def test_meta_tensors_give_shapes() -> None:
     assert [tuple(result.shape) for result in pairs] == [(6,)] * 6
 
 
-def digest(capability: str) -> list[str]:
-    """Return the instruction set used and the results, in hex, of a fresh process limited to an instruction set."""
+@pytest.mark.skipif(EMULATED, reason="the emulated device has one instruction set")
+def test_instruction_sets_agree() -> None:
     script = (
-        "import torch, deepclust_ext\n"
+        "import torch\n"
         "from tests.ops.test_batch_hard_mining import KINDS, make_batch\n"
-        "print(deepclust_ext._C.build_info()['cpu_capability'])\n"
         "for kind in KINDS:\n"
         "  for dtype in (torch.float32, torch.float64):\n"
         "    teacher, student = make_batch(kind, 300, 70, dtype)\n"
@@ -307,18 +303,6 @@ def digest(capability: str) -> list[str]:
         "    loss.sum().backward()\n"
         "    print(*(float(x).hex() for y in (*pairs, loss, student.grad[::9]) for x in y.flatten()))\n"
     )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    output = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    return output.stdout.splitlines()
-
-
-@pytest.mark.skipif(EMULATED, reason="the emulated device has one instruction set")
-def test_instruction_sets_agree() -> None:
-    best, avx2, baseline = (digest(capability) for capability in ("avx512", "avx2", "default"))
-    assert baseline[0] == "baseline"
-    if best[0] != "baseline":
-        assert avx2[0] == "AVX2"
-        assert best[1:] == avx2[1:]  # to the bit
-    for ours, other in zip(best[1:], baseline[1:], strict=True):  # without fused multiply-add only to rounding
-        numbers = [torch.tensor([float.fromhex(word) for word in line.split()]) for line in (ours, other)]
-        torch.testing.assert_close(numbers[0], numbers[1], rtol=1e-4, atol=1e-6)
+    # Without fused multiply-adds only to rounding.
+    for ours, other in zip(*results_by_instruction_set(script), strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(other), rtol=1e-4, atol=1e-6)

@@ -1,7 +1,5 @@
 """Hand cases, properties and edges of the two halves of a k-means iteration."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +14,14 @@ from torch import Tensor
 from deepclust_ext import kmeans_assign, reference
 from deepclust_ext.ops import kmeans_update
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES
-from tests.helpers import DEVICES, EMULATED, assert_error_budget, peak_extra_megabytes, same_bits
+from tests.helpers import (
+    DEVICES,
+    EMULATED,
+    assert_error_budget,
+    peak_extra_megabytes,
+    results_by_instruction_set,
+    same_bits,
+)
 
 METRICS = ["euclidean", "cosine"]
 KINDS = ["random", "clusters", "offset", "collapsed", "far apart"]
@@ -318,13 +323,12 @@ def test_memory_does_not_grow_with_rows_times_centroids() -> None:
     assert peak_extra_megabytes(setup, call.format("x[:100]"), call.format("x")) < 5
 
 
-def digest(capability: str) -> list[str]:
-    """Return the instruction set used and the results, in hex, of a fresh process limited to an instruction set."""
+@pytest.mark.skipif(EMULATED, reason="the emulated device has one instruction set")
+def test_instruction_sets_agree() -> None:
     script = (
-        "import torch, deepclust_ext\n"
+        "import torch\n"
         "from deepclust_ext.ops import kmeans_update\n"
         "from tests.ops.test_kmeans_assign import KINDS, METRICS, make_batch\n"
-        "print(deepclust_ext._C.build_info()['cpu_capability'])\n"
         "for kind in KINDS:\n"
         "  for dtype in (torch.float32, torch.float64):\n"
         "    features, centroids = (x.to(dtype) for x in make_batch(kind, 300, 45, 70))\n"
@@ -333,18 +337,6 @@ def digest(capability: str) -> list[str]:
         "      sums, counts = kmeans_update(features, labels, 45)\n"
         "      print(*(float(x).hex() for y in (labels, distances, sums) for x in y.flatten()))\n"
     )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    output = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    return output.stdout.splitlines()
-
-
-@pytest.mark.skipif(EMULATED, reason="the emulated device has one instruction set")
-def test_instruction_sets_agree() -> None:
-    best, avx2, baseline = (digest(capability) for capability in ("avx512", "avx2", "default"))
-    assert baseline[0] == "baseline"
-    if best[0] != "baseline":
-        assert avx2[0] == "AVX2"
-        assert best[1:] == avx2[1:]  # to the bit
-    for ours, other in zip(best[1:], baseline[1:], strict=True):  # without fused multiply-add only to rounding
-        labels, others = ([float.fromhex(word) for word in line.split()[:300]] for line in (ours, other))
-        assert sum(map(float.__ne__, labels, others)) <= 2
+    # Without fused multiply-adds only to rounding.
+    for ours, other in zip(*results_by_instruction_set(script), strict=True):
+        assert sum(map(float.__ne__, ours[:300], other[:300])) <= 2  # labels

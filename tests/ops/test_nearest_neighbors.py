@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from deepclust_ext import nearest_neighbors, reference
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES
-from tests.helpers import EMULATED, peak_extra_megabytes, same_bits
+from tests.helpers import EMULATED, peak_extra_megabytes, results_by_instruction_set, same_bits
 
 BANK = [[1.0, 0.0], [3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]]  # cosines with (1, 0): 1, 0.6, 0, -1
 
@@ -313,32 +311,19 @@ def test_meta_tensors_give_shapes() -> None:
     ]
 
 
-def digest(capability: str) -> list[str]:
-    """Return the instruction set used and the results, in hex, of a fresh process limited to an instruction set."""
+@pytest.mark.skipif(EMULATED, reason="the emulated device has one instruction set")
+def test_instruction_sets_agree() -> None:
     script = (
-        "import torch, deepclust_ext\n"
-        "print(deepclust_ext._C.build_info()['cpu_capability'])\n"
+        "import torch\n"
         "for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):\n"
         "    torch.manual_seed(0)\n"
         "    query, bank = torch.randn(45, 37).to(dtype), torch.randn(500, 37).to(dtype)\n"
         "    results = deepclust_ext.nearest_neighbors(query, bank, k=20)\n"
         "    print(*(float(x).hex() for result in results for x in result.flatten()))\n"
     )
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    output = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    return output.stdout.splitlines()
-
-
-@pytest.mark.skipif(EMULATED, reason="the emulated device has one instruction set")
-def test_instruction_sets_agree() -> None:
-    best, avx2, baseline = (digest(capability) for capability in ("avx512", "avx2", "default"))
-    assert baseline[0] == "baseline"
-    if best[0] != "baseline":
-        assert avx2[0] == "AVX2"
-        assert best[1:] == avx2[1:]  # to the bit
-    for ours, other in zip(best[1:], baseline[1:], strict=True):  # without fused multiply-add only to rounding
-        numbers = [torch.tensor([float.fromhex(word) for word in line.split()]) for line in (ours, other)]
-        torch.testing.assert_close(numbers[0], numbers[1], rtol=1e-6, atol=1e-6)
+    # Without fused multiply-adds only to rounding.
+    for ours, other in zip(*results_by_instruction_set(script), strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(other), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.skipif(EMULATED, reason="the emulated device takes minutes for so many elements")
