@@ -29,6 +29,15 @@ inline Capability cpu_capability() {
 #endif
 }
 
+// Whether the AVX-512 kernels may multiply bfloat16 too.
+inline bool has_bfloat16() {
+#if DEEPCLUST_X86
+  return cpu_capability() == Capability::kAvx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 inline const char* capability_name(Capability capability) {
   return capability == Capability::kAvx512 ? "AVX512" : capability == Capability::kAvx2 ? "AVX2" : "baseline";
 }

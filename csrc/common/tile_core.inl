@@ -20,6 +20,11 @@ struct Tile {
 };
 
 template <typename T>
+int64_t panel_rows() {
+  return Tile<T>::kPanelRows;
+}
+
+template <typename T>
 int64_t panel_columns() {
   return Tile<T>::kPanelColumns;
 }

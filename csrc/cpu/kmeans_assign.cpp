@@ -1,12 +1,15 @@
 // k-means on the CPU.
 //
-// Assignment: one matrix product of a block of rows with all centroids, less a point amid the centroids, which cancels
+// Assignment: one matrix product of a panel of rows with all centroids, less a point amid the centroids, which cancels
 // in all comparisons and keeps offset data exact. The score of a centroid y is x.y - |y|^2 / 2, larger for a nearer
-// one. While a block's scores are in cache, each row looks for the best of them, and for all others that are no worse
-// than the rounding of a score allows. Mostly there are none. Whatever is left is compared by distances summed over
-// squared differences, ties to the lowest index; the winner's is the result. So the instruction set does not show in a
-// label, and no score in a distance. Rows or centroids whose squares overflow have no scores: all centroids are
-// compared.
+// one. A row is a lane of the vectors, so that each keeps its best and its second best score as they come out of the
+// product. Mostly these differ by more than the rounding of a score allows, and the best one is the nearest. Otherwise
+// all centroids that rounding leaves open are compared by distances summed over squared differences, ties to the lowest
+// index; the distance of the nearest is the result. So the instruction set does not show in a label, and no score in a
+// distance. Rows or centroids whose squares overflow have no scores: all centroids are compared.
+//
+// Where the processor multiplies bfloat16, float32 scores come from that, at half the cost and with wider bounds. Where
+// they leave most rows of a panel open, that panel and some after it are multiplied in float32.
 //
 // The cosine of normalized rows is 1 - |x - y|^2 / 2, so the same search finds it. A centroid with a norm below 1e-12
 // stays shorter than 1 when it is normalized, by a shortfall of its squared norm that its score takes into account.
@@ -16,6 +19,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/BFloat16.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -23,18 +27,24 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
+#include "common/capability.h"
 #include "common/constants.h"
 #include "common/dtypes.h"
 #include "cpu/scratch.h"
 
+#if DEEPCLUST_X86
+#include <immintrin.h>
+#endif
+
 namespace deepclust {
 namespace {
 
-constexpr int64_t kMaxBlockRows = 64;
-constexpr int64_t kMaxBlockElements = int64_t{1}
-                                      << 16;  // of a block, and of its scores: a quarter of a common L2 cache
+constexpr int64_t kMaxChunk = 1024;  // centroids whose scores are kept for a look back: an eighth of a common L2 cache
+constexpr float kPairRounding = 1.0f / 256;  // of bfloat16, relative
+constexpr int64_t kDoubtfulPanels = 7;
 
 // Sums of a part cost as much memory as the centroids, so a part has at least a few rows for each of these.
 constexpr int64_t kMinPartRows = 1024;
@@ -44,16 +54,19 @@ constexpr int64_t kMaxParts = 64;
 // What the kernels read.
 template <typename T>
 struct AssignInputs {
-  int64_t clusters;    // K
-  int64_t depth;       // D
-  int64_t columns;     // K rounded up to whole vectors
-  const T* features;   // (N, D)
-  const T* centroids;  // (K, D) normalized for the cosine
-  const T* shift;      // (D,)
-  const T* panels;     // packed centroids less `shift`
-  const T* bias;       // (K rounded up to whole panels,)
+  int64_t clusters;           // K
+  int64_t depth;              // D
+  int64_t pairs;              // D / 2, rounded up
+  int64_t chunk;              // centroids at a time, a multiple of kPanelRows
+  const T* features;          // (N, D)
+  const T* centroids;         // (K, D) normalized for the cosine
+  const T* shift;             // (D,)
+  const T* block;             // (K rounded up to kPanelRows, block_stride(D)) centroids less `shift`
+  const T* bias;              // (K rounded up to kPanelRows,)
+  const int32_t* pair_block;  // (K rounded up to kPanelRows, pairs) the same as pairs of bfloat16, or null
   const T* shortfall;  // (K,) 1 - |y|^2 of normalized centroids that are shorter than 1, else 0; only for the cosine
   T reach;             // the largest |y - shift|; for the cosine with the shortfall
+  T pair_error;        // the largest distance of a y - shift to its pairs
   T rounding;          // bound on the relative error of a score
   bool cosine;
 };
@@ -67,37 +80,66 @@ struct AssignInputs {
 namespace deepclust {
 namespace {
 
+// Rounds packed centroids to pairs of bfloat16 and returns the largest distance by which that moves one.
+float make_pairs(const float* block,  // (count, stride)
+                 int64_t count, int64_t stride, int64_t depth,
+                 int32_t* pair_block  // (count, depth / 2 rounded up)
+) {
+  float largest = 0;
+  for (int64_t c = 0; c < count; ++c) {
+    float moved = 0;
+    for (int64_t k = 0; k < depth; k += 2) {
+      uint32_t bits = 0;
+      for (int64_t i = 0; i < 2 && k + i < depth; ++i) {
+        const float value = block[c * stride + k + i];
+        const c10::BFloat16 rounded(value);
+        bits |= static_cast<uint32_t>(rounded.x) << (16 * i);
+        moved += (value - rounded) * (value - rounded);
+      }
+      *pair_block++ = static_cast<int32_t>(bits);
+    }
+    largest = std::max(largest, moved);
+  }
+  return 1.01f * std::sqrt(largest);
+}
+
 template <typename T>
 void assign(const at::Tensor& features, const at::Tensor& centroids, bool cosine, const at::Tensor& labels,
             const at::Tensor& distances) {
   const int64_t count = features.size(0), depth = features.size(1), clusters = centroids.size(0);
-  const int64_t width = DEEPCLUST_SELECT(panel_columns<T>)();
-  const int64_t panels = (clusters + width - 1) / width;
-  const int64_t padded = panels * width;
+  const int64_t tile = DEEPCLUST_SELECT(panel_rows<T>)(), width = DEEPCLUST_SELECT(panel_columns<T>)();
+  const int64_t tiles = (clusters + tile - 1) / tile, padded = tiles * tile, pairs = (depth + 1) / 2;
+  const int64_t stride = DEEPCLUST_SELECT(block_stride)(depth);
+  const bool by_pairs = std::is_same_v<T, float> && clusters > 1 && has_bfloat16();
   const auto size_of = Scratch<T>::size_of;
-  Scratch<T> scratch(size_of(padded * depth) + size_of(cosine ? clusters * depth : 0) + 2 * size_of(padded) +
+  Scratch<T> scratch(size_of(padded * stride) + size_of(cosine ? clusters * depth : 0) + 2 * size_of(padded) +
                      size_of(depth));
-  T* column_panels = scratch.take(padded * depth);
+  Scratch<int32_t> pair_scratch(by_pairs ? padded * pairs : 0);
+  T* block = scratch.take(padded * stride);
   T* normalized = scratch.take(cosine ? clusters * depth : 0);
   T* bias = scratch.take(padded);
   T* shortfall = scratch.take(padded);
   T* shift = scratch.take(depth);
+  int32_t* pair_block = by_pairs ? pair_scratch.take(padded * pairs) : nullptr;
   const T* source = centroids.const_data_ptr<T>();
   AssignInputs<T> in{clusters,
                      depth,
-                     DEEPCLUST_SELECT(score_columns_of<T>)(clusters),
+                     pairs,
+                     std::min(padded, kMaxChunk / tile * tile),
                      features.const_data_ptr<T>(),
                      cosine ? normalized : source,
                      shift,
-                     column_panels,
+                     block,
                      bias,
+                     pair_block,
                      shortfall,
+                     T(0),
                      T(0),
                      (depth + 32) * std::numeric_limits<T>::epsilon() / 2,
                      cosine};
   std::atomic<bool> finite{true};
   if (cosine) {
-    at::parallel_for(0, clusters, width, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, clusters, 16, [&](int64_t begin, int64_t end) {
       if (!DEEPCLUST_SELECT(normalize_centroids<T>)(source, begin, end, depth, normalized, shortfall)) finite = false;
     });
   }
@@ -105,10 +147,9 @@ void assign(const at::Tensor& features, const at::Tensor& centroids, bool cosine
   for (int64_t c = 0; c < clusters; ++c) {
     for (int64_t k = 0; k < depth; ++k) shift[k] += in.centroids[c * depth + k] / clusters;
   }
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      T* columns = column_panels + panel * width * depth;
-      if (!DEEPCLUST_SELECT(pack_centroids<T>)(in, panel * width, columns, bias + panel * width)) finite = false;
+  at::parallel_for(0, tiles, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * tile; c < end * tile; c += tile) {
+      if (!DEEPCLUST_SELECT(pack_centroids<T>)(in, c, block + c * stride, bias + c)) finite = false;
     }
   });
   int64_t* label = labels.mutable_data_ptr<int64_t>();
@@ -119,15 +160,16 @@ void assign(const at::Tensor& features, const at::Tensor& centroids, bool cosine
     return;
   }
   in.reach = std::sqrt(-2 * *std::min_element(bias, bias + clusters));
-
-  const int64_t block_rows = DEEPCLUST_SELECT(assign_block_rows<T>)(count, depth, in.columns, at::get_num_threads());
-  const int64_t blocks = (count + block_rows - 1) / block_rows;
-  const int64_t workspace = DEEPCLUST_SELECT(assign_workspace<T>)(block_rows, depth, in.columns, cosine);
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (by_pairs) in.pair_error = make_pairs(block, padded, stride, depth, pair_block);
+  }
+  const int64_t workspace = DEEPCLUST_SELECT(assign_workspace<T>)(in);
+  at::parallel_for(0, (count + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> thread_scratch(workspace);
     T* memory = thread_scratch.take(workspace);
-    for (int64_t first = begin * block_rows; first < std::min(end * block_rows, count); first += block_rows) {
-      DEEPCLUST_SELECT(assign_rows<T>)(in, first, std::min(block_rows, count - first), memory, label, distance);
+    int64_t doubtful = 0;
+    for (int64_t first = begin * width; first < std::min(end * width, count); first += width) {
+      DEEPCLUST_SELECT(assign_panel<T>)(in, first, std::min(width, count - first), memory, doubtful, label, distance);
     }
   });
 }

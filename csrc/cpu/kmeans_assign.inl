@@ -6,9 +6,6 @@
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
 
-// In a sum of indices stands for one; columns up to here add up without overflow.
-constexpr int64_t kOne = int64_t{1} << 15;
-
 template <typename T>
 bool all_finite(const T* row /* (depth,) */, int64_t depth) {
   return squared_distance(row, row, depth) == T(0);  // Inf - Inf and NaN - NaN are NaN
@@ -33,6 +30,13 @@ double scaled_distance(const T* x /* (depth,) */, const T* y /* (depth,) */, int
   return std::ldexp(std::sqrt(sum), exponent);
 }
 
+template <typename T>
+T squared_norm(const T* row /* (depth,) */, int64_t depth) {
+  return sum_terms<T>(
+      depth, [&](int64_t k) __attribute__((always_inline)) { return load(row + k) * load(row + k); },
+      [&](int64_t k) __attribute__((always_inline)) { return row[k] * row[k]; });
+}
+
 // How near a centroid is to a row, compared and in the end turned into the distance: the cosine or the negative
 // Euclidean distance. Both come from summed squared differences, for vectors shorter than 1 after normalization from
 // the product.
@@ -52,23 +56,6 @@ DEEPCLUST_INLINE double closeness(const T* row,       // (depth,)
   return -scaled_distance(row, centroid, depth);
 }
 
-// Packs a panel of centroids and their biases. False if one is not finite.
-template <typename T>
-bool pack_centroids(const AssignInputs<T>& in, int64_t first,
-                    T* panel,  // (depth, kPanelColumns)
-                    T* bias    // (kPanelColumns,)
-) {
-  pack_distance_columns(in.centroids, in.shift, first, in.clusters, in.depth, panel, bias);
-  bool finite = true;
-  for (int64_t c = 0; c < Tile<T>::kPanelColumns && first + c < in.clusters; ++c) {
-    if (in.cosine) bias[c] -= T(0.5) * in.shortfall[first + c];
-    if (!(bias[c] >= std::numeric_limits<T>::lowest())) {
-      finite = finite && all_finite(in.centroids + (first + c) * in.depth, in.depth);
-    }
-  }
-  return finite;
-}
-
 // L2-normalizes centroids [first, last) and says by how much their squared norms fall short of 1; false if one is not
 // finite.
 template <typename T>
@@ -82,145 +69,312 @@ bool normalize_centroids(const T* centroids,  // (K, depth)
     T inverse_norm;
     T* row = normalized + c * depth;
     finite = normalize_rows(centroids + c * depth, 1, depth, true, row, &inverse_norm) && finite;
-    const T squares = sum_terms<T>(
-        depth, [&](int64_t k) __attribute__((always_inline)) { return load(row + k) * load(row + k); },
-        [&](int64_t k) __attribute__((always_inline)) { return row[k] * row[k]; });
-    shortfall[c] = inverse_norm < T(1 / kMinNorm) ? T(0) : 1 - squares;
+    shortfall[c] = inverse_norm < T(1 / kMinNorm) ? T(0) : 1 - squared_norm(row, depth);
   }
   return finite;
 }
 
-// A bound on the norms of packed rows, whatever NaN they have.
+// Packs the centroids of a tile, less the shift, and their biases. False if one is not finite.
 template <typename T>
-T norm_bound(const T* block /* (count, block_stride(depth)) */, int64_t count, int64_t depth) {
-  constexpr int64_t kLanes = VecOf<T>::kLanes;
-  Vec<T> largest = {};  // in each lane
+bool pack_centroids(const AssignInputs<T>& in, int64_t first,
+                    T* block,  // (kPanelRows, block_stride(depth))
+                    T* bias    // (kPanelRows,)
+) {
+  constexpr int64_t kRows = Tile<T>::kPanelRows;
+  const int64_t count = in.clusters - first < kRows ? in.clusters - first : kRows;
+  int64_t index[kRows];
+  for (int64_t r = 0; r < count; ++r) index[r] = first + r;
+  pack_rows(in.centroids, index, in.shift, count, in.depth, block);
+  bool finite = true;
   for (int64_t r = 0; r < count; ++r) {
-    const T* row = block + r * block_stride(depth);
-    Vec<T> squares = {};
-    int64_t k = 0;
-    for (; k + kLanes <= depth; k += kLanes) squares += load(row + k) * load(row + k);
-    for (; k < depth; ++k) squares[0] += row[k] * row[k];
-    largest = squares > largest ? squares : largest;
+    bias[r] = T(-0.5) * squared_norm(block + r * block_stride(in.depth), in.depth);
+    if (in.cosine) bias[r] -= T(0.5) * in.shortfall[first + r];
+    if (!(bias[r] >= std::numeric_limits<T>::lowest())) {
+      finite = finite && all_finite(in.centroids + (first + r) * in.depth, in.depth);
+    }
   }
-  return std::sqrt(sum_lanes<T>(largest));
+  for (int64_t r = count; r < kRows; ++r) bias[r] = std::numeric_limits<T>::quiet_NaN();  // which no comparison picks
+  return finite;
 }
 
-// The nearest centroid of one row.
+// What a panel of rows found: their best and second best scores, and the centroids of the best; -1 without a number.
 template <typename T>
-struct RowAssigner {
-  const AssignInputs<T>& in;
-  const T* row;  // (depth,) normalized for the cosine
-  bool is_short;
-  double best;
-  int64_t label;
+struct PanelScores {
+  static constexpr int64_t kWidth = Tile<T>::kPanelColumns;
+  T best[kWidth], second[kWidth];
+  typename IntegerOf<T>::type centroid[kWidth];
+};
 
-  DEEPCLUST_INLINE void consider(int64_t c) {
-    const bool pair_is_short = is_short || (in.cosine && in.shortfall[c] > 0);
-    const double value = closeness(row, in.centroids + c * in.depth, in.depth, in.cosine, pair_is_short);
-    if (label >= 0 && !(value > best)) return;
-    best = value;
-    label = c;
-  }
+// The same while it is found, a row in each lane of two vectors.
+template <typename T>
+struct RunningScores {
+  static constexpr int64_t kLanes = VecOf<T>::kLanes;
+  Vec<T> best[2], second[2];
+  Mask<T> centroid[2];
 
-  void consider_all() {
-    for (int64_t c = 0; c < in.clusters; ++c) consider(c);
-  }
-
-  // Considers the columns whose scores are within `margin` of the best one: mostly a single one, and none if the row
-  // has NaN.
-  DEEPCLUST_INLINE void consider_best(const T* scores /* (columns,) */, T margin, const Mask<T>& lane) {
-    constexpr int64_t kLanes = VecOf<T>::kLanes;
-    Vec<T> largest = broadcast(-std::numeric_limits<T>::infinity());
-    for (int64_t column = 0; column < in.columns; column += kLanes) {
-      const Vec<T> score = load(scores + column);
-      largest = score > largest ? score : largest;
+  DEEPCLUST_INLINE RunningScores() {
+    for (int64_t v = 0; v < 2; ++v) {
+      best[v] = second[v] = broadcast(-std::numeric_limits<T>::infinity());
+      centroid[v] = Mask<T>{} - 1;
     }
-    const T floor = max_lanes<T>(largest) - margin;
-    if (in.columns <= kOne) {  // columns that are that good add kOne and their index
-      Mask<T> index = lane, sum = {};
-      for (int64_t column = 0; column < in.columns; column += kLanes) {
-        sum += (load(scores + column) >= floor) & index;
-        index += kLanes;
+  }
+
+  // Takes in the scores of centroids first ... first + kRows - 1, and writes them down.
+  template <int64_t kRows>
+  DEEPCLUST_INLINE void take(const Vec<T> (&score)[kRows][2], int64_t first, T* scores /* (kRows, kPanelColumns) */) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      const Mask<T> index = static_cast<typename IntegerOf<T>::type>(first + r) - Mask<T>{};
+#pragma GCC unroll 2
+      for (int64_t v = 0; v < 2; ++v) {
+        store(scores + (2 * r + v) * kLanes, score[r][v]);
+        const Mask<T> better = score[r][v] > best[v];
+        const Vec<T> other = better ? best[v] : score[r][v];
+        second[v] = other > second[v] ? other : second[v];
+        best[v] = better ? score[r][v] : best[v];
+        centroid[v] = better ? index : centroid[v];
       }
-      const int64_t found = fold<kLanes>(
-          sum, [](Mask<T> a, Mask<T> b) __attribute__((always_inline)) { return a + b; },
-          std::make_integer_sequence<int64_t, kLanes>());
-      if (found / kOne == 1) return consider(found % kOne);
     }
-    for (int64_t c = 0; c < in.clusters; ++c) {
-      if (scores[c] >= floor) consider(c);
+  }
+
+  DEEPCLUST_INLINE void finish(PanelScores<T>& found) const {
+    for (int64_t v = 0; v < 2; ++v) {
+      store(found.best + v * kLanes, best[v]);
+      store(found.second + v * kLanes, second[v]);
+      store<typename IntegerOf<T>::type>(found.centroid + v * kLanes, centroid[v]);
     }
   }
 };
 
-// Labels and distances of rows first ... first + count - 1, at most kMaxBlockRows.
+// Scores of a panel of rows against centroids [begin, end), from packed values.
 template <typename T>
-void assign_rows(const AssignInputs<T>& in, int64_t first, int64_t count,
-                 T* workspace,     // (assign_workspace<T>(...),)
-                 int64_t* labels,  // (N,)
-                 T* distances      // (N,)
+void score_panel(const AssignInputs<T>& in, int64_t begin, int64_t end,
+                 const T* panel,  // (depth, kPanelColumns)
+                 T* scores,       // (end - begin rounded up to kPanelRows, kPanelColumns)
+                 PanelScores<T>& found) {
+  constexpr int64_t kRows = Tile<T>::kPanelRows, kWidth = Tile<T>::kPanelColumns;
+  const int64_t stride = block_stride(in.depth);
+  RunningScores<T> running;
+  for (int64_t c = begin; c < end; c += kRows) {
+    Vec<T> score[kRows][2];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) score[r][0] = score[r][1] = broadcast(in.bias[c + r]);
+    multiply_tile<kRows, false, 2>(in.block + c * stride, stride, panel, kWidth, in.depth, score);
+    running.template take<kRows>(score, c, scores + (c - begin) * kWidth);
+  }
+  running.finish(found);
+}
+
+#if DEEPCLUST_VECTOR_BYTES == 64
+// The same from bfloat16, two elements of a row in a lane: half the instructions.
+#define DEEPCLUST_BFLOAT16 __attribute__((target("avx512bf16")))
+
+// Packs `count` rows less the shift, and the squared norms of what it packs.
+DEEPCLUST_BFLOAT16 inline void pack_pairs(const float* rows,   // (count, depth)
+                                          const float* shift,  // (depth,)
+                                          int64_t count, int64_t depth,
+                                          float* panel,        // (pairs rounded up to 16, 32) bits
+                                          float* squared_norm  // (32,)
 ) {
-  constexpr int64_t kRows = Tile<T>::kPanelRows;
-  const int64_t padded_rows = (count + kRows - 1) / kRows * kRows;
-  T* block = workspace;
-  T* scores = block + padded_rows * block_stride(in.depth);
-  T* normalized = scores + padded_rows * in.columns;
-  const T* rows = in.features + first * in.depth;
-  T inverse_norm[kMaxBlockRows];
-  int64_t index[kMaxBlockRows];
-  bool finite[kMaxBlockRows];
-  for (int64_t r = 0; r < count; ++r) {
-    index[r] = r;
-    const int64_t offset = r * in.depth;
-    finite[r] = !in.cosine || normalize_rows(rows + offset, 1, in.depth, true, normalized + offset, inverse_norm + r);
-  }
-  if (in.cosine) rows = normalized;
-  T margin = std::numeric_limits<T>::infinity();
-  if (in.clusters > 1) {  // a single centroid needs no scores
-    pack_rows(rows, index, in.shift, count, in.depth, block);
-    score_columns(block, in.panels, in.bias, count, 0, in.columns, in.depth, scores, in.columns);
-    const T reach = norm_bound(block, count, in.depth) + in.reach;
-    margin = 2 * (in.rounding * (reach * reach) + in.depth * std::numeric_limits<T>::min());
-  }
-  const bool in_range = margin <= std::numeric_limits<T>::max();
-  Mask<T> lane;
-  for (int64_t i = 0; i < VecOf<T>::kLanes; ++i) lane[i] = kOne + i;
-  for (int64_t r = 0; r < count; ++r) {
-    const bool is_short = in.cosine && !(inverse_norm[r] < T(1 / kMinNorm));
-    RowAssigner<T> assigner{in, rows + r * in.depth, is_short, std::numeric_limits<double>::quiet_NaN(), -1};
-    if (in_range && !is_short) {
-      assigner.consider_best(scores + r * in.columns, margin, lane);
-    } else if (finite[r] && (in_range || all_finite(assigner.row, in.depth))) {
-      assigner.consider_all();
+  for (int64_t begin = 0; begin < 32; begin += 16) {
+    const float* source[16];  // the last row stands in for absent ones
+    for (int64_t c = 0; c < 16; ++c) source[c] = rows + (begin + c < count ? begin + c : count - 1) * depth;
+    Vec<float> squares = {};
+    for (int64_t k = 0; k < depth; k += 32) {
+      const uint32_t present = depth - k < 32 ? (uint32_t{1} << (depth - k)) - 1 : ~uint32_t{0};
+      const __mmask16 low_lanes = present & 0xffff, high_lanes = present >> 16;
+      const __m512 low_shift = _mm512_maskz_loadu_ps(low_lanes, shift + k);
+      const __m512 high_shift = _mm512_maskz_loadu_ps(high_lanes, shift + k + 16);
+      Vec<float> square[16];
+#pragma GCC unroll 16
+      for (int64_t c = 0; c < 16; ++c) {
+        const __m512 low = _mm512_maskz_loadu_ps(low_lanes, source[c] + k) - low_shift;
+        const __m512 high = _mm512_maskz_loadu_ps(high_lanes, source[c] + k + 16) - high_shift;
+        square[c] = (Vec<float>)_mm512_cvtne2ps_pbh(high, low);
+      }
+      transpose<float>(square);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) {
+        store(panel + (k / 2 + i) * 32 + begin, square[i]);
+        squares = _mm512_dpbf16_ps(squares, (__m512bh)square[i], (__m512bh)square[i]);
+      }
     }
-    labels[first + r] = assigner.label;
-    distances[first + r] = static_cast<T>(in.cosine ? 1 - assigner.best : -assigner.best);
+    store(squared_norm + begin, squares);
   }
 }
 
-// Rows that are assigned together: enough to reuse each column panel, few enough for cache, memory and the threads.
+DEEPCLUST_BFLOAT16 inline void score_pairs(const AssignInputs<float>& in, int64_t begin, int64_t end,
+                                           const float* panel,  // (in.pairs, 32) bits
+                                           float* scores,       // (end - begin rounded up to 8, 32)
+                                           PanelScores<float>& found) {
+  RunningScores<float> running;
+  for (int64_t c = begin; c < end; c += 8) {
+    Vec<float> score[8][2];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < 8; ++r) score[r][0] = score[r][1] = broadcast(in.bias[c + r]);
+    for (int64_t k = 0; k < in.pairs; ++k) {
+      const __m512bh low = (__m512bh)load(panel + k * 32), high = (__m512bh)load(panel + k * 32 + 16);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < 8; ++r) {
+        const __m512bh pair = (__m512bh)_mm512_set1_epi32(in.pair_block[(c + r) * in.pairs + k]);
+        score[r][0] = _mm512_dpbf16_ps(score[r][0], low, pair);
+        score[r][1] = _mm512_dpbf16_ps(score[r][1], high, pair);
+      }
+    }
+    running.take<8>(score, c, scores + (c - begin) * 32);
+  }
+  running.finish(found);
+}
+#endif
+
+// The nearest centroids of a panel of rows.
 template <typename T>
-int64_t assign_block_rows(int64_t count, int64_t depth, int64_t columns, int64_t threads) {
-  constexpr int64_t kRows = Tile<T>::kPanelRows;
-  int64_t rows = kMaxBlockRows;
-  const int64_t share = (count + threads - 1) / threads;
-  if (rows > share) rows = share;
-  if (rows > kMaxBlockElements / depth) rows = kMaxBlockElements / depth;
-  if (rows > kMaxBlockElements / columns) rows = kMaxBlockElements / columns;
-  return rows < kRows ? kRows : rows / kRows * kRows;
+struct PanelAssigner {
+  static constexpr int64_t kWidth = Tile<T>::kPanelColumns;
+  const AssignInputs<T>& in;
+  const T* rows;  // (count, depth) normalized for the cosine
+  int64_t count;
+  T inverse_norm[kWidth];
+  T margin[kWidth];       // by how much a score may be off, twice
+  T score[kWidth];        // the best so far
+  int64_t label[kWidth];  // the nearest centroid so far, -1 for none
+  double near[kWidth];    // how near it is; NaN where no other came close
+
+  DEEPCLUST_INLINE bool is_short(int64_t r) const { return in.cosine && !(inverse_norm[r] < T(1 / kMinNorm)); }
+
+  DEEPCLUST_INLINE double nearness(int64_t r, int64_t c) const {
+    const bool pair_is_short = is_short(r) || (in.cosine && in.shortfall[c] > 0);
+    return closeness(rows + r * in.depth, in.centroids + c * in.depth, in.depth, in.cosine, pair_is_short);
+  }
+
+  void consider(int64_t r, int64_t c) {
+    const double value = nearness(r, c);
+    if (label[r] >= 0) {
+      if (near[r] != near[r]) near[r] = nearness(r, label[r]);
+      if (!(value > near[r])) return;
+    }
+    near[r] = value;
+    label[r] = c;
+  }
+
+  // Finds margins of scores whose terms err by up to `term` times the norm of a row, besides their sums' rounding;
+  // false if one is infinite. That of a row with NaN is NaN.
+  bool set_margins(const T* squared_norm /* (kPanelColumns,) */, T term) {
+    bool finite = true;
+    for (int64_t r = 0; r < count; ++r) {
+      const T norm = (1 + 2 * kPairRounding) * std::sqrt(squared_norm[r]), reach = norm + in.reach;
+      margin[r] =
+          2 * (norm * term + in.rounding * (reach * reach) + in.depth * std::numeric_limits<T>::min() * (1 + reach));
+      finite = finite && (margin[r] <= std::numeric_limits<T>::max() || norm != norm);
+    }
+    return finite;
+  }
+
+  // Whether most rows have several scores within the margin.
+  bool is_doubtful(const PanelScores<T>& found) const {
+    int64_t uncertain = 0;
+    for (int64_t r = 0; r < count; ++r) uncertain += found.second[r] >= found.best[r] - margin[r];
+    return 2 * uncertain > count;
+  }
+
+  // Considers the centroids from `begin` on whose scores are within `margin` of the best one; a row that has NaN has
+  // none.
+  void consider_best(const PanelScores<T>& found, int64_t begin, int64_t end,
+                     const T* scores  // (end - begin, kPanelColumns)
+  ) {
+    for (int64_t r = 0; r < count; ++r) {
+      if (is_short(r)) continue;
+      const T before = score[r];
+      if (found.best[r] > before) score[r] = found.best[r];
+      const T floor = score[r] - margin[r];
+      if (!(found.best[r] >= floor)) continue;
+      if (found.second[r] < floor && before < floor) {
+        label[r] = found.centroid[r];
+        near[r] = std::numeric_limits<double>::quiet_NaN();
+        continue;
+      }
+      for (int64_t c = begin; c < end; ++c) {
+        if (scores[(c - begin) * kWidth + r] >= floor) consider(r, c);
+      }
+    }
+  }
+};
+
+// Labels and distances of rows first ... first + count - 1, at most kPanelColumns. `doubtful` says for how many more
+// panels bfloat16 is not worth trying.
+template <typename T>
+void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
+                  T* workspace,  // (assign_workspace<T>(...),)
+                  [[maybe_unused]] int64_t& doubtful,
+                  int64_t* labels,  // (N,)
+                  T* distances      // (N,) or null
+) {
+  constexpr int64_t kWidth = Tile<T>::kPanelColumns;
+  T* panel = workspace;
+  T* normalized = panel + (in.depth > 16 ? in.depth : 16) * kWidth;
+  T* scores = normalized + (in.cosine ? in.depth : 0) * kWidth;
+  PanelAssigner<T> assigner{in, in.features + first * in.depth, count, {}, {}, {}, {}, {}};
+  bool finite[kWidth];
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t offset = r * in.depth;
+    finite[r] = !in.cosine || normalize_rows(assigner.rows + offset, 1, in.depth, true, normalized + offset,
+                                             assigner.inverse_norm + r);
+    assigner.score[r] = -std::numeric_limits<T>::infinity();
+    assigner.label[r] = -1;
+    assigner.near[r] = std::numeric_limits<double>::quiet_NaN();
+  }
+  if (in.cosine) assigner.rows = normalized;
+  bool scored = false;
+  T squared_norm[kWidth];
+  PanelScores<T> found;
+#if DEEPCLUST_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, float>) {
+    if (in.pair_block != nullptr && doubtful == 0) {
+      pack_pairs(assigner.rows, in.shift, count, in.depth, panel, squared_norm);
+      scored = assigner.set_margins(squared_norm, kPairRounding * in.reach + in.pair_error);
+      for (int64_t begin = 0; scored && begin < in.clusters; begin += in.chunk) {
+        const int64_t end = begin + in.chunk < in.clusters ? begin + in.chunk : in.clusters;
+        score_pairs(in, begin, end, panel, scores, found);
+        if (begin == 0 && assigner.is_doubtful(found)) {
+          scored = false;
+          doubtful = kDoubtfulPanels;
+        } else {
+          assigner.consider_best(found, begin, end, scores);
+        }
+      }
+    } else if (doubtful > 0) {
+      --doubtful;
+    }
+  }
+#endif
+  if (!scored && in.clusters > 1) {  // a single centroid needs no scores
+    pack_columns(assigner.rows, in.depth, in.shift, 0, count, in.depth, panel, squared_norm);
+    scored = assigner.set_margins(squared_norm, T(0));
+    for (int64_t begin = 0; scored && begin < in.clusters; begin += in.chunk) {
+      const int64_t end = begin + in.chunk < in.clusters ? begin + in.chunk : in.clusters;
+      score_panel(in, begin, end, panel, scores, found);
+      assigner.consider_best(found, begin, end, scores);
+    }
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    const bool compares = !scored || assigner.is_short(r);
+    if (compares && finite[r] && all_finite(assigner.rows + r * in.depth, in.depth)) {
+      for (int64_t c = 0; c < in.clusters; ++c) assigner.consider(r, c);
+    }
+    labels[first + r] = assigner.label[r];
+  }
+  for (int64_t r = 0; distances != nullptr && r < count; ++r) {
+    double near = assigner.near[r];
+    if (near != near && assigner.label[r] >= 0) near = assigner.nearness(r, assigner.label[r]);
+    distances[first + r] = static_cast<T>(in.cosine ? 1 - near : -near);
+  }
 }
 
-// Elements of T that assign_rows needs for `rows` rows, a multiple of those of a panel.
+// Elements of T that assign_panel needs.
 template <typename T>
-int64_t assign_workspace(int64_t rows, int64_t depth, int64_t columns, bool cosine) {
-  return rows * (block_stride(depth) + columns + (cosine ? depth : 0));
-}
-
-// Columns that are multiplied: the clusters rounded up to whole vectors.
-template <typename T>
-int64_t score_columns_of(int64_t clusters) {
-  return (clusters + VecOf<T>::kLanes - 1) / VecOf<T>::kLanes * VecOf<T>::kLanes;
+int64_t assign_workspace(const AssignInputs<T>& in) {
+  const int64_t panel = in.depth > 16 ? in.depth : 16;  // pairs of bfloat16 are packed 32 at a time
+  return (panel + in.chunk + (in.cosine ? in.depth : 0)) * Tile<T>::kPanelColumns;
 }
 
 template <typename T>
