@@ -14,15 +14,21 @@
 // The cosine of normalized rows is 1 - |x - y|^2 / 2, so the same search finds it. A centroid with a norm below 1e-12
 // stays shorter than 1 when it is normalized, by a shortfall of its squared norm that its score takes into account.
 //
+// A step does both at once, part by part, and needs no distances: only rows that more than one centroid is left for are
+// compared by them.
+//
 // Update: the rows are cut in parts, as the sizes alone say, each part has its own sums, and these are added in order.
 #include "ops/kmeans_assign.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/tensor.h>
 #include <c10/util/BFloat16.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -49,6 +55,7 @@ constexpr int64_t kDoubtfulPanels = 7;
 // Sums of a part cost as much memory as the centroids, so a part has at least a few rows for each of these.
 constexpr int64_t kMinPartRows = 1024;
 constexpr int64_t kPartRowsPerCluster = 8;
+constexpr int64_t kPartRowsMultiple = 64;  // whole panels
 constexpr int64_t kMaxParts = 64;
 
 // What the kernels read.
@@ -103,40 +110,68 @@ float make_pairs(const float* block,  // (count, stride)
   return 1.01f * std::sqrt(largest);
 }
 
+// Centroids, packed to be compared with rows.
 template <typename T>
-void assign(const at::Tensor& features, const at::Tensor& centroids, bool cosine, const at::Tensor& labels,
-            const at::Tensor& distances) {
-  const int64_t count = features.size(0), depth = features.size(1), clusters = centroids.size(0);
-  const int64_t tile = DEEPCLUST_SELECT(panel_rows<T>)(), width = DEEPCLUST_SELECT(panel_columns<T>)();
-  const int64_t tiles = (clusters + tile - 1) / tile, padded = tiles * tile, pairs = (depth + 1) / 2;
-  const int64_t stride = DEEPCLUST_SELECT(block_stride)(depth);
-  const bool by_pairs = std::is_same_v<T, float> && clusters > 1 && has_bfloat16();
-  const auto size_of = Scratch<T>::size_of;
-  Scratch<T> scratch(size_of(padded * stride) + size_of(cosine ? clusters * depth : 0) + 2 * size_of(padded) +
-                     size_of(depth));
-  Scratch<int32_t> pair_scratch(by_pairs ? padded * pairs : 0);
-  T* block = scratch.take(padded * stride);
-  T* normalized = scratch.take(cosine ? clusters * depth : 0);
-  T* bias = scratch.take(padded);
-  T* shortfall = scratch.take(padded);
-  T* shift = scratch.take(depth);
-  int32_t* pair_block = by_pairs ? pair_scratch.take(padded * pairs) : nullptr;
+class Assignment {
+ public:
+  Assignment(const at::Tensor& features, const at::Tensor& centroids, bool cosine);
+
+  bool finite() const { return finite_; }
+  int64_t workspace() const { return DEEPCLUST_SELECT(assign_workspace<T>)(in_); }
+
+  // Labels and, unless null, distances of rows [begin, end).
+  void operator()(int64_t begin, int64_t end, T* memory /* (workspace(),) */, int64_t* labels /* (N,) */,
+                  T* distances /* (N,) or null */) const {
+    const int64_t width = DEEPCLUST_SELECT(panel_columns<T>)();
+    int64_t doubtful = 0;
+    for (int64_t first = begin; first < end; first += width) {
+      DEEPCLUST_SELECT(assign_panel<T>)(in_, first, std::min(width, end - first), memory, doubtful, labels, distances);
+    }
+  }
+
+ private:
+  static constexpr auto size_of = Scratch<T>::size_of;
+  const int64_t tile_ = DEEPCLUST_SELECT(panel_rows<T>)();
+  const int64_t padded_, pairs_, stride_;
+  const bool by_pairs_;
+  Scratch<T> scratch_;
+  Scratch<int32_t> pair_scratch_;
+  AssignInputs<T> in_;
+  bool finite_;
+};
+
+template <typename T>
+Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroids, bool cosine)
+    : padded_((centroids.size(0) + tile_ - 1) / tile_ * tile_),
+      pairs_((centroids.size(1) + 1) / 2),
+      stride_(DEEPCLUST_SELECT(block_stride)(centroids.size(1))),
+      by_pairs_(std::is_same_v<T, float> && centroids.size(0) > 1 && has_bfloat16()),
+      scratch_(size_of(padded_ * stride_) + size_of(cosine ? centroids.numel() : 0) + 2 * size_of(padded_) +
+               size_of(centroids.size(1))),
+      pair_scratch_(by_pairs_ ? padded_ * pairs_ : 0) {
+  const int64_t depth = centroids.size(1), clusters = centroids.size(0);
+  T* block = scratch_.take(padded_ * stride_);
+  T* normalized = scratch_.take(cosine ? clusters * depth : 0);
+  T* bias = scratch_.take(padded_);
+  T* shortfall = scratch_.take(padded_);
+  T* shift = scratch_.take(depth);
+  int32_t* pair_block = by_pairs_ ? pair_scratch_.take(padded_ * pairs_) : nullptr;
   const T* source = centroids.const_data_ptr<T>();
-  AssignInputs<T> in{clusters,
-                     depth,
-                     pairs,
-                     std::min(padded, kMaxChunk / tile * tile),
-                     features.const_data_ptr<T>(),
-                     cosine ? normalized : source,
-                     shift,
-                     block,
-                     bias,
-                     pair_block,
-                     shortfall,
-                     T(0),
-                     T(0),
-                     (depth + 32) * std::numeric_limits<T>::epsilon() / 2,
-                     cosine};
+  in_ = {clusters,
+         depth,
+         pairs_,
+         std::min(padded_, kMaxChunk / tile_ * tile_),
+         features.const_data_ptr<T>(),
+         cosine ? normalized : source,
+         shift,
+         block,
+         bias,
+         pair_block,
+         shortfall,
+         T(0),
+         T(0),
+         (depth + 32) * std::numeric_limits<T>::epsilon() / 2,
+         cosine};
   std::atomic<bool> finite{true};
   if (cosine) {
     at::parallel_for(0, clusters, 16, [&](int64_t begin, int64_t end) {
@@ -145,32 +180,36 @@ void assign(const at::Tensor& features, const at::Tensor& centroids, bool cosine
   }
   std::fill(shift, shift + depth, T(0));
   for (int64_t c = 0; c < clusters; ++c) {
-    for (int64_t k = 0; k < depth; ++k) shift[k] += in.centroids[c * depth + k] / clusters;
+    for (int64_t k = 0; k < depth; ++k) shift[k] += in_.centroids[c * depth + k] / clusters;
   }
-  at::parallel_for(0, tiles, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin * tile; c < end * tile; c += tile) {
-      if (!DEEPCLUST_SELECT(pack_centroids<T>)(in, c, block + c * stride, bias + c)) finite = false;
+  at::parallel_for(0, padded_ / tile_, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * tile_; c < end * tile_; c += tile_) {
+      if (!DEEPCLUST_SELECT(pack_centroids<T>)(in_, c, block + c * stride_, bias + c)) finite = false;
     }
   });
-  int64_t* label = labels.mutable_data_ptr<int64_t>();
-  T* distance = distances.mutable_data_ptr<T>();
-  if (!finite) {
-    std::fill(label, label + count, int64_t{-1});
-    std::fill(distance, distance + count, std::numeric_limits<T>::quiet_NaN());
+  finite_ = finite;
+  in_.reach = std::sqrt(-2 * *std::min_element(bias, bias + clusters));
+  if constexpr (std::is_same_v<T, float>) {
+    if (by_pairs_) in_.pair_error = make_pairs(block, padded_, stride_, depth, pair_block);
+  }
+}
+
+template <typename T>
+void assign(const at::Tensor& features, const at::Tensor& centroids, bool cosine, const at::Tensor& labels,
+            const at::Tensor& distances) {
+  const Assignment<T> assignment(features, centroids, cosine);
+  if (!assignment.finite()) {
+    labels.fill_(-1);
+    distances.fill_(std::numeric_limits<T>::quiet_NaN());
     return;
   }
-  in.reach = std::sqrt(-2 * *std::min_element(bias, bias + clusters));
-  if constexpr (std::is_same_v<T, float>) {
-    if (by_pairs) in.pair_error = make_pairs(block, padded, stride, depth, pair_block);
-  }
-  const int64_t workspace = DEEPCLUST_SELECT(assign_workspace<T>)(in);
+  const int64_t count = features.size(0), width = DEEPCLUST_SELECT(panel_columns<T>)();
+  int64_t* label = labels.mutable_data_ptr<int64_t>();
+  T* distance = distances.mutable_data_ptr<T>();
   at::parallel_for(0, (count + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> thread_scratch(workspace);
-    T* memory = thread_scratch.take(workspace);
-    int64_t doubtful = 0;
-    for (int64_t first = begin * width; first < std::min(end * width, count); first += width) {
-      DEEPCLUST_SELECT(assign_panel<T>)(in, first, std::min(width, count - first), memory, doubtful, label, distance);
-    }
+    Scratch<T> scratch(assignment.workspace());
+    T* memory = scratch.take(assignment.workspace());
+    assignment(begin * width, std::min(end * width, count), memory, label, distance);
   });
 }
 
@@ -188,14 +227,16 @@ std::tuple<at::Tensor, at::Tensor> kmeans_assign_cpu(const at::Tensor& features,
   return {labels, to_dtype(distances, features.scalar_type())};
 }
 
-template <typename T>
-void update(const at::Tensor& features, const at::Tensor& labels, const at::Tensor& sums, const at::Tensor& counts) {
+// Sums and sizes of clusters. `label_rows` is called for each part before its labels are read, by the same thread.
+template <typename T, typename LabelRows>
+void update(const at::Tensor& features, const int64_t* labels, const at::Tensor& sums, const at::Tensor& counts,
+            const LabelRows& label_rows) {
   const int64_t count = features.size(0), depth = features.size(1), clusters = sums.size(0);
   const T* rows = features.const_data_ptr<T>();
-  const int64_t* label = labels.const_data_ptr<int64_t>();
   T* sum = sums.mutable_data_ptr<T>();
   int64_t* size = counts.mutable_data_ptr<int64_t>();
-  const int64_t part_rows = std::max({kMinPartRows, kPartRowsPerCluster * clusters, (count - 1) / kMaxParts + 1});
+  const int64_t least_rows = std::max({kMinPartRows, kPartRowsPerCluster * clusters, (count - 1) / kMaxParts + 1});
+  const int64_t part_rows = (least_rows + kPartRowsMultiple - 1) / kPartRowsMultiple * kPartRowsMultiple;
   const int64_t parts = (count + part_rows - 1) / part_rows;
   const int64_t part_size = Scratch<T>::size_of(clusters * depth), part_clusters = Scratch<int64_t>::size_of(clusters);
   Scratch<T> sum_scratch(parts * part_size);
@@ -204,12 +245,13 @@ void update(const at::Tensor& features, const at::Tensor& labels, const at::Tens
   int64_t* part_counts = count_scratch.take(parts * part_clusters);
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = part * part_rows, last = std::min(first + part_rows, count);
+      label_rows(first, last);
       T* own_sums = part_sums + part * part_size;
       int64_t* own_counts = part_counts + part * part_clusters;
       std::fill(own_sums, own_sums + clusters * depth, T(0));
       std::fill(own_counts, own_counts + clusters, int64_t{0});
-      DEEPCLUST_SELECT(add_to_clusters<T>)(rows, label, part * part_rows, std::min((part + 1) * part_rows, count),
-                                           depth, clusters, own_sums, own_counts);
+      DEEPCLUST_SELECT(add_to_clusters<T>)(rows, labels, first, last, depth, clusters, own_sums, own_counts);
     }
   });
   at::parallel_for(0, clusters, 16, [&](int64_t begin, int64_t end) {
@@ -228,15 +270,74 @@ std::tuple<at::Tensor, at::Tensor> kmeans_update_cpu(const at::Tensor& features,
   const at::Tensor rows = to_accumulation(features);
   const at::Tensor sums = at::empty({num_clusters, rows.size(1)}, rows.options());
   const at::Tensor counts = at::empty({num_clusters}, rows.options().dtype(at::kLong));
-  const auto run = rows.scalar_type() == at::kDouble ? update<double> : update<float>;
-  run(rows, labels.contiguous(), sums, counts);
+  const at::Tensor label = labels.contiguous();
+  const auto run = [&](auto zero) {
+    update<decltype(zero)>(rows, label.const_data_ptr<int64_t>(), sums, counts, [](int64_t, int64_t) {});
+  };
+  rows.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
   return {sums, counts};
+}
+
+// Turns sums into centers, in place; returns their squared distance from the old ones and how many are without a row.
+template <typename T>
+std::array<double, 2> sums_to_centers(const at::Tensor& sums, const at::Tensor& counts, const at::Tensor& old,
+                                      bool cosine) {
+  const int64_t clusters = sums.size(0), depth = sums.size(1);
+  T* center = sums.mutable_data_ptr<T>();
+  const T* before = old.const_data_ptr<T>();
+  const int64_t* size = counts.const_data_ptr<int64_t>();
+  double shift = 0, empty = 0;
+  for (int64_t c = 0; c < clusters; ++c, center += depth, before += depth) {
+    T divisor = static_cast<T>(size[c]);
+    if (cosine) {
+      double squares = 0;
+      for (int64_t k = 0; k < depth; ++k) squares += static_cast<double>(center[k]) * center[k];
+      divisor = static_cast<T>(std::sqrt(squares));
+    }
+    empty += size[c] == 0;
+    for (int64_t k = 0; k < depth; ++k) {
+      center[k] = divisor > 0 ? center[k] / divisor : before[k];
+      const double moved = static_cast<double>(center[k]) - before[k];
+      shift += moved * moved;
+    }
+  }
+  return {shift, empty};
+}
+
+template <typename T>
+std::array<double, 2> step(const at::Tensor& features, const at::Tensor& centroids, bool cosine,
+                           const at::Tensor& labels, const at::Tensor& centers, const at::Tensor& counts) {
+  const Assignment<T> assignment(features, centroids, cosine);
+  int64_t* label = labels.mutable_data_ptr<int64_t>();
+  update<T>(features, label, centers, counts, [&](int64_t begin, int64_t end) {
+    if (!assignment.finite()) {
+      std::fill(label + begin, label + end, int64_t{-1});
+      return;
+    }
+    Scratch<T> scratch(assignment.workspace());
+    assignment(begin, end, scratch.take(assignment.workspace()), label, nullptr);
+  });
+  return sums_to_centers<T>(centers, counts, centroids, cosine);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step_cpu(const at::Tensor& features,   // (N, D)
+                                                                           const at::Tensor& centroids,  // (K, D)
+                                                                           std::string_view metric) {
+  check_kmeans_assign(features, centroids, metric);
+  const at::Tensor rows = to_accumulation(features), columns = to_accumulation(centroids);
+  const at::Tensor labels = at::empty({rows.size(0)}, rows.options().dtype(at::kLong));
+  const at::Tensor centers = at::empty_like(columns);
+  const at::Tensor counts = at::empty({columns.size(0)}, labels.options());
+  const auto run = rows.scalar_type() == at::kDouble ? step<double> : step<float>;
+  const std::array<double, 2> change = run(rows, columns, metric == "cosine", labels, centers, counts);
+  return {labels, centers, counts, at::tensor(change, rows.options().dtype(at::kDouble))};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(deepclust_ext, CPU, m) {
   m.impl("kmeans_assign", kmeans_assign_cpu);
+  m.impl("kmeans_step", kmeans_step_cpu);
   m.impl("kmeans_update", kmeans_update_cpu);
 }
 

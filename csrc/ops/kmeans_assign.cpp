@@ -58,6 +58,14 @@ std::tuple<at::Tensor, at::Tensor> kmeans_update(const at::Tensor& features, con
   return op.call(features, labels, num_clusters);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step(const at::Tensor& features,
+                                                                       const at::Tensor& centroids,
+                                                                       std::string_view metric) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("deepclust_ext::kmeans_step", "").typed<decltype(kmeans_step)>();
+  return op.call(features, centroids, metric);
+}
+
 namespace {
 
 std::tuple<at::Tensor, at::Tensor> kmeans_assign_autograd(const at::Tensor& features, const at::Tensor& centroids,
@@ -74,6 +82,14 @@ std::tuple<at::Tensor, at::Tensor> kmeans_update_autograd(const at::Tensor& feat
   return kmeans_update(features, labels, num_clusters);
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step_autograd(const at::Tensor& features,
+                                                                                const at::Tensor& centroids,
+                                                                                std::string_view metric) {
+  check_no_tangent("kmeans_step", features, centroids);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return kmeans_step(features, centroids, metric);
+}
+
 template <c10::DeviceType kDevice>
 std::tuple<at::Tensor, at::Tensor> kmeans_assign_autocast(const at::Tensor& features, const at::Tensor& centroids,
                                                           std::string_view metric) {
@@ -87,11 +103,15 @@ TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
       "kmeans_assign(Tensor features, Tensor centroids, str metric='euclidean') -> (Tensor labels, Tensor distances)");
   m.def("kmeans_update(Tensor features, Tensor labels, int num_clusters) -> (Tensor sums, Tensor counts)");
+  m.def(
+      "kmeans_step(Tensor features, Tensor centroids, str metric='euclidean') -> (Tensor labels, Tensor centers, "
+      "Tensor counts, Tensor change)");
 }
 
 TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("kmeans_assign", kmeans_assign_autograd);
   m.impl("kmeans_update", kmeans_update_autograd);
+  m.impl("kmeans_step", kmeans_step_autograd);
 }
 
 TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {

@@ -1,4 +1,5 @@
-// kmeans_assign: the nearest of K centroids for every row. kmeans_update: sums and sizes of the clusters.
+// kmeans_assign: the nearest of K centroids for every row. kmeans_update: sums and sizes of the clusters. kmeans_step:
+// an iteration of both.
 //
 // metric "euclidean": label_i = argmin_c |x_i - y_c|, distance_i = |x_i - y_c|, summed over squared differences.
 // metric "cosine": label_i = argmin_c of, and distance_i = 1 - x_i.y_c / (max(|x_i|, 1e-12) max(|y_c|, 1e-12)).
@@ -29,6 +30,13 @@ void check_kmeans_assign(const at::Tensor& features, const at::Tensor& centroids
 std::tuple<at::Tensor, at::Tensor> kmeans_update(const at::Tensor& features,  // (N, D)
                                                  const at::Tensor& labels,    // (N,) int64
                                                  int64_t num_clusters);
+
+// One of Lloyd's iterations: labels as by kmeans_assign; centers (K, D) in the accumulation dtype, the means of their
+// rows or for the cosine their unit sums, and the old ones where there is no row; counts (K,) int64; change (2,)
+// float64, the squared distance of the centers from the old ones, and how many clusters have no row.
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step(const at::Tensor& features,   // (N, D)
+                                                                       const at::Tensor& centroids,  // (K, D), K > 0
+                                                                       std::string_view metric);
 
 void check_kmeans_update(const at::Tensor& features, const at::Tensor& labels, int64_t num_clusters);
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepclust_ext.cluster.steps import assign_and_sum, centers_of, costs, exact_sum, fill_empty, seed_centers
-from deepclust_ext.ops import kmeans_assign, kmeans_update
+from deepclust_ext.ops import kmeans_assign, kmeans_step, kmeans_update
 
 Rows: TypeAlias = Tensor | NDArray[Any]
 
@@ -201,10 +201,11 @@ class KMeans:
         tolerance = self._tolerance(rows)
         n_iter, shift = 0, math.inf
         while n_iter < self.max_iter and shift > tolerance:
-            labels, distances, sums, counts = assign_and_sum(rows, centers, self.metric)
-            old, centers = centers, centers_of(sums, counts, centers, self.metric)
-            shift, num_empty = torch.stack([_shift(old, centers), (counts == 0).sum().double()]).tolist()
+            old = centers
+            labels, centers, counts, change = kmeans_step(rows, old, metric=self.metric)
+            shift, num_empty = change.tolist()
             if num_empty:
+                _, distances = kmeans_assign(rows, old, metric=self.metric)
                 sums, counts = kmeans_update(rows, fill_empty(labels, distances, counts), self.n_clusters)
                 centers = centers_of(sums, counts, old, self.metric)
                 shift = float(_shift(old, centers))

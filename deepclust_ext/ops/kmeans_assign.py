@@ -1,4 +1,4 @@
-"""kmeans_assign and kmeans_update: the two halves of a k-means iteration, without any N x K matrix."""
+"""kmeans_assign and kmeans_update, the two halves of a k-means iteration, and kmeans_step, both; no N x K matrix."""
 
 import torch
 from torch import Tensor
@@ -91,6 +91,50 @@ def kmeans_update(
     return sums, counts
 
 
+def kmeans_step(
+    features: Tensor,  # (N, D)
+    centroids: Tensor,  # (K, D)
+    *,
+    metric: str = "euclidean",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Make one of Lloyd's iterations: assign all rows, then move every center amid its rows.
+
+    .. math::
+        s_c = \sum_{label_i = c} x_i \qquad y'_c = s_c / n_c \quad \text{or} \quad y'_c = s_c / |s_c|
+
+    for the metric ``"euclidean"``, and for ``"cosine"``, whose rows should be of norm 1. A center without rows stays.
+    The same as :func:`kmeans_assign` and :func:`kmeans_update` in turn, but rows are read once, and distances are
+    computed only where they have to decide.
+
+    Args:
+        features: Rows (N, D), float16, bfloat16, float32 or float64; D > 0. N may be 0.
+        centroids: The centers (K, D) so far, of the same dtype and device, K > 0.
+        metric: ``"euclidean"`` or ``"cosine"``.
+
+    Returns:
+        Labels (N,) int64; centers (K, D), float32, or float64 for float64; counts (K,) int64; and the change (2,)
+        float64: the squared distance of all centers together from the old ones, and the number of empty clusters.
+        All are constants as those of :func:`kmeans_assign`.
+
+    Raises:
+        TypeError: An argument is no tensor, or of an unsupported or different dtype.
+        ValueError: A shape, device or the metric does not fit.
+
+    Example:
+        >>> features, centroids = torch.tensor([[0.0], [2.0], [7.0]]), torch.tensor([[0.0], [9.0]])
+        >>> labels, centers, counts, change = kmeans_step(features, centroids)
+        >>> centers.tolist(), counts.tolist(), change.tolist()
+        ([[1.0], [7.0]], [2, 1], [5.0, 0.0])
+
+    Source: S. Lloyd, Least squares quantization in PCM, IEEE Transactions on Information Theory 28 (1982).
+    """
+    _check_assign(features, centroids, metric)
+    if not _extension.uses_native(features.device.type):
+        return reference.kmeans_step(features, centroids, metric=metric)
+    labels, centers, counts, change = torch.ops.deepclust_ext.kmeans_step.default(features, centroids, metric)
+    return labels, centers, counts, change
+
+
 def _check_features(
     features: Tensor,  # (N, D)
 ) -> None:
@@ -146,6 +190,17 @@ def _fake_assign(
     return features.new_empty(count, dtype=torch.int64), features.new_empty(count)
 
 
+def _fake_step(
+    features: Tensor,  # (N, D)
+    centroids: Tensor,  # (K, D)
+    metric: str = "euclidean",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_assign(features, centroids, metric)
+    labels = features.new_empty(features.shape[0], dtype=torch.int64)
+    centers = torch.empty_like(centroids, dtype=torch.promote_types(centroids.dtype, torch.float32))
+    return labels, centers, labels.new_empty(centroids.shape[0]), features.new_empty(2, dtype=torch.float64)
+
+
 def _fake_update(
     features: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
@@ -159,4 +214,5 @@ def _fake_update(
 
 if _extension.NATIVE_DEVICES:
     torch.library.register_fake("deepclust_ext::kmeans_assign", _fake_assign)
+    torch.library.register_fake("deepclust_ext::kmeans_step", _fake_step)
     torch.library.register_fake("deepclust_ext::kmeans_update", _fake_update)

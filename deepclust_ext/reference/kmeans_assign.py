@@ -28,6 +28,23 @@ def kmeans_assign(
 
 
 @torch.no_grad()
+def kmeans_step(
+    features: Tensor,  # (N, D)
+    centroids: Tensor,  # (K, D)
+    *,
+    metric: str = "euclidean",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Assign, then move the centers; see :func:`deepclust_ext.ops.kmeans_step` for the contract."""
+    labels, _ = kmeans_assign(features, centroids, metric=metric)
+    sums, counts = kmeans_update(features, labels, len(centroids))
+    old = centroids.to(sums.dtype)
+    sizes = counts.unsqueeze(1) if metric == "euclidean" else sums.norm(dim=1, keepdim=True)
+    centers = torch.where(sizes > 0, sums / sizes, old)
+    shift = (centers.double() - old.double()).square().sum()
+    return labels, centers, counts, torch.stack([shift, (counts == 0).sum().double()])
+
+
+@torch.no_grad()
 def kmeans_update(
     features: Tensor,  # (N, D)
     labels: Tensor,  # (N,) int64

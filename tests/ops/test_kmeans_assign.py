@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepclust_ext import kmeans_assign, reference
-from deepclust_ext.ops import kmeans_update
+from deepclust_ext.ops import kmeans_step, kmeans_update
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES
 from tests.helpers import (
     DEVICES,
@@ -256,6 +256,22 @@ def test_update_is_an_op_like_the_others() -> None:
     assert [x.shape for x in kmeans_update(features.to("meta"), labels.to("meta"), 4)] == [(4, 3), (4,)]
 
 
+@pytest.mark.parametrize(("count", "gap"), [(96, 1e-3), (640, 1e-3), (64, 1e-5)])
+def test_scores_that_say_nothing_at_first(count: int, gap: float) -> None:
+    """Among more centroids than are looked at in one go, pairs that differ by less than low precision tells."""
+    generator = torch.Generator().manual_seed(count)
+    centers = torch.randn(1200, 24, generator=generator)
+    centroids = torch.stack([centers, centers + gap * torch.randn(1200, 24, generator=generator)], 1).reshape(2400, 24)
+    features = centers[torch.randint(1200, (count,), generator=generator)]
+    features[::2] += 0.1 * torch.randn(count // 2, 24, generator=generator)
+    labels, distances = kmeans_assign(features, centroids)
+    exact = distances_to(features, centroids, "euclidean")
+    chosen = exact.gather(1, labels[:, None]).squeeze(1)
+    torch.testing.assert_close(chosen, exact.amin(1), rtol=1e-6, atol=1e-7)
+    assert (labels != exact.argmin(1)).sum() <= 1
+    torch.testing.assert_close(distances.double(), chosen, rtol=1e-6, atol=1e-7)
+
+
 FEATURES, CENTROIDS, LABELS = torch.ones(4, 2), torch.ones(3, 2), torch.zeros(4, dtype=torch.int64)
 DTYPES = "float16, bfloat16, float32 or float64"
 SHAPE = r"expected shape \((N|K), D\) with (D|K) > 0, got"
@@ -270,6 +286,8 @@ BAD_INPUTS: list[tuple[Callable[..., Any], tuple[Any, ...], type[Exception], str
     (kmeans_assign, (FEATURES, CENTROIDS.double()), TypeError, "centroids: expected dtype .*float32 like features, .*"),
     (kmeans_assign, (FEATURES, CENTROIDS.to("meta")), ValueError, "centroids: expected device cpu .*, got meta"),
     (partial(kmeans_assign, metric="dot"), (FEATURES, CENTROIDS), ValueError, "metric: expected .*, got 'dot'"),
+    (kmeans_step, (None, CENTROIDS), TypeError, "features: expected a tensor, got NoneType"),
+    (partial(kmeans_step, metric="dot"), (FEATURES, CENTROIDS), ValueError, "metric: expected .*, got 'dot'"),
     (kmeans_update, (None, LABELS, 3), TypeError, "features: expected a tensor, got NoneType"),
     (kmeans_update, (FEATURES, [0], 3), TypeError, "labels: expected a tensor, got list"),
     (kmeans_update, (FEATURES, LABELS.int(), 3), TypeError, "labels: expected dtype torch.int64, got torch.int32"),
@@ -298,6 +316,7 @@ def test_bad_input_is_named(
         ("assign", (FEATURES, torch.ones(3, 5)), ValueError, r"centroids: expected shape \[3, 2\], got \[3, 5\]"),
         ("assign", (FEATURES, CENTROIDS.double()), TypeError, "centroids: expected dtype Float like features, .*"),
         ("assign", (FEATURES, CENTROIDS, "dot"), ValueError, "metric: expected 'euclidean' or 'cosine', got 'dot'"),
+        ("step", (FEATURES, torch.ones(0, 2)), ValueError, r"centroids: expected shape \(K, D\) with K > 0, got .*"),
         ("update", (FEATURES, LABELS[:3], 3), ValueError, r"labels: expected shape \[4\], .*, got \[3\]"),
         ("update", (FEATURES, LABELS.int(), 3), TypeError, "labels: expected dtype Long, got Int"),
         ("update", (FEATURES, LABELS, 0), ValueError, "num_clusters: expected at least 1, got 0"),
@@ -327,13 +346,14 @@ def test_memory_does_not_grow_with_rows_times_centroids() -> None:
 def test_instruction_sets_agree() -> None:
     script = (
         "import torch\n"
-        "from deepclust_ext.ops import kmeans_update\n"
+        "from deepclust_ext.ops import kmeans_step, kmeans_update\n"
         "from tests.ops.test_kmeans_assign import KINDS, METRICS, make_batch\n"
         "for kind in KINDS:\n"
         "  for dtype in (torch.float32, torch.float64):\n"
         "    features, centroids = (x.to(dtype) for x in make_batch(kind, 300, 45, 70))\n"
         "    for metric in METRICS:\n"
         "      labels, distances = deepclust_ext.kmeans_assign(features, centroids, metric=metric)\n"
+        "      assert torch.equal(kmeans_step(features, centroids, metric=metric)[0], labels)\n"
         "      sums, counts = kmeans_update(features, labels, 45)\n"
         "      print(*(float(x).hex() for y in (labels, distances, sums) for x in y.flatten()))\n"
     )

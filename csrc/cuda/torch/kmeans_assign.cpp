@@ -1,6 +1,8 @@
 #include "ops/kmeans_assign.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
 #include <torch/library.h>
 
 #include "cuda/context.h"
@@ -52,11 +54,25 @@ std::tuple<at::Tensor, at::Tensor> kmeans_update_cuda(const at::Tensor& features
   return {sums, counts};
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step_cuda(const at::Tensor& features,   // (N, D)
+                                                                            const at::Tensor& centroids,  // (K, D)
+                                                                            std::string_view metric) {
+  const at::Tensor labels = std::get<0>(kmeans_assign_cuda(features, centroids, metric));
+  const auto [sums, counts] = kmeans_update_cuda(features, labels, centroids.size(0));
+  const at::Tensor old = centroids.to(sums.scalar_type());
+  const at::Tensor sizes = metric == "cosine" ? sums.norm(2, 1, true) : counts.unsqueeze(1);
+  const at::Tensor centers = at::where(sizes > 0, sums / sizes, old);
+  const at::Tensor shift = (centers.to(at::kDouble) - old.to(at::kDouble)).square_().sum();
+  const at::Tensor empty = (counts == 0).sum().to(at::kDouble);
+  return {labels, centers, counts, at::stack({shift, empty})};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(deepclust_ext, DEEPCLUST_CUDA_KEY, m) {
   m.impl("kmeans_assign", kmeans_assign_cuda);
   m.impl("kmeans_update", kmeans_update_cuda);
+  m.impl("kmeans_step", kmeans_step_cuda);
 }
 
 }  // namespace deepclust
