@@ -112,16 +112,21 @@ def time_rounds(
         sampler = take_device_sample if device == "cuda" else take_host_sample
         take = partial(sampler, function, inputs, modes[name])
         samplers[name] = partial(take, repeats=find_repeats(take))
-    rounds: Rounds = {(name, mode): [] for name in calls for mode in modes[name]}
+    return sample_rounds(samplers, seconds)
+
+
+def sample_rounds(samplers: Mapping[str, Callable[[], Sample]], seconds: float) -> Rounds:
+    """Take one sample of each per round, for about so many seconds; no seconds mean 3 rounds."""
 
     def run_round(order: list[str]) -> dict[tuple[str, str], float]:
         return {(name, mode): taken for name in order for mode, taken in samplers[name]().items()}
 
-    order = list(calls)
+    order = list(samplers)
     for _ in range(WARM_UPS):
         start = time.perf_counter()
-        run_round(order)
+        warm_up = run_round(order)
         round_seconds = time.perf_counter() - start
+    rounds: Rounds = {key: [] for key in warm_up}
     count = min(max(int(seconds / round_seconds), MIN_ROUNDS), MAX_ROUNDS) if seconds else 3
     shuffler = random.Random(0)  # nobody always finds the caches as the same other one left them
     gc.disable()
