@@ -1,0 +1,291 @@
+"""One training step of each method, taken apart: `python -m benchmarks.steps`.
+
+Two copies of a trainer make their steps in turn: one with the fused ops, one with the plain-PyTorch reference of all of
+them, as DEEPCLUST_EXT_BACKEND=reference would. The first step of both, on the same parameters, batch and seed, has to
+give the same loss and the same gradients; a case where it does not is WRONG and not timed. The parts of a step:
+
+- data: one batch from the trainer's loader, and its views
+- forward: the calls of the method's networks, the teacher's or momentum network's too
+- loss: the rest of the method's `training_step`, which is losses, noise, queue and logged statistics
+- backward: all of it; loss_backward is its beginning, up to the first gradient of a network's output
+- optimizer: learning rates, the update, and that of the momentum network
+
+k-means, which some methods need once an epoch, is no part of a step. Rows go to the machine's CSV, under the op
+training_step.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import partial
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from benchmarks.clock import Sample, paired_ratio, sample_rounds, summarize
+from benchmarks.floors import markdown_table
+from benchmarks.report import ROOT, Row, Setting, csv_path, current_commit, format_cell, machine_name, update_csv
+from deepclust_ext import _extension
+from deepclust_ext.data import Digits
+from deepclust_ext.data.views import strong_view, weak_view
+from deepclust_ext.demo import METHODS, make_trainer
+from deepclust_ext.methods import CLC, SACC, HaDis
+from deepclust_ext.train import TrainConfig, Trainer, seed_everything
+
+PROVIDERS = ("fused", "reference")
+
+#: Modes of the rows, and what the table calls them.
+PARTS = {
+    "data": "data",
+    "forward": "forward",
+    "loss": "loss",
+    "backward": "backward",
+    "loss_backward": "of which the loss",
+    "optimizer": "optimizer",
+    "step": "step",
+}
+
+#: Largest difference in the L2 norm, relative to the reference: rounding grows on its way back through the networks.
+TOLERANCE = 1e-4
+
+UNUSED_FOLDER = Path("runs")  # a trainer writes when it fits, and these do not
+
+
+def digits_trainer(name: str) -> Trainer:
+    """Return the demo's trainer of a method."""
+    return make_trainer(name, UNUSED_FOLDER, Digits(), seed=0)
+
+
+def photo_trainer(name: str, batch_size: int = 256, size: int = 32) -> Trainer:
+    """Return a trainer of a method with its defaults, a ResNet-18, and weak and strong views of random RGB images.
+
+    Raises:
+        ImportError: If torchvision is missing or does not fit torch.
+    """
+    weak, strong = weak_view(size), strong_view(size)
+    from torchvision.models import resnet18
+
+    seed_everything(0)
+    backbone = resnet18()
+    feature_dim = backbone.fc.in_features
+    backbone.fc = nn.Identity()
+    recipes: dict[str, tuple[Any, list[nn.Module], dict[str, Any]]] = {  # class, views, options of its optimizer
+        "hadis": (HaDis, [weak, weak], {"batch_size": batch_size}),
+        "sacc": (SACC, [weak, weak, strong], {}),
+        "clc": (CLC, [weak, strong], {}),
+    }
+    method_class, views, options = recipes[name]
+    method = method_class(backbone, feature_dim, 10)
+    images = TensorDataset(torch.rand(4 * batch_size, 3, size, size))
+    config = TrainConfig(batch_size=batch_size)
+    return Trainer(method, method.optimizer(**options), images, views, config, UNUSED_FOLDER)
+
+
+#: Name of a case, which begins with its method -> what makes its trainer, the same at every call.
+CASES: Mapping[str, Callable[[], Trainer]] = {
+    **{f"{name}-digits-{defaults.batch_size}x8x8": partial(digits_trainer, name) for name, defaults in METHODS.items()},
+    **{f"{name}-resnet18-256x32x32": partial(photo_trainer, name) for name in METHODS},
+}
+
+
+class Stepper:
+    """Makes the steps of a trainer one at a time and times their parts.
+
+    Args:
+        trainer: Its networks are those children of the method that have parameters.
+        pseudo_labels: (N,) for the images of the data set, or None.
+    """
+
+    def __init__(self, trainer: Trainer, pseudo_labels: Tensor | None) -> None:
+        self.trainer = trainer
+        self.pseudo_labels = pseudo_labels
+        self.networks = {name: child for name, child in trainer.method.named_children() if list(child.parameters())}
+        self.loss = torch.tensor(torch.nan)  # of the last step
+        self._steps = count()
+        self._batches = _batches(trainer)
+        self._entered = self._in_networks = 0.0
+        self._arrivals: list[float] = []  # when the backward pass came to the outputs of networks
+        for network in self.networks.values():
+            network.register_forward_pre_hook(self._enter)
+            network.register_forward_hook(self._leave)
+        trainer.method.train()
+
+    def step(self) -> Sample:
+        """Make one step as the trainer does, and return the seconds of its parts."""
+        trainer, method = self.trainer, self.trainer.method
+        start = perf_counter()
+        images, index = next(self._batches)
+        labels = None if self.pseudo_labels is None else self.pseudo_labels[index]
+        views = [augment(images) for augment in trainer.augmentations]
+        have_data = perf_counter()
+        self._in_networks = 0.0
+        self._arrivals.clear()
+        loss, _ = method.training_step(views, labels, index)
+        have_loss = perf_counter()
+        trainer.optimizer.zero_grad()
+        loss.backward()
+        have_gradients = perf_counter()
+        trainer._set_rates(next(self._steps))
+        trainer.optimizer.step()
+        method.after_step()
+        end = perf_counter()
+        self.loss = loss.detach()
+        return {
+            "data": have_data - start,
+            "forward": self._in_networks,
+            "loss": have_loss - have_data - self._in_networks,
+            "backward": have_gradients - have_loss,
+            "loss_backward": self._arrivals[0] - have_loss,
+            "optimizer": end - have_gradients,
+            "step": end - start,
+        }
+
+    def results(self) -> dict[str, Tensor]:
+        """Return what two providers have to agree on: the loss of the last step and the gradients of each network."""
+        gradients = {
+            f"gradient of {name}": torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+            for name, network in self.networks.items()
+            if any(p.requires_grad for p in network.parameters())
+        }
+        return {"loss": self.loss, **gradients}
+
+    def _enter(self, network: nn.Module, inputs: Any) -> None:
+        self._entered = perf_counter()
+
+    def _leave(self, network: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+        self._in_networks += perf_counter() - self._entered
+        for tensor in (output,) if isinstance(output, Tensor) else output:
+            if tensor.requires_grad:
+                tensor.register_hook(self._arrive)
+
+    def _arrive(self, gradient: Tensor) -> None:
+        # Autograd runs what was recorded last first: at the first arrival the loss is all done.
+        self._arrivals.append(perf_counter())
+
+
+def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images and their indices, epoch after epoch."""
+    for epoch in count():
+        yield from trainer._shuffled(epoch)
+
+
+def provided_by(provider: str) -> AbstractContextManager[Any]:
+    """Return a context in which the ops are fused, or all of them their reference."""
+    return nullcontext() if provider == "fused" else patch.object(_extension, "NATIVE_DEVICES", frozenset())
+
+
+def make_steppers(make: Callable[[], Trainer]) -> dict[str, Stepper]:
+    """Return a stepper for each provider, both in the same state: that after the warm-up, with queues full."""
+    trainers = {provider: make() for provider in PROVIDERS}
+    method = trainers["fused"].method
+    labels = trainers["fused"].kmeans(n_init=1) if method.needs_pseudo_labels else None
+    for trainer in trainers.values():
+        if isinstance(trainer.method, CLC):
+            # The time does not depend on the keys, and at a batch a step some queues take hundreds of steps to fill.
+            generator = torch.Generator().manual_seed(0)
+            trainer.method.key_queue.normal_(generator=generator)
+            trainer.method.score_queue.normal_(generator=generator)
+            trainer.method.num_enqueued = len(trainer.method.key_queue)
+    return {provider: Stepper(trainer, labels) for provider, trainer in trainers.items()}
+
+
+def find_fault(results: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> str | None:
+    """Return what is wrong with the fused step's results, or None."""
+    for name, expected in truth.items():
+        off = float((results[name] - expected).norm() / expected.norm())
+        if not off <= TOLERANCE:  # NaN too
+            return f"WRONG: {name} is off by {off:.1e}, allowed {TOLERANCE:.0e}"
+    return None
+
+
+def measure(setting: Setting, seconds: float, case: str, make: Callable[[], Trainer]) -> list[Row]:
+    """Check and time the parts of a step; a case that is wrong or not installed has one row that says so."""
+    row = partial(Row, op="training_step", case=case, **asdict(setting))
+    try:
+        steppers = make_steppers(make)
+    except ImportError as missing:
+        return [row(provider="fused", mode="step", status=f"not installed: {missing}")]
+
+    def step(provider: str) -> Sample:
+        with provided_by(provider):
+            return steppers[provider].step()
+
+    results = {}
+    for provider, stepper in steppers.items():
+        torch.manual_seed(0)
+        step(provider)
+        results[provider] = stepper.results()
+    if fault := find_fault(results["fused"], results["reference"]):
+        return [row(provider="fused", mode="step", status=fault)]
+    times = sample_rounds({provider: partial(step, provider) for provider in PROVIDERS}, seconds)
+    return [
+        row(
+            provider=provider,
+            mode=mode,
+            status="ok",
+            rounds=len(taken),
+            **asdict(summarize(taken)),
+            per_ours=paired_ratio(taken, times["fused", mode]),
+        )
+        for (provider, mode), taken in times.items()
+    ]
+
+
+def step_table(rows: Sequence[Row]) -> str:
+    """Return the parts of one case's step in Markdown: ms and share of the step, and the ratios."""
+    found = {(row.provider, row.mode): row for row in rows}
+    titles = ["part", *(title for provider in PROVIDERS for title in (f"{provider} ms", "share")), "reference / fused"]
+    lines = []
+    for mode, name in PARTS.items():
+        cells = [name]
+        for provider in PROVIDERS:
+            taken, whole = (found[provider, part].median_ms for part in (mode, "step"))
+            assert taken is not None
+            assert whole is not None
+            cells += [format_cell(taken), f"{taken / whole:.1%}"]
+        lines.append([*cells, format_cell(found["reference", mode].per_ours)])
+    return markdown_table(titles, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table for each case, update the machine's CSV; return 1 if a case is wrong."""
+    parser = argparse.ArgumentParser("python -m benchmarks.steps", description=__doc__.splitlines()[0])
+    parser.add_argument("--method", choices=METHODS, help="this one only (default: all)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each case; at least 9 rounds (default: 20)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV")
+    options = parser.parse_args(arguments)
+    if "cpu" not in _extension.NATIVE_DEVICES:
+        parser.error(f"the fused ops are missing: {_extension.REASON}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    setting = Setting(
+        machine=machine_name("cpu"),
+        device="cpu",
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        commit=current_commit(),
+        dtype="float32",
+    )
+    wrong = False
+    for case, make in CASES.items():
+        if options.method and case.split("-")[0] != options.method:
+            continue
+        rows = measure(setting, options.seconds, case, make)
+        update_csv(csv_path(options.out, setting), rows)
+        status = rows[0].status
+        print(f"\n{case}\n\n{step_table(rows) if status == 'ok' else status}", flush=True)
+        wrong |= status.startswith("WRONG")
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
