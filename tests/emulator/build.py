@@ -93,6 +93,17 @@ def run(command: Sequence[str | Path]) -> None:
     print(result.stdout, end="", file=sys.stderr)
 
 
+def precompile(compiler: Sequence[str | Path], flags: Sequence[str], header: Path, folder: Path) -> list[str]:
+    """Compile a header that many sources begin with, where it changed; return the flags that include it."""
+    prefix = folder / "prefix.h"
+    compiled, record = prefix.with_suffix(".h.gch"), prefix.with_suffix(".d")
+    if not record.is_file() or is_stale(compiled, recorded_inputs(record)):
+        folder.mkdir(parents=True, exist_ok=True)
+        prefix.write_text(f'#include "{header}"\n')
+        run([*compiler, *flags, "-MMD", "-MF", record, "-x", "c++-header", prefix, "-o", compiled])
+    return ["-include", str(prefix), "-fpch-deps", "-Winvalid-pch"]
+
+
 def compile_all(compiler: Sequence[str | Path], units: Iterable[tuple[Path, list[str]]], folder: Path) -> list[Path]:
     """Compile each source with its flags, where it or a header of it changed; return the object files."""
     commands: list[list[str | Path]] = []
@@ -131,8 +142,11 @@ def emulated_objects(sources: Sequence[Path], mode: str) -> list[Path]:
     """Compile sources and the emulator's runtime for a mode."""
     # The runtime first: of an inline function in several objects the linker takes the first, here the unchecked one.
     everything = [*runtime_sources(mode), *sources]
-    units = [(source, (KERNEL_FLAGS if source.suffix == ".cu" else HOST_FLAGS)[mode]) for source in everything]
-    return compile_all(emulating_compiler(), units, OUTPUT / mode)
+    compiler = emulating_compiler()
+    kernels = KERNEL_FLAGS[mode]
+    kernels = [*kernels, *precompile(compiler, kernels, ROOT / "csrc" / "device.h", OUTPUT / mode)]
+    units = [(source, kernels if source.suffix == ".cu" else HOST_FLAGS[mode]) for source in everything]
+    return compile_all(compiler, units, OUTPUT / mode)
 
 
 @contextmanager

@@ -41,6 +41,9 @@ def make_batch(kind: str, count: int, depth: int, dtype: torch.dtype = torch.flo
 
 
 KINDS = ["random", "cone", "aligned", "overlapping", "few", "collapsed"]
+# The ways that a kind decides between are those of the CPU; the emulated device has one for many rows and one for few.
+COUNTS = {kind: (3, 64, 257, 1030) if not EMULATED or kind == "random" else (3, 64, 257) for kind in KINDS}
+KINDS_AND_COUNTS = [(kind, count) for kind, counts in COUNTS.items() for count in counts]
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -57,8 +60,7 @@ def test_hand_case(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("count", [3, 64, 257, 1030])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "count"), KINDS_AND_COUNTS)
 def test_every_way_finds_the_pairs_of_the_reference(kind: str, count: int, dtype: torch.dtype) -> None:
     teacher, student = make_batch(kind, count, 48, dtype)
     for normalize in (True, False):
