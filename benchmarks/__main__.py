@@ -1,35 +1,26 @@
-"""The command line: `python -m benchmarks [OP ...]`; see benchmarks/README.md for what the numbers mean."""
+"""The command line: `python -m benchmarks`; see benchmarks/README.md for what the numbers mean."""
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
-from benchmarks.clock import Rounds, paired_ratio, summarize, time_rounds
+from benchmarks import kmeans
 from benchmarks.contrastive_floors import contrastive_floor_table
-from benchmarks.floors import CARDS, floor_lines
+from benchmarks.cpu_floors import Rates, measure_rates
+from benchmarks.floors import CARDS
 from benchmarks.gather_floors import gather_floor_table
-from benchmarks.harness import (
-    DEFAULT_DTYPES,
-    DTYPES,
-    Case,
-    OpBenchmark,
-    admit,
-    cases_of,
-    float32_products,
-    load_op,
-    load_providers,
-    modes_of,
-    op_names,
-)
+from benchmarks.growth import growth_lines
+from benchmarks.harness import DEFAULT_DTYPES, DTYPES, Case, cases_of, float32_products, load_op, op_names
 from benchmarks.kmeans_floors import kmeans_floor_table
-from benchmarks.memory import measure_allocated, measure_in_subprocess
 from benchmarks.mining_floors import mining_floor_table
 from benchmarks.neighbors_floors import neighbors_floor_table
+from benchmarks.page import peer_versions, write_page
 from benchmarks.report import (
     ROOT,
     Row,
@@ -37,9 +28,12 @@ from benchmarks.report import (
     csv_path,
     current_commit,
     format_table,
+    last_runs,
     machine_name,
+    read_csv,
     update_csv,
 )
+from benchmarks.run import print_case, run_case
 from benchmarks.sinkhorn_floors import sinkhorn_floor_table
 from deepclust_ext._extension import NATIVE_DEVICES
 
@@ -52,97 +46,88 @@ FLOOR_TABLES = {
     "sinkhorn_knopp": sinkhorn_floor_table,
 }
 
+#: What is no op but measured too, on the CPU, in float32: for about so many seconds a case, or only once if that is 0.
+BEYOND_OPS: Mapping[str, Callable[[Setting, float], list[Row]]] = {"KMeans": kmeans.measure_series}
+
+SERIES_SECONDS, SECONDS = 3.0, 10.0  # per case, of a series and of all cases
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser("python -m benchmarks", description="Check, then time, ops against their rivals.")
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"which ops: {', '.join(op_names())} (default: all)")
-    parser.add_argument("--cases", metavar="TEXT", default="", help="only cases with this in their name")
-    parser.add_argument("--quick", action="store_true", help="only the first case, 3 rounds, no memory")
-    parser.add_argument("--seconds", type=float, default=10.0, help="time per case (default: 10)")
+    names = ", ".join([*op_names(), *BEYOND_OPS])
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description="Check, then time, ops against their rivals; write a CSV and a report.",
+        epilog="On the CPU each op has a series of cases that differ in N alone, and these are run unless --all, "
+        "--cases or --quick says otherwise; on a GPU all are.",
+    )
+    parser.add_argument("--op", nargs="+", default=[], metavar="OP", help=f"which: {names} (default: all)")
+    parser.add_argument("--all", action="store_true", help="all cases of each op, not only its series")
+    parser.add_argument("--cases", metavar="TEXT", default="", help="the cases with this in their name, of all")
+    parser.add_argument("--quick", action="store_true", help="only the first case, 3 rounds; no memory, no report")
+    parser.add_argument("--seconds", type=float, help=f"time per case (default: {SERIES_SECONDS:g}, all: {SECONDS:g})")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: float32; on cuda all but float64")
     parser.add_argument("--floors", action="store_true", help="print floors and predictions for an H200, run nothing")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV")
+    parser.add_argument("--from", dest="csv", type=Path, metavar="CSV", help="make the report of a CSV, run nothing")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of CSV and report")
     return parser
 
 
-def run_case(name: str, op: OpBenchmark, case: Case, setting: Setting, seconds: float, memory: bool) -> list[Row]:
-    """Measure one case and return a row per provider and mode, or one per provider that was not timed."""
-    inputs = case.inputs(DTYPES[setting.dtype][0], setting.device)
-    case_modes = modes_of(op, case)
-    timed: Rounds = {}
-    if case.memory_only:
-        functions, statuses = load_providers(op, case)
-        statuses.update(dict.fromkeys(functions, "memory only"))
-    else:
-        functions, statuses = admit(op, case, inputs)
-        calls = {op.YARDSTICK.name: case.bind(op.YARDSTICK.function), **case.beside, **functions}
-        modes = {name: case_modes if name != op.YARDSTICK.name else ("forward",) for name in calls}
-        timed = time_rounds(calls, modes, inputs, setting.device, seconds)
-    peaks: dict[str, float] = {}
-    for provider in functions if memory else ():
-        if setting.device == "cuda":
-            peaks[provider] = measure_allocated(functions[provider], inputs, case_modes)
-        else:
-            peaks[provider] = measure_in_subprocess(name, case.name, provider, setting.dtype, setting.threads)
-    make_row = partial(Row, op=name, case=case.name, **asdict(setting))
-    whole = case_modes[-1]  # the mode that memory is measured in
-    rows = []
-    for (provider, mode), times in timed.items():
-        summary = summarize(times)
-        ours = timed.get(("ours", mode))
-        floor = provider == op.YARDSTICK.name
-        rows.append(
-            make_row(
-                provider=provider,
-                mode=mode,
-                status="ok",
-                rounds=len(times),
-                **asdict(summary),
-                per_ours=paired_ratio(times, ours) if ours else None,
-                per_yardstick=paired_ratio(times, timed[op.YARDSTICK.name, "forward"]),
-                gflop_per_s=case.bind(op.YARDSTICK.flops)(*inputs) / summary.median_ms / 1e6 if floor else None,
-                peak_extra_mb=peaks.get(provider) if mode == whole else None,
-            )
-        )
-    for provider, status in statuses.items():
-        rows.append(make_row(provider=provider, mode=whole, status=status, peak_extra_mb=peaks.get(provider)))
-    return rows
-
-
-def print_case(name: str, op: OpBenchmark, case: Case, setting: Setting, rows: list[Row]) -> None:
-    """Print the table of a case and, on CUDA, how far ours is from the floor."""
-    flops = case.bind(op.YARDSTICK.flops)(*case.inputs(torch.float32, "cpu"))
-    label = "" if setting.dtype == "float32" else f" {setting.dtype}"
-    print(f"\n{name} {case.name}{label}, {op.YARDSTICK.name}: {flops / 1e9:.4g} GFLOP")
-    print(format_table(rows, op.YARDSTICK.name), flush=True)
-    if setting.device == "cuda":
-        ours = {row.mode: row.median_ms for row in rows if row.provider == "ours" and row.median_ms is not None}
-        for line in floor_lines(setting.machine, case.works or op.WORK, case.rows, case.dims, setting.dtype, ours):
-            print(line, flush=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks asked for, print tables, update the machine's CSV; return 1 if a provider is wrong."""
-    parser = make_parser()
-    options = parser.parse_args(arguments)
-    if options.floors:
-        for names, floor_table in FLOOR_TABLES.items():
-            print(f"{names}\n\n{floor_table(CARDS['NVIDIA H200'])}\n")
-        return 0
-    unknown = set(options.ops) - set(op_names())
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with a message if something is asked for that cannot be measured."""
+    known = [*op_names(), *BEYOND_OPS]
+    unknown = set(options.op) - set(known)
     if unknown:
-        parser.error(f"OP: expected some of {', '.join(op_names())}, got {', '.join(sorted(unknown))}")
+        parser.error(f"--op: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     if options.device == "cuda" and "cuda" not in NATIVE_DEVICES:
         parser.error("--device cuda: deepclust_ext was built without CUDA kernels, so ours would be the reference")
     if options.device == "cpu" and options.dtype == "float32-high":
         parser.error("--dtype float32-high: a setting of products on CUDA")
+    only_cpu = set(options.op) & set(BEYOND_OPS)
+    if only_cpu and (options.device == "cuda" or options.dtype not in (None, "float32")):
+        parser.error(f"--op {' '.join(sorted(only_cpu))}: measured on the CPU in float32 only")
+
+
+def choose_cases(name: str, options: argparse.Namespace) -> list[Case]:
+    """Return which cases of an op are asked for."""
+    op = load_op(name)
+    if options.device == "cpu" and not (options.all or options.cases or options.quick):
+        return list(op.SERIES)
+    cases = [case for case in cases_of(op, options.device) if options.cases in case.name]
+    return cases[:1] if options.quick else cases
+
+
+def run_op(name: str, options: argparse.Namespace, settings: Mapping[Setting, Rates | None]) -> Iterator[list[Row]]:
+    """Measure and print the cases of an op in every setting; yield the rows of each."""
+    op = load_op(name)
+    for case in choose_cases(name, options):
+        for setting, rates in settings.items():
+            with float32_products(DTYPES[setting.dtype][1]):
+                rows, floors = run_case(name, op, case, setting, rates, options.seconds, memory=not options.quick)
+            print_case(name, op, case, setting, rows, floors)
+            yield rows
+
+
+def run_beyond(name: str, options: argparse.Namespace, setting: Setting) -> Iterator[list[Row]]:
+    """Measure and print what is no op; yield its rows."""
+    rows = BEYOND_OPS[name](setting, options.seconds)
+    for case, of_case in groupby(rows, key=lambda row: row.case):
+        print(f"\n{name} {case}\n{format_table(list(of_case), 'yardstick')}", flush=True)
+    yield rows
+
+
+def run(options: argparse.Namespace, command: str) -> int:
+    """Run what is asked for, print tables, update the machine's CSV, write the report; return 1 if one is wrong."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.quick:
+        options.seconds = 0.0
+    elif options.seconds is None:
+        options.seconds = SECONDS if options.all or options.cases else SERIES_SECONDS
     dtypes = (options.dtype,) if options.dtype else DEFAULT_DTYPES[options.device]
     setting = Setting(
         machine=machine_name(options.device),
@@ -152,23 +137,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commit=current_commit(),
         dtype=", ".join(dtypes),
     )
+    environment = {name: str(value) for name, value in asdict(setting).items()}
+    print(", ".join(f"{name} {value}" for name, value in environment.items()))
+    settings: dict[Setting, Rates | None] = {}
+    for dtype in dtypes:
+        rates = settings[replace(setting, dtype=dtype)] = (
+            measure_rates(DTYPES[dtype][0]) if options.device == "cpu" else None
+        )
+        if rates:
+            environment[f"rates in {dtype}"] = str(rates)
+            print(f"this machine in {dtype}: {rates}")
+    beyond = () if options.device == "cuda" or options.cases or dtypes != ("float32",) else BEYOND_OPS
     path = csv_path(options.out, setting)
-    print(", ".join(f"{name} {value}" for name, value in asdict(setting).items()))
-    wrong = False
-    seconds = 0 if options.quick else options.seconds
-    for name in options.ops or op_names():
-        op = load_op(name)
-        cases = [case for case in cases_of(op, options.device) if options.cases in case.name]
-        for case in cases[:1] if options.quick else cases:
-            for dtype in dtypes:
-                one = replace(setting, dtype=dtype)
-                with float32_products(DTYPES[dtype][1]):
-                    rows = run_case(name, op, case, one, seconds, memory=not options.quick)
-                print_case(name, op, case, one, rows)
-                update_csv(path, rows)  # after every case, so that an interrupted run keeps what it has
-                wrong = wrong or any(row.status.startswith("WRONG") for row in rows)
+    everything: list[Row] = []
+    for name in options.op or [*op_names(), *beyond]:
+        measured: list[Row] = []
+        runs = run_beyond(name, options, setting) if name in BEYOND_OPS else run_op(name, options, settings)
+        for rows in runs:
+            measured += rows
+            update_csv(path, rows)  # after every case, so that an interrupted run keeps what it has
+        for dtype in dtypes:
+            print(
+                "".join(f"{line}\n" for line in growth_lines([row for row in measured if row.dtype == dtype])), end=""
+            )
+        everything += measured
     print(f"\nwritten to {path}")
-    return int(wrong)
+    if not options.quick:
+        write_page(path.with_suffix(".html"), everything, {**environment, **peer_versions(), "command": command})
+    return int(any(row.status.startswith("WRONG") for row in everything))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; return the exit status."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    if options.floors:
+        for names, floor_table in FLOOR_TABLES.items():
+            print(f"{names}\n\n{floor_table(CARDS['NVIDIA H200'])}\n")
+        return 0
+    if options.csv:
+        if not options.csv.is_file():
+            parser.error(f"--from: expected a CSV of results, got {options.csv}")
+        rows = last_runs(read_csv(options.csv))
+        write_page(options.out / options.csv.with_suffix(".html").name, rows, {"figures of": options.csv.name})
+        return 0
+    check_options(parser, options)
+    return run(options, shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]))
 
 
 if __name__ == "__main__":

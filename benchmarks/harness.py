@@ -100,6 +100,7 @@ class OpBenchmark(Protocol):
     YARDSTICK: Yardstick
     PROVIDERS: Mapping[str, Provider]
     CASES: Sequence[Case]
+    SERIES: Sequence[Case]  # growing rows, all else the same: what is run on the CPU where nothing else is asked for
     CUDA_CASES: Sequence[Case]
     WORK: Mapping[str, WorkOf]  # mode -> what ours has to do on CUDA
     FOLLOWS_PRECISION: bool  # whether ours on CUDA multiplies float32 only as precisely as torch is told to
@@ -115,9 +116,9 @@ def load_op(name: str) -> OpBenchmark:
     return cast(OpBenchmark, importlib.import_module(f"benchmarks.ops.{name}"))
 
 
-def cases_of(op: OpBenchmark, device: str) -> Sequence[Case]:
-    """Return the cases for a type of device."""
-    return op.CUDA_CASES if device == "cuda" else op.CASES
+def cases_of(op: OpBenchmark, device: str) -> list[Case]:
+    """Return all cases for a type of device."""
+    return list({case.name: case for case in (op.CUDA_CASES if device == "cuda" else (*op.CASES, *op.SERIES))}.values())
 
 
 def modes_of(op: OpBenchmark, case: Case) -> Sequence[str]:

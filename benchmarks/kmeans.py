@@ -1,34 +1,21 @@
-"""KMeans against those of scikit-learn and faiss, from one start: `python -m benchmarks.kmeans`.
+"""KMeans against those of scikit-learn and faiss, from one start: `python -m benchmarks --op KMeans`.
 
 All make the same iterations on the same rows from the same centers, then find the labels and inertia of all rows;
 before they are timed, inertias have to agree to one in a thousand. faiss is told to use all rows; it makes no last
 assignment, so that its share of the work is a little smaller. Both bring an OpenMP, set to as many threads as torch.
-Rows of results go to the machine's CSV, under the op KMeans.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.clock import Function, paired_ratio, summarize, time_rounds
-from benchmarks.report import (
-    ROOT,
-    Row,
-    Setting,
-    csv_path,
-    current_commit,
-    format_table,
-    machine_name,
-    update_csv,
-)
+from benchmarks.report import Row, Setting
 from deepclust_ext.cluster import KMeans
 
-ROWS, DIMS, CLUSTERS, ITERATIONS = 20_000, 64, 40, 20
+SERIES = (5000, 20_000, 80_000)  # rows
+DIMS, CLUSTERS, ITERATIONS = 64, 40, 20
 
 
 def make_rows(rows: int, dims: int) -> Tensor:
@@ -77,9 +64,12 @@ def load_faiss() -> Function:
 PROVIDERS = {"ours": load_ours, "scikit-learn": load_scikit_learn, "faiss": load_faiss}
 
 
-def measure(
-    setting: Setting, seconds: float, rows: int = ROWS, dims: int = DIMS, clusters: int = CLUSTERS
-) -> list[Row]:
+def measure_series(setting: Setting, seconds: float) -> list[Row]:
+    """Measure every size for about so many seconds; no seconds mean the first one, briefly."""
+    return [row for rows in (SERIES if seconds else SERIES[:1]) for row in measure(setting, seconds, rows)]
+
+
+def measure(setting: Setting, seconds: float, rows: int, dims: int = DIMS, clusters: int = CLUSTERS) -> list[Row]:
     """Check and time all providers; one that is not installed, or wrong, has a status that says so."""
     features = make_rows(rows, dims)
     inputs = (features, features[:clusters].clone())
@@ -111,30 +101,3 @@ def measure(
         Row("KMeans", case, name, "forward", **asdict(setting), status=status) for name, status in statuses.items()
     ]
     return made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table, update the machine's CSV; return 1 if a provider is wrong."""
-    parser = argparse.ArgumentParser("python -m benchmarks.kmeans", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for all together (default: 20)")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV")
-    options = parser.parse_args(arguments)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    setting = Setting(
-        machine=machine_name("cpu"),
-        device="cpu",
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        commit=current_commit(),
-        dtype="float32",
-    )
-    rows = measure(setting, options.seconds)
-    print(format_table(rows, "yardstick"))
-    update_csv(csv_path(options.out, setting), rows)
-    return int(any(row.status.startswith("WRONG") for row in rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,9 +1,12 @@
-"""Peak extra memory of one call; on the CPU each in a process of its own (`python -m benchmarks.memory`).
+"""Peak extra memory of one call; on the CPU each in a process of its own.
 
 The process builds the inputs, warms the provider up on 64 rows (on all rows if it is compiled, or if its result is no
 loss: neither compiling nor the gradient that backward starts from is part of a call), resets its peak resident memory,
 calls forward and, where it is timed so, backward once, and reports how far the peak rose above what was resident
 before. The gradient counts, inputs do not.
+
+Processes are forked from a server that has imported everything and computed nothing, so that it has started no threads
+and each process begins as a fresh one would, without the seconds that imports take.
 
 Blocks of 64 kB and more are mapped one by one (MALLOC_MMAP_THRESHOLD_), so what a warm-up freed is back with the system
 and cannot serve the measured call unseen. Without /proc the peak cannot be reset, and memory is reported only as far as
@@ -12,31 +15,77 @@ it exceeds the peak of the warm-up.
 On CUDA torch's allocator counts the bytes, exactly, so no process of its own is needed.
 """
 
-import argparse
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.clock import Function, clear_gradients, take_host_sample
-from benchmarks.harness import Case, OpBenchmark, load_op, modes_of, providers_of
+from benchmarks.harness import Case, OpBenchmark, cases_of, load_op, modes_of, providers_of
 
 WARM_UP_ROWS = 64
 _PROC = Path("/proc/self")
 
+# What the server imports; a package that is not installed is left out.
+PRELOADED = (
+    "benchmarks.memory",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "faiss",
+    "lightly.loss.ntx_ent_loss",
+    "ot.batch",
+    "pytorch_metric_learning.losses",
+    "pytorch_metric_learning.miners",
+)
+# Of the server and its children, read when a process starts. The compiler's own pool would be processes and threads.
+SERVER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
-def measure_in_subprocess(op: str, case: str, provider: str, dtype: str, threads: int) -> float:
+
+@cache
+def start_server() -> ForkServerContext:
+    """Start the server with its environment, and return the context that forks from it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    before = dict(os.environ)
+    os.environ.update(SERVER_ENVIRONMENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return context
+
+
+def measure_in_fork(op: str, case: str, provider: str, dtype: str, threads: int) -> float:
     """Return the peak extra resident memory of one call on the CPU in MB (10^6 bytes)."""
-    command = [sys.executable, "-m", "benchmarks.memory", op, case, provider, dtype, str(threads)]
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    printed = subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return int(printed.split()[-1]) / 1e6
+    context = start_server()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_peak, args=(sender, op, case, provider, dtype, threads))
+    process.start()
+    sender.close()
+    try:
+        return int(receiver.recv()) / 1e6
+    except EOFError:
+        raise RuntimeError(f"memory of {provider} at {op} {case}: its process ended without a result") from None
+    finally:
+        process.join()
+
+
+def send_peak(sender: Connection, op: str, case: str, provider: str, dtype: str, threads: int) -> None:
+    """Measure in this process and send the bytes."""
+    torch.set_num_threads(threads)
+    module = load_op(op)
+    (found,) = (one for one in cases_of(module, "cpu") if one.name == case)
+    sender.send(measure(module, found, provider, getattr(torch, dtype)))
 
 
 def measure_allocated(function: Function, inputs: tuple[Tensor, ...], modes: Sequence[str]) -> float:
@@ -70,20 +119,3 @@ def peak_resident_bytes() -> int:
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def main() -> None:
-    """Measure one provider on one case and print the bytes."""
-    parser = argparse.ArgumentParser()
-    for name in ("op", "case", "provider", "dtype"):
-        parser.add_argument(name)
-    parser.add_argument("threads", type=int)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    op = load_op(arguments.op)
-    (case,) = (case for case in op.CASES if case.name == arguments.case)
-    print(measure(op, case, arguments.provider, getattr(torch, arguments.dtype)))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,9 +4,10 @@ import csv
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,10 +49,13 @@ class Row:
     per_yardstick: float | None = None  # this provider's time / the yardstick's
     gflop_per_s: float | None = None  # of the yardstick, whose operations are known
     peak_extra_mb: float | None = None  # of one call, forward and, if the op is timed so, backward
+    floor_ms: float | None = None  # the least that this mode can take on this machine
+    per_floor: float | None = None  # this provider's time / the floor
 
 
 COLUMNS = [column.name for column in fields(Row)]
 KEY = ("op", "provider", "mode", "case", "dtype", "device", "threads", "torch", "commit")
+PARSERS: dict[Any, Callable[[str], Any]] = {str: str, int: int, int | None: int, float | None: float}
 
 
 def machine_name(device: str) -> str:
@@ -112,6 +116,36 @@ def update_csv(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows(kept.values())
 
 
+def read_csv(path: Path) -> list[Row]:
+    """Return the rows of a file; columns that came after it was written are empty."""
+    with path.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        found = reader.fieldnames or []
+        if not set(KEY) <= set(found) <= set(COLUMNS):
+            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {', '.join(found) or 'none'}")
+        return [parse_row(line) for line in reader]
+
+
+def parse_row(line: dict[str, str]) -> Row:
+    """Return a row from its cells."""
+    values: dict[str, Any] = {}
+    for column in fields(Row):
+        parse, cell = PARSERS[column.type], line.get(column.name, "")
+        values[column.name] = parse(cell) if cell or parse is str else None
+    return Row(**values)
+
+
+def identify_case(row: Row) -> tuple[str, ...]:
+    """Return what rows have in common that were measured together, and are measured again with another commit."""
+    return row.op, row.case, row.dtype, row.device, str(row.threads)
+
+
+def last_runs(rows: Sequence[Row]) -> list[Row]:
+    """Return of every case the rows with the commit and torch of its last row: what was measured together last."""
+    last = {identify_case(row): (row.commit, row.torch) for row in rows}
+    return [row for row in rows if (row.commit, row.torch) == last[identify_case(row)]]
+
+
 def format_cell(value: str | float | None) -> str:
     """Return a value as text: four significant digits, nothing for None."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -129,6 +163,7 @@ def format_table(rows: Sequence[Row], yardstick: str) -> str:
         "per_yardstick": f"/ {yardstick}",
         "gflop_per_s": "GFLOP/s",
         "peak_extra_mb": "extra MB",
+        "per_floor": "/ floor",
     }
     table = [list(titles.values())]
     for row in rows:

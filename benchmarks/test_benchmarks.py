@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import Function, clear_gradients, go_backward
-from benchmarks.harness import Case, admit, load_op, modes_of, op_names, providers_of
+from benchmarks.harness import Case, admit, cases_of, load_op, modes_of, op_names, providers_of
 
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
 
@@ -28,7 +28,7 @@ def combinations() -> Iterator[Any]:
     """Yield every op, case, mode and provider to be timed."""
     for name in op_names():
         op = load_op(name)
-        for case in op.CASES:
+        for case in cases_of(op, "cpu"):
             for mode in modes_of(op, case) if not case.memory_only else ():
                 for provider in providers_of(op, case):
                     yield pytest.param(name, case, mode, provider, id=f"{name}-{case.name}-{mode}-{provider}")

@@ -380,7 +380,17 @@ def test_command_line_measures_every_dtype_on_a_gpu(
     mining.PROVIDERS.update(ours=Provider(lambda: mine))
     products = dataclasses.replace(mining.YARDSTICK, function=lambda t, s: queue.work("products", 1e-3))
     monkeypatch.setattr(mining, "YARDSTICK", products)
-    arguments = ["batch_hard_mining", "--device", "cuda", "--quick", "--cases", "256x128", "--out", str(tmp_path)]
+    arguments = [
+        "--op",
+        "batch_hard_mining",
+        "--device",
+        "cuda",
+        "--quick",
+        "--cases",
+        "256x128",
+        "--out",
+        str(tmp_path),
+    ]
     assert command_line.main(arguments) == 0
     assert seen == {
         (torch.float32, "ieee"),

@@ -15,7 +15,7 @@ from benchmarks import sinkhorn_proof as proof
 from benchmarks.clock import fixed_gradient, go_backward
 from benchmarks.floors import CARDS, Work
 from benchmarks.harness import Case, admit, load_op
-from benchmarks.memory import measure_in_subprocess
+from benchmarks.memory import measure_in_fork
 from benchmarks.ops.sinkhorn_knopp import PROVIDERS, make_case, swav_loop
 from benchmarks.report import ROOT
 from deepclust_ext import sinkhorn_knopp
@@ -73,7 +73,7 @@ def test_loop_of_the_benchmark_survives_half_precision(dtype: torch.dtype) -> No
 def test_gradient_is_timed_in_every_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_op("sinkhorn_knopp"), "CASES", [small_case("t3"), small_case("gradient")])
     for name in ("t3", "gradient"):
-        arguments = ["sinkhorn_knopp", "--quick", "--cases", name, "--out", str(tmp_path)]
+        arguments = ["--op", "sinkhorn_knopp", "--quick", "--cases", name, "--out", str(tmp_path)]
         assert command_line.main(arguments) == 0
     (path,) = tmp_path.iterdir()
     modes = {(line["case"], line["mode"]) for line in read_rows(path) if line["provider"] == "SwAV loop"}
@@ -97,8 +97,7 @@ def test_what_is_no_loss_goes_backward_from_a_fixed_gradient() -> None:
 def test_memory_is_measured_without_the_incoming_gradient() -> None:
     """At 4096 x 1000 a matrix has 16.4 MB: ours has its kernel, result and gradient, and the loop one for each step."""
     ours, loop = (
-        measure_in_subprocess("sinkhorn_knopp", "gradient-4096x1000", name, "float32", 1)
-        for name in ("ours", "SwAV loop")
+        measure_in_fork("sinkhorn_knopp", "gradient-4096x1000", name, "float32", 1) for name in ("ours", "SwAV loop")
     )
     assert ours < 5 * 16.4
     assert loop > 10 * 16.4

@@ -77,6 +77,7 @@ CASES = [
     for rows, dims in SIZES
     for distribution in DISTRIBUTIONS
 ]
+SERIES = [case for case in CASES if case.distribution == "distant" and case.dims == 256]  # with the miner
 CUDA_CASES = cuda_cases(miner_for)
 WORK = {"forward": mining_work}
 FOLLOWS_PRECISION = False

@@ -134,6 +134,7 @@ CASES = [
     make_case(256, 10_000, 128, 10, num_steps=2),
     make_case(256, 100_000, 128, 50),
 ]
+SERIES = [make_case(rows, 10_000, 128, 10) for rows in (64, 256, 1024)]
 CHECKED_PAIRS = 1 << 27  # a float64 matrix of 1 GB, which the reference holds several times and sorts
 
 

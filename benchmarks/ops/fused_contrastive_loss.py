@@ -128,6 +128,7 @@ CASES = [
     make_case("plain", 16384, 128, memory_only=True, too_large_for=("reference", "lightly")),
     make_case("plain", 32768, 128, memory_only=True, too_large_for=("reference", "compiled reference", "lightly")),
 ]
+SERIES = [make_case("plain", rows, 128) for rows in (128, 512, 2048)]
 CUDA_CASES = [
     *(
         make_case("plain", count // 2, dims, checked_rows=CHECKED_ROWS // 2 if count > CHECKED_ROWS else None)

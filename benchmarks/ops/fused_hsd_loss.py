@@ -47,6 +47,7 @@ CASES = [
         skip={"reference": _TOO_LARGE, "compiled reference": _TOO_LARGE},
     ),
 ]
+SERIES = [case for case in CASES if case.distribution == "random" and case.dims == 256]
 CUDA_CASES = cuda_cases()
 WORK = {"forward": mining_work, "backward": gradient_work}
 FOLLOWS_PRECISION = False

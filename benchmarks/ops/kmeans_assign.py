@@ -93,6 +93,7 @@ CASES = [
     make_case("clusters", 16_384, 1000, 128),
     make_case("clusters", 60_000, 10, 512),
 ]
+SERIES = [make_case("clusters", rows, 100, 128) for rows in (4096, 16_384, 65_536)]
 CHECKED_ROWS = 65_536  # of a million, whose float64 distances from 1000 centroids take 8 GB
 CUDA_CASES = [
     make_case("clusters", rows, clusters, dims, checked_rows=CHECKED_ROWS if rows > CHECKED_ROWS else None)

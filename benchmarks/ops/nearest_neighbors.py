@@ -113,6 +113,7 @@ CASES = [
     make_case(256, 100_000, 128, 256),
     make_case(2048, 10_000, 128, 20),
 ]
+SERIES = [make_case(rows, 10_000, 128, 20) for rows in (64, 256, 1024)]
 CHECKED_PAIRS = 1 << 27  # a float64 matrix of 1 GB, which the reference holds several times and sorts
 
 

@@ -163,6 +163,7 @@ CASES = [
     make_case("gradient", 4096, 1000),
     make_case("sharp", 4096, 1000),
 ]
+SERIES = [make_case("t3", samples, 1000) for samples in (1024, 4096, 16384)]
 CUDA_CASES = [
     make_case("t3", 256, 10),
     make_case("batch", 256, 16),
