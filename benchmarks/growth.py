@@ -7,6 +7,8 @@ import numpy as np
 
 from benchmarks.report import Row
 
+MEMORY_NOISE_MB = 0.5  # Linux counts the pages of a process by the hundred
+
 Points = dict[int, Row]  # rows of a case -> what was measured there
 
 
@@ -43,9 +45,9 @@ def find_series(rows: Sequence[Row]) -> dict[str, dict[str, Points]]:
     return {name: providers for name, providers in series.items() if len(providers.get("ours", ())) > 1}
 
 
-def points_of(points: Points, column: str) -> tuple[list[int], list[float]]:
-    """Return the sizes, growing, at which a column has a value above 0, and the values."""
-    pairs = sorted((size, value) for size, row in points.items() if (value := getattr(row, column)))
+def points_of(points: Points, column: str, above: float = 0.0) -> tuple[list[int], list[float]]:
+    """Return the sizes, growing, at which a column has a value above a limit, and the values."""
+    pairs = sorted((size, value) for size, row in points.items() if (value := getattr(row, column) or 0.0) > above)
     return [size for size, _ in pairs], [value for _, value in pairs]
 
 
@@ -57,9 +59,13 @@ def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float | Non
 
 
 def exponents(providers: Mapping[str, Points]) -> list[tuple[str, float | None, float | None]]:
-    """Return every provider's exponents of time and of memory."""
+    """Return every provider's exponents of time and of memory, the latter as far as it can be told from nothing."""
     return [
-        (name, fit_exponent(*points_of(points, "median_ms")), fit_exponent(*points_of(points, "peak_extra_mb")))
+        (
+            name,
+            fit_exponent(*points_of(points, "median_ms")),
+            fit_exponent(*points_of(points, "peak_extra_mb", above=MEMORY_NOISE_MB)),
+        )
         for name, points in providers.items()
     ]
 

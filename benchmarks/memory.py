@@ -40,6 +40,7 @@ PRELOADED = (
     "benchmarks.memory",
     "torch._dynamo",
     "torch._inductor.compile_fx",
+    "torch.utils.cpp_extension",
     "faiss",
     "lightly.loss.ntx_ent_loss",
     "ot.batch",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.growth import exponents, find_series, format_exponent
-from benchmarks.report import Row, format_cell
+from benchmarks.report import OURS, Row, format_cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +144,7 @@ def rows_table(rows: Sequence[Row]) -> str:
     def kind(row: Row) -> str:
         if row.status.startswith("WRONG"):
             return "wrong"
-        return "untimed" if row.median_ms is None else "ours" if row.provider in ("ours", "fused") else "rival"
+        return "untimed" if row.median_ms is None else "ours" if row.provider in OURS else "rival"
 
     titles = "".join(tagged("th", *item) for item in COLUMNS.items())
     lines = [

@@ -55,6 +55,7 @@ class Row:
 
 COLUMNS = [column.name for column in fields(Row)]
 KEY = ("op", "provider", "mode", "case", "dtype", "device", "threads", "torch", "commit")
+OURS = ("ours", "fused")  # providers that are this package: an op, and a training step with our ops
 PARSERS: dict[Any, Callable[[str], Any]] = {str: str, int: int, int | None: int, float | None: float}
 
 

@@ -164,6 +164,25 @@ def test_budget_is_twice_the_error_of_the_reference() -> None:
 
 
 @pytest.mark.usefixtures("without_compiler")
+def test_quick_run_of_everything_passes_its_checks_and_writes_a_valid_file(tmp_path: Path) -> None:
+    assert command_line.main(["--quick", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    rows = read_csv(path)
+    assert {row.op for row in rows} == {*op_names(), *command_line.BEYOND_OPS}
+    for row in rows:
+        assert row.status == "ok" or row.status.startswith(("not installed: ", "skipped: ")), row
+        assert row.status == "ok" or row.provider != "ours"
+        assert row.mode in ("forward", "backward", "both")
+        numbers = [value for value in dataclasses.asdict(row).values() if isinstance(value, float | int)]
+        assert all(value > 0 for value in numbers), row
+        assert (row.median_ms is not None) == (row.status == "ok")
+    for row in rows:
+        if row.provider == "ours" and row.op in op_names():
+            assert row.floor_ms is not None
+            assert row.per_floor == pytest.approx((row.median_ms or 0) / row.floor_ms, rel=2e-3)  # as rounded
+
+
+@pytest.mark.usefixtures("without_compiler")
 def test_quick_run_writes_the_stated_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     arguments = ["--op", "fused_hsd_loss", "batch_hard_mining", "--quick", "--out", str(tmp_path)]
