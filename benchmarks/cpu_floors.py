@@ -17,7 +17,7 @@ from benchmarks.harness import Case, OpBenchmark
 
 PRODUCT_ROWS = 1024
 COPIED_BYTES = 1 << 27  # more than caches hold
-REPEATS = 7
+REPEATS = 20
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.growth import Points, points_of, split_case, whole_rows
+from benchmarks.growth import MEMORY_NOISE_MB, Points, points_of, split_case, whole_rows
 from benchmarks.report import Row, last_runs, read_csv
 
 # Colours that the colour-blind tell apart, by Okabe and Ito; markers differ too.
 OURS, LOSS = "#0072B2", "#D55E00"
-RIVALS = (("#E69F00", "o"), ("#009E73", "s"), ("#CC79A7", "^"), ("#56B4E9", "v"), ("#000000", "D"), ("#999999", "P"))
+RIVALS = (("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#56B4E9", "D"), ("#000000", "P"), ("#999999", "X"))
 GREY = "#666666"
 MODES = {"both": "forward and backward", "forward": "forward"}
 
@@ -55,38 +55,36 @@ def plain(value: float, _: object = None) -> str:
 
 
 def draw_growth(title: str, providers: Mapping[str, Points]) -> Figure:
-    """Draw time and memory of a series against N, the former with its band from p20 to p80."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    time, memory = figure.subplots(1, 2)
-    rivals = iter(RIVALS * len(providers))
-    for name, points in providers.items():
-        color, marker = (OURS, "o") if name == "ours" else next(rivals)
-        style = {"color": color, "marker": marker, "markersize": 4, "linewidth": 2.5 if name == "ours" else 1.2}
-        style["zorder"] = 3 if name == "ours" else 2
-        sizes, medians = points_of(points, "median_ms")
-        time.plot(sizes, medians, label=name, **style)
-        time.fill_between(
-            sizes,
-            [points[size].p20_ms or 0 for size in sizes],
-            [points[size].p80_ms or 0 for size in sizes],
-            color=color,
-            alpha=0.2,
-            linewidth=0,
-        )
-        memory.plot(*points_of(points, "peak_extra_mb"), **style)
-    sizes = sorted({size for points in providers.values() for size in points})
-    mode = next(iter(providers["ours"].values())).mode
-    time.set(title=f"time, {MODES[mode]}", ylabel="ms")
-    memory.set(title="peak extra memory", ylabel="MB")
-    for axes in (time, memory):
-        prepare_log(axes, sizes)
+    """Draw what was measured of a series against N: time, with its band from p20 to p80, and memory."""
+    mode = MODES[next(iter(providers["ours"].values())).mode]
+    titles = {
+        "median_ms": (f"time, {mode}", "ms"),
+        "peak_extra_mb": ("peak extra memory", f"MB, {MEMORY_NOISE_MB:g} at least"),
+    }
+    measured = [column for column in titles if any(points_of(points, column)[0] for points in providers.values())]
+    figure = Figure(figsize=(1.5 + 3.75 * len(measured), 3.6), layout="constrained")
+    for axes, column in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured, strict=True):
+        draw_curves(axes, providers, column)
+        axes.set(title=titles[column][0], ylabel=titles[column][1])
     figure.suptitle(title, fontweight="bold", fontsize=10)
-    figure.legend(loc="outside right center", frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 
-def prepare_log(axes: Axes, sizes: Sequence[int]) -> None:
-    """Give axes two logarithmic scales, with the sizes as ticks of N."""
+def draw_curves(axes: Axes, providers: Mapping[str, Points], column: str) -> None:
+    """Draw one column against N, both logarithmic, in the same colours for every column."""
+    rivals = iter(RIVALS * len(providers))
+    for name, points in providers.items():
+        color, marker = (OURS, "o") if name == "ours" else next(rivals)
+        width, order = (2.5, 3) if name == "ours" else (1.2, 2)
+        sizes, values = points_of(points, column)
+        if column == "peak_extra_mb":
+            values = [max(value, MEMORY_NOISE_MB) for value in values]
+        axes.plot(sizes, values, color=color, marker=marker, markersize=4, linewidth=width, zorder=order, label=name)
+        if column == "median_ms":
+            lowest, highest = ([getattr(points[size], end) for size in sizes] for end in ("p20_ms", "p80_ms"))
+            axes.fill_between(sizes, lowest, highest, color=color, alpha=0.2, linewidth=0)
+    sizes = sorted({size for points in providers.values() for size in points})
     axes.set(xscale="log", yscale="log", xlabel="rows N")
     axes.set_xticks(sizes, [str(size) for size in sizes], rotation=45 if len(sizes) > 4 else 0)
     axes.xaxis.set_minor_locator(NullLocator())

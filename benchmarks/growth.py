@@ -45,9 +45,10 @@ def find_series(rows: Sequence[Row]) -> dict[str, dict[str, Points]]:
     return {name: providers for name, providers in series.items() if len(providers.get("ours", ())) > 1}
 
 
-def points_of(points: Points, column: str, above: float = 0.0) -> tuple[list[int], list[float]]:
-    """Return the sizes, growing, at which a column has a value above a limit, and the values."""
-    pairs = sorted((size, value) for size, row in points.items() if (value := getattr(row, column) or 0.0) > above)
+def points_of(points: Points, column: str, least: float = 0.0) -> tuple[list[int], list[float]]:
+    """Return the sizes, growing, at which a column has a value that is large enough, and the values."""
+    found = {size: getattr(row, column) for size, row in points.items()}
+    pairs = sorted((size, value) for size, value in found.items() if value is not None and value >= least)
     return [size for size, _ in pairs], [value for _, value in pairs]
 
 
@@ -64,7 +65,7 @@ def exponents(providers: Mapping[str, Points]) -> list[tuple[str, float | None, 
         (
             name,
             fit_exponent(*points_of(points, "median_ms")),
-            fit_exponent(*points_of(points, "peak_extra_mb", above=MEMORY_NOISE_MB)),
+            fit_exponent(*points_of(points, "peak_extra_mb", least=MEMORY_NOISE_MB)),
         )
         for name, points in providers.items()
     ]

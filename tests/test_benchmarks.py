@@ -289,28 +289,6 @@ def test_rival_passes_the_gate_where_it_is_installed(name: str, package: str, op
     assert list(fit) == [name]
 
 
-def test_cases_of_kmeans() -> None:
-    op = load_op("kmeans_assign")
-    small, *_ = op.CUDA_CASES
-    assert small.name == "clusters-k40-20000x64"
-    assert small.works is not None
-    work = small.works["forward"](small.rows, small.dims, "bfloat16")
-    assert work.flops == {BF16: small.bind(op.YARDSTICK.flops)(*small.inputs(torch.float32, "cpu"))}
-    assert work.bytes == 2 * 64 * (20_000 + 40) + 20_000 * (2 + 8)
-    assert {case.name for case in op.CUDA_CASES if case.checked_rows} == {"clusters-k1000-1000000x128"}
-
-
-@pytest.mark.parametrize("name", ["clusters-k10-2000x64", "random-k100-65536x128"])
-def test_rivals_of_kmeans_assign_as_ours_does(name: str) -> None:
-    op = load_op("kmeans_assign")
-    (found,) = (case for case in op.CASES if case.name == name)
-    compiled = {name: "skipped: slow to compile" for name, provider in op.PROVIDERS.items() if provider.compiled}
-    case = dataclasses.replace(found, skip=compiled)
-    for dtype in (torch.float32, torch.bfloat16):
-        fit, excluded = admit(op, case, case.inputs(dtype, "cpu", rows=2000))
-        assert set(fit) == {"ours", "cdist, argmin", "product, argmax", "reference"}, excluded
-
-
 def test_cases_of_nearest_neighbors() -> None:
     op = load_op("nearest_neighbors")
     cases = {case.name: case for case in op.CUDA_CASES}

@@ -292,16 +292,6 @@ def test_nothing_is_predicted_to_beat_its_floor(dtype: str) -> None:
             assert limit in ("warps", "L2", "shared")
 
 
-@pytest.mark.parametrize("dtype", kmeans.ARITHMETICS)
-def test_kmeans_is_not_predicted_to_beat_its_floors(dtype: str) -> None:
-    for rows, clusters, dims in kmeans.CUDA_ASSIGNMENTS:
-        seconds, limit = kmeans.predict_assign(rows, clusters, dims, dtype, H200)
-        assert seconds > kmeans.assign_work(rows, dims, dtype, clusters=clusters).seconds(H200)
-        assert limit in ("warps", "L2", "shared", "memory")
-        update = kmeans.update_work(rows, dims, dtype, clusters=clusters)
-        assert kmeans.predict_update(rows, clusters, dims, dtype, H200) > update.seconds(H200)
-
-
 def test_share_of_the_floor_is_printed_for_known_cards_only() -> None:
     works = {"forward": mining_work, "backward": gradient_work}
     times = {"forward": 1.56576, "backward": 0.06234, "both": 3.2}

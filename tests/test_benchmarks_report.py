@@ -33,7 +33,14 @@ def planted_series() -> list[Row]:
             for n in sizes
         ),
         *(
-            rival(case=f"even-{n}x8", median_ms=3.0 * n**2, peak_extra_mb=float(n**3), per_ours=3 * n**0.5)
+            rival(
+                case=f"even-{n}x8",
+                median_ms=3.0 * n**2,
+                p20_ms=2.0 * n**2,
+                p80_ms=4.0 * n**2,
+                peak_extra_mb=float(n**3),
+                per_ours=3 * n**0.5,
+            )
             for n in sizes
         ),
         rival(case="even-100x8", mode="forward", median_ms=1.0, per_ours=1.0),
@@ -177,6 +184,18 @@ def test_rows_survive_the_file_and_only_the_last_run_counts(tmp_path: Path) -> N
     cut = [",".join(line.split(",")[:-2]) for line in (header, *lines)]  # written before there were floors
     path.write_text("\n".join(cut) + "\n")
     assert read_csv(path) == [*old, *new]
+
+
+def test_growth_has_a_picture_of_what_was_measured_only() -> None:
+    figures = pytest.importorskip("benchmarks.figures", reason="needs the extra `plot`", exc_type=ImportError)
+    rows = planted_series()
+    both = figures.draw_growth("even", find_series(rows)["even-Nx8"])
+    assert [axes.get_ylabel() for axes in both.axes] == ["ms", "MB, 0.5 at least"]
+    assert len({line.get_color() for line in both.axes[0].lines}) == 2
+    without_memory = [dataclasses.replace(row, peak_extra_mb=None) for row in rows]
+    alone = figures.draw_growth("even", find_series(without_memory)["even-Nx8"])
+    assert [axes.get_ylabel() for axes in alone.axes] == ["ms"]
+    assert figures.as_svg(alone).startswith(b"<?xml")
 
 
 # The comparison
