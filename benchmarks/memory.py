@@ -48,7 +48,11 @@ PRELOADED = (
     "pytorch_metric_learning.miners",
 )
 # Of the server and its children, read when a process starts. The compiler's own pool would be processes and threads.
-SERVER_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+SERVER_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    "PYTHONWARNINGS": "ignore::FutureWarning",
+}
 
 
 @cache
