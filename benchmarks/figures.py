@@ -14,14 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.growth import MEMORY_NOISE_MB, Points, points_of, split_case, whole_rows
-from benchmarks.report import Row, last_runs, read_csv
+from benchmarks.growth import MEMORY_NOISE_MB, WHOLE_MODES, Points, points_of, split_case, whole_rows
+from benchmarks.report import OURS, Row, last_runs, read_csv
 
 # Colours that the colour-blind tell apart, by Okabe and Ito; markers differ too.
-OURS, LOSS = "#0072B2", "#D55E00"
+OUR_COLOR, LOSS_COLOR = "#0072B2", "#D55E00"
 RIVALS = (("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#56B4E9", "D"), ("#000000", "P"), ("#999999", "X"))
 GREY = "#666666"
-MODES = {"both": "forward and backward", "forward": "forward"}
 
 mpl.rcParams.update(
     {
@@ -56,7 +55,7 @@ def plain(value: float, _: object = None) -> str:
 
 def draw_growth(title: str, providers: Mapping[str, Points]) -> Figure:
     """Draw what was measured of a series against N: time, with its band from p20 to p80, and memory."""
-    mode = MODES[next(iter(providers["ours"].values())).mode]
+    mode = WHOLE_MODES[next(iter(providers["ours"].values())).mode]
     titles = {
         "median_ms": (f"time, {mode}", "ms"),
         "peak_extra_mb": ("peak extra memory", f"MB, {MEMORY_NOISE_MB:g} at least"),
@@ -75,7 +74,7 @@ def draw_curves(axes: Axes, providers: Mapping[str, Points], column: str) -> Non
     """Draw one column against N, both logarithmic, in the same colours for every column."""
     rivals = iter(RIVALS * len(providers))
     for name, points in providers.items():
-        color, marker = (OURS, "o") if name == "ours" else next(rivals)
+        color, marker = (OUR_COLOR, "o") if name == "ours" else next(rivals)
         width, order = (2.5, 3) if name == "ours" else (1.2, 2)
         sizes, values = points_of(points, column)
         if column == "peak_extra_mb":
@@ -96,17 +95,19 @@ def draw_curves(axes: Axes, providers: Mapping[str, Points], column: str) -> Non
 # Ratios
 
 
-def headline_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the rivals' rows of one op at the largest case of a series: the longest one, with the most rivals."""
+def find_headlines(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rivals' rows of what is to be shown of one op: the largest case of its series, or every training step.
+
+    Of several series it is the longest one, with the most rivals.
+    """
     series: dict[str, dict[int, list[Row]]] = {}
     for row in whole_rows(rows):
         place = split_case(row.case)
-        if place and row.per_ours is not None:
+        if place and row.per_ours is not None and not row.provider.startswith(OURS):
             series.setdefault(place[0], {}).setdefault(place[1], []).append(row)
-    if not series:
-        return []
-    sizes = max(series.values(), key=lambda found: (len(found), len(found[max(found)])))
-    return [row for row in sizes[max(sizes)] if not row.provider.startswith("ours")]
+    largest = sorted(series.values(), key=lambda sizes: (len(sizes), len(sizes[max(sizes)])), reverse=True)
+    found = [sizes[max(sizes)] for sizes in largest]
+    return [of_case for i, of_case in enumerate(found) if i == 0 or of_case[0].mode == "step"]
 
 
 def draw_ratios(rows: Sequence[Row]) -> Figure:
@@ -114,14 +115,14 @@ def draw_ratios(rows: Sequence[Row]) -> Figure:
     by_op: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.op.lower()):
         by_op.setdefault(row.op, []).append(row)
-    blocks = {op: found for op, of_op in by_op.items() if (found := headline_rows(of_op))}
-    lines = sum(len(found) + 1.4 for found in blocks.values())
+    blocks = [block for of_op in by_op.values() for block in find_headlines(of_op)]
+    lines = sum(len(found) + 1.4 for found in blocks)
     figure = Figure(figsize=(8, 1 + 0.2 * lines), layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")
     ticks, labels, y = [], [], 0.0
-    for op, found in blocks.items():
-        case, mode = found[0].case, MODES[found[0].mode]
+    for found in blocks:
+        op, case, mode = found[0].op, found[0].case, WHOLE_MODES[found[0].mode]
         axes.annotate(f"{op}  ", (0, y), xycoords=("axes fraction", "data"), ha="right", va="center", fontweight="bold")
         axes.annotate(
             f"{case}, {mode}", (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", color=GREY
@@ -129,7 +130,7 @@ def draw_ratios(rows: Sequence[Row]) -> Figure:
         for row in found:
             y += 1
             ratio = row.per_ours or 1.0
-            axes.barh(y, ratio - 1, left=1, height=0.75, color=OURS if ratio >= 1 else LOSS)
+            axes.barh(y, ratio - 1, left=1, height=0.75, color=OUR_COLOR if ratio >= 1 else LOSS_COLOR)
             beside, side = ((4, 0), "left") if ratio >= 1 else ((-4, 0), "right")
             axes.annotate(
                 f"{ratio:.3g}", (ratio, y), beside, textcoords="offset points", ha=side, va="center", fontsize=8
@@ -141,7 +142,7 @@ def draw_ratios(rows: Sequence[Row]) -> Figure:
     axes.set_yticks(ticks, labels)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(y - 0.6, -0.8)
-    ratios = [1.0, *(row.per_ours or 1.0 for found in blocks.values() for row in found)]
+    ratios = [1.0, *(row.per_ours or 1.0 for found in blocks for row in found)]
     axes.set_xlim(min(0.7, 0.7 * min(ratios)), 1.5 * max(ratios))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(plain))

@@ -7,6 +7,8 @@ import numpy as np
 
 from benchmarks.report import Row
 
+#: Modes that stand for a case, and what they are called: of a training step, of an op with gradients, of one without.
+WHOLE_MODES = {"step": "whole step", "both": "forward and backward", "forward": "forward"}
 MEMORY_NOISE_MB = 0.5  # Linux counts the pages of a process by the hundred
 
 Points = dict[int, Row]  # rows of a case -> what was measured there
@@ -21,9 +23,12 @@ def split_case(name: str) -> tuple[str, int] | None:
 
 
 def whole_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of one mode for each case: forward and backward together where both are timed, or forward."""
-    both = {row.case for row in rows if row.mode == "both"}
-    return [row for row in rows if row.mode == ("both" if row.case in both else "forward") and not is_yardstick(row)]
+    """Return the rows of one mode for each case, the first of WHOLE_MODES that it has."""
+    modes: dict[str, set[str]] = {}
+    for row in rows:
+        modes.setdefault(row.case, set()).add(row.mode)
+    whole = {case: next((mode for mode in WHOLE_MODES if mode in found), None) for case, found in modes.items()}
+    return [row for row in rows if row.mode == whole[row.case] and not is_yardstick(row)]
 
 
 def is_yardstick(row: Row) -> bool:

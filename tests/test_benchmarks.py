@@ -172,7 +172,6 @@ def test_quick_run_of_everything_passes_its_checks_and_writes_a_valid_file(tmp_p
     for row in rows:
         assert row.status == "ok" or row.status.startswith(("not installed: ", "skipped: ")), row
         assert row.status == "ok" or row.provider != "ours"
-        assert row.mode in ("forward", "backward", "both")
         numbers = [value for value in dataclasses.asdict(row).values() if isinstance(value, float | int)]
         assert all(value > 0 for value in numbers), row
         assert (row.median_ms is not None) == (row.status == "ok")

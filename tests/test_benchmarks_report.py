@@ -132,7 +132,19 @@ def test_report_without_matplotlib_says_so_and_has_the_rows(
 def test_ratios_are_those_of_the_largest_case_of_the_longest_series(results: Path) -> None:
     figures = pytest.importorskip("benchmarks.figures", reason="needs the extra `plot`", exc_type=ImportError)
     rows = planted_series()
-    assert [(row.case, row.provider) for row in figures.headline_rows(rows)] == [("even-1600x8", "rival")]
+    (shown,) = figures.find_headlines(rows)
+    assert [(row.case, row.provider) for row in shown] == [("even-1600x8", "rival")]
+    steps = [
+        make_row(case=f"{method}-256x8x8", provider=provider, mode=mode, median_ms=1.0, per_ours=ratio)
+        for method in ("hadis", "clc")
+        for provider, ratio in (("fused", 1.0), ("reference", 1.5))
+        for mode in ("forward", "step")
+    ]
+    shown = [row for block in figures.find_headlines(steps) for row in block]
+    assert [(row.case, row.provider, row.mode) for row in shown] == [
+        ("hadis-256x8x8", "reference", "step"),
+        ("clc-256x8x8", "reference", "step"),
+    ]
     slower = [dataclasses.replace(row, op="lost", per_ours=0.5) for row in rows if row.provider == "rival"]
     axes = figures.draw_ratios([*rows, *slower]).axes[0]
     bars = [(bar.get_x(), bar.get_width()) for bar in axes.patches]
