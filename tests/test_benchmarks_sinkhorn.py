@@ -103,6 +103,12 @@ def test_memory_is_measured_without_the_incoming_gradient() -> None:
     assert loop > 10 * 16.4
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="as above, whose server of processes this uses")
+def test_memory_of_a_process_that_fails_is_an_error_with_its_name() -> None:
+    with pytest.raises(RuntimeError, match="memory of nobody at sinkhorn_knopp t3-256x10: its process ended without"):
+        measure_in_fork("sinkhorn_knopp", "t3-256x10", "nobody", "float32", 1)
+
+
 # The proof table
 
 
