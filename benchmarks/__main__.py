@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import kmeans
+from benchmarks import kmeans, steps
 from benchmarks.contrastive_floors import contrastive_floor_table
 from benchmarks.cpu_floors import Rates, measure_rates
 from benchmarks.floors import CARDS
@@ -48,7 +48,10 @@ FLOOR_TABLES = {
 }
 
 #: What is no op but measured too, on the CPU, in float32: for about so many seconds a case, or only once if that is 0.
-BEYOND_OPS: Mapping[str, Callable[[Setting, float], list[Row]]] = {"KMeans": kmeans.measure_series}
+BEYOND_OPS: Mapping[str, Callable[[Setting, float], list[Row]]] = {
+    "KMeans": kmeans.measure_series,
+    "training_step": steps.measure_digits,
+}
 
 SERIES_SECONDS, SECONDS = 3.0, 10.0  # per case, of a series and of all cases
 

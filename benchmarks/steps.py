@@ -239,6 +239,12 @@ def measure(setting: Setting, seconds: float, case: str, make: Callable[[], Trai
     ]
 
 
+def measure_digits(setting: Setting, seconds: float) -> list[Row]:
+    """Measure every method on the digits for about so many seconds; no seconds mean the first one, briefly."""
+    cases = [case for case in CASES if "-digits-" in case]
+    return [row for case in (cases if seconds else cases[:1]) for row in measure(setting, seconds, case, CASES[case])]
+
+
 def step_table(rows: Sequence[Row]) -> str:
     """Return the parts of one case's step in Markdown: ms and share of the step, and the ratios."""
     found = {(row.provider, row.mode): row for row in rows}
