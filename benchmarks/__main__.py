@@ -16,6 +16,7 @@ from benchmarks.contrastive_floors import contrastive_floor_table
 from benchmarks.cpu_floors import Rates, measure_rates
 from benchmarks.floors import CARDS
 from benchmarks.gather_floors import gather_floor_table
+from benchmarks.glance import glance_table
 from benchmarks.growth import growth_lines
 from benchmarks.harness import DEFAULT_DTYPES, DTYPES, Case, cases_of, float32_products, load_op, op_names
 from benchmarks.kmeans_floors import kmeans_floor_table
@@ -165,7 +166,7 @@ def run(options: argparse.Namespace, command: str) -> int:
                 "".join(f"{line}\n" for line in growth_lines([row for row in measured if row.dtype == dtype])), end=""
             )
         everything += measured
-    print(f"\nwritten to {path}")
+    print(f"\n{glance_table([row for row in everything if row.dtype == dtypes[0]])}\n\nwritten to {path}")
     if not options.quick:
         write_page(path.with_suffix(".html"), everything, {**environment, **peer_versions(), "command": command})
     return int(any(row.status.startswith("WRONG") for row in everything))
@@ -184,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--from: expected a CSV of results, got {options.csv}")
         rows = last_runs(read_csv(options.csv))
         write_page(options.out / options.csv.with_suffix(".html").name, rows, {"figures of": options.csv.name})
+        print(glance_table([row for row in rows if row.dtype == (options.dtype or "float32")]))
         return 0
     check_options(parser, options)
     return run(options, shlex.join(["python", "-m", "benchmarks", *(sys.argv[1:] if arguments is None else arguments)]))

@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from benchmarks.growth import MEMORY_NOISE_MB, WHOLE_MODES, Points, points_of, split_case, whole_rows
-from benchmarks.report import OURS, Row, last_runs, read_csv
+from benchmarks.glance import find_headlines
+from benchmarks.growth import MEMORY_NOISE_MB, WHOLE_MODES, Points, points_of
+from benchmarks.report import Row, last_runs, read_csv
 
 # Colours that the colour-blind tell apart, by Okabe and Ito; markers differ too.
 OUR_COLOR, LOSS_COLOR = "#0072B2", "#D55E00"
@@ -93,21 +94,6 @@ def draw_curves(axes: Axes, providers: Mapping[str, Points], column: str) -> Non
 
 
 # Ratios
-
-
-def find_headlines(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the rivals' rows of what is to be shown of one op: the largest case of its series, or every training step.
-
-    Of several series it is the longest one, with the most rivals.
-    """
-    series: dict[str, dict[int, list[Row]]] = {}
-    for row in whole_rows(rows):
-        place = split_case(row.case)
-        if place and row.per_ours is not None and not row.provider.startswith(OURS):
-            series.setdefault(place[0], {}).setdefault(place[1], []).append(row)
-    largest = sorted(series.values(), key=lambda sizes: (len(sizes), len(sizes[max(sizes)])), reverse=True)
-    found = [sizes[max(sizes)] for sizes in largest]
-    return [of_case for i, of_case in enumerate(found) if i == 0 or of_case[0].mode == "step"]
 
 
 def draw_ratios(rows: Sequence[Row]) -> Figure:

@@ -12,7 +12,7 @@ import torch
 
 import benchmarks
 from benchmarks import __main__ as command_line
-from benchmarks import compare, run
+from benchmarks import compare, glance, run
 from benchmarks.cpu_floors import Floor, Rates, cpu_floor_lines, find_floors, measure_rates
 from benchmarks.growth import find_series, fit_exponent, growth_lines, split_case
 from benchmarks.harness import Case, load_op
@@ -129,10 +129,23 @@ def test_report_without_matplotlib_says_so_and_has_the_rows(
     assert "no pictures in the report: " in capsys.readouterr().out
 
 
+def test_a_line_of_each_op_names_the_best_rival_and_the_floor() -> None:
+    rows = [
+        dataclasses.replace(row, floor_ms=16_000.0, per_floor=4.0) if row.provider == "ours" else row
+        for row in planted_series()
+    ]
+    rows.append(make_row(case="even-1600x8", provider="better rival", median_ms=128_000.0, per_ours=2.0))
+    titles, _, line = glance.glance_table(rows).splitlines()
+    assert len(titles.split("|")) == len(line.split("|"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[0] == "`spin`, even-1600x8"
+    assert cells[2:] == ["6.4e+04", "1.6e+04", "4", "better rival", "2", "1.50, 1.00"]
+
+
 def test_ratios_are_those_of_the_largest_case_of_the_longest_series(results: Path) -> None:
     figures = pytest.importorskip("benchmarks.figures", reason="needs the extra `plot`", exc_type=ImportError)
     rows = planted_series()
-    (shown,) = figures.find_headlines(rows)
+    (shown,) = glance.find_headlines(rows)
     assert [(row.case, row.provider) for row in shown] == [("even-1600x8", "rival")]
     steps = [
         make_row(case=f"{method}-256x8x8", provider=provider, mode=mode, median_ms=1.0, per_ours=ratio)
@@ -140,7 +153,7 @@ def test_ratios_are_those_of_the_largest_case_of_the_longest_series(results: Pat
         for provider, ratio in (("fused", 1.0), ("reference", 1.5))
         for mode in ("forward", "step")
     ]
-    shown = [row for block in figures.find_headlines(steps) for row in block]
+    shown = [row for block in glance.find_headlines(steps) for row in block]
     assert [(row.case, row.provider, row.mode) for row in shown] == [
         ("hadis-256x8x8", "reference", "step"),
         ("clc-256x8x8", "reference", "step"),

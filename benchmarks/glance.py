@@ -1,0 +1,64 @@
+"""Every op in one line: its largest case against the floor and the best rival; what docs/performance.md begins with."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from benchmarks.floors import markdown_table
+from benchmarks.growth import WHOLE_MODES, exponents, find_series, format_exponent, split_case, whole_rows
+from benchmarks.report import OURS, Row, format_cell
+
+TITLES = (
+    "op, case",
+    "mode",
+    "ours, ms",
+    "floor, ms",
+    "ours / floor",
+    "best rival",
+    "best rival / ours",
+    "exponents of N: time, memory",
+)
+
+
+def find_headlines(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rivals' rows of what is to be shown of one op: the largest case of its series, or every training step.
+
+    Of several series it is the longest one, with the most rivals.
+    """
+    series: dict[str, dict[int, list[Row]]] = {}
+    for row in whole_rows(rows):
+        place = split_case(row.case)
+        if place and row.per_ours is not None and not row.provider.startswith(OURS):
+            series.setdefault(place[0], {}).setdefault(place[1], []).append(row)
+    largest = sorted(series.values(), key=lambda sizes: (len(sizes), len(sizes[max(sizes)])), reverse=True)
+    found = [sizes[max(sizes)] for sizes in largest]
+    return [of_case for i, of_case in enumerate(found) if i == 0 or of_case[0].mode == "step"]
+
+
+def glance_table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table of some results, with a line for each op and for the step of each method."""
+    lines = []
+    for op, group in groupby(sorted(rows, key=lambda row: row.op.lower()), key=lambda row: row.op):
+        of_op = list(group)
+        growth = {
+            series: (time, memory)
+            for series, providers in find_series(of_op).items()
+            for name, time, memory in exponents(providers)
+            if name in OURS
+        }
+        for rivals in find_headlines(of_op):
+            case, mode = rivals[0].case, rivals[0].mode
+            ours = next(row for row in of_op if row.case == case and row.mode == mode and row.provider in OURS)
+            best = min(rivals, key=lambda row: row.per_ours or 0.0)
+            place = split_case(case)
+            fitted = growth.get(place[0] if place else "", (None, None))
+            lines.append(
+                (
+                    f"`{op}`, {case}",
+                    WHOLE_MODES[mode],
+                    *(format_cell(value) for value in (ours.median_ms, ours.floor_ms, ours.per_floor)),
+                    best.provider,
+                    format_cell(best.per_ours),
+                    ", ".join(filter(None, map(format_exponent, fitted))),
+                )
+            )
+    return markdown_table(TITLES, lines)
