@@ -48,11 +48,12 @@ FLOOR_TABLES = {
     "sinkhorn_knopp": sinkhorn_floor_table,
 }
 
-#: What is no op but measured too, on the CPU, in float32: for about so many seconds a case, or only once if that is 0.
+#: What is no op but measured too, in float32: for about so many seconds a case, or only once if that is 0.
 BEYOND_OPS: Mapping[str, Callable[[Setting, float], list[Row]]] = {
     "KMeans": kmeans.measure_series,
     "training_step": steps.measure_digits,
 }
+BEYOND_OPS_ON = {"cpu": tuple(BEYOND_OPS), "cuda": ("KMeans",)}
 
 SERIES_SECONDS, SECONDS = 3.0, 10.0  # per case, of a series and of all cases
 
@@ -92,9 +93,11 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error("--device cuda: deepclust_ext was built without CUDA kernels, so ours would be the reference")
     if options.device == "cpu" and options.dtype == "float32-high":
         parser.error("--dtype float32-high: a setting of products on CUDA")
-    only_cpu = set(options.op) & set(BEYOND_OPS)
-    if only_cpu and (options.device == "cuda" or options.dtype not in (None, "float32")):
-        parser.error(f"--op {' '.join(sorted(only_cpu))}: measured on the CPU in float32 only")
+    beyond = set(options.op) & set(BEYOND_OPS)
+    if only_cpu := beyond - set(BEYOND_OPS_ON[options.device]):
+        parser.error(f"--op {' '.join(sorted(only_cpu))}: measured on the CPU only")
+    if beyond and options.dtype not in (None, "float32"):
+        parser.error(f"--op {' '.join(sorted(beyond))}: measured in float32 only")
 
 
 def choose_cases(name: str, options: argparse.Namespace) -> list[Case]:
@@ -119,7 +122,7 @@ def run_op(name: str, options: argparse.Namespace, settings: Mapping[Setting, Ra
 
 def run_beyond(name: str, options: argparse.Namespace, setting: Setting) -> Iterator[list[Row]]:
     """Measure and print what is no op; yield its rows."""
-    rows = BEYOND_OPS[name](setting, options.seconds)
+    rows = BEYOND_OPS[name](replace(setting, dtype="float32"), options.seconds)
     for case, of_case in groupby(rows, key=lambda row: row.case):
         print(f"\n{name} {case}\n{format_table(list(of_case), 'yardstick')}", flush=True)
     yield rows
@@ -152,7 +155,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         if rates:
             environment[f"rates in {dtype}"] = str(rates)
             print(f"this machine in {dtype}: {rates}")
-    beyond = () if options.device == "cuda" or options.cases or dtypes != ("float32",) else BEYOND_OPS
+    beyond = () if options.cases or "float32" not in dtypes else BEYOND_OPS_ON[options.device]
     path = csv_path(options.out, setting)
     everything: list[Row] = []
     for name in options.op or [*op_names(), *beyond]:
@@ -168,7 +171,9 @@ def run(options: argparse.Namespace, command: str) -> int:
         everything += measured
     print(f"\n{glance_table([row for row in everything if row.dtype == dtypes[0]])}\n\nwritten to {path}")
     if not options.quick:
-        write_page(path.with_suffix(".html"), everything, {**environment, **peer_versions(), "command": command})
+        write_page(
+            path.with_suffix(".html"), everything, {**environment, **peer_versions(options.device), "command": command}
+        )
     return int(any(row.status.startswith("WRONG") for row in everything))
 
 

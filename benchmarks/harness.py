@@ -207,6 +207,11 @@ def find_fault(
     return None
 
 
+def describe_failure(failure: Exception) -> str:
+    """Return the status of a rival that raised: many depend on the GPU, and none may end the run of the others."""
+    return f"failed: {type(failure).__name__}: {failure}".splitlines()[0]
+
+
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
     """Let torch multiply float32 matrices on CUDA with this precision, "highest" or "high".
@@ -261,6 +266,10 @@ def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict
                 fault = None if all(value.isfinite().all() for value in values) else "WRONG: not finite"
         except torch.OutOfMemoryError:
             fault = "skipped: out of memory"
+        except Exception as failure:
+            if name == "ours":
+                raise
+            fault = describe_failure(failure)
         if fault:
             excluded[name] = fault
         else:

@@ -13,7 +13,8 @@ from benchmarks.report import OURS, Row, format_cell
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PEERS = ("faiss-cpu", "lightly", "POT", "pytorch-metric-learning", "scikit-learn")
+PEERS = ("faiss", "lightly", "ot", "pytorch_metric_learning")  # as they are imported
+PEERS_ON = {"cpu": (*PEERS, "sklearn"), "cuda": (*PEERS, "cuvs", "flash_kmeans")}
 
 COLUMNS = {
     "case": "case",
@@ -51,16 +52,13 @@ EXPLANATION = (
 )
 
 
-def peer_versions() -> dict[str, str]:
-    """Return the versions of the packages that we are compared with."""
-
-    def version(name: str) -> str:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return "not installed"
-
-    return {name: version(name) for name in PEERS}
+def peer_versions(device: str) -> dict[str, str]:
+    """Return the versions of the packages that we are compared with; faiss and cuVS are installed under many names."""
+    names = metadata.packages_distributions()
+    versions: dict[str, str] = {}
+    for module in PEERS_ON[device]:
+        versions.update({name: metadata.version(name) for name in names.get(module, ())} or {module: "not installed"})
+    return versions
 
 
 def write_page(path: Path, rows: Sequence[Row], environment: Mapping[str, str]) -> None:

@@ -40,7 +40,7 @@ class Row:
     torch: str
     commit: str
     dtype: str
-    status: str  # "ok", "memory only", or why it was not timed: "WRONG: ...", "not installed: ...", "skipped: ..."
+    status: str  # "ok", "memory only", or why it was not timed: "WRONG: ...", "failed: ...", "not installed: ...", ...
     rounds: int | None = None
     median_ms: float | None = None
     p20_ms: float | None = None

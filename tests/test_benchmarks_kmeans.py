@@ -37,7 +37,7 @@ def test_faiss_computes_the_same() -> None:
 
 def test_a_wrong_inertia_is_named_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_wrong() -> Any:
-        def fit(rows: Tensor, centers: Tensor) -> float:
+        def fit(rows: Tensor, centers: Tensor) -> Tensor:
             return 2 * kmeans.load_ours()(rows, centers)  # type: ignore[no-any-return]
 
         return fit
