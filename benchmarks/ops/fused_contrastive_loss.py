@@ -2,15 +2,18 @@
 
 Rows of a case are those of one view, B. All forms but the queue's compare 2 B rows with each other. lightly and
 pytorch-metric-learning have the plain form only; the latter compares every positive pair with every negative one,
-(2 B)^3 values, and so ends at 256 rows.
+(2 B)^3 values, and so ends at 256 rows. On a GPU the plain form can be had from torch's flex_attention too, without a
+2 B x 2 B matrix.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import normalize
 
 from benchmarks.clock import Function
 from benchmarks.contrastive_floors import gradient_work, loss_work
@@ -47,6 +50,39 @@ def load_metric_learning() -> Function:
     from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 
     return SelfSupervisedLoss(NTXentLoss(temperature=TEMPERATURE))  # type: ignore[no-any-return]
+
+
+@cache
+def all_others(rows: int, device: torch.device) -> BlockMask:
+    """Return for every row all but itself."""
+    return create_block_mask(lambda batch, head, row, other: row != other, None, None, rows, rows, device)
+
+
+def attention_loss(
+    z_a: Tensor,  # (B, D)
+    z_b: Tensor,  # (B, D)
+    others: BlockMask,  # (2B, 2B)
+) -> Tensor:
+    """Return NT-Xent by the log-sum-exp of attention's scores; its output, of values that are all 0, is not used."""
+    rows = normalize(torch.cat([z_a, z_b]), dim=1)
+    values = rows.new_zeros(1, 1, len(rows), 16)  # the fewest columns that its kernels take
+    heads = rows[None, None]
+    _, sums = flex_attention(
+        heads, heads, values, block_mask=others, scale=1 / TEMPERATURE, return_aux=AuxRequest(lse=True)
+    )
+    assert sums.lse is not None
+    positive = (rows * rows.roll(len(z_a), 0)).sum(dim=1) / TEMPERATURE
+    return (sums.lse[0, 0] - positive).mean()
+
+
+def load_flex_attention() -> Function:
+    """Return torch's attention kernels, made to compute NT-Xent; on the CPU these have no gradient."""
+    compiled = torch.compile(attention_loss, dynamic=False)
+
+    def loss(z_a: Tensor, z_b: Tensor) -> Tensor:
+        return compiled(z_a, z_b, all_others(2 * len(z_a), z_a.device))
+
+    return loss
 
 
 def two_views(rows: int, dims: int) -> tuple[Tensor, Tensor]:
@@ -115,7 +151,7 @@ def make_case(form: str, rows: int, dims: int, *, too_large_for: Sequence[str] =
     skip = dict.fromkeys(too_large_for, _SQUARE.format(16e-9 * rows * rows))
     if form == "plain" and rows > 256:
         skip["pytorch-metric-learning"] = _CUBIC
-    return Case(form, rows, dims, **FORMS[form], skip=skip, **changes)
+    return Case(form, rows, dims, **{**FORMS[form], **changes}, skip=skip)
 
 
 CASES = [
@@ -129,9 +165,16 @@ CASES = [
     make_case("plain", 32768, 128, memory_only=True, too_large_for=("reference", "compiled reference", "lightly")),
 ]
 SERIES = [make_case("plain", rows, 128) for rows in (128, 512, 2048)]
+CUDA_RIVALS = {**FORMS["plain"]["rivals"], "flex_attention": Provider(load_flex_attention, compiled=True)}
 CUDA_CASES = [
     *(
-        make_case("plain", count // 2, dims, checked_rows=CHECKED_ROWS // 2 if count > CHECKED_ROWS else None)
+        make_case(
+            "plain",
+            count // 2,
+            dims,
+            rivals=CUDA_RIVALS,
+            checked_rows=CHECKED_ROWS // 2 if count > CHECKED_ROWS else None,
+        )
         for count, dims in CUDA_SIZES
     ),
     *(make_case(form, 2048, 128) for form in ("hard", "sharp", "classes")),

@@ -1,4 +1,4 @@
-"""nearest_neighbors against torch's product and topk, eager and compiled, and faiss's exact search.
+"""nearest_neighbors against torch's product and topk, eager and compiled, and the exact search of faiss and cuVS.
 
 Rows and dims of a case are queries and features; the bank's size stands in its name. All rows are of norm 1, as in a
 bank of features, so that a provider may do without normalizing them; ours always normalizes both.
@@ -67,6 +67,54 @@ def load_faiss() -> Function:
     return search
 
 
+def load_faiss_gpu(k: int) -> Function:
+    """Return the same on a GPU, on torch's tensors and stream; it computes in float32."""
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise ImportError("faiss with GPU support")
+    import faiss.contrib.torch_utils  # lets an index take tensors
+
+    resources = faiss.StandardGpuResources()
+    indexes: dict[int, Any] = {}
+
+    def search(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+        index = indexes.get(bank.data_ptr())
+        if index is None:
+            index = indexes[bank.data_ptr()] = faiss.GpuIndexFlatIP(resources, bank.shape[1])
+            index.add(bank.float())
+        cosines, indices = index.search(query.float(), k)
+        return cosines.to(query.dtype), indices
+
+    return search
+
+
+def load_cuvs(k: int) -> Function:
+    """Return cuVS' search of inner products, on an index made at the first call; bfloat16 it takes as float32."""
+    from cuvs.common import Resources
+    from cuvs.neighbors import brute_force
+
+    resources = Resources()  # else every call would make its own
+    indexes: dict[int, Any] = {}
+
+    def convert(x: Tensor) -> Tensor:
+        return x.float() if x.dtype == torch.bfloat16 else x
+
+    def search(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+        if bank.data_ptr() not in indexes:
+            rows = convert(bank)  # which the index does not copy
+            index = brute_force.build(rows, metric="inner_product", resources=resources)
+            indexes[bank.data_ptr()] = index, rows
+        index, _ = indexes[bank.data_ptr()]
+        cosines = query.new_empty(len(query), k, dtype=torch.float32)
+        indices = query.new_empty(len(query), k, dtype=torch.int64)
+        brute_force.search(index, convert(query), k, neighbors=indices, distances=cosines, resources=resources)
+        resources.sync()
+        return cosines.to(query.dtype), indices
+
+    return search
+
+
 PROVIDERS = {
     "ours": Provider(lambda: nearest_neighbors),
     "topk": Provider(lambda: product_and_topk),
@@ -118,7 +166,7 @@ CHECKED_PAIRS = 1 << 27  # a float64 matrix of 1 GB, which the reference holds s
 
 
 def cuda_case(rows: int, candidates: int, dims: int, k: int) -> Case:
-    """Return a case for CUDA, where faiss-cpu has nothing to search with."""
+    """Return a case for CUDA, with the rivals that search there."""
     checked = CHECKED_PAIRS // candidates
     return make_case(
         rows,
@@ -126,7 +174,8 @@ def cuda_case(rows: int, candidates: int, dims: int, k: int) -> Case:
         dims,
         k,
         checked_rows=checked if checked < rows else None,
-        skip={"faiss": "skipped: faiss-cpu has no kernels for CUDA"},
+        rivals={"faiss-gpu": Provider(partial(load_faiss_gpu, k)), "cuVS": Provider(partial(load_cuvs, k))},
+        skip={"faiss": "skipped: on the CPU"},
     )
 
 
