@@ -26,6 +26,8 @@ from deepclust_ext.data import Digits
 from deepclust_ext.demo import METHODS, make_trainer
 from deepclust_ext.evaluate import evaluate
 
+RESULTS = ROOT / "benchmarks" / "results" / "hadis-ablation.csv"
+
 #: What each variant changes of the demo's HaDis; every line but the last adds to the one before.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "DSA": {"hsd_weight": 0.0, "prototype_weight": 0.0},
@@ -121,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--epochs", type=int, default=METHODS["hadis"].epochs, help="default: those of the demo")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread (default: 1)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "hadis-ablation.csv")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     commit = current_commit()
     made = {(line["variant"], int(line["seed"])) for line in read_runs(options.out, options.epochs)}

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from benchmarks import hadis_ablation
+from benchmarks.report import ROOT
+from deepclust_ext.demo import METHODS
 from deepclust_ext.methods import HaDis
 
 
@@ -34,6 +36,11 @@ def test_the_table_has_means_over_seeds() -> None:
         {"variant": "DSA", "acc": acc, "nmi": "0.5", "ari": "0.25", "knn_accuracy": "1"} for acc in ("0.5", "0.75")
     ]
     assert hadis_ablation.table(lines).splitlines()[2] == "| DSA | 0.625 | 0.500 | 0.250 | 1.000 | 0.500, 0.750 |"
+
+
+def test_the_table_of_the_docs_is_that_of_the_committed_runs() -> None:
+    runs = hadis_ablation.read_runs(hadis_ablation.RESULTS, METHODS["hadis"].epochs)
+    assert hadis_ablation.table(runs) in (ROOT / "docs" / "hadis.md").read_text()
 
 
 def test_the_variants_switch_off_what_they_say() -> None:
