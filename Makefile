@@ -83,7 +83,8 @@ $(emulated_trees): emulated-%: setup
 	$(bin)/python tests/emulator/build.py library build/emulated-$* $*
 
 # The CUDA kernels executed on the CPU: the device interface, the op tests, then schedules, sanitizers and the checker.
-test-emulated: $(emulated_trees)
+test-emulated: setup
+	$(MAKE) --jobs 2 $(emulated_trees)
 	$(bin)/python -m pytest -n 2 tests/emulator tests/device_conformance
 	cd build/emulated-plain && $(bin)/python -m pytest -n 2 tests/ops
 	$(MAKE) --jobs 2 --output-sync $(emulated_sweeps)

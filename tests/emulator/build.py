@@ -117,7 +117,7 @@ def compile_all(compiler: Sequence[str | Path], units: Iterable[tuple[Path, list
             language = ["-x", "c++"] if source.suffix == ".cu" and "-DDEEPCLUST_EMULATED" in compiler else []
             commands.append([*compiler, *flags, "-MMD", "-MF", record, *language, "-c", source, "-o", path])
     with ThreadPoolExecutor(COMPILERS_AT_ONCE) as pool:
-        list(pool.map(run, commands))
+        list(pool.map(run, reversed(commands)))  # kernels take long: the emulator's small sources fill up the end
     return objects
 
 
