@@ -256,12 +256,14 @@ def test_update_is_an_op_like_the_others() -> None:
     assert [x.shape for x in kmeans_update(features.to("meta"), labels.to("meta"), 4)] == [(4, 3), (4,)]
 
 
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize(("count", "gap"), [(96, 1e-3), (640, 1e-3), (64, 1e-5)])
-def test_scores_that_say_nothing_at_first(count: int, gap: float) -> None:
-    """Among more centroids than are looked at in one go, pairs that differ by less than low precision tells."""
+def test_scores_that_say_nothing_at_first(count: int, gap: float, together: bool) -> None:
+    """Among more centroids than are looked at in one go, pairs, side by side or far apart, that differ by little."""
     generator = torch.Generator().manual_seed(count)
     centers = torch.randn(1200, 24, generator=generator)
-    centroids = torch.stack([centers, centers + gap * torch.randn(1200, 24, generator=generator)], 1).reshape(2400, 24)
+    pairs = [centers, centers + gap * torch.randn(1200, 24, generator=generator)]
+    centroids = torch.stack(pairs, 1).reshape(2400, 24) if together else torch.cat(pairs)
     features = centers[torch.randint(1200, (count,), generator=generator)]
     features[::2] += 0.1 * torch.randn(count // 2, 24, generator=generator)
     labels, distances = kmeans_assign(features, centroids)
