@@ -21,6 +21,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
@@ -31,6 +32,7 @@
 #include <vector>
 
 #include "common/dtypes.h"
+#include "cpu/huge_pages.h"
 #include "cpu/scratch.h"
 
 namespace deepclust {
@@ -251,15 +253,18 @@ class Solver {
   }
 
  private:
-  // Calls use(chunk, begin, end) for all chunks of rows.
+  // Calls use(chunk, begin, end) for all chunks of rows, in turn from the first and from the last of every thread: what
+  // a pass read last is in cache for the next one.
   template <typename Use>
   void for_chunks(const Use& use) {
     const int64_t grain = std::max<int64_t>(1, kParallelElements / (chunk_rows_ * stride_));
     at::parallel_for(0, chunks_, grain, [&](int64_t first, int64_t last) {
-      for (int64_t chunk = first; chunk < last; ++chunk) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t chunk = from_last_ ? first + last - 1 - i : i;
         use(chunk, chunk * chunk_rows_, std::min((chunk + 1) * chunk_rows_, samples_));
       }
     });
+    from_last_ = !from_last_;
   }
 
   T* clear_chunk(int64_t chunk) {
@@ -390,6 +395,7 @@ class Solver {
   std::vector<double> ratios_;  // (K,) c / sums
   double epsilon_;
   double gauge_ = 0;  // the logarithm by which u is too small, and v too large
+  bool from_last_ = false;
 };
 
 // Calls solve(solver, problem) for every problem: threads share the problems if these are small, else every problem.
@@ -433,6 +439,7 @@ SinkhornKnoppOutputs assignments_of(const at::Tensor& scores_input, double epsil
   const auto batch = scores.sizes().slice(0, scores.dim() - 2);
   const int64_t problems = std::accumulate(batch.begin(), batch.end(), int64_t{1}, std::multiplies<int64_t>());
   const at::Tensor assignments = at::empty(scores.sizes(), scores.options());
+  use_huge_pages(assignments.mutable_data_ptr(), static_cast<int64_t>(assignments.nbytes()));
   const at::Tensor used = at::empty(batch, scores.options().dtype(at::kLong));
   std::vector<int64_t> kept(batch.begin(), batch.end());
   kept.insert(kept.end(), {num_iters, samples + clusters});
@@ -472,6 +479,7 @@ at::Tensor gradient_of(const at::Tensor& grad_assignments, const at::Tensor& sco
                        const OptionalTensor& cluster_marginals) {
   const at::Tensor scores = to_accumulation(scores_input), grad = to_accumulation(grad_assignments);
   const at::Tensor grad_scores = at::empty(scores.sizes(), scores.options());
+  use_huge_pages(grad_scores.mutable_data_ptr(), static_cast<int64_t>(grad_scores.nbytes()));
   if (scores.numel() == 0) return to_dtype(grad_scores, scores_input.scalar_type());
   const int64_t samples = scores.size(-2), clusters = scores.size(-1), num_iters = potentials.size(-2);
   const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());

@@ -250,48 +250,67 @@ bool build_kernel(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
   return sum_lanes<T>(unfit) == T(0);
 }
 
-// The last vector of a row of the kernel matrix, where columns end within it: the next row follows, in columns whose v
-// is 0. The row before `end` is not read beyond its own columns.
+// Rows of the kernel matrix that are read side by side: as many as leave their sums, of two vectors each, in registers.
 template <typename T>
-DEEPCLUST_INLINE Vec<T> load_row_end(const SinkhornProblem<T>& in, int64_t n, int64_t k, int64_t end) {
-  const T* from = in.kernel + n * in.clusters + k;
-  if (n + 1 < end) return load(from);
-  T rest[VecOf<T>::kLanes] = {};
-  std::copy(from, from + in.clusters - k, rest);
-  return load(rest);
+constexpr int64_t kRowsAtOnce = Tile<T>::kPanelRows;
+
+// Row n + r of the kernel matrix for every r, the last one before `end` in place of those beyond.
+template <typename T>
+DEEPCLUST_INLINE void find_rows(const SinkhornProblem<T>& in, int64_t n, int64_t end,
+                                const T* (&rows)[kRowsAtOnce<T>]) {
+  for (int64_t r = 0; r < kRowsAtOnce<T>; ++r) rows[r] = in.kernel + (n + r < end ? n + r : end - 1) * in.clusters;
 }
 
-// Calls use(k, row_at) for all columns, a vector at a time; row_at(n, k) is that of row n.
-template <typename T, typename Use>
-DEEPCLUST_INLINE void for_each_kernel_column(const SinkhornProblem<T>& in, int64_t end, const Use& use) {
+// The last `count` lanes of a vector, 0 in place of the others.
+template <typename T>
+DEEPCLUST_INLINE Vec<T> keep_last_lanes(const Vec<T>& value, int64_t count) {
+  using Integer = typename IntegerOf<T>::type;
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  int64_t k = 0;
-  for (; k + kLanes <= in.clusters; k += kLanes) {
-    use(k, [&](int64_t n, int64_t from)
-               __attribute__((always_inline)) { return load(in.kernel + n * in.clusters + from); });
-  }
-  if (k < in.clusters) {
-    use(k, [&](int64_t n, int64_t from) __attribute__((always_inline)) { return load_row_end(in, n, from, end); });
-  }
+  static constexpr auto kKept = [] {
+    std::array<Integer, 2 * kLanes> kept{};
+    for (int64_t i = kLanes; i < 2 * kLanes; ++i) kept[i] = -1;
+    return kept;
+  }();
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<Mask<T>>(value) & load(kKept.data() + count));
 }
 
-// sums += sum of u_n times the row of the kernel matrix over `count` rows from n on, at most as many as lanes.
+// Calls use(k, vectors, row_at) for all columns, two vectors at a time as long as there are two; row_at(r, k) is a
+// vector of row r of those found. Where columns end within a vector, the last one reaches back to columns that have
+// been used, and is 0 there.
+template <typename T, typename Use>
+DEEPCLUST_INLINE void for_each_kernel_column(const T* const (&rows)[kRowsAtOnce<T>], int64_t clusters, const Use& use) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  constexpr std::integral_constant<int64_t, 1> kOne;
+  constexpr std::integral_constant<int64_t, 2> kTwo;
+  const auto row_at = [&](int64_t r, int64_t k) __attribute__((always_inline)) { return load(rows[r] + k); };
+  int64_t k = 0;
+  for (; k + 2 * kLanes <= clusters; k += 2 * kLanes) use(k, kTwo, row_at);
+  if (k + kLanes <= clusters) {
+    use(k, kOne, row_at);
+    k += kLanes;
+  }
+  if (k == clusters) return;
+  use(clusters - kLanes, kOne, [&](int64_t r, int64_t from) __attribute__((always_inline)) {
+    return keep_last_lanes<T>(load(rows[r] + from), clusters - k);
+  });
+}
+
+// sums += sum of u_r times row r.
 template <typename T>
-DEEPCLUST_INLINE void add_rows(const SinkhornProblem<T>& in, int64_t n, int64_t count, int64_t end,
+DEEPCLUST_INLINE void add_rows(const T* const (&rows)[kRowsAtOnce<T>], const T (&u)[kRowsAtOnce<T>], int64_t clusters,
                                T* sums /* (stride,) */) {
-  constexpr int64_t kParts = 4;  // sums side by side, to hide their latency
-  const T* u = in.u + n;
-  const auto add = [&](int64_t k, const auto& row_at) __attribute__((always_inline)) {
-    Vec<T> part[kParts] = {load(sums + k)};
-    int64_t r = 0;
-    for (; r + kParts <= count; r += kParts) {
-#pragma GCC unroll 4
-      for (int64_t i = 0; i < kParts; ++i) part[i] += row_at(n + r + i, k) * u[r + i];
-    }
-    for (; r < count; ++r) part[0] += row_at(n + r, k) * u[r];
-    store(sums + k, (part[0] + part[1]) + (part[2] + part[3]));
-  };
-  for_each_kernel_column(in, end, add);
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  for_each_kernel_column(rows, clusters,
+                         [&](int64_t k, auto vectors, const auto& row_at) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+                           for (int64_t i = 0; i < decltype(vectors)::value; ++i, k += kLanes) {
+                             Vec<T> even = load(sums + k), odd = {};  // side by side, to hide their latency
+#pragma GCC unroll 16
+                             for (int64_t r = 0; r < kRowsAtOnce<T>; ++r)
+                               (r % 2 == 0 ? even : odd) += row_at(r, k) * u[r];
+                             store(sums + k, even + odd);
+                           }
+                         });
 }
 
 // The first u of rows [begin, end): 1 is exp(-row_shift) in terms of the kernel, here relative to the largest of these,
@@ -305,15 +324,20 @@ T start_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* sums /
     if (in.shares[n] > 0 && -in.row_shift[n] > largest) largest = -in.row_shift[n];
   }
   for (int64_t n = begin; n < end; n += kLanes) {
-    const int64_t count = end - n < kLanes ? end - n : kLanes;
     T exponent[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) {
-      const bool present = r < count && in.shares[n + r] > 0;
+      const bool present = n + r < end && in.shares[n + r] > 0;
       exponent[r] = present ? -in.row_shift[n + r] - largest : -std::numeric_limits<T>::infinity();
     }
     store(exponent, exponential<T>(load(exponent)));
-    for (int64_t r = 0; r < count; ++r) in.u[n + r] = exponent[r];
-    add_rows(in, n, count, end, sums);
+    for (int64_t r = 0; r < kLanes && n + r < end; ++r) in.u[n + r] = exponent[r];
+  }
+  for (int64_t n = begin; n < end; n += kRowsAtOnce<T>) {
+    const T* rows[kRowsAtOnce<T>];
+    find_rows(in, n, end, rows);
+    T u[kRowsAtOnce<T>];
+    for (int64_t r = 0; r < kRowsAtOnce<T>; ++r) u[r] = n + r < end ? in.u[n + r] : T(0);
+    add_rows(rows, u, in.clusters, sums);
   }
   return largest;
 }
@@ -327,25 +351,32 @@ T scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end,
 ) {
   if (in.clusters <= kFewClusters) return scale_rows_of_few(in, begin, end, row_sum, sums);
   constexpr int64_t kLanes = VecOf<T>::kLanes;
+  constexpr int64_t kRows = kRowsAtOnce<T>;
   T largest = T(0);
-  for (int64_t n = begin; n < end; n += kLanes) {
-    const int64_t count = end - n < kLanes ? end - n : kLanes;
-    Vec<T> sum[kLanes] = {};
-    const auto add = [&](int64_t k, const auto& row_at) __attribute__((always_inline)) {
-      const Vec<T> v = load(in.v + k);
+  for (int64_t n = begin; n < end; n += kRows) {
+    const T* rows[kRows];
+    find_rows(in, n, end, rows);
+    Vec<T> sum[kRows][2] = {};
+    for_each_kernel_column(rows, in.clusters,
+                           [&](int64_t k, auto vectors, const auto& row_at) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+                             for (int64_t i = 0; i < decltype(vectors)::value; ++i) {
+                               const Vec<T> v = load(in.v + k + i * kLanes);
 #pragma GCC unroll 16
-      for (int64_t r = 0; r < kLanes; ++r) sum[r] += v * row_at(r < count ? n + r : n, k);
-    };
-    for_each_kernel_column(in, end, add);
-    T folded[kLanes];
-    store(folded,
-          fold_each<T>(sum, [](const Vec<T>& x, const Vec<T>& y) __attribute__((always_inline)) { return x + y; }));
-    for (int64_t r = 0; r < count; ++r) {
-      row_sum[n + r] = folded[r];
-      in.u[n + r] = in.shares[n + r] / folded[r];
-      largest = in.u[n + r] > largest ? in.u[n + r] : largest;
+                               for (int64_t r = 0; r < kRows; ++r) sum[r][i] += v * row_at(r, k + i * kLanes);
+                             }
+                           });
+    T u[kRows];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      const T total = sum_lanes<T>(sum[r][0] + sum[r][1]);
+      u[r] = T(0);
+      if (n + r >= end) continue;
+      row_sum[n + r] = total;
+      in.u[n + r] = u[r] = in.shares[n + r] / total;
+      largest = u[r] > largest ? u[r] : largest;
     }
-    if (sums != nullptr) add_rows(in, n, count, end, sums);
+    if (sums != nullptr) add_rows(rows, u, in.clusters, sums);
   }
   return largest;
 }
