@@ -36,10 +36,19 @@ DEEPCLUST_INLINE Vec<T> exponential_of(const SinkhornProblem<T>& in, const Vec<T
   return exponential<T>(exponent_of<T>(in, score, shift));
 }
 
-// 0 if s / epsilon is not too large, else NaN.
+// Keeps the largest absolute values of scores. As integers they have the same order, with Inf and NaN above all, and
+// cost the units for multiplication nothing.
 template <typename T>
-DEEPCLUST_INLINE Vec<T> unfit_of(const SinkhornProblem<T>& in, const Vec<T>& score) {
-  return score * in.inverse_epsilon * kOverflow<T> * T(0);
+DEEPCLUST_INLINE void keep_magnitude(const Vec<T>& score, Mask<T>& largest) {
+  const Mask<T> magnitude = reinterpret_cast<Mask<T>>(score) & std::numeric_limits<typename IntegerOf<T>::type>::max();
+  largest = magnitude > largest ? magnitude : largest;
+}
+
+// Whether s / epsilon is not too large for the largest absolute values that were kept.
+template <typename T>
+DEEPCLUST_INLINE bool are_fit(const SinkhornProblem<T>& in, const Mask<T>& largest) {
+  const Vec<T> unfit = reinterpret_cast<Vec<T>>(largest) * in.inverse_epsilon * kOverflow<T> * T(0);  // 0 or NaN
+  return sum_lanes<T>(unfit) == T(0);
 }
 
 // Lane r is combine() over the lanes of values[r].
@@ -67,7 +76,7 @@ bool build_kernel_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t en
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   const int64_t clusters = in.clusters;
   T edge[kEdgeElements<T>];
-  Vec<T> unfit = {};
+  Mask<T> magnitude = {};
   for (int64_t n = begin; n < end; n += kLanes) {
     const T* rows = in.scores + n * clusters;
     if (n + 2 * kLanes > in.samples) {
@@ -92,7 +101,7 @@ bool build_kernel_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t en
       const Vec<T> score = load(block + k * kLanes);
       const Vec<T> exponent = score * in.inverse_epsilon + in.column_shift[k];  // near enough for a shift
       largest = exponent > largest ? exponent : largest;
-      unfit += unfit_of<T>(in, score);
+      keep_magnitude<T>(score, magnitude);
     }
     store(in.row_shift + n, -largest);
     for (int64_t k = 0; k < clusters; ++k) {
@@ -100,7 +109,7 @@ bool build_kernel_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t en
       store(at, exponential_of<T>(in, load(at), in.column_shift[k] - largest));
     }
   }
-  return sum_lanes<T>(unfit) == T(0);
+  return are_fit<T>(in, magnitude);
 }
 
 // Calls u_of(n) for every block of rows [begin, end) and, if `sums` is not null, adds u times the kernel matrix to it.
@@ -217,10 +226,11 @@ DEEPCLUST_INLINE T largest_exponent(const SinkhornProblem<T>& in, const T* score
 // largest element at least about 1 and at most exp(kWindow); false if a score is not fit. The shift is guessed from the
 // first columns, which are seldom that far from all.
 template <typename T>
-bool build_kernel(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
-  if (in.clusters <= kFewClusters) return build_kernel_of_few(in, begin, end);
+bool build_kernel(const SinkhornProblem<T>& problem, int64_t begin, int64_t end) {
+  if (problem.clusters <= kFewClusters) return build_kernel_of_few(problem, begin, end);
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  Vec<T> unfit = {};
+  const SinkhornProblem<T> in = problem;  // which stores to the kernel matrix cannot change
+  Mask<T> magnitude = {};
   for (int64_t n = begin; n < end; ++n) {
     const T* scores = in.scores + n * in.clusters;
     T* row = in.kernel + n * in.clusters;
@@ -233,13 +243,11 @@ bool build_kernel(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
                       [&](int64_t k, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
                         const Vec<T> exponent = exponent_of<T>(in, score, shift - largest);
                         excess = exponent > excess ? exponent : excess;
-                        unfit += unfit_of<T>(in, score);
-                        const Vec<T> value = exponential<T>(exponent);
-                        if (k + kLanes <= in.clusters || n + 1 < end) {  // else the next row is not ours
-                          store(row + k, value);
-                        } else {
-                          for (int64_t lane = 0; k + lane < in.clusters; ++lane) row[k + lane] = value[lane];
-                        }
+                        keep_magnitude<T>(score, magnitude);
+                        T edge[kLanes];
+                        const bool is_edge = k + kLanes > in.clusters && n + 1 == end;  // the next row is not ours
+                        store(is_edge ? edge : row + k, exponential<T>(exponent));
+                        if (is_edge) std::copy(edge, edge + in.clusters - k, row + k);
                       });
       if (!is_guess || !(max_lanes<T>(excess) > kWindow)) break;
       largest = largest_exponent(in, scores, in.clusters);
@@ -247,7 +255,7 @@ bool build_kernel(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
     }
     in.row_shift[n] = -largest;
   }
-  return sum_lanes<T>(unfit) == T(0);
+  return are_fit<T>(in, magnitude);
 }
 
 // Rows of the kernel matrix that are read side by side: as many as leave their sums, of two vectors each, in registers.
@@ -385,11 +393,11 @@ T scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end,
 template <typename T>
 bool is_fit(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  Vec<T> unfit = {};
+  Mask<T> magnitude = {};
   int64_t i = begin * in.clusters;
-  for (; i + kLanes <= end * in.clusters; i += kLanes) unfit += unfit_of<T>(in, load(in.scores + i));
-  for (; i < end * in.clusters; ++i) unfit += unfit_of<T>(in, broadcast(in.scores[i]));
-  return sum_lanes<T>(unfit) == T(0);
+  for (; i + kLanes <= end * in.clusters; i += kLanes) keep_magnitude<T>(load(in.scores + i), magnitude);
+  for (; i < end * in.clusters; ++i) keep_magnitude<T>(broadcast(in.scores[i]), magnitude);
+  return are_fit<T>(in, magnitude);
 }
 
 // Turns rows [begin, end) of the kernel matrix into assignments, N u_n v_k kernel_nk.
