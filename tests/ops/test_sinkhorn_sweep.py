@@ -18,7 +18,7 @@ NARROW = [(0.001, dtype) for dtype in DTYPES[:3]]
 
 # Around the borders of warps and tiles of columns (32), slices of rows (32), exponents at once (4, 128 columns); the
 # last ones take more than one thread block (above 16384 elements), of 1, 3, 8 and 16 slices.
-SMALL = [(1, 1), (2, 33), (31, 5), (33, 32), (64, 31), (65, 129), (97, 130)]
+SMALL = [(1, 1), (2, 33), (31, 5), (33, 32), (64, 31), (65, 129), (97, 121)]
 LARGE = [(33, 520), (129, 129), (290, 60), (530, 31)]
 
 
