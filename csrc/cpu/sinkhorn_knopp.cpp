@@ -69,8 +69,7 @@ template <typename T>
 struct SinkhornGradient {
   SinkhornProblem<T> problem;
   T* terms;       // (N, stride) the gradient by s / epsilon
-  T* by_sample;   // (N,) by log u of the iteration at hand
-  T* by_cluster;  // (stride,) by log v
+  T* by_cluster;  // (stride,) by log v of the iteration at hand
 };
 
 }  // namespace
@@ -207,17 +206,16 @@ class Solver {
       if (!DEEPCLUST_SELECT(is_fit<T>)(in_, begin, end)) fit = false;
     });
     if (!fit) raise_epsilon();
-    const SinkhornGradient<T> back{in_, in_.kernel, in_.u, in_.v};
-    T* f = sample_values_;
-    T* g = cluster_values_;
+    const SinkhornGradient<T> back{in_, in_.kernel, in_.v};
+    T *f = sample_values_, *g = cluster_values_, *g_before = peaks_;
     const T infinity = std::numeric_limits<T>::infinity();
     std::fill(g, g + stride_, -infinity);
+    std::fill(g_before, g_before + stride_, -infinity);
     std::fill(in_.v, in_.v + stride_, T(0));
-    std::fill(in_.kernel, in_.kernel + samples_ * stride_, T(0));
     const auto row_of = [&](int64_t iteration) { return potentials + iteration * (samples_ + clusters_); };
-    const auto set_columns = [&](int64_t iteration, bool with_shares) {
+    const auto set_columns = [&](int64_t iteration, bool with_shares, T* target) {
       for (int64_t k = 0; k < clusters_; ++k) {
-        g[k] = row_of(iteration)[samples_ + k] + (with_shares ? std::log(c[k]) : T(0));
+        target[k] = row_of(iteration)[samples_ + k] + (with_shares ? std::log(c[k]) : T(0));
       }
     };
     const auto set_rows = [&](int64_t iteration) {  // log u, at first 1
@@ -225,7 +223,7 @@ class Solver {
         f[n] = iteration >= 0 ? row_of(iteration)[n] + std::log(r[n]) : r[n] > 0 ? T(0) : -infinity;
       }
     };
-    set_columns(used - 1, true);
+    set_columns(used - 1, true, g);
     set_rows(used - 1);
     for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
       DEEPCLUST_SELECT(start_gradient<T>)(back, grad, f, g, begin, end, clear_chunk(chunk));
@@ -233,23 +231,19 @@ class Solver {
     for (int64_t iteration = used - 1; iteration >= 0; --iteration) {
       merge_sums(0);
       for (int64_t k = 0; k < clusters_; ++k) in_.v[k] = static_cast<T>(sums_[k]);
-      set_columns(iteration, false);
+      const bool is_first = iteration == 0;
+      set_columns(iteration, false, g);
       set_rows(iteration - 1);
-      for_chunks([&](int64_t, int64_t begin, int64_t end) {
-        DEEPCLUST_SELECT(gradient_through_columns<T>)(back, f, g, begin, end);
-      });
-      if (iteration == 0) break;
-      set_columns(iteration - 1, true);
+      if (!is_first) set_columns(iteration - 1, true, g_before);
       for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
-        DEEPCLUST_SELECT(gradient_through_rows<T>)(back, row_of(iteration - 1), g, begin, end, clear_chunk(chunk));
+        DEEPCLUST_SELECT(gradient_through_iteration<T>)(back, f, g, is_first ? nullptr : row_of(iteration - 1),
+                                                        g_before, begin, end, is_first ? nullptr : clear_chunk(chunk));
+        for (int64_t n = begin; is_first && n < end; ++n) {
+          const T* terms = in_.kernel + n * stride_;
+          for (int64_t k = 0; k < clusters_; ++k) grad_scores[n * clusters_ + k] = terms[k] * in_.inverse_epsilon;
+        }
       });
     }
-    const T inverse = in_.inverse_epsilon;
-    for_chunks([&](int64_t, int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        for (int64_t k = 0; k < clusters_; ++k) grad_scores[n * clusters_ + k] = in_.kernel[n * stride_ + k] * inverse;
-      }
-    });
   }
 
  private:

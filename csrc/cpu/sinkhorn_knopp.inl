@@ -448,7 +448,7 @@ template <typename T>
 void start_gradient(const SinkhornGradient<T>& in, const T* grad /* (N, K) */, const T* f, const T* g, int64_t begin,
                     int64_t end, T* column_sums /* (stride,) */) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  const auto& problem = in.problem;
+  const SinkhornProblem<T> problem = in.problem;
   for (int64_t n = begin; n < end; ++n) {
     T* terms = in.terms + n * problem.stride;
     const T* grads = grad + n * problem.clusters;
@@ -476,36 +476,31 @@ void start_gradient(const SinkhornGradient<T>& in, const T* grad /* (N, K) */, c
   }
 }
 
-// Through u_n = r_n / sum_k v_k exp(s_nk / epsilon), rows [begin, end): f is log(u / r) and g log v.
+// Through v_k = c_k / sum_n u_n exp(s_nk / epsilon), rows [begin, end), where f is log u and g log(v / c), and through
+// the u_n = r_n / sum_k v_k exp(s_nk / epsilon) of the iteration before, where f is log(u / r) and g log v: a row of
+// the one is all that the other needs of it. Only through v if column_sums is null.
 template <typename T>
-void gradient_through_rows(const SinkhornGradient<T>& in, const T* f, const T* g, int64_t begin, int64_t end,
-                           T* column_sums /* (stride,) */) {
-  const auto& problem = in.problem;
+void gradient_through_iteration(const SinkhornGradient<T>& in, const T* f, const T* g, const T* f_before,
+                                const T* g_before, int64_t begin, int64_t end, T* column_sums /* (stride,) or null */) {
+  const SinkhornProblem<T> problem = in.problem;
   for (int64_t n = begin; n < end; ++n) {
-    T* terms = in.terms + n * problem.stride;
-    for_each_column(problem.scores + n * problem.clusters, g, problem.clusters,
-                    [&](int64_t k, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
-                      const Vec<T> part = exponential_of<T>(problem, score, shift + f[n]) * in.by_sample[n];
-                      store(terms + k, load(terms + k) - part);
-                      store(column_sums + k, load(column_sums + k) - part);
-                    });
-  }
-}
-
-// Through v_k = c_k / sum_n u_n exp(s_nk / epsilon), rows [begin, end): f is log u and g log(v / c).
-template <typename T>
-void gradient_through_columns(const SinkhornGradient<T>& in, const T* f, const T* g, int64_t begin, int64_t end) {
-  const auto& problem = in.problem;
-  for (int64_t n = begin; n < end; ++n) {
+    const T* scores = problem.scores + n * problem.clusters;
     T* terms = in.terms + n * problem.stride;
     Vec<T> sum = {};
-    for_each_column(problem.scores + n * problem.clusters, g, problem.clusters,
+    for_each_column(scores, g, problem.clusters,
                     [&](int64_t k, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
                       const Vec<T> part = exponential_of<T>(problem, score, shift + f[n]) * load(in.by_cluster + k);
                       store(terms + k, load(terms + k) - part);
                       sum -= part;
                     });
-    in.by_sample[n] = sum_lanes<T>(sum);
+    if (column_sums == nullptr) continue;
+    const T by_sample = sum_lanes<T>(sum);
+    for_each_column(scores, g_before, problem.clusters,
+                    [&](int64_t k, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
+                      const Vec<T> part = exponential_of<T>(problem, score, shift + f_before[n]) * by_sample;
+                      store(terms + k, load(terms + k) - part);
+                      store(column_sums + k, load(column_sums + k) - part);
+                    });
   }
 }
 
