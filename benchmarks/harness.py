@@ -56,6 +56,7 @@ class Case:
     keywords: tuple[str, ...] = ()  # names of the last inputs
     options: Mapping[str, float] = field(default_factory=dict)
     works: Mapping[str, WorkOf] | None = None  # in place of the op's WORK
+    passes: int = 1  # over the inputs: how often they are read at least where no cache holds them
     modes: Sequence[str] | None = None  # in place of the op's MODES
     memory_only: bool = False  # too large for a check in float64
     checked_rows: int | None = None  # so many rows are checked instead: too large for a check in float64 on this GPU

@@ -324,6 +324,14 @@ def test_floors_count_products_once_and_what_goes_in_and_out() -> None:
     assert floors_of("diffused_neighbor_gather", "self-256x256")["forward"] == Floor(0, 2 * 256 * 256 * 4 + 256 * 8)
 
 
+def test_each_further_pass_reads_what_no_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = 256 * 10 * 4
+    for cache, again in ((None, 0), (2 * scores, 0), (scores - 100, 3 * 100)):
+        monkeypatch.setattr("benchmarks.cpu_floors.cache_bytes", lambda cache=cache: cache)
+        assert floors_of("sinkhorn_knopp", "t3-256x10") == {"forward": Floor(0, 2 * scores + again)}
+    assert floors_of("nearest_neighbors", "bank4096-k10-64x128")["forward"].bytes == (64 + 4096) * 512 + 64 * 10 * 12
+
+
 def test_floor_is_the_longer_of_operations_and_bytes() -> None:
     rates = Rates(flops=2e9, bytes=1e9)
     floors = {"forward": Floor(4_000_000, 1_000_000), "backward": Floor(0, 3_000_000)}

@@ -149,7 +149,8 @@ def make_case(form: str, samples: int, clusters: int, **changes: Any) -> Case:
     works: dict[str, WorkOf] = {"forward": partial(assignment_work, **size)}
     if form == "gradient":
         works["backward"] = partial(gradient_work, **size)
-    return Case(form, samples, clusters, **FORMS[form], works=works, **changes)
+    # Every iteration ends with new column scales, without which the next cannot begin.
+    return Case(form, samples, clusters, **FORMS[form], works=works, passes=size["num_iters"] + 1, **changes)
 
 
 CASES = [
