@@ -203,26 +203,47 @@ DEEPCLUST_BFLOAT16 inline void pack_pairs(const float* rows,   // (count, depth)
   }
 }
 
+// Scores against centroids first ... first + kRows - 1. Meanwhile half a panel of rows comes nearer from `next_rows`
+// on: packing reads more rows side by side than a processor foresees, and would wait for memory instead.
+template <int64_t kRows>
+DEEPCLUST_BFLOAT16 DEEPCLUST_INLINE void score_pair_tile(const AssignInputs<float>& in, int64_t first,
+                                                         const float* panel,      // (in.pairs, 32) bits
+                                                         const float* next_rows,  // (16, depth) or null
+                                                         float* scores,           // (kRows, 32)
+                                                         RunningScores<float>& running) {
+  Vec<float> score[kRows][2];
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < kRows; ++r) score[r][0] = score[r][1] = broadcast(in.bias[first + r]);
+  for (int64_t k = 0; k < in.pairs; ++k) {
+    const __m512bh low = (__m512bh)load(panel + k * 32), high = (__m512bh)load(panel + k * 32 + 16);
+    if (next_rows != nullptr) {
+      __builtin_prefetch(next_rows + k * 32, 0, 2);
+      __builtin_prefetch(next_rows + k * 32 + 16, 0, 2);
+    }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kRows; ++r) {
+      const __m512bh pair = (__m512bh)_mm512_set1_epi32(in.pair_block[(first + r) * in.pairs + k]);
+      score[r][0] = _mm512_dpbf16_ps(score[r][0], low, pair);
+      score[r][1] = _mm512_dpbf16_ps(score[r][1], high, pair);
+    }
+  }
+  running.take<kRows>(score, first, scores);
+}
+
+// Scores of a panel of rows against centroids [begin, end), from pairs. The first two tiles bring half of `next_rows`
+// each, the panel that is packed next.
 DEEPCLUST_BFLOAT16 inline void score_pairs(const AssignInputs<float>& in, int64_t begin, int64_t end,
-                                           const float* panel,  // (in.pairs, 32) bits
-                                           float* scores,       // (end - begin rounded up to 8, 32)
+                                           const float* panel,      // (in.pairs, 32) bits
+                                           const float* next_rows,  // (32, depth), which may lie past the last, or null
+                                           float* scores,           // (end - begin rounded up to 8, 32)
                                            PanelScores<float>& found) {
   RunningScores<float> running;
-  for (int64_t c = begin; c < end; c += 8) {
-    Vec<float> score[8][2];
-#pragma GCC unroll 8
-    for (int64_t r = 0; r < 8; ++r) score[r][0] = score[r][1] = broadcast(in.bias[c + r]);
-    for (int64_t k = 0; k < in.pairs; ++k) {
-      const __m512bh low = (__m512bh)load(panel + k * 32), high = (__m512bh)load(panel + k * 32 + 16);
-#pragma GCC unroll 8
-      for (int64_t r = 0; r < 8; ++r) {
-        const __m512bh pair = (__m512bh)_mm512_set1_epi32(in.pair_block[(c + r) * in.pairs + k]);
-        score[r][0] = _mm512_dpbf16_ps(score[r][0], low, pair);
-        score[r][1] = _mm512_dpbf16_ps(score[r][1], high, pair);
-      }
-    }
-    running.take<8>(score, c, scores + (c - begin) * 32);
+  int64_t c = begin;
+  for (; c + 4 < end; c += 8) {
+    score_pair_tile<8>(in, c, panel, next_rows, scores + (c - begin) * 32, running);
+    next_rows = next_rows != nullptr && c == begin ? next_rows + in.pairs * 32 : nullptr;
   }
+  if (c < end) score_pair_tile<4>(in, c, panel, next_rows, scores + (c - begin) * 32, running);
   running.finish(found);
 }
 #endif
@@ -334,7 +355,8 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
       scored = assigner.set_margins(squared_norm, kPairRounding * in.reach + in.pair_error);
       for (int64_t begin = 0; scored && begin < in.clusters; begin += in.chunk) {
         const int64_t end = begin + in.chunk < in.clusters ? begin + in.chunk : in.clusters;
-        score_pairs(in, begin, end, panel, scores, found);
+        const float* next_rows = begin == 0 ? in.features + (first + count) * in.depth : nullptr;
+        score_pairs(in, begin, end, panel, next_rows, scores, found);
         if (begin == 0 && assigner.is_doubtful(found)) {
           scored = false;
           doubtful = kDoubtfulPanels;
