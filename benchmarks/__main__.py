@@ -49,9 +49,10 @@ FLOOR_TABLES = {
 }
 
 #: What is no op but measured too, in float32: for about so many seconds a case, or only once if that is 0.
-BEYOND_OPS: Mapping[str, Callable[[Setting, float], list[Row]]] = {
+#: Rates are those of a CPU; a training step has no floor.
+BEYOND_OPS: Mapping[str, Callable[[Setting, float, Rates | None], list[Row]]] = {
     "KMeans": kmeans.measure_series,
-    "training_step": steps.measure_digits,
+    "training_step": lambda setting, seconds, rates: steps.measure_digits(setting, seconds),
 }
 BEYOND_OPS_ON = {"cpu": tuple(BEYOND_OPS), "cuda": ("KMeans",)}
 
@@ -120,9 +121,10 @@ def run_op(name: str, options: argparse.Namespace, settings: Mapping[Setting, Ra
             yield rows
 
 
-def run_beyond(name: str, options: argparse.Namespace, setting: Setting) -> Iterator[list[Row]]:
+def run_beyond(name: str, options: argparse.Namespace, settings: Mapping[Setting, Rates | None]) -> Iterator[list[Row]]:
     """Measure and print what is no op; yield its rows."""
-    rows = BEYOND_OPS[name](replace(setting, dtype="float32"), options.seconds)
+    (setting,) = (setting for setting in settings if setting.dtype == "float32")
+    rows = BEYOND_OPS[name](setting, options.seconds, settings[setting])
     for case, of_case in groupby(rows, key=lambda row: row.case):
         print(f"\n{name} {case}\n{format_table(list(of_case), 'yardstick')}", flush=True)
     yield rows
@@ -160,7 +162,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     everything: list[Row] = []
     for name in options.op or [*op_names(), *beyond]:
         measured: list[Row] = []
-        runs = run_beyond(name, options, setting) if name in BEYOND_OPS else run_op(name, options, settings)
+        runs = run_beyond(name, options, settings) if name in BEYOND_OPS else run_op(name, options, settings)
         for rows in runs:
             measured += rows
             update_csv(path, rows)  # after every case, so that an interrupted run keeps what it has

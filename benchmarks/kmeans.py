@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import Function, paired_ratio, summarize, time_rounds
+from benchmarks.cpu_floors import Floor, Rates
 from benchmarks.harness import describe_failure
-from benchmarks.kmeans_floors import CUDA_ASSIGNMENTS
+from benchmarks.kmeans_floors import CUDA_ASSIGNMENTS, LABEL_BYTES
 from benchmarks.report import Row, Setting
 from deepclust_ext.cluster import KMeans
 
@@ -131,10 +132,22 @@ CUDA_PROVIDERS: Mapping[str, Callable[[], Function]] = {
 }
 
 
-def measure_series(setting: Setting, seconds: float) -> list[Row]:
-    """Measure every size for about so many seconds; no seconds mean the first one, briefly."""
+def find_floor(rows: int, clusters: int, dims: int) -> Floor:
+    """Return the least that a fit has to do.
+
+    Operations are those of the product of rows and centers in every iteration, and once more for the labels of the last
+    centers. Bytes are those of rows and first centers, read once however many iterations there are, as if a cache held
+    them from then on, and of labels and last centers.
+    """
+    product = 2 * rows * clusters * dims
+    values = rows * dims + 2 * clusters * dims
+    return Floor((ITERATIONS + 1) * product, 4 * values + LABEL_BYTES * rows)
+
+
+def measure_series(setting: Setting, seconds: float, rates: Rates | None) -> list[Row]:
+    """Measure every size for about so many seconds; no seconds mean the first one, briefly. Rates are of a CPU."""
     sizes = CUDA_ASSIGNMENTS if setting.device == "cuda" else [(rows, CLUSTERS, DIMS) for rows in SERIES]
-    return [row for size in (sizes if seconds else sizes[:1]) for row in measure(setting, seconds, *size)]
+    return [row for size in (sizes if seconds else sizes[:1]) for row in measure(setting, seconds, rates, *size)]
 
 
 def find_inertia(
@@ -146,7 +159,7 @@ def find_inertia(
     return sum(float(torch.cdist(part, centers.to(part)).amin(dim=1).square().sum()) for part in parts)
 
 
-def measure(setting: Setting, seconds: float, rows: int, clusters: int, dims: int) -> list[Row]:
+def measure(setting: Setting, seconds: float, rates: Rates | None, rows: int, clusters: int, dims: int) -> list[Row]:
     """Check and time all providers; one that is not installed, fails, or is wrong has a status that says so."""
     features = make_rows(rows, dims).to(setting.device)
     inputs = (features, features[:clusters].clone())
@@ -172,13 +185,23 @@ def measure(setting: Setting, seconds: float, rows: int, clusters: int, dims: in
             del functions[name]
     times = time_rounds(functions, dict.fromkeys(functions, ("forward",)), inputs, setting.device, seconds)
     case = f"random-{rows}x{dims}-k{clusters}-{ITERATIONS}-iterations"
+    floor_ms = find_floor(rows, clusters, dims).milliseconds(rates) if rates else None
     made = []
     for (name, mode), taken in times.items():
-        ratio = paired_ratio(taken, times["ours", "forward"])
-        summary = asdict(summarize(taken))
+        summary = summarize(taken)
         made.append(
             Row(
-                "KMeans", case, name, mode, **asdict(setting), status="ok", rounds=len(taken), **summary, per_ours=ratio
+                "KMeans",
+                case,
+                name,
+                mode,
+                **asdict(setting),
+                status="ok",
+                rounds=len(taken),
+                **asdict(summary),
+                per_ours=paired_ratio(taken, times["ours", "forward"]),
+                floor_ms=floor_ms,
+                per_floor=summary.median_ms / floor_ms if floor_ms else None,
             )
         )
     made += [

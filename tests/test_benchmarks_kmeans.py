@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import kmeans, kmeans_floors
+from benchmarks.cpu_floors import Floor, Rates
 from benchmarks.floors import BF16, CARDS
 from benchmarks.harness import admit, load_op
 from benchmarks.report import Setting
@@ -20,7 +21,7 @@ def test_scikit_learn_computes_the_same_and_a_missing_peer_is_named(monkeypatch:
         raise ImportError("No module named 'faiss'")
 
     monkeypatch.setitem(kmeans.PROVIDERS, "faiss", load_missing)
-    rows = kmeans.measure(SETTING, 0, rows=2000, dims=8, clusters=5)
+    rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=8, clusters=5)
     assert {row.provider: row.status for row in rows} == {
         "ours": "ok",
         "scikit-learn": "ok",
@@ -31,7 +32,7 @@ def test_scikit_learn_computes_the_same_and_a_missing_peer_is_named(monkeypatch:
 
 def test_faiss_computes_the_same() -> None:
     pytest.importorskip("faiss")
-    rows = kmeans.measure(SETTING, 0, rows=2000, dims=8, clusters=5)
+    rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=8, clusters=5)
     assert {row.status for row in rows} == {"ok"}
 
 
@@ -43,7 +44,7 @@ def test_a_wrong_inertia_is_named_and_not_timed(monkeypatch: pytest.MonkeyPatch)
         return fit
 
     monkeypatch.setitem(kmeans.PROVIDERS, "faiss", load_wrong)
-    rows = kmeans.measure(SETTING, 0, rows=2000, dims=8, clusters=5)
+    rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=8, clusters=5)
     status = {row.provider: (row.status, row.median_ms) for row in rows}["faiss"]
     assert status[0].startswith("WRONG: inertia is")
     assert status[1] is None
@@ -52,8 +53,19 @@ def test_a_wrong_inertia_is_named_and_not_timed(monkeypatch: pytest.MonkeyPatch)
 def test_series_is_one_case_briefly_and_all_sizes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kmeans, "SERIES", (5000, 6000))
     monkeypatch.setattr(kmeans, "PROVIDERS", {"ours": kmeans.load_ours})
-    cases = [[row.case for row in kmeans.measure_series(SETTING, seconds)] for seconds in (0, 0.01)]
+    cases = [[row.case for row in kmeans.measure_series(SETTING, seconds, None)] for seconds in (0, 0.01)]
     assert cases == [[f"random-{rows}x64-k40-20-iterations" for rows in sizes] for sizes in ((5000,), (5000, 6000))]
+
+
+def test_floor_of_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 20 iterations and the labels of the last centers; rows, labels, first and last centers.
+    floor = kmeans.find_floor(rows=2000, clusters=5, dims=8)
+    assert floor == Floor(21 * 2 * 2000 * 5 * 8, 4 * (2000 * 8 + 2 * 5 * 8) + 8 * 2000)
+    monkeypatch.setattr(kmeans, "PROVIDERS", {"ours": kmeans.load_ours})
+    rates = Rates(flops=floor.flops / 2, bytes=floor.bytes)  # two seconds, and one
+    (row,) = kmeans.measure(SETTING, 0, rates, rows=2000, dims=8, clusters=5)
+    assert row.floor_ms == pytest.approx(2000)
+    assert row.per_floor == pytest.approx((row.median_ms or 0) / 2000)
 
 
 def test_cases_of_kmeans() -> None:

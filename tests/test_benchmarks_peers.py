@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks import __main__ as command_line
 from benchmarks import kmeans, page
+from benchmarks.cpu_floors import Rates
 from benchmarks.harness import Case, Provider, admit, load_op, providers_of
 from benchmarks.ops import fused_contrastive_loss as contrastive
 from benchmarks.ops import nearest_neighbors as neighbors
@@ -70,7 +71,7 @@ def lloyd(rows: Tensor, centers: Tensor, iterations: int) -> Tensor:
 def measure_kmeans(monkeypatch: pytest.MonkeyPatch, name: str) -> Row:
     """Measure ours and a rival of the GPU on the CPU; return the rival's row."""
     monkeypatch.setattr(kmeans, "PROVIDERS", {"ours": kmeans.load_ours, name: kmeans.CUDA_PROVIDERS[name]})
-    ours, rival = kmeans.measure(SETTING, 0, rows=2000, clusters=5, dims=8)
+    ours, rival = kmeans.measure(SETTING, 0, None, rows=2000, clusters=5, dims=8)
     assert (ours.status, rival.provider) == ("ok", name)
     return rival
 
@@ -204,14 +205,14 @@ def test_faiss_for_the_cpu_is_no_rival_on_a_gpu(monkeypatch: pytest.MonkeyPatch)
 def test_kmeans_on_a_gpu_has_sizes_and_rivals_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[tuple[int, ...]] = []
 
-    def measure(setting: Setting, seconds: float, *size: int) -> list[Row]:
+    def measure(setting: Setting, seconds: float, rates: Rates | None, *size: int) -> list[Row]:
         measured.append(size)
         return []
 
     monkeypatch.setattr(kmeans, "measure", measure)
-    kmeans.measure_series(dataclasses.replace(SETTING, device="cuda"), 0)
+    kmeans.measure_series(dataclasses.replace(SETTING, device="cuda"), 0, None)
     assert measured == [(20_000, 40, 64)]
-    kmeans.measure_series(dataclasses.replace(SETTING, device="cuda"), 1)
+    kmeans.measure_series(dataclasses.replace(SETTING, device="cuda"), 1, None)
     assert measured[1:] == [(20_000, 40, 64), (65_536, 100, 128), (65_536, 1000, 128), (1_000_000, 1000, 128)]
 
 
@@ -225,7 +226,8 @@ def disguised_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("disguised_cpu")
 def test_run_on_a_gpu_measures_kmeans_in_float32_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(setting: Setting, seconds: float) -> list[Row]:
+    def measure(setting: Setting, seconds: float, rates: Rates | None) -> list[Row]:
+        assert rates is None
         return [Row("KMeans", "tiny", "ours", "forward", **dataclasses.asdict(setting), status="ok")]
 
     monkeypatch.setattr(command_line, "op_names", list)
