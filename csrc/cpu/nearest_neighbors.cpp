@@ -34,37 +34,37 @@ constexpr int64_t kMaxBlockRows = 512;
 constexpr int64_t kMaxBlockElements = int64_t{1} << 17;  // rows x depth, half of a common L2 cache
 constexpr int64_t kMinSliceWork = int64_t{1} << 17;      // multiply-adds, about as long as starting a thread takes
 constexpr int64_t kMinSpareEntries = 16;                 // of a list, beyond k
+constexpr int64_t kMaxLanes = 16;                        // of a vector: full lists are whole ones
 
-template <typename T>
-struct Neighbor {
-  T cosine;
-  int64_t index;
-};
-
-// Neighbors of some queries as they are found, `capacity` places for each query.
+// Neighbors of some queries as they are found, in order of index, `capacity` places for each query.
 template <typename T>
 struct NeighborLists {
-  Neighbor<T>* entries;    // (queries, capacity)
+  T* cosines;              // (queries, capacity)
+  int64_t* indices;        // (queries, capacity)
   int64_t* found;          // (queries,) how many, or -1 if the query is not finite
   const int64_t* exclude;  // (queries,), or null
   int64_t k, capacity;
 
   // Those of the queries from `row` on.
   NeighborLists from(int64_t row) const {
-    return {entries + row * capacity, found + row, exclude == nullptr ? nullptr : exclude + row, k, capacity};
+    return {cosines + row * capacity,
+            indices + row * capacity,
+            found + row,
+            exclude == nullptr ? nullptr : exclude + row,
+            k,
+            capacity};
   }
 
   void start(int64_t row, bool is_finite) const { found[row] = is_finite ? 0 : -1; }
 
   // Returns whether the list is full.
-  bool add(int64_t row, const Neighbor<T>& neighbor) const {
-    if (exclude != nullptr && exclude[row] == neighbor.index) return false;
-    entries[row * capacity + found[row]++] = neighbor;
+  bool add(int64_t row, T cosine, int64_t index) const {
+    if (exclude != nullptr && exclude[row] == index) return false;
+    const int64_t place = row * capacity + found[row]++;
+    cosines[place] = cosine;
+    indices[place] = index;
     return found[row] == capacity;
   }
-
-  // Keeps the k nearest and returns the cosine of the last.
-  T cut(int64_t row) const;
 };
 
 // What the kernels read.
@@ -90,20 +90,15 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
-struct IsNearer {
-  template <typename T>
-  bool operator()(const Neighbor<T>& a, const Neighbor<T>& b) const {
-    return a.cosine > b.cosine || (a.cosine == b.cosine && a.index < b.index);
+template <typename T>
+struct Neighbor {
+  T cosine;
+  int64_t index;
+
+  bool operator<(const Neighbor& other) const {
+    return cosine > other.cosine || (cosine == other.cosine && index < other.index);
   }
 };
-
-template <typename T>
-T NeighborLists<T>::cut(int64_t row) const {
-  Neighbor<T>* list = entries + row * capacity;
-  std::nth_element(list, list + k - 1, list + found[row], IsNearer());
-  found[row] = k;
-  return list[k - 1].cosine;
-}
 
 // Writes the k nearest of a query, in order, from the lists of all slices.
 template <typename T>
@@ -114,11 +109,11 @@ void merge_lists(const std::vector<NeighborLists<T>>& slices, int64_t row, std::
   const int64_t k = slices[0].k;
   merged.clear();
   for (const NeighborLists<T>& lists : slices) {
-    const Neighbor<T>* list = lists.entries + row * lists.capacity;
-    merged.insert(merged.end(), list, list + std::max<int64_t>(lists.found[row], 0));
+    const int64_t begin = row * lists.capacity;
+    for (int64_t i = begin; i < begin + lists.found[row]; ++i) merged.push_back({lists.cosines[i], lists.indices[i]});
   }
   const int64_t present = std::min<int64_t>(k, merged.size());
-  std::partial_sort(merged.begin(), merged.begin() + present, merged.end(), IsNearer());
+  std::partial_sort(merged.begin(), merged.begin() + present, merged.end());
   const bool is_finite = slices[0].found[row] >= 0;
   for (int64_t i = 0; i < k; ++i) {
     cosines[i] = i < present ? merged[i].cosine
@@ -151,17 +146,22 @@ std::tuple<at::Tensor, at::Tensor> find_neighbors(const at::Tensor& query, const
   const int64_t group_rows = share_bank ? block_rows : count;  // queries whose lists are kept at a time
   const int64_t worthwhile = std::max<int64_t>(1, group_rows * candidates * depth / kMinSliceWork);
   const int64_t slices = share_bank ? std::min(threads, worthwhile) : 1;
-  const int64_t capacity = k + std::max(k, kMinSpareEntries);
+  const int64_t capacity = divide_up(k + std::max(k, kMinSpareEntries), kMaxLanes) * kMaxLanes;
   const int64_t workspace = DEEPCLUST_SELECT(search_workspace<T>)(block_rows, depth);
-  std::vector<Neighbor<T>> entries(slices * group_rows * capacity);
+  const int64_t places = slices * group_rows * capacity;
+  Scratch<T> list_cosines(places);
+  Scratch<int64_t> list_indices(places);
+  T* const places_of_cosines = list_cosines.take(places);
+  int64_t* const places_of_indices = list_indices.take(places);
   std::vector<int64_t> found(slices * group_rows);
   std::atomic<bool> finite{true};
   for (int64_t first = 0; first < count; first += group_rows) {
     const int64_t rows = std::min(group_rows, count - first);
     std::vector<NeighborLists<T>> lists;
     for (int64_t slice = 0; slice < slices; ++slice) {
-      lists.push_back({entries.data() + slice * group_rows * capacity, found.data() + slice * group_rows,
-                       excluded == nullptr ? nullptr : excluded + first, k, capacity});
+      const NeighborLists<T> all{places_of_cosines, places_of_indices, found.data(), nullptr, k, capacity};
+      lists.push_back(all.from(slice * group_rows));
+      if (excluded != nullptr) lists.back().exclude = excluded + first;
     }
     at::parallel_for(0, divide_up(rows, block_rows) * slices, 1, [&](int64_t begin, int64_t end) {
       Scratch<T> scratch(workspace);

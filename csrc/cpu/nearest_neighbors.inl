@@ -6,10 +6,6 @@
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
 
-// Rows of the bank that are normalized together: a few tiles, so that a panel of queries is fetched for all of them.
-template <typename T>
-constexpr int64_t kGroupRows = 4 * Tile<T>::kPanelRows;
-
 // Queries that are compared together: enough to make little of the normalizing of the bank, few enough for the cache.
 template <typename T>
 int64_t query_block_rows(int64_t depth) {
@@ -23,7 +19,7 @@ template <typename T>
 int64_t search_workspace(int64_t count, int64_t depth) {
   constexpr int64_t kColumns = Tile<T>::kPanelColumns;
   const int64_t padded = (count + kColumns - 1) / kColumns * kColumns;
-  return padded * (depth + 1) + (kColumns + kGroupRows<T> + 1) * block_stride(depth);
+  return padded * (depth + 1) + (kColumns + 1) * block_stride(depth);
 }
 
 // Fetches a row into the cache; it may lie beyond the end of the bank, where nothing happens.
@@ -74,9 +70,74 @@ void pack_queries(const Source* query,  // (count, depth)
   }
 }
 
-// Adds what a tile of scores holds above the thresholds of its queries to their lists. A list that is full is cut to
-// the k nearest, the last of which is the threshold from then on: later rows of the bank must be nearer, for of equal
-// ones the first wins.
+// Numbers in the order of their bits taken as an integer, so that halving an interval of these ends after as many steps
+// as there are bits, however small the numbers.
+template <typename T>
+typename IntegerOf<T>::type key_of(T value) {
+  using Key = typename IntegerOf<T>::type;
+  const auto bits = reinterpret_cast<Mask<T>>(broadcast(value))[0];
+  return bits < 0 ? bits ^ std::numeric_limits<Key>::max() : bits;
+}
+
+template <typename T>
+T value_of(typename IntegerOf<T>::type key) {
+  using Key = typename IntegerOf<T>::type;
+  const Mask<T> bits = Mask<T>{} + (key < 0 ? key ^ std::numeric_limits<Key>::max() : key);
+  return reinterpret_cast<Vec<T>>(bits)[0];
+}
+
+template <typename T>
+DEEPCLUST_INLINE int64_t count_above(const T* values, int64_t count, T limit) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  Mask<T> sum = {};
+  for (int64_t i = 0; i < count; i += kLanes) sum -= load(values + i) > limit;
+  return fold<kLanes>(
+      sum, [](Mask<T> a, Mask<T> b) __attribute__((always_inline)) { return a + b; },
+      std::make_integer_sequence<int64_t, kLanes>());
+}
+
+// Cuts a full list, of more than k above `threshold`, to the k nearest, still in order of index, and returns a
+// threshold that they reach and nothing that comes later need reach.
+template <typename T>
+T cut_list(const NeighborLists<T>& lists, int64_t query, T threshold) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  T* cosines = lists.cosines + query * lists.capacity;
+  int64_t* indices = lists.indices + query * lists.capacity;
+  Vec<T> largest = load(cosines);
+  for (int64_t i = kLanes; i < lists.capacity; i += kLanes) {
+    const Vec<T> x = load(cosines + i);
+    largest = x > largest ? x : largest;
+  }
+  // More than k are above `low`, and `above`, at most k, above `high`. Where these have no number between them, what is
+  // above the one and not above the other is equal.
+  auto low = key_of(threshold), high = key_of(max_lanes<T>(largest));
+  int64_t above = 0;
+  while (above != lists.k && low + 1 < high) {
+    const auto middle = (low & high) + ((low ^ high) >> 1);
+    const int64_t count = count_above(cosines, lists.capacity, value_of<T>(middle));
+    if (count > lists.k) {
+      low = middle;
+    } else {
+      high = middle;
+      above = count;
+    }
+  }
+  const T limit = value_of<T>(high);
+  int64_t kept = 0, equal = lists.k - above;  // of those that are equal the first are kept
+  for (int64_t i = 0; i < lists.capacity; ++i) {
+    const T cosine = cosines[i];
+    const bool is_equal = (cosine == limit) & (equal > 0);
+    cosines[kept] = cosine;
+    indices[kept] = indices[i];
+    kept += (cosine > limit) | is_equal;
+    equal -= is_equal;
+  }
+  lists.found[query] = lists.k;
+  return limit;
+}
+
+// Adds what a tile of scores holds above the thresholds of its queries to their lists, and cuts those that are full.
+// Later rows of the bank must be nearer than a threshold, for of equal ones the first wins.
 template <int64_t kVectors, typename T>
 DEEPCLUST_INLINE void take_survivors(const T* scores,       // (kPanelRows, kVectors) vectors
                                      const int64_t* index,  // (kPanelRows,) of the rows in the bank
@@ -84,44 +145,44 @@ DEEPCLUST_INLINE void take_survivors(const T* scores,       // (kPanelRows, kVec
                                      T* thresholds  // (kVectors,) vectors
 ) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  constexpr int64_t kRows = Tile<T>::kPanelRows;
-  Mask<T> above = {};
+  constexpr int64_t kStride = kVectors * kLanes;
+  for (int64_t column = 0; column < kStride; column += kLanes) {
+    const Vec<T> threshold = load(thresholds + column);
+    Mask<T> above = {};  // a bit for each row of the tile
 #pragma GCC unroll 16
-  for (int64_t r = 0; r < kRows; ++r) {
-#pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v) {
-      above |= load(scores + (r * kVectors + v) * kLanes) > load(thresholds + v * kLanes);
+    for (int64_t r = 0; r < Tile<T>::kPanelRows; ++r) {
+      above |= (load(scores + r * kStride + column) > threshold) & (1 << r);
     }
-  }
-  if (!any_lane<T>(above)) return;
-  for (int64_t r = 0; r < kRows; ++r) {
-    for (int64_t v = 0; v < kVectors; ++v, scores += kLanes) {
-      uint32_t bits = lane_bits<T>(load(scores) > load(thresholds + v * kLanes));
-      for (; bits != 0; bits &= bits - 1) {
-        const int64_t lane = __builtin_ctz(bits), column = v * kLanes + lane;
-        if (lists.add(query + column, {scores[lane], index[r]})) thresholds[column] = lists.cut(query + column);
+    uint32_t lanes = lane_bits<T>(above != 0);
+    if (lanes == 0) continue;
+    typename IntegerOf<T>::type rows[kLanes];
+    store(rows, above);
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int64_t lane = __builtin_ctz(lanes), c = column + lane;
+      for (auto bits = static_cast<uint32_t>(rows[lane]); bits != 0; bits &= bits - 1) {
+        const int64_t r = __builtin_ctz(bits);
+        const T score = scores[r * kStride + c];
+        if (score > thresholds[c] && lists.add(query + c, score, index[r])) {
+          thresholds[c] = cut_list(lists, query + c, thresholds[c]);
+        }
       }
     }
   }
 }
 
-// Compares a group of rows of the bank with kVectors vectors of queries.
+// Compares rows of the bank with kVectors vectors of queries.
 template <int64_t kVectors, typename T>
-void search_group(const T* rows,         // (count rounded up to kPanelRows, block_stride(depth))
-                  const int64_t* index,  // (count rounded up to kPanelRows,)
-                  int64_t count,
-                  const T* panel,  // (depth, kPanelColumns)
-                  int64_t depth, const NeighborLists<T>& lists, int64_t query,
-                  T* thresholds  // (kVectors,) vectors
+DEEPCLUST_INLINE void search_tile(const T* rows,         // (kPanelRows, block_stride(depth))
+                                  const int64_t* index,  // (kPanelRows,) of the rows in the bank
+                                  const T* panel,        // (depth, kPanelColumns)
+                                  int64_t depth, const NeighborLists<T>& lists, int64_t query,
+                                  T* thresholds  // (kVectors,) vectors
 ) {
-  constexpr int64_t kRows = Tile<T>::kPanelRows;
   constexpr int64_t kStride = kVectors * VecOf<T>::kLanes;
   const T bias[kStride] = {};
-  for (int64_t row = 0; row < count; row += kRows) {
-    T scores[kRows * kStride];
-    score_tile<kVectors>(rows + row * block_stride(depth), panel, bias, depth, scores, kStride);
-    take_survivors<kVectors>(scores, index + row, lists, query, thresholds);
-  }
+  T scores[Tile<T>::kPanelRows * kStride];
+  score_tile<kVectors>(rows, panel, bias, depth, scores, kStride);
+  take_survivors<kVectors>(scores, index, lists, query, thresholds);
 }
 
 // Finds the nearest rows of the bank's slice [begin, end) to `count` queries. Returns false, with lists of no meaning,
@@ -140,23 +201,24 @@ bool search_slice(const Inputs& in, int64_t first, int64_t count, int64_t begin,
   T* rows = thresholds + padded;
   pack_queries(in.query + first * in.depth, count, in.depth, lists, panels, thresholds, rows);
   while (begin < end) {
-    int64_t index[kGroupRows<T>];
+    int64_t index[kRows];
     int64_t present = 0;
-    for (; begin < end && present < kGroupRows<T>; ++begin) {
-      prefetch_row(in.bank, begin + kGroupRows<T>, in.depth);  // for the next group, while this one is computed with
+    for (; begin < end && present < kRows; ++begin) {
+      prefetch_row(in.bank, begin + kRows, in.depth);  // for the next tile, while this one is computed with
       if (in.valid != nullptr && !in.valid[begin]) continue;
       if (!normalize_source(in.bank + begin * in.depth, in.depth, rows + present * stride)) return false;
       index[present++] = begin;
     }
-    for (int64_t r = present; r % kRows != 0; ++r) {  // rows of NaN, which no comparison picks, fill up the last tile
+    if (present == 0) break;
+    for (int64_t r = present; r < kRows; ++r) {  // what fills up the last tile is NaN, which no comparison picks
       for (int64_t k = 0; k < in.depth; ++k) rows[r * stride + k] = std::numeric_limits<T>::quiet_NaN();
     }
     for (int64_t query = 0; query < count; query += kColumns) {
       const T* panel = panels + query * in.depth;
       if (count - query > kColumns / 2) {
-        search_group<2>(rows, index, present, panel, in.depth, lists, query, thresholds + query);
+        search_tile<2>(rows, index, panel, in.depth, lists, query, thresholds + query);
       } else {
-        search_group<1>(rows, index, present, panel, in.depth, lists, query, thresholds + query);
+        search_tile<1>(rows, index, panel, in.depth, lists, query, thresholds + query);
       }
     }
   }
