@@ -3,6 +3,39 @@
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
 
+// Sum of the squares of a row.
+template <typename T>
+DEEPCLUST_INLINE T squares_of(const T* row /* (depth,) */, int64_t depth) {
+  return sum_terms<T>(
+      depth,
+      [&](int64_t k) __attribute__((always_inline)) {
+        const Vec<T> x = load(row + k);
+        return x * x;
+      },
+      [&](int64_t k) __attribute__((always_inline)) { return row[k] * row[k]; });
+}
+
+// 1 / max(norm, 1e-12) of a row; clears `finite` if the row is not.
+template <typename T>
+DEEPCLUST_INLINE T inverse_norm_of(const T* row /* (depth,) */, int64_t depth, bool& finite) {
+  const T squares = squares_of(row, depth);
+  // Squares that leave the comfortable range are summed again relative to the largest element.
+  const T tiny = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
+  double norm = std::sqrt(static_cast<double>(squares));
+  if (!(squares > tiny && squares < T(1) / tiny)) {
+    double largest = 0;
+    for (int64_t k = 0; k < depth; ++k) {
+      const double size = std::fabs(static_cast<double>(row[k]));
+      if (!(size <= largest)) largest = size;
+      finite = finite && size <= std::numeric_limits<double>::max();
+    }
+    double scaled = 0;
+    for (int64_t k = 0; k < depth && largest > 0; ++k) scaled += (row[k] / largest) * (row[k] / largest);
+    norm = largest * std::sqrt(scaled);
+  }
+  return static_cast<T>(1 / (norm > kMinNorm ? norm : kMinNorm));
+}
+
 // L2-normalizes `count` rows and returns whether all are finite. Without `normalize` only the check is made.
 template <typename T>
 bool normalize_rows(const T* rows,  // (count, depth)
@@ -12,33 +45,12 @@ bool normalize_rows(const T* rows,  // (count, depth)
 ) {
   bool finite = true;
   for (int64_t r = 0; r < count; ++r, rows += depth) {
-    const T squares = sum_terms<T>(
-        depth,
-        [&](int64_t k) __attribute__((always_inline)) {
-          const Vec<T> x = load(rows + k);
-          return x * x;
-        },
-        [&](int64_t k) __attribute__((always_inline)) { return rows[k] * rows[k]; });
     if (!normalize) {
-      finite = finite && squares <= std::numeric_limits<T>::max();
+      finite = finite && squares_of(rows, depth) <= std::numeric_limits<T>::max();
       inverse_norm[r] = T(1);
       continue;
     }
-    // Squares that leave the comfortable range are summed again relative to the largest element.
-    const T tiny = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-    double norm = std::sqrt(static_cast<double>(squares));
-    if (!(squares > tiny && squares < T(1) / tiny)) {
-      double largest = 0;
-      for (int64_t k = 0; k < depth; ++k) {
-        const double size = std::fabs(static_cast<double>(rows[k]));
-        if (!(size <= largest)) largest = size;
-        finite = finite && size <= std::numeric_limits<double>::max();
-      }
-      double scaled = 0;
-      for (int64_t k = 0; k < depth && largest > 0; ++k) scaled += (rows[k] / largest) * (rows[k] / largest);
-      norm = largest * std::sqrt(scaled);
-    }
-    inverse_norm[r] = static_cast<T>(1 / (norm > kMinNorm ? norm : kMinNorm));
+    inverse_norm[r] = inverse_norm_of(rows, depth, finite);
     for (int64_t k = 0; k < depth; ++k) normalized[k] = rows[k] * inverse_norm[r];
     normalized += depth;
   }

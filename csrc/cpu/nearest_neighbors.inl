@@ -32,16 +32,50 @@ DEEPCLUST_INLINE void prefetch_row(const Source* bank, int64_t row, int64_t dept
     __builtin_prefetch(reinterpret_cast<const void*>(from + byte));
 }
 
+// The row as T: itself where it is that, else converted into `memory`.
+template <typename T, typename Source>
+DEEPCLUST_INLINE const T* row_as(const Source* row /* (depth,) */, T* memory /* (depth,) */, int64_t depth) {
+  if constexpr (std::is_same_v<T, Source>) {
+    return row;
+  } else {
+    for (int64_t k = 0; k < depth; ++k) memory[k] = static_cast<T>(row[k]);
+    return memory;
+  }
+}
+
 // Normalizes a row of any dtype; returns whether it is finite.
 template <typename T, typename Source>
 bool normalize_source(const Source* row, int64_t depth, T* normalized) {
   T inverse_norm;
-  if constexpr (std::is_same_v<T, Source>) {
-    return normalize_rows(row, 1, depth, true, normalized, &inverse_norm);
-  } else {
-    for (int64_t k = 0; k < depth; ++k) normalized[k] = static_cast<T>(row[k]);
-    return normalize_rows(normalized, 1, depth, true, normalized, &inverse_norm);
+  return normalize_rows(row_as(row, normalized, depth), 1, depth, true, normalized, &inverse_norm);
+}
+
+// Normalizes rows of the bank for a tile; returns whether all are finite. All norms come first, for what they wait for
+// are long divisions and roots, but not each other.
+template <typename T, typename Source>
+bool normalize_tile(const Source* bank,    // (M, depth)
+                    const int64_t* index,  // (count,) at most kPanelRows
+                    int64_t count, int64_t depth,
+                    T* rows  // (kPanelRows, block_stride(depth))
+) {
+  constexpr int64_t kLanes = VecOf<T>::kLanes;
+  const int64_t stride = block_stride(depth);
+  const T* source[Tile<T>::kPanelRows];
+  T inverse_norm[Tile<T>::kPanelRows];
+  bool finite = true;
+  for (int64_t r = 0; r < count; ++r) {
+    source[r] = row_as(bank + index[r] * depth, rows + r * stride, depth);
+    inverse_norm[r] = inverse_norm_of(source[r], depth, finite);
   }
+  for (int64_t r = 0; r < count; ++r) {
+    const T* from = source[r];
+    T* to = rows + r * stride;
+    const T scale = inverse_norm[r];
+    int64_t k = 0;
+    for (; k + kLanes <= depth; k += kLanes) store(to + k, load(from + k) * scale);
+    for (; k < depth; ++k) to[k] = from[k] * scale;
+  }
+  return finite;
 }
 
 // Normalizes queries and packs them into panels, and starts their lists. Those that are not finite find nothing, nor do
@@ -204,16 +238,18 @@ bool search_slice(const Inputs& in, int64_t first, int64_t count, int64_t begin,
     int64_t index[kRows];
     int64_t present = 0;
     for (; begin < end && present < kRows; ++begin) {
-      prefetch_row(in.bank, begin + kRows, in.depth);  // for the next tile, while this one is computed with
       if (in.valid != nullptr && !in.valid[begin]) continue;
-      if (!normalize_source(in.bank + begin * in.depth, in.depth, rows + present * stride)) return false;
       index[present++] = begin;
     }
     if (present == 0) break;
+    if (!normalize_tile(in.bank, index, present, in.depth, rows)) return false;
     for (int64_t r = present; r < kRows; ++r) {  // what fills up the last tile is NaN, which no comparison picks
       for (int64_t k = 0; k < in.depth; ++k) rows[r * stride + k] = std::numeric_limits<T>::quiet_NaN();
     }
     for (int64_t query = 0; query < count; query += kColumns) {
+      // A row of the next tile with each panel from the second on: spread out, they do not wait for each other. With
+      // one panel the bank is a plain stream, which the processor foresees.
+      if (query > 0 && query <= kRows * kColumns) prefetch_row(in.bank, begin + query / kColumns - 1, in.depth);
       const T* panel = panels + query * in.depth;
       if (count - query > kColumns / 2) {
         search_tile<2>(rows, index, panel, in.depth, lists, query, thresholds + query);
