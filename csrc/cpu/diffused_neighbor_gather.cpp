@@ -17,10 +17,15 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/capability.h"
 #include "common/constants.h"
 #include "common/dtypes.h"
 #include "common/neighbor_draw.h"
 #include "common/philox.h"
+
+#if DEEPCLUST_X86
+#include <immintrin.h>
+#endif
 
 #define DEEPCLUST_KERNEL_FILE "cpu/diffused_neighbor_gather.inl"
 #include "common/foreach_capability.h"
