@@ -1,13 +1,13 @@
 // Nearest neighbors by cosine without any B x M matrix.
 //
-// The normalized queries of a block stay in cache; the bank goes by in panels of a few normalized rows, which the tile
-// core multiplies with all queries of the block. A score matters only if it is above its query's threshold, the k-th
-// best so far: a comparison per vector of scores, and for what is above, a place in a short list, which is cut back to
-// the k best when it is full.
+// The normalized queries of a block stay in cache, packed: a query is a lane of the vectors. The bank goes by in tiles
+// of a few rows, which are normalized as they come, and which the tile core multiplies with all queries of the block. A
+// score matters only if it is above its query's threshold, about the k-th best so far: a comparison per vector of
+// scores, and for what is above, a place in a short list, which is cut back to the k best when it is full.
 //
 // Where queries make fewer blocks than there are threads, the threads share the bank instead, each with lists of its
 // own. A score has the same bits wherever it is computed, and neighbors are ordered totally, by cosine and then index,
-// so the k best are the same however the work was cut. Cost: B M D multiply-adds; O(B k) memory and a block and a panel
+// so the k best are the same however the work was cut. Cost: B M D multiply-adds; O(B k) memory and a block and a tile
 // for each thread.
 #include "ops/nearest_neighbors.h"
 

@@ -136,6 +136,26 @@ def test_any_k_and_order_of_the_bank(k: int, order: str) -> None:
     torch.testing.assert_close(cosines, exact_cosines, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("k", [1, 5, 24, 200])
+@pytest.mark.parametrize("rows", [1, 16, 17, 33, 75])
+def test_cosines_of_any_size_and_sign(rows: int, k: int) -> None:
+    """The last bit or a factor of 2^80 tells neighbors apart; every tenth cosine is 0, and many are equal.
+
+    Bank rows (x, 1) with |x| < 2^-13 have norm 1 in float32, so x is the cosine to the bit.
+    """
+    generator = torch.Generator().manual_seed(rows)
+    size = 2.0 ** torch.randint(-93, -13, (1500,), generator=generator)
+    x = size * (1 + torch.randint(4, (1500,), generator=generator) * 2.0**-23)
+    x *= torch.randint(2, (1500,), generator=generator) * 2 - 1
+    x[::10] = 0
+    signs_of_queries = torch.randint(2, (rows, 1), generator=generator) * 2.0 - 1
+    query = torch.cat([signs_of_queries, torch.zeros(rows, 1)], dim=1)
+    cosines, indices = nearest_neighbors(query, torch.stack([x, torch.ones(1500)], dim=1), k=k)
+    exact, order = (signs_of_queries * x).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(indices, order[:, :k])
+    assert torch.equal(cosines, exact[:, :k])
+
+
 def test_own_entries_are_excluded() -> None:
     bank = normal(300, 20)
     cosines, indices = nearest_neighbors(bank, bank, k=5, exclude=torch.arange(300))
