@@ -2,7 +2,8 @@
 //
 // Tasks that share a block must not run at once, and what a block adds up must not depend on who was first. So pairs
 // are taken in rounds of disjoint ones, as in a round-robin tournament: a block meets its partners in one order,
-// whatever the number of threads.
+// whatever the number of threads. Of rows that are compared with columns of another kind, chunks run at once instead,
+// which add to the columns apart.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -15,6 +16,8 @@ namespace deepclust {
 constexpr int64_t kTileRows = 64, kTileColumns = 64;  // of a block, and so of a tile of scores
 constexpr int64_t kSmallBlock = 32;  // of few rows, so that there are enough tasks; a multiple of every panel's columns
 constexpr int64_t kFewRows = 128;
+constexpr int64_t kGroupColumns = 256, kMaxChunks = 32;  // of rows against columns, in for_each_chunk()
+constexpr int64_t kLeastChunkRows = 256;                 // about; worth the merge of what they add to the columns
 
 // Two blocks to be compared, and for which of them; a block compared with itself counts as rows alone.
 struct BlockPair {
@@ -22,56 +25,63 @@ struct BlockPair {
   bool for_rows = true, for_columns = true;
 };
 
-// Calls task(pair) for all pairs of blocks: of `rows` with `columns` ones, or, if these are the same, of every
-// unordered pair once. Pairs that run at once never share a block, or, if the rows may meet, a block of columns.
+// Calls task(pair) for every unordered pair of blocks of the same rows. Pairs that run at once never share a block.
 template <typename Task>
-void for_each_pair(int64_t rows, int64_t columns, bool same, bool rows_may_meet, const Task& task) {
-  const int64_t block = columns <= kFewRows ? kSmallBlock : kTileColumns;
-  const int64_t row_block = same ? block : kTileRows;
-  const int64_t row_blocks = (rows + row_block - 1) / row_block;
-  const int64_t column_blocks = (columns + block - 1) / block;
+void for_each_pair(int64_t rows, const Task& task) {
+  const int64_t block = rows <= kFewRows ? kSmallBlock : kTileRows;
+  const int64_t blocks = (rows + block - 1) / block;
   const auto run = [&](int64_t i, int64_t j) {
-    const int64_t row = i * row_block, column = j * block;
-    task(BlockPair{row, std::min(row_block, rows - row), column, std::min(block, columns - column), true,
-                   !(same && i == j)});
+    const int64_t row = i * block, column = j * block;
+    task(BlockPair{row, std::min(block, rows - row), column, std::min(block, rows - column), true, i != j});
   };
-  if (!same) {  // column block j meets row block j + round or, if there are fewer of these, j - round
-    const int64_t rounds = std::max(row_blocks, column_blocks);
-    const auto meet = [&](int64_t j, int64_t round) {
-      const int64_t i = column_blocks <= row_blocks ? (j + round) % rounds : (j + rounds - round) % rounds;
-      if (i < row_blocks) run(i, j);
-    };
-    for (int64_t round = 0; !rows_may_meet && round < rounds; ++round) {
-      at::parallel_for(0, column_blocks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j) meet(j, round);
-      });
-    }
-    if (!rows_may_meet) return;
-    at::parallel_for(0, column_blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j) {
-        for (int64_t round = 0; round < rounds; ++round) meet(j, round);
-      }
-    });
-    return;
-  }
   // Blocks i and j meet in round (i + j) mod `odd`. The block that would meet itself meets the last one, if their
   // number is even, or else itself; an even number leaves a round in which every block meets itself.
-  const int64_t odd = row_blocks % 2 == 1 ? row_blocks : row_blocks - 1;
-  for (int64_t round = 0; round < row_blocks; ++round) {
+  const int64_t odd = blocks % 2 == 1 ? blocks : blocks - 1;
+  for (int64_t round = 0; round < blocks; ++round) {
     const bool all_alone = round == odd;
     const int64_t alone = round * ((odd + 1) / 2) % odd;
-    at::parallel_for(0, all_alone ? row_blocks : (odd + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, all_alone ? blocks : (odd + 1) / 2, 1, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         if (all_alone) {
           run(t, t);
         } else if (t == 0) {
-          run(alone, odd == row_blocks ? alone : odd);
+          run(alone, odd == blocks ? alone : odd);
         } else {
           const int64_t i = (alone + t) % odd, j = (alone + odd - t) % odd;
           run(std::min(i, j), std::max(i, j));
         }
       }
     });
+  }
+}
+
+// Some rows to be compared with some columns; `index` counts the chunks that run at once.
+struct Chunk {
+  int64_t index, row, rows, column, columns;
+};
+
+// Rows of every chunk but the last, whole blocks, and the number of chunks. Both depend on the number of rows alone, so
+// that sums by chunk do not depend on the number of threads.
+inline int64_t chunk_rows(int64_t rows) {
+  const int64_t chunks = std::clamp<int64_t>(rows / kLeastChunkRows, 1, kMaxChunks);
+  return std::max<int64_t>((rows + chunks * kTileRows - 1) / (chunks * kTileRows), 1) * kTileRows;
+}
+inline int64_t count_chunks(int64_t rows) { return (rows + chunk_rows(rows) - 1) / chunk_rows(rows); }
+
+// Calls task(chunk) until all rows have been compared with all columns: groups of columns one after the other, chunks
+// of rows at once. What chunks add to columns they keep by index until merge(column, columns), at the end of a group.
+template <typename Task, typename Merge>
+void for_each_chunk(int64_t rows, int64_t columns, const Task& task, const Merge& merge) {
+  const int64_t size = chunk_rows(rows);
+  for (int64_t column = 0; column < columns; column += kGroupColumns) {
+    const int64_t group = std::min(kGroupColumns, columns - column);
+    at::parallel_for(0, count_chunks(rows), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t index = begin; index < end; ++index) {
+        const int64_t row = index * size;
+        task(Chunk{index, row, std::min(size, rows - row), column, group});
+      }
+    });
+    merge(column, group);
   }
 }
 

@@ -6,7 +6,9 @@
 // exponentials, the backward pass turns them into derivatives and multiplies these with the rows. Scores of two views
 // are symmetric, so a task serves the rows of both its blocks.
 //
-// Tasks run in rounds of disjoint pairs (block_pairs.h), so that sums of a block need no locks and have one order.
+// Tasks run in rounds of disjoint pairs (block_pairs.h), so that sums of a block need no locks and have one order. A
+// queue, which may be large, is never packed as a whole: a task packs one block of it after the other, compares it with
+// all anchors while it is in cache, and has sums of its own for these, which are added up in one order too.
 //
 // Where no score is so large that exponentials could vanish, all of them are taken relative to one bound of the scores;
 // one exponential then serves both anchors of a pair. Otherwise every anchor has its own running maximum.
@@ -49,7 +51,7 @@ struct ContrastiveInputs {
   bool two_views;          // rows and columns are the same; else rows are the queue. Columns are the anchors.
   int64_t count;           // rows
   int64_t depth, stride;   // elements of a row, and from one row to the next
-  const T* rows;           // (count, stride)
+  const T* rows;           // (count, stride), null for a queue
   const T* column_rows;    // (columns, stride)
   const T* column_panels;  // (columns padded, depth)
   const T* column_bias;    // (columns padded,) 0, -inf where absent
@@ -81,138 +83,10 @@ struct AnchorValues {
 #define DEEPCLUST_KERNEL_FILE "cpu/fused_contrastive_loss.inl"
 #include "common/foreach_capability.h"
 
+#include "cpu/packed_rows.h"
+
 namespace deepclust {
 namespace {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-struct Options {
-  ContrastiveOptions loss;
-  bool normalize;
-};
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
-// One input: features (B, D) and class vectors (B, K), if there are any.
-struct Source {
-  at::Tensor z, classes;
-
-  Source(const at::Tensor& features, const OptionalTensor& class_vectors)
-      : z(to_accumulation(features)), classes(class_vectors ? to_accumulation(*class_vectors) : at::Tensor()) {}
-};
-
-// The rows of some inputs, one input after the other, packed.
-template <typename T>
-class PackedRows {
- public:
-  PackedRows(std::vector<Source> sources, const Options& options, bool with_panels)
-      : sources_(std::move(sources)),
-        dims_(sources_[0].z.size(1)),
-        classes_(sources_[0].classes.defined() ? sources_[0].classes.size(1) : 0),
-        source_rows_(sources_[0].z.size(0)),
-        count_(source_rows_ * static_cast<int64_t>(sources_.size())),
-        depth_(dims_ + classes_),
-        stride_(DEEPCLUST_SELECT(block_stride)(depth_)),
-        class_scale_(std::sqrt(options.loss.temperature / options.loss.class_temperature)),
-        normalize_(options.normalize),
-        scratch_(size_of(count_, depth_, stride_, with_panels)),
-        rows_(scratch_.take((count_ + kTileRows) * stride_)),
-        inverse_norm_(scratch_.take(count_)) {
-    const int64_t width = DEEPCLUST_SELECT(panel_columns<T>)();
-    const int64_t padded = round_up(count_, width);
-    T* zeros = scratch_.take(depth_);
-    std::fill(zeros, zeros + depth_, T(0));
-    std::fill(rows_ + count_ * stride_, rows_ + (count_ + kTileRows) * stride_, T(0));  // read by the last row panel
-    if (with_panels) {
-      panels_ = scratch_.take(padded * depth_);
-      bias_ = scratch_.take(padded);
-    }
-    std::vector<T> largest(padded / width);
-    at::parallel_for(0, padded / width, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t panel = begin; panel < end; ++panel) {
-        const int64_t first = panel * width;
-        for (int64_t row = first; row < std::min(first + width, count_); ++row) {
-          const T squares = pack(row);
-          largest[panel] = std::max(largest[panel], squares);
-        }
-        if (with_panels) {
-          DEEPCLUST_SELECT(pack_panel<T>)(rows_, first, count_, depth_, stride_, zeros, panels_ + first * depth_,
-                                          bias_ + first);
-        }
-      }
-    });
-    for (const T squares : largest) largest_square_ = std::max(largest_square_, squares);
-  }
-
-  int64_t count() const { return count_; }
-  int64_t depth() const { return depth_; }
-  int64_t stride() const { return stride_; }
-  const T* rows() const { return rows_; }      // (count + kTileRows, stride)
-  const T* panels() const { return panels_; }  // (padded, depth)
-  const T* bias() const { return bias_; }      // (padded,)
-
-  // Largest norm of a row; infinite if an element is not finite or a square overflows.
-  T largest_norm() const { return std::sqrt(largest_square_); }
-
-  // Carries a gradient by the packed rows of input `which` back to its features or to its class vectors.
-  at::Tensor feature_gradient(const T* gradient /* (count, stride) */, size_t which) const {
-    const at::Tensor& z = sources_[which].z;
-    const at::Tensor result = at::empty(z.sizes(), z.options());
-    const T* values = z.const_data_ptr<T>();
-    T* target = result.mutable_data_ptr<T>();
-    const int64_t first = static_cast<int64_t>(which) * source_rows_;
-    at::parallel_for(0, source_rows_, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        const T* from = gradient + (first + row) * stride_;
-        T* to = target + row * dims_;
-        std::copy(from, from + dims_, to);
-        if (normalize_) {
-          DEEPCLUST_SELECT(project_gradient<T>)(to, values + row * dims_, inverse_norm_[first + row], dims_);
-        }
-      }
-    });
-    return result;
-  }
-
-  at::Tensor class_gradient(const T* gradient /* (count, stride) */, size_t which) const {
-    const at::Tensor& classes = sources_[which].classes;
-    const at::Tensor result = at::empty(classes.sizes(), classes.options());
-    T* target = result.mutable_data_ptr<T>();
-    const T* from = gradient + static_cast<int64_t>(which) * source_rows_ * stride_ + dims_;
-    for (int64_t row = 0; row < source_rows_; ++row, from += stride_, target += classes_) {
-      for (int64_t k = 0; k < classes_; ++k) target[k] = from[k] * class_scale_;
-    }
-    return result;
-  }
-
- private:
-  static int64_t size_of(int64_t count, int64_t depth, int64_t stride, bool with_panels) {
-    const auto size = Scratch<T>::size_of;
-    const int64_t padded = with_panels ? round_up(count, DEEPCLUST_SELECT(panel_columns<T>)()) : 0;
-    return size((count + kTileRows) * stride) + size(count) + size(depth) + size(padded * depth) + size(padded);
-  }
-
-  T pack(int64_t row) {
-    const Source& source = sources_[row / source_rows_];
-    const int64_t index = row % source_rows_;
-    const T* classes = classes_ > 0 ? source.classes.template const_data_ptr<T>() + index * classes_ : nullptr;
-    return DEEPCLUST_SELECT(pack_features<T>)(source.z.template const_data_ptr<T>() + index * dims_, classes, dims_,
-                                              classes_, stride_, normalize_, class_scale_, rows_ + row * stride_,
-                                              inverse_norm_ + row);
-  }
-
-  std::vector<Source> sources_;
-  int64_t dims_, classes_, source_rows_;
-  int64_t count_, depth_, stride_;
-  T class_scale_;
-  bool normalize_;
-  Scratch<T> scratch_;
-  T* rows_;
-  T* inverse_norm_;
-  T* panels_ = nullptr;
-  T* bias_ = nullptr;
-  T largest_square_ = 0;
-};
 
 // What both passes start from.
 template <typename T>
@@ -226,11 +100,12 @@ struct Problem {
 
   Problem(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a, const OptionalTensor& class_b,
           const OptionalTensor& queue_z, const OptionalTensor& class_queue, const Options& options)
-      : two_views(!queue_z), anchors(anchor_sources(z_a, z_b, class_a, class_b, two_views), options, true) {
+      : two_views(!queue_z),
+        anchors(anchor_sources(z_a, z_b, class_a, class_b, two_views), options, Keep::kRowsAndPanels) {
     const T scale = 1 / options.loss.temperature;
     if (!two_views) {
-      positives.emplace(std::vector<Source>{{z_b, class_b}}, options, false);
-      queue.emplace(std::vector<Source>{{*queue_z, class_queue}}, options, false);
+      positives.emplace(std::vector<Source>{{z_b, class_b}}, options, Keep::kRows);
+      queue.emplace(std::vector<Source>{{*queue_z, class_queue}}, options, Keep::kNorms);
     }
     const PackedRows<T>& rows = two_views ? anchors : *queue;
     const T bound = scale * anchors.largest_norm() * rows.largest_norm();
@@ -250,6 +125,22 @@ struct Problem {
           2 * (1 + options.loss.hardness) * bound <= kMaxBoundedExponent};
   }
 
+  // Calls use(pair, rows of the pair) for all pairs of blocks of a chunk of the queue.
+  template <typename Use>
+  void for_each_pair_in(const Chunk& chunk, const Use& use) const {
+    const int64_t size = (kTileRows + DEEPCLUST_SELECT(panel_rows<T>)()) * in.stride;  // the last row panel is full
+    Scratch<T> scratch(size);
+    T* block = scratch.take(size);
+    std::fill(block, block + size, T(0));
+    for (int64_t row = chunk.row; row < chunk.row + chunk.rows; row += kTileRows) {
+      const int64_t rows = std::min(kTileRows, chunk.row + chunk.rows - row);
+      queue->pack_block(row, rows, block);
+      for (int64_t c = 0; c < chunk.columns; c += kTileColumns) {
+        use(BlockPair{row, rows, chunk.column + c, std::min(kTileColumns, chunk.columns - c)}, block);
+      }
+    }
+  }
+
  private:
   static T hardness_of(double hardness) {
     return hardness > 0 ? std::max(static_cast<T>(hardness), std::numeric_limits<T>::min()) : T(0);
@@ -261,6 +152,27 @@ struct Problem {
     return {{z_a, class_a}};
   }
 };
+
+// Adds the exponentials of all scores of the queue to the sums of the anchors.
+template <typename T>
+void sum_queue(const Problem<T>& problem, LogSums<T>* sums /* (anchors,) */) {
+  const int64_t group = std::min(problem.anchors.count(), kGroupColumns);
+  const int64_t chunks = count_chunks(problem.in.count);
+  std::vector<LogSums<T>> by_chunk(chunks * group);  // (chunks, columns of a group)
+  const auto task = [&](const Chunk& chunk) {
+    LogSums<T>* own = by_chunk.data() + chunk.index * group;
+    std::fill(own, own + group, LogSums<T>());  // of the group before
+    problem.for_each_pair_in(chunk, [&](BlockPair pair, const T* rows) {
+      pair.for_rows = false;
+      DEEPCLUST_SELECT(sum_tile<T>)(problem.in, pair, rows, nullptr, own + pair.column - chunk.column, nullptr);
+    });
+  };
+  for_each_chunk(problem.in.count, problem.anchors.count(), task, [&](int64_t column, int64_t columns) {
+    for (int64_t i = 0; i < chunks; ++i) {
+      DEEPCLUST_SELECT(add_sums<T>)(problem.in, by_chunk.data() + i * group, columns, sums + column);
+    }
+  });
+}
 
 template <typename T>
 FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a,
@@ -283,10 +195,14 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
         DEEPCLUST_SELECT(score_pairs<T>)(problem.anchors.rows(), problem.positives->rows(), count,
                                          problem.anchors.stride(), problem.in.score_scale, positive.data());
       }
-      for_each_pair(problem.in.count, count, problem.two_views, !problem.two_views, [&](BlockPair pair) {
-        pair.for_rows = problem.two_views;
-        DEEPCLUST_SELECT(sum_tile<T>)(problem.in, pair, sums.data(), positive.data());
-      });
+      if (problem.two_views) {
+        for_each_pair(count, [&](const BlockPair& pair) {
+          DEEPCLUST_SELECT(sum_tile<T>)(problem.in, pair, problem.in.rows + pair.row * problem.in.stride,
+                                        sums.data() + pair.row, sums.data() + pair.column, positive.data());
+        });
+      } else {
+        sum_queue(problem, sums.data());
+      }
       at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           const ContrastiveRow row =
@@ -361,6 +277,39 @@ void add_scaled_rows(const T* slope, const T* from, int64_t count, int64_t strid
   }
 }
 
+// Adds what the scores of the queue give to the gradients of the packed rows of the queue, if wanted, and of the
+// anchors.
+template <typename T>
+void add_queue_gradients(const Problem<T>& problem, const AnchorValues<T>& of_anchors, bool want_queue, bool want_a,
+                         T* by_queue,  // (count, stride)
+                         T* by_anchor  // (anchors, stride)
+) {
+  const ContrastiveInputs<T>& in = problem.in;
+  const int64_t anchors = problem.anchors.count();
+  const int64_t group = std::min(anchors, kGroupColumns) * in.stride;
+  const int64_t chunks = count_chunks(in.count);
+  Scratch<T> scratch(chunks * group);
+  T* by_chunk = scratch.take(chunks * group);  // (chunks, columns of a group, stride)
+  const auto task = [&](const Chunk& chunk) {
+    T* own = by_chunk + chunk.index * group;
+    std::fill(own, own + group, T(0));
+    problem.for_each_pair_in(chunk, [&](BlockPair pair, const T* rows) {
+      pair.for_rows = want_queue;
+      pair.for_columns = want_a;
+      DEEPCLUST_SELECT(add_gradients<T>)(in, of_anchors, pair, rows, by_queue + pair.row * in.stride,
+                                         own + (pair.column - chunk.column) * in.stride);
+    });
+  };
+  for_each_chunk(in.count, anchors, task, [&](int64_t column, int64_t columns) {
+    at::parallel_for(column * in.stride, (column + columns) * in.stride, 4096, [&](int64_t begin, int64_t end) {
+      for (int64_t i = 0; i < chunks; ++i) {
+        const T* from = by_chunk + i * group - column * in.stride;
+        for (int64_t k = begin; k < end; ++k) by_anchor[k] += from[k];
+      }
+    });
+  });
+}
+
 template <typename T>
 std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const at::Tensor& z_a, const at::Tensor& z_b,
                                              const at::Tensor& row_values, const OptionalTensor& class_a,
@@ -390,11 +339,12 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
     const auto is_wanted = [&](int64_t first, int64_t rows) {
       return (want_a && first < count / 2) || (want_b && first + rows > count / 2);
     };
-    for_each_pair(count, count, true, false, [&](BlockPair pair) {
+    for_each_pair(count, [&](BlockPair pair) {
       pair.for_rows = is_wanted(pair.row, pair.rows);
       pair.for_columns = pair.for_columns && is_wanted(pair.column, pair.columns);
       if (pair.for_rows || pair.for_columns) {
-        DEEPCLUST_SELECT(add_gradients<T>)(in, of_anchors, pair, by_anchor, by_anchor);
+        DEEPCLUST_SELECT(add_gradients<T>)(in, of_anchors, pair, in.rows + pair.row * in.stride,
+                                           by_anchor + pair.row * in.stride, by_anchor + pair.column * in.stride);
       }
     });
     write(problem.anchors, anchor_gradient, 0, kZA, kClassA);
@@ -403,13 +353,7 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
   }
   const at::Tensor queue_gradient = new_gradient(want_queue ? problem.queue->count() : 0);
   T* by_queue = queue_gradient.template mutable_data_ptr<T>();
-  if (want_a || want_queue) {
-    for_each_pair(in.count, count, false, !want_queue, [&](BlockPair pair) {
-      pair.for_rows = want_queue;
-      pair.for_columns = want_a;
-      DEEPCLUST_SELECT(add_gradients<T>)(in, of_anchors, pair, by_queue, by_anchor);
-    });
-  }
+  if (want_a || want_queue) add_queue_gradients(problem, of_anchors, want_queue, want_a, by_queue, by_anchor);
   if (want_queue) write(*problem.queue, queue_gradient, 0, kQueue, kClassQueue);
   if (want_a) {
     add_scaled_rows(of_anchors.positive_slope, problem.positives->rows(), count, in.stride, by_anchor);

@@ -25,6 +25,18 @@ T pack_features(const T* z,             // (dims,)
   return finite && squares <= std::numeric_limits<T>::max() ? squares : std::numeric_limits<T>::infinity();
 }
 
+// Writes the row that pack_features wrote, from the inverse norm that it found.
+template <typename T>
+void repack_features(const T* z,             // (dims,)
+                     const T* class_vector,  // (classes,)
+                     int64_t dims, int64_t classes, int64_t stride, T inverse_norm, T class_scale,
+                     T* row  // (stride,)
+) {
+  for (int64_t k = 0; k < dims; ++k) row[k] = z[k] * inverse_norm;
+  for (int64_t k = 0; k < classes; ++k) row[dims + k] = class_vector[k] * class_scale;
+  for (int64_t k = dims + classes; k < stride; ++k) row[k] = T(0);
+}
+
 // Packs a panel of columns from packed rows; the bias is -inf for absent columns.
 template <typename T>
 void pack_panel(const T* rows,  // (count, stride)
@@ -46,14 +58,14 @@ struct ContrastiveTile {
   int64_t row, rows, column, columns;
   int64_t padded;  // columns rounded up to whole panels
 
-  ContrastiveTile(const ContrastiveInputs<T>& in, const BlockPair& pair)
+  ContrastiveTile(const ContrastiveInputs<T>& in, const BlockPair& pair, const T* pair_rows)
       : row(pair.row),
         rows(pair.rows),
         column(pair.column),
         columns(pair.columns),
         padded((columns + Tile<T>::kPanelColumns - 1) / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns) {
-    score_columns(in.rows + row * in.stride, in.column_panels + column * in.depth, in.column_bias + column, rows, 0,
-                  padded, in.depth, scores, kTileColumns);
+    score_columns(pair_rows, in.column_panels + column * in.depth, in.column_bias + column, rows, 0, padded, in.depth,
+                  scores, kTileColumns);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < padded; c += VecOf<T>::kLanes) {
         T* at = scores + r * kTileColumns + c;
@@ -115,24 +127,28 @@ void sum_exponentials(const ContrastiveTile<T>& tile, T hardness, const Shift& s
 
 // Adds sums relative to `shift` to the sums of an anchor.
 template <typename T>
-void add_to_anchor(const ContrastiveInputs<T>& in, int64_t anchor, T shift, T sum, T weight_sum, LogSums<T>* sums) {
+void add_to_anchor(const ContrastiveInputs<T>& in, T shift, double sum, double weight_sum, LogSums<T>& total) {
   if (sum == 0 && weight_sum == 0) return;  // then the shift may say nothing
-  LogSums<T>& total = sums[anchor];
   if (shift > total.shift) {
     const double change = total.shift > -std::numeric_limits<T>::infinity() ? double(total.shift) - shift : 0.0;
     total.sum *= std::exp((1.0 + in.hardness) * change);
     total.weight_sum *= std::exp(in.hardness * change);
     total.shift = shift;
+  } else if (shift < total.shift) {
+    const double change = double(shift) - total.shift;
+    sum *= std::exp((1.0 + in.hardness) * change);
+    weight_sum *= std::exp(in.hardness * change);
   }
   total.sum += sum;
   total.weight_sum += weight_sum;
 }
 
 template <bool kWeighted, typename T>
-void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, LogSums<T>* sums, T* positive) {
+void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, const T* pair_rows, LogSums<T>* row_sums,
+                 LogSums<T>* column_sums, T* positive) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  ContrastiveTile<T> tile(in, pair);
+  ContrastiveTile<T> tile(in, pair, pair_rows);
   tile.take_out_positives(in, [&](int64_t r, int64_t c) {
     positive[tile.row + r] = tile.scores[r * kTileColumns + c];
     positive[tile.column + c] = tile.scores[r * kTileColumns + c];
@@ -150,16 +166,16 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, LogSums<
       sum_exponentials<kWeighted, false, true>(tile, hardness, shift, by_row, by_column);
     }
     for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
-      add_to_anchor(in, tile.row + r, in.bound, by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), sums);
+      add_to_anchor(in, in.bound, by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), row_sums[r]);
     }
     for (int64_t c = 0; pair.for_columns && c < tile.columns; ++c) {
-      add_to_anchor(in, tile.column + c, in.bound, by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), sums);
+      add_to_anchor(in, in.bound, by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), column_sums[c]);
     }
     return;
   }
   T shift[kTileRows > kTileColumns ? kTileRows : kTileColumns];
   for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
-    Vec<T> largest = broadcast(sums[tile.row + r].shift);
+    Vec<T> largest = broadcast(row_sums[r].shift);
     for (int64_t c = 0; c < tile.padded; c += kLanes) {
       const Vec<T> score = load(tile.scores + r * kTileColumns + c);
       largest = score > largest ? score : largest;
@@ -173,11 +189,11 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, LogSums<
         by_column);
   }
   for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
-    add_to_anchor(in, tile.row + r, shift[r], by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), sums);
+    add_to_anchor(in, shift[r], by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), row_sums[r]);
   }
   if (!pair.for_columns) return;
   for (int64_t c = 0; c < tile.padded; ++c) {
-    shift[c] = c < tile.columns ? sums[tile.column + c].shift : T(0);
+    shift[c] = c < tile.columns ? column_sums[c].shift : T(0);
   }
   for (int64_t r = 0; r < tile.rows; ++r) {
     for (int64_t c = 0; c < tile.padded; c += kLanes) {
@@ -191,21 +207,29 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, LogSums<
       tile, hardness, [&](int64_t, int64_t c) __attribute__((always_inline)) { return load(shift + c); }, by_row,
       by_column);
   for (int64_t c = 0; c < tile.columns; ++c) {
-    add_to_anchor(in, tile.column + c, shift[c], by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), sums);
+    add_to_anchor(in, shift[c], by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), column_sums[c]);
   }
 }
 
 // Adds the exponentials of a tile to the sums of the anchors that the pair is for; notes positive scores.
 template <typename T>
 void sum_tile(const ContrastiveInputs<T>& in, const BlockPair& pair,
-              LogSums<T>* sums,  // (anchors,)
-              T* positive        // (anchors,)
+              const T* pair_rows,       // (pair.rows and a panel more, stride)
+              LogSums<T>* row_sums,     // (pair.rows,)
+              LogSums<T>* column_sums,  // (pair.columns,)
+              T* positive               // (anchors,)
 ) {
   if (in.hardness > 0) {
-    sum_tile_as<true>(in, pair, sums, positive);
+    sum_tile_as<true>(in, pair, pair_rows, row_sums, column_sums, positive);
   } else {
-    sum_tile_as<false>(in, pair, sums, positive);
+    sum_tile_as<false>(in, pair, pair_rows, row_sums, column_sums, positive);
   }
+}
+
+// total[i] += part[i]
+template <typename T>
+void add_sums(const ContrastiveInputs<T>& in, const LogSums<T>* part, int64_t count, LogSums<T>* total) {
+  for (int64_t i = 0; i < count; ++i) add_to_anchor(in, part[i].shift, part[i].sum, part[i].weight_sum, total[i]);
 }
 
 // What the anchors at the lanes of a score add to its weight.
@@ -264,10 +288,11 @@ void weigh_scores(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchors
 // Adds the derivatives of the loss through a tile's scores to the gradients that the pair is for.
 template <typename T>
 void add_gradients(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchors, const BlockPair& pair,
-                   T* row_gradient,    // (count, stride)
-                   T* column_gradient  // (columns, stride)
+                   const T* pair_rows,  // (pair.rows and a panel more, stride)
+                   T* row_gradient,     // (pair.rows, stride)
+                   T* column_gradient   // (pair.columns, stride)
 ) {
-  ContrastiveTile<T> tile(in, pair);
+  ContrastiveTile<T> tile(in, pair, pair_rows);
   struct Positive {
     int64_t r, c;
   };
@@ -286,11 +311,11 @@ void add_gradients(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchor
   const int64_t width = in.stride / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns;
   if (pair.for_rows) {
     add_product<false>(tile.scores, kTileColumns, in.column_rows + tile.column * in.stride, in.stride, tile.rows,
-                       tile.columns, width, row_gradient + tile.row * in.stride, in.stride);
+                       tile.columns, width, row_gradient, in.stride);
   }
   if (pair.for_columns) {
-    add_product<true>(tile.scores, kTileColumns, in.rows + tile.row * in.stride, in.stride, tile.columns, tile.rows,
-                      width, column_gradient + tile.column * in.stride, in.stride);
+    add_product<true>(tile.scores, kTileColumns, pair_rows, in.stride, tile.columns, tile.rows, width, column_gradient,
+                      in.stride);
   }
 }
 
