@@ -29,12 +29,15 @@ def gather_work(rows: int, dims: int, dtype: str, *, neighbors: int, samples: in
     return Work({}, candidates + read + rows * samples * (dims * element + INDEX_BYTES))
 
 
-def sampling_work(rows: int, dims: int, dtype: str, *, candidates: int, neighbors: int, samples: int) -> Work:
-    """Return the work of a call of one step, search included."""
+def sampling_work(
+    rows: int, dims: int, dtype: str, *, candidates: int, neighbors: int, samples: int, num_steps: int = 1
+) -> Work:
+    """Return the work of a call, searches included: first the queries', in further steps those of what was drawn."""
     gather = gather_work(rows, dims, dtype, neighbors=neighbors, samples=samples)
     if neighbors == 0:
         return gather
-    search = search_work(rows, dims, dtype, candidates=candidates, k=neighbors)
+    queries = rows + (num_steps - 1) * rows * samples
+    search = search_work(queries, dims, dtype, candidates=candidates, k=neighbors)
     return Work(search.flops, search.bytes + gather.bytes)
 
 

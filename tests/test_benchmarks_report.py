@@ -320,6 +320,10 @@ def test_floors_count_products_once_and_what_goes_in_and_out() -> None:
     assert floors_of("sinkhorn_knopp", "t3-256x10") == {"forward": Floor(0, 2 * scores)}
     nearest = floors_of("nearest_neighbors", "bank4096-k10-64x128")["forward"]
     assert nearest == Floor(2 * 64 * 4096 * 128, (64 + 4096) * 128 * 4 + 64 * 10 * 12)
+    one_step, two_steps = (
+        floors_of("diffused_neighbor_gather", f"bank10000-k10{steps}-256x128")["forward"] for steps in ("", "-t2")
+    )
+    assert (one_step.flops, two_steps.flops) == (2 * 256 * 10_000 * 128, 2 * 2 * 256 * 10_000 * 128)
     # Neither a bank nor its copy is read where the query itself is the sample.
     assert floors_of("diffused_neighbor_gather", "self-256x256")["forward"] == Floor(0, 2 * 256 * 256 * 4 + 256 * 8)
 

@@ -113,7 +113,7 @@ def make_case(
 ) -> Case:
     """Return a case, named by what differs from the next simpler one."""
     name = f"bank{candidates}-k{neighbors}" if neighbors else "self"
-    work = partial(sampling_work, candidates=candidates, neighbors=neighbors, samples=samples)
+    work = partial(sampling_work, candidates=candidates, neighbors=neighbors, samples=samples, num_steps=num_steps)
     return Case(
         name + (f"-s{samples}" if samples > 1 else "") + (f"-t{num_steps}" if num_steps > 1 else ""),
         rows,
