@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <utility>
 
-#include "cpu/huge_pages.h"
-
 namespace deepclust {
 
 // One allocation, handed out piece by piece, each on its own cache lines.
@@ -15,9 +13,7 @@ template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t elements)
-      : memory_(c10::GetCPUAllocator()->allocate(elements * sizeof(T))), next_(static_cast<T*>(memory_.get())) {
-    use_huge_pages(next_, elements * static_cast<int64_t>(sizeof(T)));
-  }
+      : memory_(c10::GetCPUAllocator()->allocate(elements * sizeof(T))), next_(static_cast<T*>(memory_.get())) {}
 
   static constexpr int64_t size_of(int64_t elements) { return (elements + 15) / 16 * 16; }
   T* take(int64_t elements) { return std::exchange(next_, next_ + size_of(elements)); }

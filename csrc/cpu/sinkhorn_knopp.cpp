@@ -32,7 +32,6 @@
 #include <vector>
 
 #include "common/dtypes.h"
-#include "cpu/huge_pages.h"
 #include "cpu/scratch.h"
 
 namespace deepclust {
@@ -433,7 +432,6 @@ SinkhornKnoppOutputs assignments_of(const at::Tensor& scores_input, double epsil
   const auto batch = scores.sizes().slice(0, scores.dim() - 2);
   const int64_t problems = std::accumulate(batch.begin(), batch.end(), int64_t{1}, std::multiplies<int64_t>());
   const at::Tensor assignments = at::empty(scores.sizes(), scores.options());
-  use_huge_pages(assignments.mutable_data_ptr(), static_cast<int64_t>(assignments.nbytes()));
   const at::Tensor used = at::empty(batch, scores.options().dtype(at::kLong));
   std::vector<int64_t> kept(batch.begin(), batch.end());
   kept.insert(kept.end(), {num_iters, samples + clusters});
@@ -473,7 +471,6 @@ at::Tensor gradient_of(const at::Tensor& grad_assignments, const at::Tensor& sco
                        const OptionalTensor& cluster_marginals) {
   const at::Tensor scores = to_accumulation(scores_input), grad = to_accumulation(grad_assignments);
   const at::Tensor grad_scores = at::empty(scores.sizes(), scores.options());
-  use_huge_pages(grad_scores.mutable_data_ptr(), static_cast<int64_t>(grad_scores.nbytes()));
   if (scores.numel() == 0) return to_dtype(grad_scores, scores_input.scalar_type());
   const int64_t samples = scores.size(-2), clusters = scores.size(-1), num_iters = potentials.size(-2);
   const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());
