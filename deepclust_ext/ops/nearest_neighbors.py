@@ -25,7 +25,8 @@ def nearest_neighbors(
 
     The bank is streamed: beyond inputs and outputs, the CPU takes memory of the order of B k and a tile for every
     thread, CUDA also a copy of the rows as its tensor cores read them. Ties go to the lowest index, and results do not
-    depend on the number of threads.
+    depend on the number of threads. CUDA compares up to 512 rows whose cosines with a query nearly tie by exact
+    cosines; of more, any may be taken that rounding does not tell from the nearest.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. The results are
     constants: they never require a gradient, so that ``backward`` through them alone raises ``RuntimeError``.
