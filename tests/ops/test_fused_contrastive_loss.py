@@ -357,7 +357,7 @@ def test_no_square_matrix_in_memory() -> None:
     assert extra <= 160
 
 
-@pytest.mark.skipif(EMULATED, reason="sixteen million pairs take long on the emulated device")
+@pytest.mark.skipif(EMULATED, reason="the kernels for CUDA read a packed copy of the queue")
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer multiplies memory")
 def test_no_copy_of_the_queue_in_memory() -> None:
     """Forward and backward with a constant queue of 34 MB take at most 12 MB; a packed copy would take 38 MB."""
