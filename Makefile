@@ -40,7 +40,7 @@ test-slow: setup
 	$(bin)/python -m pytest -m slow $(TESTS)
 
 packaging: setup
-	$(bin)/python -m pytest -m slow tests/test_packaging.py
+	$(bin)/python -m pytest -m slow tests/packaging/test_packaging.py
 
 # The library lies in the tree, so a second build of the same tree is made in a copy: $(call copy_tree,FOLDER)
 define copy_tree
@@ -66,7 +66,7 @@ asan: setup
 
 # Every CUDA kernel compiled for every architecture: warnings, spills, registers, shared memory, launches. No GPU.
 check-cuda: $(VENV)/.dependencies
-	$(bin)/python -m tests.check_cuda
+	$(bin)/python -m tests.cuda.check_cuda
 
 # The op tests that reach every part of the kernels: these run in all schedules, under the sanitizers and the checker.
 sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py tests/ops/test_sinkhorn_sweep.py \
@@ -80,12 +80,12 @@ emulated_trees := emulated-plain emulated-asan emulated-check
 .PHONY: $(emulated_trees)
 $(emulated_trees): emulated-%: setup
 	$(call copy_tree,build/emulated-$*)
-	$(bin)/python tests/emulator/build.py library build/emulated-$* $*
+	$(bin)/python tests/cuda/emulator/build.py library build/emulated-$* $*
 
 # The CUDA kernels executed on the CPU: the device interface, the op tests, then schedules, sanitizers and the checker.
 test-emulated: setup
 	$(MAKE) --jobs 2 $(emulated_trees)
-	$(bin)/python -m pytest -n 2 tests/emulator tests/device_conformance
+	$(bin)/python -m pytest -n 2 tests/cuda/emulator tests/cuda/conformance
 	cd build/emulated-plain && $(bin)/python -m pytest -n 2 tests/ops
 	$(MAKE) --jobs 2 --output-sync $(emulated_sweeps)
 
@@ -106,10 +106,10 @@ sanitizer := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode
 test-gpu:
 	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'
 	DEEPCLUST_EXT_CUDA=1 $(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) -m pytest tests/device_conformance -k gpu
-	$(PYTHON) -m pytest tests/ops tests/gpu
-	$(sanitizer) --tool memcheck $(PYTHON) -m tests.gpu.run_ops
-	$(sanitizer) --tool racecheck $(PYTHON) -m tests.gpu.run_ops
+	$(PYTHON) -m pytest tests/cuda/conformance -k gpu
+	$(PYTHON) -m pytest tests/ops tests/cuda/gpu
+	$(sanitizer) --tool memcheck $(PYTHON) -m tests.cuda.gpu.run_ops
+	$(sanitizer) --tool racecheck $(PYTHON) -m tests.cuda.gpu.run_ops
 	$(PYTHON) -m benchmarks --device cuda
 
 lint: setup

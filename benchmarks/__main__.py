@@ -12,16 +12,17 @@ from pathlib import Path
 import torch
 
 from benchmarks import kmeans, steps
-from benchmarks.contrastive_floors import contrastive_floor_table
-from benchmarks.cpu_floors import Rates, measure_rates
 from benchmarks.floors import CARDS
-from benchmarks.gather_floors import gather_floor_table
+from benchmarks.floors.contrastive import contrastive_floor_table
+from benchmarks.floors.cpu import Rates, measure_rates
+from benchmarks.floors.gather import gather_floor_table
+from benchmarks.floors.kmeans import kmeans_floor_table
+from benchmarks.floors.mining import mining_floor_table
+from benchmarks.floors.neighbors import neighbors_floor_table
+from benchmarks.floors.sinkhorn import sinkhorn_floor_table
 from benchmarks.glance import glance_table
 from benchmarks.growth import growth_lines
 from benchmarks.harness import DEFAULT_DTYPES, DTYPES, Case, cases_of, float32_products, load_op, op_names
-from benchmarks.kmeans_floors import kmeans_floor_table
-from benchmarks.mining_floors import mining_floor_table
-from benchmarks.neighbors_floors import neighbors_floor_table
 from benchmarks.page import peer_versions, write_page
 from benchmarks.report import (
     ROOT,
@@ -36,7 +37,6 @@ from benchmarks.report import (
     update_csv,
 )
 from benchmarks.run import print_case, run_case
-from benchmarks.sinkhorn_floors import sinkhorn_floor_table
 from deepclust_ext._extension import NATIVE_DEVICES
 
 FLOOR_TABLES = {

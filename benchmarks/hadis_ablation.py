@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.floors import markdown_table
 from benchmarks.report import ROOT, current_commit, format_cell, machine_name
+from deepclust_ext.commands.demo import METHODS, make_trainer
 from deepclust_ext.data import Digits
-from deepclust_ext.demo import METHODS, make_trainer
-from deepclust_ext.evaluate import evaluate
+from deepclust_ext.evaluation.scores import evaluate
 
 RESULTS = ROOT / "benchmarks" / "results" / "hadis-ablation.csv"
 

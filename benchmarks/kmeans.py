@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import Function, paired_ratio, summarize, time_rounds
-from benchmarks.cpu_floors import Floor, Rates
+from benchmarks.floors.cpu import Floor, Rates
+from benchmarks.floors.kmeans import CUDA_ASSIGNMENTS, LABEL_BYTES
 from benchmarks.harness import describe_failure
-from benchmarks.kmeans_floors import CUDA_ASSIGNMENTS, LABEL_BYTES
 from benchmarks.report import Row, Setting
 from deepclust_ext.cluster import KMeans
 

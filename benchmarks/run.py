@@ -7,8 +7,8 @@ from functools import partial
 import torch
 
 from benchmarks.clock import Rounds, paired_ratio, summarize, time_rounds
-from benchmarks.cpu_floors import Rates, cpu_floor_lines, find_floors
 from benchmarks.floors import CARDS, floor_lines
+from benchmarks.floors.cpu import Rates, cpu_floor_lines, find_floors
 from benchmarks.harness import DTYPES, Case, OpBenchmark, admit, load_providers, modes_of
 from benchmarks.memory import measure_allocated, measure_in_fork
 from benchmarks.report import Row, Setting, format_table

@@ -34,11 +34,11 @@ from benchmarks.clock import Sample, paired_ratio, sample_rounds, summarize
 from benchmarks.floors import markdown_table
 from benchmarks.report import ROOT, Row, Setting, csv_path, current_commit, format_cell, machine_name, update_csv
 from deepclust_ext import _extension
+from deepclust_ext.commands.demo import METHODS, make_trainer
 from deepclust_ext.data import Digits
 from deepclust_ext.data.views import strong_view, weak_view
-from deepclust_ext.demo import METHODS, make_trainer
 from deepclust_ext.methods import CLC, SACC, HaDis
-from deepclust_ext.train import TrainConfig, Trainer, seed_everything
+from deepclust_ext.training.trainer import TrainConfig, Trainer, seed_everything
 
 PROVIDERS = ("fused", "reference")
 

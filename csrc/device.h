@@ -1,5 +1,5 @@
 // The only door through which kernel code sees CUDA. nvcc compiles thin aliases, each PTX wrapper one instruction;
-// with DEEPCLUST_EMULATED g++ compiles the same names for the emulated device of tests/emulator.
+// with DEEPCLUST_EMULATED g++ compiles the same names for the emulated device of tests/cuda/emulator.
 #pragma once
 
 #include <cstddef>

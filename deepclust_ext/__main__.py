@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 import deepclust_ext
-from deepclust_ext import demo
-from deepclust_ext.info import collect_info, format_info
+from deepclust_ext.commands import demo
+from deepclust_ext.commands.info import collect_info, format_info
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -17,9 +17,25 @@ from deepclust_ext import _extension, ops, reference
 
 ROOT = Path(__file__).parents[1]
 
-# A unit imports only from lower levels. Every unit not named (methods, data, command line, ...) is on top.
-LEVELS = {"_C": 0, "_extension": 1, "reference": 1, "ops": 2, "losses": 3}
-TOP_LEVEL = 4
+# The layer law: a room imports only from rooms with a lower number. The package itself stands for the ops it exports.
+LEVELS = {
+    "_C": 0,
+    "_extension": 1,
+    "reference": 1,
+    "ops": 2,
+    "losses": 3,
+    "compat": 4,
+    "cluster": 4,
+    "data": 4,
+    "backbones": 4,
+    "methods": 5,
+    "inference": 6,
+    "training": 7,
+    "evaluation": 7,
+    "recipes": 8,
+    "commands": 9,
+    "__main__": 10,
+}
 
 FILES_OF_AN_OP = (
     "csrc/ops/{}.h",
@@ -70,11 +86,17 @@ def listed_names(path: Path, variable: str = "__all__") -> set[str]:
 
 
 def wrong_imports(root: Path) -> list[str]:
-    """Return the imports that do not go down a layer; reference/ may import torch and the standard library only."""
+    """Return the imports that do not go down a layer, and rooms without a number.
+
+    reference/ may import torch and the standard library only.
+    """
     package = root / "deepclust_ext"
     wrong = []
     for path in sorted(package.rglob("*.py")):
         unit = path.relative_to(package).parts[0].removesuffix(".py")
+        if unit not in (*LEVELS, "__init__"):
+            wrong.append(f"{path.relative_to(root)} stands in no room of LEVELS")
+            continue
         for module in imported_modules(path, package) if unit != "__init__" else ():
             top, *inside = module.split(".")
             if inside[:1] == [unit]:
@@ -83,7 +105,7 @@ def wrong_imports(root: Path) -> list[str]:
                 allowed = top == "torch" or top in sys.stdlib_module_names
             elif top == "deepclust_ext":
                 target = inside[0] if inside else "ops"  # the package itself exports the ops
-                allowed = unit not in LEVELS or LEVELS.get(target, TOP_LEVEL) < LEVELS[unit]
+                allowed = target == "__version__" or LEVELS.get(target, LEVELS[unit]) < LEVELS[unit]
             else:
                 allowed = True
             if not allowed:
@@ -237,9 +259,19 @@ def test_checker_names_a_missing_sample_entry(planted: Path, text: str) -> None:
         ("deepclust_ext/ops/spin.py", "from deepclust_ext import losses", "deepclust_ext.losses"),
         ("deepclust_ext/ops/spin.py", "from deepclust_ext import fused_hsd_loss", "deepclust_ext"),
         ("deepclust_ext/ops/spin.py", "from ..methods.base import Base", "deepclust_ext.methods.base"),
-        ("deepclust_ext/ops/spin.py", "def f():\n    import deepclust_ext.train", "deepclust_ext.train"),
+        ("deepclust_ext/ops/spin.py", "def f():\n    import deepclust_ext.training", "deepclust_ext.training"),
         ("deepclust_ext/losses/spin.py", "from deepclust_ext.methods import HaDis", "deepclust_ext.methods"),
-        ("deepclust_ext/losses/spin.py", "from deepclust_ext import metrics", "deepclust_ext.metrics"),
+        ("deepclust_ext/losses/spin.py", "from deepclust_ext import evaluation", "deepclust_ext.evaluation"),
+        ("deepclust_ext/cluster/spin.py", "from deepclust_ext.data import Digits", "deepclust_ext.data"),
+        ("deepclust_ext/data/spin.py", "from deepclust_ext.backbones import small", "deepclust_ext.backbones"),
+        ("deepclust_ext/backbones/spin.py", "from deepclust_ext.methods import HaDis", "deepclust_ext.methods"),
+        ("deepclust_ext/methods/spin.py", "from deepclust_ext.inference import embed", "deepclust_ext.inference"),
+        ("deepclust_ext/inference/spin.py", "from deepclust_ext.training import Trainer", "deepclust_ext.training"),
+        ("deepclust_ext/training/spin.py", "from deepclust_ext.evaluation import scores", "deepclust_ext.evaluation"),
+        ("deepclust_ext/evaluation/spin.py", "from deepclust_ext import training", "deepclust_ext.training"),
+        ("deepclust_ext/training/spin.py", "from deepclust_ext.recipes import load", "deepclust_ext.recipes"),
+        ("deepclust_ext/recipes/spin.py", "from deepclust_ext.commands import demo", "deepclust_ext.commands"),
+        ("deepclust_ext/commands/spin.py", "from deepclust_ext import __main__", "deepclust_ext.__main__"),
         ("deepclust_ext/_extension.py", "from deepclust_ext.reference import spin", "deepclust_ext.reference"),
         ("deepclust_ext/reference/spin.py", "from deepclust_ext.ops import spin", "deepclust_ext.ops"),
         ("deepclust_ext/reference/spin.py", "from deepclust_ext import _extension", "deepclust_ext._extension"),
@@ -247,10 +279,17 @@ def test_checker_names_a_missing_sample_entry(planted: Path, text: str) -> None:
     ],
 )
 def test_checker_names_an_import_that_goes_up(planted: Path, path: str, line: str, module: str) -> None:
-    for unit in ("losses", "methods", "metrics"):
+    for unit in ("losses", "methods", "training", "evaluation"):
         plant(planted, f"deepclust_ext/{unit}/__init__.py", "")
+    plant(planted, "deepclust_ext/__main__.py", "")
     plant(planted, path, line)
     assert wrong_imports(planted) == [f"{path} imports {module}"]
+
+
+@pytest.mark.parametrize("path", ["deepclust_ext/spin.py", "deepclust_ext/garage/spin.py"])
+def test_checker_names_a_file_outside_the_rooms(planted: Path, path: str) -> None:
+    plant(planted, path, "import torch")
+    assert wrong_imports(planted) == [f"{path} stands in no room of LEVELS"]
 
 
 @pytest.mark.parametrize(
@@ -259,11 +298,13 @@ def test_checker_names_an_import_that_goes_up(planted: Path, path: str, line: st
         ("deepclust_ext/losses/spin.py", "from deepclust_ext import spin\nfrom deepclust_ext.losses.base import Base"),
         ("deepclust_ext/methods/spin.py", "from deepclust_ext.losses import Spin\nfrom deepclust_ext.data import load"),
         ("deepclust_ext/reference/spin.py", "import math\nimport torch\nfrom deepclust_ext.reference.turn import turn"),
-        ("deepclust_ext/__main__.py", "from deepclust_ext import demo, reference"),
+        ("deepclust_ext/recipes/spin.py", "from deepclust_ext.training import Trainer"),
+        ("deepclust_ext/commands/spin.py", "from deepclust_ext import recipes, reference\nimport deepclust_ext"),
+        ("deepclust_ext/__main__.py", "from deepclust_ext.commands import demo"),
     ],
 )
 def test_checker_accepts_imports_that_go_down(planted: Path, path: str, line: str) -> None:
-    plant(planted, "deepclust_ext/demo.py", "")
+    plant(planted, "deepclust_ext/recipes/__init__.py", "")
     plant(planted, path, line)
     assert wrong_imports(planted) == []
 

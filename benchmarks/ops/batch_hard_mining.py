@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.floors.mining import mining_work
 from benchmarks.harness import Case, Provider, Yardstick
 from benchmarks.inputs import (
     DISTRIBUTIONS,
@@ -25,7 +26,6 @@ from benchmarks.inputs import (
     two_products,
     two_products_flops,
 )
-from benchmarks.mining_floors import mining_work
 from deepclust_ext import batch_hard_mining, reference
 
 MODES = ("forward",)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.floors import WorkOf
-from benchmarks.gather_floors import CUDA_GATHERS, sampling_work
+from benchmarks.floors.gather import CUDA_GATHERS, sampling_work
 from benchmarks.harness import Case, Provider, Yardstick
 from deepclust_ext import diffused_neighbor_gather, reference
 

@@ -16,8 +16,8 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_bloc
 from torch.nn.functional import normalize
 
 from benchmarks.clock import Function
-from benchmarks.contrastive_floors import gradient_work, loss_work
 from benchmarks.floors import CUDA_SIZES
+from benchmarks.floors.contrastive import gradient_work, loss_work
 from benchmarks.harness import Case, Provider, Yardstick
 from benchmarks.inputs import CHECKED_ROWS, CLUSTERS
 from deepclust_ext import fused_contrastive_loss, reference

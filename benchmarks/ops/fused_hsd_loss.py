@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from benchmarks.floors.mining import gradient_work, mining_work
 from benchmarks.harness import Case, Provider, Yardstick
 from benchmarks.inputs import (
     DISTRIBUTIONS,
@@ -17,7 +18,6 @@ from benchmarks.inputs import (
     two_products,
     two_products_flops,
 )
-from benchmarks.mining_floors import gradient_work, mining_work
 from deepclust_ext import fused_hsd_loss, reference
 
 MODES = ("forward", "backward", "both")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.floors import WorkOf
+from benchmarks.floors.kmeans import CUDA_ASSIGNMENTS, assign_work
 from benchmarks.harness import Case, Provider, Yardstick
-from benchmarks.kmeans_floors import CUDA_ASSIGNMENTS, assign_work
 from deepclust_ext import kmeans_assign, reference
 
 MODES = ("forward",)

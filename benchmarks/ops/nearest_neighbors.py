@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 
 from benchmarks.clock import Function
 from benchmarks.floors import WorkOf
+from benchmarks.floors.neighbors import CUDA_SEARCHES, search_work
 from benchmarks.harness import Case, Provider, Yardstick
-from benchmarks.neighbors_floors import CUDA_SEARCHES, search_work
 from deepclust_ext import nearest_neighbors, reference
 
 MODES = ("forward",)

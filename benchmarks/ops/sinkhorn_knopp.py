@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 
 from benchmarks.clock import Function
 from benchmarks.floors import WorkOf
+from benchmarks.floors.sinkhorn import assignment_work, gradient_work
 from benchmarks.harness import Case, Provider, Yardstick
-from benchmarks.sinkhorn_floors import assignment_work, gradient_work
 from deepclust_ext import reference, sinkhorn_knopp
 
 MODES = ("forward",)

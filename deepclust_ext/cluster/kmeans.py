@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepclust_ext.cluster.steps import assign_and_sum, centers_of, costs, exact_sum, fill_empty, seed_centers
+from deepclust_ext.cluster.steps import assign_and_sum, costs, exact_sum, fill_empty, seed_centers
 from deepclust_ext.ops import kmeans_assign, kmeans_step, kmeans_update
+from deepclust_ext.reference.kmeans_assign import centers_of
 
 Rows: TypeAlias = Tensor | NDArray[Any]
 
@@ -338,7 +339,7 @@ class _Stream:
             sums, counts = kmeans_update(rows, labels, len(self.centers))
         self.sums = self.sums + sums
         self.counts = self.counts + counts
-        self.centers = centers_of(self.sums, self.counts, self.centers, self.metric)
+        self.centers = centers_of(self.sums, self.counts, self.centers, self.metric).to(self.centers.dtype)
 
 
 def _shift(

@@ -77,17 +77,6 @@ def assign_and_sum(
     return labels, distances, *kmeans_update(rows, labels, len(centers))
 
 
-def centers_of(
-    sums: Tensor,  # (K, D)
-    counts: Tensor,  # (K,)
-    old: Tensor,  # (K, D)
-    metric: str,
-) -> Tensor:
-    """Return means, or for cosine unit sums, (K, D) in the dtype of the old centers, which stay where there is none."""
-    sizes = counts.unsqueeze(1) if metric == "euclidean" else sums.norm(dim=1, keepdim=True)
-    return torch.where(sizes > 0, sums / sizes, old.to(sums.dtype)).to(old.dtype)
-
-
 def fill_empty(
     labels: Tensor,  # (N,)
     distances: Tensor,  # (N,)

@@ -37,10 +37,8 @@ def kmeans_step(
     """Assign, then move the centers; see :func:`deepclust_ext.ops.kmeans_step` for the contract."""
     labels, _ = kmeans_assign(features, centroids, metric=metric)
     sums, counts = kmeans_update(features, labels, len(centroids))
-    old = centroids.to(sums.dtype)
-    sizes = counts.unsqueeze(1) if metric == "euclidean" else sums.norm(dim=1, keepdim=True)
-    centers = torch.where(sizes > 0, sums / sizes, old)
-    shift = (centers.double() - old.double()).square().sum()
+    centers = centers_of(sums, counts, centroids, metric)
+    shift = (centers.double() - centroids.to(sums.dtype).double()).square().sum()
     return labels, centers, counts, torch.stack([shift, (counts == 0).sum().double()])
 
 
@@ -58,3 +56,14 @@ def kmeans_update(
     sums.index_add_(0, target, features.to(accumulation))
     counts.index_add_(0, target, torch.ones_like(labels))
     return sums[:-1].clone(), counts[:-1].clone()
+
+
+def centers_of(
+    sums: Tensor,  # (K, D)
+    counts: Tensor,  # (K,)
+    old: Tensor,  # (K, D)
+    metric: str,
+) -> Tensor:
+    """Return means, or for cosine unit sums, (K, D) in the sums' dtype; an old center stays where there is none."""
+    sizes = counts.unsqueeze(1) if metric == "euclidean" else sums.norm(dim=1, keepdim=True)
+    return torch.where(sizes > 0, sums / sizes, old.to(sums.dtype))

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from deepclust_ext import sinkhorn_knopp
+from deepclust_ext.evaluation.metrics import clustering_accuracy
 from deepclust_ext.methods import CLC
 from deepclust_ext.methods.clc import code_statistics
-from deepclust_ext.metrics import clustering_accuracy
-from deepclust_ext.train import TrainConfig, Trainer, seed_everything
+from deepclust_ext.training.trainer import TrainConfig, Trainer, seed_everything
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_clc
 
 

@@ -1,0 +1,121 @@
+"""What ours has to do on CUDA at least, and how long that takes a known GPU.
+
+A floor is the larger of operations / rate and bytes / bandwidth. A prediction, made before any of this was measured, is
+the same arithmetic for the kernels as they are written; `python -m benchmarks --floors` prints both. What the kernels
+of an op do stands in the module of its family.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+#: Rows and dims of the cases for CUDA; of the contrastive loss, of both views together.
+CUDA_SIZES = tuple((rows, dims) for dims in (128, 256) for rows in (256, 1024, 4096, 16384, 65536))
+
+LAUNCH_SECONDS = 4e-6  # 3 to 5 us from a launch to the end of a kernel that does nothing
+MMA_SHARE = 0.6  # of the tensor cores' rate that mma.sync is said to reach on Hopper
+WARP_ROWS, TILE_COLUMNS = 16, 64  # of a warp in a tile, and of the tile
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How tensor cores multiply: at which rate, and in how many products of theirs for one."""
+
+    name: str
+    rate: str  # key of Card.flops
+    pieces: int
+
+
+TF32, TF32X3 = Arithmetic("tf32", "tf32", 1), Arithmetic("3xTF32", "tf32", 3)
+FP16, FP16X3, BF16 = Arithmetic("fp16", "half", 1), Arithmetic("3xFP16", "half", 3), Arithmetic("bf16", "half", 1)
+
+
+@dataclass(frozen=True)
+class Card:
+    """Rates of a GPU that good kernels reach, some 80 to 90 % of the data sheet's."""
+
+    multiprocessors: int
+    clock: float  # Hz
+    flops: dict[str, float]  # operations per second of the tensor cores
+    memory: float  # bytes per second
+    l2: float  # bytes per second
+
+    @property
+    def lanes(self) -> float:
+        """Return instructions of one lane per second; shared memory moves as many bytes."""
+        return self.multiprocessors * 128 * self.clock
+
+
+CARDS = {"NVIDIA H200": Card(132, 1.7e9, {"tf32": 400e12, "half": 790e12}, memory=4.3e12, l2=5.5e12)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Operations of the tensor cores and bytes from or to memory, both the least that the method needs."""
+
+    flops: Mapping[Arithmetic, int]
+    bytes: int
+
+    def mma_seconds(self, card: Card) -> float:
+        """Return how long the tensor cores of a GPU take."""
+        return sum(flops / card.flops[arithmetic.rate] for arithmetic, flops in self.flops.items())
+
+    def seconds(self, card: Card) -> float:
+        """Return the floor on a GPU, launches not counted."""
+        return max(self.mma_seconds(card), self.bytes / card.memory)
+
+
+WorkOf = Callable[[int, int, str], Work]  # of a case's rows and dims, and a dtype
+
+
+def divide_up(value: int, by: int) -> int:
+    """Return the quotient rounded up."""
+    return -(-value // by)
+
+
+def predict_tiles(
+    work: Work, lane_operations: float, from_l2: float, from_shared: float, blocks: int, card: Card
+) -> tuple[float, str]:
+    """Return the seconds of a kernel that multiplies tiles, and what limits it.
+
+    A warp multiplies or computes, not both, so these times add up; copies from L2 to shared memory and loads from there
+    go on beside them. Where blocks do not divide evenly among multiprocessors, the busiest decides. Latencies are left
+    out: with few rows the real time is longer.
+    """
+    seconds = {
+        "warps": work.mma_seconds(card) / MMA_SHARE + lane_operations / card.lanes,
+        "L2": from_l2 / card.l2,
+        "shared": (from_l2 + from_shared) / card.lanes,
+    }
+    limit = max(seconds, key=lambda name: seconds[name])
+    per_multiprocessor = blocks / card.multiprocessors
+    return seconds[limit] * math.ceil(per_multiprocessor) / per_multiprocessor, limit
+
+
+def floor_lines(
+    machine: str, works: Mapping[str, WorkOf], rows: int, dims: int, dtype: str, ours_ms: Mapping[str, float]
+) -> list[str]:
+    """Return a line per mode of ours: operations, bytes, the floor on a GPU by name, and the measured time over it."""
+    if dtype == "float64":
+        return [f"no floor: ours multiplies {dtype} without tensor cores"]
+    if machine not in CARDS:
+        return [f"no floor: the rates of {machine} are not known"]
+    lines = []
+    for mode, work_of in works.items():
+        work = work_of(rows, dims, dtype)
+        floor_ms = work.seconds(CARDS[machine]) * 1e3
+        share = f"; ours / floor {digits(ours_ms[mode] / floor_ms, 3)}" if mode in ours_ms else ""
+        flops = "".join(f"{digits(flops / 1e9, 4)} GFLOP in {a.name}, " for a, flops in work.flops.items())
+        lines.append(f"floor of {mode}: {flops}{digits(work.bytes / 1e6, 4)} MB, {digits(floor_ms, 4)} ms{share}")
+    return lines
+
+
+def digits(value: float, count: int) -> str:
+    """Return a number with so many significant digits and no exponent."""
+    return f"{float(f'{value:.{count}g}'):g}"
+
+
+def markdown_table(titles: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    titles = list(titles)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *lines))

@@ -1,0 +1,98 @@
+"""Floors and predictions of kmeans_assign and kmeans_update on CUDA; see floors/__init__.py."""
+
+from benchmarks.floors import (
+    BF16,
+    FP16,
+    LAUNCH_SECONDS,
+    TF32X3,
+    TILE_COLUMNS,
+    WARP_ROWS,
+    Card,
+    Work,
+    digits,
+    divide_up,
+    markdown_table,
+    predict_tiles,
+)
+
+ARITHMETICS = {"float32": (TF32X3, 4), "float32-high": (TF32X3, 4), "bfloat16": (BF16, 2), "float16": (FP16, 2)}
+LABEL_BYTES = 8
+EPILOGUE_OPERATIONS = 8  # of a lane for every row and centroid
+
+# How the update is cut; see part_rows_of in csrc/cuda/kmeans_assign.cu.
+MIN_PART_ROWS, PART_ROWS_PER_CLUSTER, MAX_PARTS = 256, 4, 1024
+
+#: Rows, centroids and features of the cases for CUDA.
+CUDA_ASSIGNMENTS = ((20_000, 40, 64), (65_536, 100, 128), (65_536, 1000, 128), (1_000_000, 1000, 128))
+
+
+def assign_work(rows: int, dims: int, dtype: str, *, clusters: int) -> Work:
+    """Return the work of an assignment: one product; inputs read, results written."""
+    arithmetic, size = ARITHMETICS[dtype]
+    moved = (rows + clusters) * dims * size + rows * (size + LABEL_BYTES)
+    return Work({arithmetic: arithmetic.pieces * 2 * rows * clusters * dims}, moved)
+
+
+def update_work(rows: int, dims: int, dtype: str, *, clusters: int) -> Work:
+    """Return the work of an update: inputs read, sums written."""
+    return Work({}, rows * (dims * ARITHMETICS[dtype][1] + LABEL_BYTES) + clusters * (4 * dims + LABEL_BYTES))
+
+
+def predict_assign(rows: int, clusters: int, dims: int, dtype: str, card: Card) -> tuple[float, str]:
+    """Return the seconds of both kernels, launches included, and what limits the second one."""
+    work = assign_work(rows, dims, dtype, clusters=clusters)
+    tiles = divide_up(clusters, TILE_COLUMNS)
+    block_rows = 128 if rows > 128 * card.multiprocessors else 64
+    row_blocks = divide_up(rows, block_rows)
+    row_bytes = dims * ARITHMETICS[dtype][1]
+    padded = assign_work(rows, dims, dtype, clusters=tiles * TILE_COLUMNS)
+    seconds, limit = predict_tiles(
+        padded,
+        lane_operations=rows * tiles * TILE_COLUMNS * EPILOGUE_OPERATIONS,
+        from_l2=row_blocks * tiles * (block_rows + TILE_COLUMNS) * row_bytes,
+        from_shared=divide_up(rows, WARP_ROWS) * tiles * (WARP_ROWS + TILE_COLUMNS) * row_bytes,
+        blocks=row_blocks,
+        card=card,
+    )
+    memory = work.bytes / card.memory
+    return 2 * LAUNCH_SECONDS + max(seconds, memory), limit if seconds > memory else "memory"
+
+
+def predict_update(rows: int, clusters: int, dims: int, dtype: str, card: Card) -> float:
+    """Return the seconds of both kernels: the parts' sums are written and read besides; latencies are left out."""
+    part_rows = max(MIN_PART_ROWS, PART_ROWS_PER_CLUSTER * clusters, divide_up(rows, MAX_PARTS))
+    part_bytes = divide_up(rows, part_rows) * clusters * (dims + 1) * 4
+    return 2 * LAUNCH_SECONDS + (update_work(rows, dims, dtype, clusters=clusters).bytes + 2 * part_bytes) / card.memory
+
+
+def kmeans_floor_table(card: Card) -> str:
+    """Return floors and predictions of both ops, in Markdown."""
+    lines = []
+    for rows, clusters, dims in CUDA_ASSIGNMENTS:
+        by_dtype = []
+        for dtype in ("float32", "bfloat16"):
+            work = assign_work(rows, dims, dtype, clusters=clusters)
+            seconds, limit = predict_assign(rows, clusters, dims, dtype, card)
+            by_dtype.append(
+                (
+                    digits(sum(work.flops.values()) / 1e9, 3),
+                    digits(work.bytes / 1e6, 3),
+                    digits(work.seconds(card) * 1e6, 2),
+                    digits(seconds * 1e6, 2),
+                    limit,
+                    digits(update_work(rows, dims, dtype, clusters=clusters).seconds(card) * 1e6, 2),
+                    digits(predict_update(rows, clusters, dims, dtype, card) * 1e6, 2),
+                )
+            )
+        lines.append([f"{rows} x {clusters} x {dims}", *map(", ".join, zip(*by_dtype, strict=True))])
+    titles = [
+        "N x K x D",
+        "GFLOP",
+        "MB",
+        "floor, µs",
+        "predicted, µs",
+        "limited by",
+        "update: floor, µs",
+        "predicted, µs",
+    ]
+    return markdown_table(titles, lines)

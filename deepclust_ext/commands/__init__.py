@@ -1,0 +1,1 @@
+"""The commands of `deepclust-ext`, one file each."""

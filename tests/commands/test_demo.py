@@ -1,0 +1,96 @@
+"""The demo: what it prints and writes, what it says when it cannot, and, slowly, how well it clusters."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepclust_ext.commands import demo
+
+
+def parse(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    return parser.parse_args(options)
+
+
+def test_two_epochs_write_figure_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    assert demo.run(parse("--epochs", "2", "--batch-size", "256", "--out", str(tmp_path))) == 0
+    printed = capsys.readouterr().out
+    assert all(
+        line in printed for line in ("k-means on pixels", "k-means, untrained network", "hadis, 2 epochs", "vote of 20")
+    )
+    assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["metrics"]["pixels"]["acc"] == pytest.approx(0.79, abs=0.02)
+    assert sum(record["metrics"]["trained"]["kmeans"]["sizes"]) == 1797
+    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2]
+    settings = {"method": "hadis", "seed": 0, "epochs": 2, "batch_size": 256, "resume": False}
+    assert settings.items() <= record["config"].items()
+    assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.parametrize("method", demo.METHODS)
+def test_without_matplotlib_it_says_so_and_goes_on(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "deepclust_ext.evaluation.plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    options = ("--method", method, "--epochs", "1", "--batch-size", "512", "--profile", "--out", str(tmp_path))
+    assert demo.run(parse(*options)) == 0
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in ("k-means on pixels", "k-means, untrained network", f"{method}, 1 epochs"))
+    assert "no figure, because matplotlib is missing: pip install 'deepclust_ext[plot]'" in printed
+    assert "backward" in printed  # the profile
+    assert not (tmp_path / "overview.png").exists()
+
+
+def test_resume_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="resume: expected a checkpoint"):
+        demo.run(parse("--resume", "--epochs", "1", "--out", str(tmp_path)))
+
+
+def test_importing_the_demo_is_light() -> None:
+    source = Path(demo.__file__).read_text()
+    head = source[: source.index("if TYPE_CHECKING:\n")]
+    assert not any(name in head for name in ("import torch", "import numpy", "import sklearn"))
+
+
+def test_clusters_are_numbered_like_their_classes() -> None:
+    pytest.importorskip("matplotlib")
+    from deepclust_ext.evaluation.plots import match_clusters
+
+    labels_true = np.array([0, 0, 0, 1, 1, 1, 1])
+    labels_pred = np.array([8, 8, 5, 3, 3, 3, 5])
+    table, matched = match_clusters(labels_true, labels_pred)
+    assert table.tolist() == [[2, 0, 1], [0, 3, 1]]
+    assert matched.tolist() == [0, 0, 2, 1, 1, 1, 2]
+    # Fewer clusters than classes: the class without a cluster has no column.
+    table, matched = match_clusters(labels_true, np.zeros(7, dtype=np.int64))
+    assert table.tolist() == [[3], [4]]
+    assert matched.tolist() == [1] * 7
+
+
+def test_help_names_the_defaults_of_each_method(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse("--help")
+    printed = " ".join(capsys.readouterr().out.split())
+    epochs = ", ".join(f"{name} {defaults.epochs}" for name, defaults in demo.METHODS.items())
+    assert f"(default: {epochs})" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "floor"), [("hadis", 0.93), ("sacc", 0.93), ("clc", 0.85)])
+def test_complete_demo_clusters_the_digits(tmp_path: Path, method: str, floor: float) -> None:
+    # The mean over seeds is higher; rounding differs between machines, and one digit style in the wrong cluster
+    # costs up to 0.02.
+    demo.run(parse("--method", method, "--seed", "0", "--out", str(tmp_path)))
+    record = json.loads((tmp_path / "run.json").read_text())
+    trained = record["metrics"]["trained"]
+    assert (trained["head"] or trained["kmeans"])["acc"] >= floor

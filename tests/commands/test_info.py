@@ -1,0 +1,55 @@
+"""The facts that `deepclust-ext info` shows."""
+
+import json
+import platform
+import re
+
+import pytest
+import torch
+
+import deepclust_ext
+from deepclust_ext import _extension
+from deepclust_ext.commands.info import collect_info, format_info
+
+
+def test_facts_of_this_installation() -> None:
+    info = collect_info()
+    assert info["version"] == deepclust_ext.__version__
+    assert info["torch"] == torch.__version__
+    assert info["python"] == platform.python_version()
+    assert info["backend"] == "native"
+    assert info["reason"] is None
+    assert info["cure"] is None
+    assert "cpu" in info["devices"]
+    assert info["built_for_torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert info["cuda_decision"]
+    assert json.loads(json.dumps(info)) == info
+
+
+def test_cuda_facts_agree_with_the_build_record() -> None:
+    info = collect_info()
+    built = bool(_extension.build_record()["cuda"])
+    assert ("cuda" in info["devices"]) == built
+    assert bool(info["built_for_cuda"]) == built
+    assert bool(info["cuda_architectures"]) == built
+    for architecture in info["cuda_architectures"]:
+        assert re.fullmatch(r"\d+\.\d+a?(\+PTX)?", architecture)
+
+
+def test_text_says_why_there_are_no_cuda_kernels() -> None:
+    info = collect_info() | {"devices": ["cpu"], "cuda_decision": "torch was built without CUDA"}
+    assert "CUDA kernels  none: torch was built without CUDA" in format_info(info).splitlines()
+
+
+def test_text_lists_the_cuda_architectures() -> None:
+    info = collect_info() | {"devices": ["cpu", "cuda"], "built_for_cuda": "13.0", "cuda_architectures": ["8.0", "9.0"]}
+    assert "CUDA kernels  CUDA 13.0 for 8.0, 9.0" in format_info(info).splitlines()
+
+
+def test_text_gives_reason_and_cure_without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    monkeypatch.setattr(_extension, "REASON", "it is not built for Python 3.10")
+    text = format_info(collect_info())
+    assert "backend       reference: it is not built for Python 3.10" in text
+    assert f"to build      {_extension.rebuild_command()}" in text
+    assert "native on" not in text

@@ -1,0 +1,126 @@
+"""evaluate: hand cases of its parts, every method, and what is wrong with data."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.data import TensorDataset
+
+from deepclust_ext.evaluation.scores import SILHOUETTE_ROWS, evaluate, knn_accuracy, score_clusters
+from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
+from tests.methods.methodsamples import METHODS, NUM_CLUSTERS
+
+
+class Pixels(ClusteringMethod):
+    """Two clusters of the normalised pixels."""
+
+    num_clusters = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def training_step(
+        self, views: Sequence[Tensor], pseudo_labels: Tensor | None = None, index: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        raise AssertionError("evaluation does not train")
+
+    def embed(self, images: Tensor) -> Tensor:
+        return normalize(images.flatten(1), dim=1)
+
+    def collapse_warning(self, terms: dict[str, float]) -> str | None:
+        raise AssertionError("evaluation does not train")
+
+
+def two_directions(count: int = 40) -> TensorDataset:
+    """Images near (1, 0) of class 3 and images near (0, 1) of class 7."""
+    directions = torch.eye(2)[torch.arange(count) % 2]
+    images = directions + 0.1 * torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
+    return TensorDataset(images.view(count, 1, 1, 2), torch.tensor([3, 7])[torch.arange(count) % 2])
+
+
+def test_two_directions_are_found() -> None:
+    result = evaluate(Pixels(), two_directions(), knn_k=5, batch_size=7)
+    assert result.knn_accuracy == 1
+    assert [result.kmeans.acc, result.kmeans.nmi, result.kmeans.ari] == pytest.approx([1, 1, 1])
+    assert result.kmeans.sizes == [20, 20]
+    assert result.kmeans.silhouette is not None
+    assert result.kmeans.silhouette > 0.9
+    assert result.head is None
+    assert result.clusters is result.kmeans
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_scored_the_same_at_every_call(name: str) -> None:
+    method = METHODS[name].method()
+    images = torch.rand(60, 1, 8, 8)
+    data = TensorDataset(images, torch.arange(60) % 3)
+    result = evaluate(method, data)
+    assert result == evaluate(method, data)
+    assert method.training
+    assert sum(result.kmeans.sizes) == 60
+    assert len(result.kmeans.sizes) == NUM_CLUSTERS
+    if isinstance(method, ClusterHeadMethod):
+        head = method.assign(images).argmax(dim=1)
+        assert result.head is not None
+        assert result.clusters is result.head
+        assert result.head.sizes == head.bincount(minlength=NUM_CLUSTERS).tolist()
+    else:
+        assert result.head is None
+
+
+def test_neighbors_vote_with_their_cosines_and_not_for_themselves() -> None:
+    angles = torch.tensor([0.0, 0.1, 0.5, 0.6, 0.7])
+    rows = torch.stack([angles.cos(), angles.sin()], dim=1)
+    labels = torch.tensor([5, 9, 9, 9, 5])
+    expected = 0
+    for row in range(5):
+        votes = {5: 0.0, 9: 0.0}
+        nearest = sorted((i for i in range(5) if i != row), key=lambda i: float((angles[i] - angles[row]).abs()))
+        for other in nearest[:3]:
+            votes[int(labels[other])] += math.exp(math.cos(float(angles[other] - angles[row])) / 0.1)
+        expected += max(votes, key=lambda label: votes[label]) == int(labels[row])
+    assert knn_accuracy(rows, labels, k=3, temperature=0.1) == expected / 5
+
+
+def test_one_neighbor_agrees_with_scikit_learn() -> None:
+    rows, labels = normalize(torch.randn(80, 5), dim=1), torch.randint(4, (80,))
+    # The nearest to every row is itself, the second nearest is its neighbor.
+    peer = KNeighborsClassifier(2).fit(rows.numpy(), labels.numpy())
+    neighbor = torch.from_numpy(peer.kneighbors(return_distance=False))[:, 0]
+    expected = float((labels[neighbor] == labels).double().mean())
+    assert knn_accuracy(rows, labels, k=1, temperature=0.1) == pytest.approx(expected)
+    assert 0 <= knn_accuracy(rows, labels, k=1000, temperature=1e-3) <= 1  # all 79 others, and no overflow
+
+
+def test_silhouette() -> None:
+    rows, predicted = torch.randn(50, 4), torch.arange(50) % 3
+    expected = float(silhouette_score(rows.numpy(), predicted.numpy(), metric="cosine"))
+    labels = torch.zeros(50, dtype=torch.int64)
+    assert score_clusters(labels, predicted, rows, 3).silhouette == pytest.approx(expected, abs=1e-6)
+    assert score_clusters(labels, labels, rows, 3).silhouette is None
+    assert score_clusters(labels, torch.arange(50), rows, 50).silhouette is None
+
+
+def test_silhouette_of_many_rows_is_that_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepclust_ext.evaluation.scores.SILHOUETTE_ROWS", 20)
+    assert SILHOUETTE_ROWS == 10_000
+    rows, predicted = torch.randn(50, 4), torch.arange(50) % 3
+    some = torch.randperm(50, generator=torch.Generator().manual_seed(2))[:20]
+    expected = float(silhouette_score(rows[some].numpy(), predicted[some].numpy(), metric="cosine"))
+    scores = score_clusters(torch.zeros(50, dtype=torch.int64), predicted, rows, 3, seed=2)
+    assert scores.silhouette == pytest.approx(expected, abs=1e-6)
+
+
+def test_errors_name_the_argument() -> None:
+    with pytest.raises(ValueError, match="data: expected at least 2 images, got 1"):
+        evaluate(Pixels(), two_directions(1))
+    method = METHODS["hadis"].method()
+    data = TensorDataset(torch.rand(3, 1, 8, 8), torch.arange(3))
+    with pytest.raises(ValueError, match="n_clusters: expected at most 3, the number of rows, got 4"):
+        evaluate(method, data)

@@ -1,0 +1,140 @@
+"""setup.py's decisions: each a pure function of what it found, so no build is needed to test them."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def setup_py() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("deepclust_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("request_", ["auto", "1"])
+@pytest.mark.parametrize("nvcc", ["13.0", "13.2"])
+def test_cuda_is_built_when_torch_and_toolkit_agree_on_the_major_version(
+    setup_py: ModuleType, request_: str, nvcc: str
+) -> None:
+    use, reason = setup_py.decide_cuda(request_, torch_cuda="13.2", nvcc=nvcc)
+    assert use
+    assert reason == f"nvcc {nvcc}, torch built for CUDA 13.2"
+
+
+OBSTACLES = [
+    (None, "13.0", "torch was built without CUDA"),
+    ("13.2", None, "no CUDA toolkit was found (CUDA_HOME, nvcc on PATH, /usr/local/cuda)"),
+    ("13.2", "12.8", "nvcc is version 12.8 but torch was built for CUDA 13.2"),
+]
+
+
+@pytest.mark.parametrize(("torch_cuda", "nvcc", "obstacle"), OBSTACLES)
+def test_auto_falls_back_to_cpu_with_the_reason(
+    setup_py: ModuleType, torch_cuda: str | None, nvcc: str | None, obstacle: str
+) -> None:
+    decision = setup_py.decide_cuda("auto", torch_cuda=torch_cuda, nvcc=nvcc)
+    assert decision == (False, obstacle)
+
+
+@pytest.mark.parametrize(("torch_cuda", "nvcc", "obstacle"), OBSTACLES)
+def test_explicit_cuda_that_cannot_be_built_is_an_error(
+    setup_py: ModuleType, torch_cuda: str | None, nvcc: str | None, obstacle: str
+) -> None:
+    with pytest.raises(ValueError, match="DEEPCLUST_EXT_CUDA=1, but ") as caught:
+        setup_py.decide_cuda("1", torch_cuda=torch_cuda, nvcc=nvcc)
+    assert str(caught.value).endswith(obstacle)
+
+
+def test_explicit_cpu_wins_over_everything(setup_py: ModuleType) -> None:
+    decision = setup_py.decide_cuda("0", torch_cuda="13.2", nvcc="13.0")
+    assert decision == (False, "DEEPCLUST_EXT_CUDA=0")
+
+
+def test_unknown_request_is_an_error(setup_py: ModuleType) -> None:
+    with pytest.raises(ValueError, match="DEEPCLUST_EXT_CUDA must be auto, 0 or 1, got 'yes'"):
+        setup_py.decide_cuda("yes", torch_cuda=None, nvcc=None)
+
+
+def make_toolkit(home: Path, version: str, *, headers: bool = True) -> Path:
+    nvcc = home / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {version}, V{version}.1'\n")
+    nvcc.chmod(0o755)
+    if headers:
+        (home / "include").mkdir()
+        (home / "include" / "cuda_runtime.h").touch()
+    return home
+
+
+def test_a_wrapper_script_on_the_path_is_not_taken_for_the_toolkit(setup_py: ModuleType, tmp_path: Path) -> None:
+    wrapper = make_toolkit(tmp_path / "system", "13.0", headers=False)
+    real = make_toolkit(tmp_path / "system" / "cuda-13.0", "13.0")
+    assert setup_py.find_toolkit({"PATH": str(wrapper / "bin")}, system=wrapper) == (real, "13.0")
+
+
+def test_cuda_home_comes_before_nvcc_on_the_path(setup_py: ModuleType, tmp_path: Path) -> None:
+    chosen, other = make_toolkit(tmp_path / "chosen", "12.8"), make_toolkit(tmp_path / "other", "13.0")
+    environment = {"CUDA_HOME": str(chosen), "PATH": str(other / "bin")}
+    assert setup_py.find_toolkit(environment, system=tmp_path) == (chosen, "12.8")
+    assert setup_py.find_toolkit({"PATH": str(other / "bin")}, system=tmp_path) == (other, "13.0")
+
+
+def test_no_toolkit(setup_py: ModuleType, tmp_path: Path) -> None:
+    assert setup_py.find_toolkit({}, system=tmp_path) is None
+
+
+def test_compiler_flags(setup_py: ModuleType) -> None:
+    plain = setup_py.compiler_flags({}, "linux")
+    assert plain == ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-psabi", "-fopenmp"]
+    assert "-fopenmp" not in setup_py.compiler_flags({}, "darwin")
+    assert setup_py.compiler_flags({"DEEPCLUST_EXT_WERROR": "1"}, "linux") == [*plain, "-Werror"]
+    sanitized = setup_py.compiler_flags({"DEEPCLUST_EXT_SANITIZE": "1"}, "linux")
+    assert sanitized.index("-O1") > sanitized.index("-O3")  # the last one counts
+    assert "-fsanitize=address,undefined" in sanitized
+
+
+def test_nvcc_flags(setup_py: ModuleType) -> None:
+    plain = setup_py.nvcc_flags({})
+    assert plain == ["-O3", "-lineinfo", "-Xcompiler=-Wall,-Wextra"]
+    assert setup_py.nvcc_flags({"DEEPCLUST_EXT_WERROR": "1"}) == [*plain, "-Werror=all-warnings"]
+
+
+def test_no_two_sources_compile_to_the_same_object() -> None:
+    sources = [path.relative_to(ROOT) for suffix in ("*.cpp", "*.cu") for path in (ROOT / "csrc").rglob(suffix)]
+    objects = [path.with_suffix(".o") for path in sources]
+    assert sorted(set(objects)) == sorted(objects)
+
+
+@pytest.mark.parametrize(("free_gib", "jobs"), [(64, 8), (5, 2), (1, 1)])
+def test_memory_limits_the_number_of_compilers(setup_py: ModuleType, tmp_path: Path, free_gib: int, jobs: int) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemTotal: 99999999 kB\nMemAvailable:   {free_gib << 20} kB\n")
+    assert setup_py.default_jobs(8, meminfo) == jobs
+    assert setup_py.default_jobs(8, tmp_path / "absent") == 8
+
+
+def test_missing_torch_is_one_line_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')\n")
+    command = [sys.executable, "setup.py", "--version"]
+    failed = subprocess.run(
+        command, cwd=ROOT, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines() == [
+        "deepclust_ext: the build needs torch, which does not import here (No module named torch). "
+        "Install torch, then run: pip install --no-build-isolation -e ."
+    ]
+
+
+def test_setup_py_stays_short() -> None:
+    assert len((ROOT / "setup.py").read_text().splitlines()) < 150

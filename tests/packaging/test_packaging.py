@@ -1,0 +1,153 @@
+"""Every documented way to install gives a package that works from outside the checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+PROBE = """
+import torch, deepclust_ext
+from deepclust_ext import _extension
+loss, *_ = torch.ops.deepclust_ext.fused_hsd_loss(torch.randn(9, 4), torch.randn(9, 4))
+assert loss.isfinite() and "cpu" in _extension.NATIVE_DEVICES
+print(deepclust_ext.__file__)
+"""
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command without what this test run has in its environment, and show its output if it fails.
+
+    Without CUDA kernels, which take minutes to build and nothing to package, unless `environment` asks for them.
+    """
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST", "VIRTUAL_ENV"))
+    }
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        env=kept | {"DEEPCLUST_EXT_CUDA": "0"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(result.stdout)
+    return result
+
+
+def succeed(*command: str | Path, cwd: Path, **environment: str) -> str:
+    result = run(*command, cwd=cwd, **environment)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def make_environment(folder: Path, *, isolated: bool) -> Path:
+    """Make a virtual environment and return its Python; unless isolated, it sees the packages of the running one."""
+    venv.create(folder, with_pip=isolated)
+    python = folder / "bin" / "python"
+    if not isolated:
+        purelib = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+        (purelib / "running.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def install(python: Path, *arguments: str | Path, cwd: Path, **environment: str) -> str:
+    """Install without dependencies into an environment made by :func:`make_environment` with isolated=False."""
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-build-isolation")
+    return succeed(*pip, *arguments, cwd=cwd, **environment)
+
+
+def check_installation(python: Path, outside: Path, *, package: Path) -> None:
+    """Check that the installed package lies where it should and runs natively; `outside` is no checkout."""
+    assert Path(succeed(python, "-c", PROBE, cwd=outside).strip()).parent == package
+    info = json.loads(succeed(python.parent / "deepclust-ext", "info", "--json", cwd=outside))
+    assert info["backend"] == "native"
+    assert info["built_for_torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def site_packages(python: Path) -> Path:
+    (found,) = python.parents[1].glob("lib/python*/site-packages")
+    return found
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the tree as a fresh clone has it, so that no test builds in the real one."""
+    leftovers = shutil.ignore_patterns(
+        ".git", ".venv*", "build", "dist", "runs", "*.egg-info", "*.so", "_build.json", ".*_cache"
+    )
+    return Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=leftovers))
+
+
+def test_pip_install_in_isolation(checkout: Path, tmp_path: Path) -> None:
+    constraint = tmp_path / "constraint.txt"  # the build environment's torch must be the one that then runs
+    constraint.write_text(f"torch=={torch.__version__.split('+')[0]}\n")
+    python = make_environment(tmp_path / "environment", isolated=True)
+    pins = {"PIP_CONSTRAINT": str(constraint), "PIP_BUILD_CONSTRAINT": str(constraint)}
+    succeed(python, "-m", "pip", "install", ".", cwd=checkout, **pins)
+    check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
+
+
+def test_editable_install_without_isolation(checkout: Path, tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "environment", isolated=False)
+    install(python, "--editable", ".", cwd=checkout)
+    check_installation(python, tmp_path, package=checkout / "deepclust_ext")
+
+
+def test_source_distribution_and_wheel(checkout: Path, tmp_path: Path) -> None:
+    build = (sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist")
+    succeed(*build, cwd=checkout, DEEPCLUST_EXT_CUDA="auto")
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    (wheel,) = (tmp_path / "dist").glob("*.whl")  # built from the source distribution
+    with tarfile.open(sdist) as archive:
+        shipped = {name.split("/", 1)[-1] for name in archive.getnames()}
+    native = {str(path.relative_to(checkout)) for path in (checkout / "csrc").rglob("*") if path.is_file()}
+    assert native | {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= shipped
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"deepclust_ext"}
+    package = {name.removeprefix("deepclust_ext/") for name in names}
+    assert {"py.typed", "_C.pyi", "_build.json", f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"} <= package
+    python = make_environment(tmp_path / "environment", isolated=False)
+    install(python, wheel, cwd=tmp_path)
+    check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
+
+
+def test_install_without_the_native_library(checkout: Path, tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "environment", isolated=False)
+    install(python, ".", cwd=checkout, DEEPCLUST_EXT_NATIVE="0")
+    output = succeed(python.parent / "deepclust-ext", "info", cwd=tmp_path)
+    assert "backend       reference: it is not built for Python" in output
+    assert "RuntimeWarning: deepclust_ext has no usable native library" in output
+
+
+def test_a_build_that_fails_says_so_and_names_the_way_out(checkout: Path, tmp_path: Path) -> None:
+    command = (
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        tmp_path / "here",
+        ".",
+    )
+    result = run(*command, cwd=checkout, CC="no-such-compiler", CXX="no-such-compiler")
+    assert result.returncode != 0
+    assert "deepclust_ext: the native library did not build" in result.stdout
+    assert "DEEPCLUST_EXT_NATIVE=0" in result.stdout
