@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ClusteringMethod(nn.Module, ABC):
-    """A module that :class:`deepclust_ext.training.Trainer` can train; its clusters are k-means on the rows of ``embed``.
+    """A module that :class:`deepclust_ext.training.Trainer` can train; clusters are k-means on the rows of ``embed``.
 
     Attributes:
         num_clusters: K, of pseudo-labels and final clusters.
