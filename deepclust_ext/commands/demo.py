@@ -135,19 +135,19 @@ def _hadis(batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimize
     defaults = {"hidden_dim": 256, "embedding_dim": 64, "momentum": 0.99, "prototype_weight": 3.0}
     method = HaDis(_backbone(), FEATURE_DIM, NUM_CLUSTERS, **(defaults | options))
     view = RandomAffine(degrees=15, shear=0.15, scale=0.15, stretch=0.075, shift=0.09375)
-    return method, method.optimizer(batch_size), [view, view]
+    return method, method.make_optimizer(batch_size), [view, view]
 
 
-def _sacc(_batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
+def _sacc(batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
     """SACC with narrow heads, two weak views and a strong one; its learning rate is the same for any batch."""
-    from deepclust_ext.methods import SACC
+    from deepclust_ext.methods import SACC, OptimizerSettings
 
     method = SACC(_backbone(), FEATURE_DIM, NUM_CLUSTERS, **({"hidden_dim": 256} | options))
     weak, strong = _weak_and_strong_view()
-    return method, method.optimizer(lr=1e-3), [weak, weak, strong]
+    return method, method.make_optimizer(batch_size, OptimizerSettings(lr=1e-3)), [weak, weak, strong]
 
 
-def _clc(_batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
+def _clc(batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimizer, list[nn.Module]]":
     """CLC with narrow heads, a short queue, a quick momentum network, a weak view and a strong one."""
     from deepclust_ext.methods import CLC
 
@@ -155,7 +155,7 @@ def _clc(_batch_size: int, **options: Any) -> "tuple[ClusteringMethod, Optimizer
     # network that lags behind by epochs make permanent what the first epochs got wrong.
     defaults = {"hidden_dim": 256, "embedding_dim": 64, "queue_size": 1024, "momentum": 0.8}
     method = CLC(_backbone(), FEATURE_DIM, NUM_CLUSTERS, **(defaults | options))
-    return method, method.optimizer(), list(_weak_and_strong_view())
+    return method, method.make_optimizer(batch_size), list(_weak_and_strong_view())
 
 
 def _weak_and_strong_view() -> "tuple[nn.Module, nn.Module]":

@@ -1,8 +1,8 @@
 """Training methods, one file per method."""
 
-from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
+from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod, OptimizerSettings
 from deepclust_ext.methods.clc import CLC
 from deepclust_ext.methods.hadis import HaDis
 from deepclust_ext.methods.sacc import SACC
 
-__all__ = ["CLC", "SACC", "ClusterHeadMethod", "ClusteringMethod", "HaDis"]
+__all__ = ["CLC", "SACC", "ClusterHeadMethod", "ClusteringMethod", "HaDis", "OptimizerSettings"]

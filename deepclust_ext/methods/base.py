@@ -1,21 +1,61 @@
 """What the trainer asks of a method."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """An optimizer and its numbers, as a recipe has them.
+
+    Attributes:
+        name: "sgd" or "adam".
+        lr: Learning rate at its peak, for batches of ``lr_batch_size`` images.
+        lr_batch_size: The rate is proportional to the batch size, and ``lr`` belongs to this one; None for a rate that
+            is the same for every batch size.
+        momentum: Of SGD.
+        weight_decay: Of every parameter, biases and batch normalisation included.
+    """
+
+    name: str = "adam"
+    lr: float = 1e-3
+    lr_batch_size: int | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def rate(self, batch_size: int) -> float:
+        """Return the peak learning rate for batches of ``batch_size`` images."""
+        return self.lr if self.lr_batch_size is None else self.lr * batch_size / self.lr_batch_size
 
 
 class ClusteringMethod(nn.Module, ABC):
     """A module that :class:`deepclust_ext.training.Trainer` can train; clusters are k-means on the rows of ``embed``.
 
+    A method keeps every argument of its constructor but ``backbone`` as an attribute of the same name: checkpoints
+    record them.
+
     Attributes:
+        num_views: How many views of an image ``training_step`` takes.
+        terms: The losses that a phase of a run may ask for, by name; the first is the whole loss.
+        labelled_terms: Those of ``terms`` that need pseudo-labels.
+        default_optimizer: The paper's, or where that is not known, this package's.
+        axes: The statistics of ``training_step`` that may share an axis in a figure, by what the axis shows. Every
+            statistic has its place in one of them.
         num_clusters: K, of pseudo-labels and final clusters.
-        needs_pseudo_labels: Whether ``training_step`` wants k-means labels once the warm-up is over.
     """
 
+    num_views: ClassVar[int]
+    terms: ClassVar[tuple[str, ...]] = ("all",)
+    labelled_terms: ClassVar[frozenset[str]] = frozenset()
+    default_optimizer: ClassVar[OptimizerSettings]
+    axes: ClassVar[Mapping[str, tuple[str, ...]]]
     num_clusters: int
-    needs_pseudo_labels: bool = False
 
     @abstractmethod
     def training_step(
@@ -23,11 +63,35 @@ class ClusteringMethod(nn.Module, ABC):
         views: Sequence[Tensor],  # each (B, C, H, W)
         pseudo_labels: Tensor | None = None,  # (B,) int64
         index: Tensor | None = None,  # (B,) int64, which images of the data set these are
+        *,
+        terms: str | None = None,
+        epoch: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss to minimise, (), and detached 0-dimensional terms to log."""
+        """Return the loss to minimise, (), and detached 0-dimensional terms to log.
 
-    def after_step(self) -> None:
-        """Run after every optimiser step."""
+        Args:
+            views: Views of the same images.
+            pseudo_labels: Clusters of the images, for the terms that need them.
+            index: Which images of the data set these are.
+            terms: One of the class's ``terms``; None for the first.
+            epoch: Passes over the data behind this step, fractional.
+        """
+
+    def chosen_terms(self, terms: str | None, pseudo_labels: Tensor | None) -> str:
+        """Return the terms of a step, the first where None is given.
+
+        Raises:
+            ValueError: If they are unknown, or need pseudo-labels and there are none.
+        """
+        terms = self.terms[0] if terms is None else terms
+        if terms not in self.terms:
+            raise ValueError(f"terms: expected one of {', '.join(self.terms)}, got {terms!r}")
+        if terms in self.labelled_terms and pseudo_labels is None:
+            raise ValueError(f"pseudo_labels: expected a label for each image, which terms {terms!r} need, got None")
+        return terms
+
+    def after_step(self, progress: float = 0.0) -> None:
+        """Run after every step of the optimizer; ``progress`` is the share of the run's steps before this one."""
 
     @abstractmethod
     def embed(
@@ -39,6 +103,33 @@ class ClusteringMethod(nn.Module, ABC):
     @abstractmethod
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return what is wrong with an epoch's mean terms, or None."""
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return what learns, with the learning rate of each group where the rate of most is ``lr``."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad], "lr": lr}]
+
+    def make_optimizer(self, batch_size: int, settings: OptimizerSettings | None = None) -> Optimizer:
+        """Return an optimizer of what learns.
+
+        Args:
+            batch_size: Images of a step.
+            settings: None for ``default_optimizer``.
+
+        Raises:
+            ValueError: If the settings name an optimizer that is not known.
+        """
+        settings = self.default_optimizer if settings is None else settings
+        groups = self.parameter_groups(settings.rate(batch_size))
+        if settings.name == "sgd":
+            return SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        if settings.name == "adam":
+            return Adam(groups, weight_decay=settings.weight_decay)
+        raise ValueError(f"optimizer: expected 'sgd' or 'adam', got {settings.name!r}")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the method was built with: every argument of its constructor but the backbone."""
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "backbone")]
+        return {name: getattr(self, name) for name in names}
 
 
 class ClusterHeadMethod(ClusteringMethod):

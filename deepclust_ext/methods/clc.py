@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.profiler import record_function
 
 from deepclust_ext.losses import ContrastiveLoss
-from deepclust_ext.methods.base import ClusterHeadMethod
+from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread, update_average
 from deepclust_ext.ops import sinkhorn_knopp
 
@@ -62,6 +63,16 @@ class CLC(ClusterHeadMethod):
         ValueError: If ``momentum`` lies outside [0, 1].
     """
 
+    num_views = 2
+    default_optimizer = OptimizerSettings("adam", lr=1e-3)  # the paper's optimizer was not at hand
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "loss": ("loss", "contrastive", "swapped"),
+        "confidence": ("confidence", "balance"),
+        "entropy": ("code_entropy",),
+        "clusters": ("used_clusters",),
+        "spread": ("feature_spread",),
+        "directions": ("effective_rank",),
+    }
     key_queue: Tensor
     score_queue: Tensor
 
@@ -85,8 +96,14 @@ class CLC(ClusterHeadMethod):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+        self.feature_dim = feature_dim
         self.num_clusters = num_clusters
+        self.hidden_dim = hidden_dim
+        self.embedding_dim = embedding_dim
+        self.queue_size = queue_size
         self.momentum = momentum
+        self.temperature = temperature
+        self.class_temperature = class_temperature
         self.cluster_temperature = cluster_temperature
         self.epsilon = epsilon
         self.num_iters = num_iters
@@ -103,13 +120,17 @@ class CLC(ClusterHeadMethod):
         views: Sequence[Tensor],  # two of (B, C, H, W)
         pseudo_labels: Tensor | None = None,  # (B,) not used
         index: Tensor | None = None,  # (B,) not used
+        *,
+        terms: str | None = None,
+        epoch: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 
         Raises:
-            ValueError: If there are not exactly two views.
+            ValueError: If there are not exactly two views, or ``terms`` is unknown.
         """
-        check_views(views, 2)
+        check_views(views, self.num_views)
+        self.chosen_terms(terms, pseudo_labels)
         with record_function("forward"):
             scores, queries = _rows(self.online, views)
             with torch.no_grad():
@@ -125,11 +146,11 @@ class CLC(ClusterHeadMethod):
             contrastive = self.contrastive(queries, keys, assignments, code, negatives, negative_codes)
             swapped = cross_entropy(scores / self.cluster_temperature, code)
             loss = contrastive + self.swap_weight * swapped
-            terms = {"loss": loss, "contrastive": contrastive, "swapped": swapped}
-            terms["confidence"] = assignments.amax(dim=1).mean()
-            terms |= code_statistics(all_scores, code) | spread(queries)
+            logged = {"loss": loss, "contrastive": contrastive, "swapped": swapped}
+            logged["confidence"] = assignments.amax(dim=1).mean()
+            logged |= code_statistics(all_scores, code) | spread(queries)
         self._enqueue(keys, key_scores)
-        return loss, {name: term.detach() for name, term in terms.items()}
+        return loss, {name: term.detach() for name, term in logged.items()}
 
     def _shares(self, scores: Tensor) -> Tensor:
         return (scores / self.cluster_temperature).softmax(dim=1)
@@ -156,7 +177,7 @@ class CLC(ClusterHeadMethod):
         """Take the number of keys from a checkpoint."""
         self.num_enqueued = int(state)
 
-    def after_step(self) -> None:
+    def after_step(self, progress: float = 0.0) -> None:
         """Update the momentum network."""
         update_average(self.average, self.online, self.momentum)
 
@@ -175,10 +196,6 @@ class CLC(ClusterHeadMethod):
         """Return the cluster head's assignments (B, K), rows on the simplex, in evaluation mode."""
         with evaluation(self):
             return self._shares(self.online(images)[0])
-
-    def optimizer(self, lr: float = 1e-3) -> torch.optim.Adam:
-        """Return the Adam of the demo; the paper's optimiser was not at hand."""
-        return torch.optim.Adam(self.online.parameters(), lr=lr)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point, few clusters lead, or none differs, or None."""

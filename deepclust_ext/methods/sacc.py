@@ -1,6 +1,7 @@
 """SACC: contrast between images and between clusters, on two weak views and a strong one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn.functional import normalize
 from torch.profiler import record_function
 
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss
-from deepclust_ext.methods.base import ClusterHeadMethod
+from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread
 
 
@@ -37,6 +38,17 @@ class SACC(ClusterHeadMethod):
         cluster_weight: Sigma; the paper takes 0.5 for CIFAR-100.
     """
 
+    num_views = 3
+    terms = ("all", "instance")
+    default_optimizer = OptimizerSettings("adam", lr=3e-4)
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "loss": ("loss", "instance", "cluster"),
+        "clusters": ("effective_clusters",),
+        "confidence": ("confidence",),
+        "spread": ("feature_spread",),
+        "directions": ("effective_rank",),
+    }
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -51,7 +63,12 @@ class SACC(ClusterHeadMethod):
     ) -> None:
         super().__init__()
         hidden_dim = feature_dim if hidden_dim is None else hidden_dim
+        self.feature_dim = feature_dim
         self.num_clusters = num_clusters
+        self.hidden_dim = hidden_dim
+        self.embedding_dim = embedding_dim
+        self.instance_temperature = instance_temperature
+        self.cluster_temperature = cluster_temperature
         self.cluster_weight = cluster_weight
         self.backbone = backbone
         self.instance_head = mlp(feature_dim, hidden_dim, embedding_dim, batch_norm=False)
@@ -65,23 +82,30 @@ class SACC(ClusterHeadMethod):
         views: Sequence[Tensor],  # three of (B, C, H, W): weak, weak, strong
         pseudo_labels: Tensor | None = None,  # (B,) not used
         index: Tensor | None = None,  # (B,) not used
+        *,
+        terms: str | None = None,
+        epoch: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 
         Raises:
-            ValueError: If there are not exactly three views.
+            ValueError: If there are not exactly three views, or ``terms`` is unknown.
         """
-        check_views(views, 3)
+        check_views(views, self.num_views)
+        clusters_too = self.chosen_terms(terms, pseudo_labels) == "all"
         with record_function("forward"):
             features = [self.backbone(view) for view in views]
             z_1, z_2, z_s = map(self.instance_head, features)
             c_1, c_2, c_s = map(self.cluster_head, features)
         with record_function("loss"):
-            instance = self.instance_loss(z_1, z_2) + self.instance_loss(z_2, z_s)
-            cluster = self.cluster_loss(c_1, c_2) + self.cluster_loss(c_1, c_s) + self.cluster_loss(c_2, c_s)
-            loss = instance + self.cluster_weight * cluster
-            terms = {"loss": loss, "instance": instance, "cluster": cluster} | usage(c_1) | spread(z_1)
-        return loss, {name: term.detach() for name, term in terms.items()}
+            loss = instance = self.instance_loss(z_1, z_2) + self.instance_loss(z_2, z_s)
+            logged = {"instance": instance} | usage(c_1) | spread(z_1)
+            if clusters_too:
+                cluster = self.cluster_loss(c_1, c_2) + self.cluster_loss(c_1, c_s) + self.cluster_loss(c_2, c_s)
+                loss = instance + self.cluster_weight * cluster
+                logged["cluster"] = cluster
+            logged["loss"] = loss
+        return loss, {name: term.detach() for name, term in logged.items()}
 
     def embed(
         self,
@@ -98,10 +122,6 @@ class SACC(ClusterHeadMethod):
         """Return the cluster head's assignments (B, K), rows on the simplex, in evaluation mode."""
         with evaluation(self):
             return self.cluster_head(self.backbone(images))  # type: ignore[no-any-return]
-
-    def optimizer(self, lr: float = 3e-4) -> torch.optim.Adam:
-        """Return the paper's Adam, for batches of 200."""
-        return torch.optim.Adam(self.parameters(), lr=lr)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point or few clusters take everything, or None."""

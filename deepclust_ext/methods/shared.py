@@ -1,5 +1,6 @@
 """What several methods are made of."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -36,6 +37,14 @@ def update_average(average: nn.Module, online: nn.Module, momentum: float) -> No
     """Keep ``momentum`` of every averaged weight and take the rest from online; batch statistics are each one's own."""
     for old, new in zip(average.parameters(), online.parameters(), strict=True):
         old.lerp_(new, 1 - momentum)
+
+
+def rising_momentum(momentum: float, progress: float) -> float:
+    r"""Return the momentum of an average after the share ``progress`` of a run: from ``momentum`` up to 1 at its end.
+
+    :math:`1 - (1 - m) (\cos(\pi t) + 1) / 2`, as in BYOL, arXiv 2006.07733, section 3.3.
+    """
+    return 1 - (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
 
 
 @contextmanager

@@ -165,14 +165,15 @@ class Trainer:
                 labels = None if pseudo_labels is None else pseudo_labels[index].to(device, non_blocking=True)
             with record_function("augment"):
                 views = [augment(images) for augment in self.augmentations]
-            loss, terms = self.method.training_step(views, labels, index)
+            wanted = "warmup" if labels is None and "warmup" in self.method.terms else None
+            loss, terms = self.method.training_step(views, labels, index, terms=wanted)
             with record_function("backward"):
                 self.optimizer.zero_grad()
                 loss.backward()
             with record_function("optimizer"):
                 self._set_rates(step)
                 self.optimizer.step()
-                self.method.after_step()
+                self.method.after_step(step / (self.config.epochs * self._steps_per_epoch))
             for name, term in terms.items():
                 totals[name] = totals[name] + term if name in totals else term
         # The only wait for the device in the epoch.
@@ -181,7 +182,7 @@ class Trainer:
         return rates | means | {"seconds": time.perf_counter() - start}
 
     def _pseudo_labels(self, epoch: int) -> Tensor | None:
-        if epoch < self.config.warmup_epochs or not self.method.needs_pseudo_labels:
+        if epoch < self.config.warmup_epochs or not self.method.labelled_terms:
             return None
         # Fresh starts in every epoch: starting from the last centres is quicker but keeps their early mistakes.
         return self._kmeans(self._epoch_seed(epoch), n_init=3)

@@ -28,7 +28,7 @@ def small_trainer(name: str) -> Trainer:
     images = TensorDataset(torch.rand(3 * BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     views = [nn.Dropout(0.1)] * sample.num_views
     config = TrainConfig(epochs=9, warmup_epochs=0, lr_warmup_epochs=0, batch_size=BATCH)
-    return Trainer(method, sample.optimizer(method), images, views, config, Path("unused"))
+    return Trainer(method, method.make_optimizer(32), images, views, config, Path("unused"))
 
 
 def measure(name: str) -> list[Row]:

@@ -38,17 +38,16 @@ def small_clc(**options: Any) -> CLC:
 
 @dataclass
 class MethodSample:
-    """A method, its optimiser, and how many views it takes."""
+    """A method and how many views it takes."""
 
     method: Callable[..., Any]
-    optimizer: Callable[[Any], torch.optim.Optimizer]
     num_views: int
 
 
 METHODS = {
-    "hadis": MethodSample(small_hadis, lambda method: method.optimizer(batch_size=32), 2),
-    "clc": MethodSample(small_clc, lambda method: method.optimizer(), 2),
-    "sacc": MethodSample(small_sacc, lambda method: method.optimizer(), 3),
+    "hadis": MethodSample(small_hadis, 2),
+    "clc": MethodSample(small_clc, 2),
+    "sacc": MethodSample(small_sacc, 3),
 }
 
 

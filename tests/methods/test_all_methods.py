@@ -27,7 +27,7 @@ def test_twenty_steps_with_the_op_equal_twenty_with_the_reference(
 ) -> None:
     def losses() -> list[float]:
         method = sample.method()
-        optimizer = sample.optimizer(method)
+        optimizer = method.make_optimizer(32)
         curve = []
         for _ in range(20):
             views = list(torch.randn(sample.num_views, 32, 1, 8, 8))
@@ -53,7 +53,7 @@ def test_terms_are_numbers_without_gradient(sample: MethodSample) -> None:
 
 def test_optimizer_moves_every_weight_that_learns(sample: MethodSample) -> None:
     method: ClusteringMethod = sample.method()
-    optimizer = sample.optimizer(method)
+    optimizer = method.make_optimizer(32)
     loss, _ = method.training_step(make_views(sample.num_views), LABELS)
     loss.backward()
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -34,7 +34,7 @@ def test_defaults() -> None:
     assert (method.contrastive.temperature, method.contrastive.class_temperature) == (0.2, 1.0)
     assert (method.cluster_temperature, method.epsilon, method.num_iters) == (1.0, 0.8, 3)
     assert method.swap_weight == 1
-    (group,) = method.optimizer().param_groups
+    (group,) = method.make_optimizer(128).param_groups
     assert (group["lr"], group["weight_decay"]) == (1e-3, 0)
 
 

@@ -23,7 +23,7 @@ def test_defaults_are_the_paper_s() -> None:
         0.1,
         0.5,
     )
-    optimizer = method.optimizer(batch_size=128)
+    optimizer = method.make_optimizer(128)
     assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.25]
     assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
     assert {group["weight_decay"] for group in optimizer.param_groups} == {5e-4}

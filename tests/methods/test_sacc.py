@@ -18,7 +18,7 @@ def test_defaults_are_the_paper_s() -> None:
     assert (method.instance_loss.temperature, method.cluster_loss.temperature) == (0.5, 1.0)
     assert method.cluster_weight == 1
     assert method.instance_loss.hardness == 0
-    (group,) = method.optimizer().param_groups
+    (group,) = method.make_optimizer(128).param_groups
     assert (group["lr"], group["weight_decay"]) == (3e-4, 0)
 
 

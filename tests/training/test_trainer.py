@@ -67,7 +67,7 @@ def make_trainer(
     sample = METHODS[method]
     model = sample.method()
     augmentations = extra.get("augmentations", [RandomAffine()] * sample.num_views)
-    return Trainer(model, sample.optimizer(model), dataset or Scans(), augmentations, config, out)
+    return Trainer(model, model.make_optimizer(32), dataset or Scans(), augmentations, config, out)
 
 
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -113,7 +113,7 @@ def test_a_bank_knows_its_images_and_resumes(tmp_path: Path) -> None:
     def with_bank(out: Path, augmentations: list[nn.Module]) -> Trainer:
         seed_everything(5)
         model = small_hadis(bank_size=50)
-        return Trainer(model, model.optimizer(batch_size=32), Scans(), augmentations, CONFIG, out)
+        return Trainer(model, model.make_optimizer(32), Scans(), augmentations, CONFIG, out)
 
     whole = with_bank(tmp_path / "whole", [RandomAffine()] * 2)
     whole.fit()
