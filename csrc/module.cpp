@@ -1,17 +1,10 @@
 // The extension module: the op library's namespace, and pybind11 entries of the same names for direct calls.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/csrc/api/include/torch/version.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <optional>
-#include <sstream>
-#include <string>
-#include <vector>
-
-#include "common/capability.h"
+#include "build_info.h"
 #include "ops/batch_hard_mining.h"
 #include "ops/diffused_neighbor_gather.h"
 #include "ops/fused_contrastive_loss.h"
@@ -24,41 +17,17 @@ TORCH_LIBRARY(deepclust_ext, library) { library.set_python_module("deepclust_ext
 
 namespace {
 
-#ifdef DEEPCLUST_CUDA_VERSION
-const std::vector<std::string> kDevices = {"cpu", "cuda"};
-const std::optional<std::string> kCudaVersion = DEEPCLUST_CUDA_VERSION;
-const std::string kArchitectureList = DEEPCLUST_CUDA_ARCHITECTURES;
-#else
-const std::vector<std::string> kDevices = {"cpu"};
-const std::optional<std::string> kCudaVersion;
-const std::string kArchitectureList;
-#endif
-
-const char* cpu_capability_name() {
-#ifdef DEEPCLUST_EMULATED
-  return "emulated CUDA device";
-#else
-  return deepclust::capability_name(deepclust::cpu_capability());
-#endif
-}
-
-// "8.0;9.0+PTX", in which torch takes blanks for semicolons -> {"8.0", "9.0+PTX"}
-std::vector<std::string> split_architectures(std::string list) {
-  std::replace(list.begin(), list.end(), ';', ' ');
-  std::istringstream stream(list);
-  std::vector<std::string> names;
-  for (std::string name; stream >> name;) names.push_back(name);
-  return names;
-}
-
 pybind11::dict build_info() {
+  const deepclust::BuildInfo built = deepclust::build_info();
   pybind11::dict info;
-  info["torch_version"] = TORCH_VERSION;
-  info["cuda_version"] = kCudaVersion;
-  info["cuda_architectures"] = split_architectures(kArchitectureList);
-  info["compiler"] = __VERSION__;
-  info["devices"] = kDevices;
-  info["cpu_capability"] = cpu_capability_name();
+  info["torch_version"] = built.torch_version;
+  info["cuda_version"] = built.cuda_version;
+  info["cuda_architectures"] = built.cuda_architectures;
+  info["compiler"] = built.compiler;
+  info["devices"] = built.devices;
+  info["cpu_capability"] = built.cpu_capability;
+  info["processor_capabilities"] = built.processor_capabilities;
+  info["torch_capability"] = built.torch_capability;
   return info;
 }
 

@@ -10,7 +10,9 @@ class BuildInfo(TypedDict):
     cuda_architectures: list[str]
     compiler: str
     devices: list[str]
-    cpu_capability: str
+    cpu_capability: str  # the instruction set that runs
+    processor_capabilities: list[str]  # those that this processor can run, the best last
+    torch_capability: str  # the one that torch runs, or that ATEN_CPU_CAPABILITY asked for
 
 def build_info() -> BuildInfo: ...
 def batch_hard_mining(teacher: Tensor, student: Tensor, *, normalize: bool = True) -> tuple[Tensor, ...]: ...

@@ -9,6 +9,7 @@ import torch
 from hypothesis import settings
 
 from deepclust_ext import _extension
+from tests.helpers import INSTRUCTION_SETS
 
 settings.register_profile("bounded", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("bounded")
@@ -17,7 +18,10 @@ settings.load_profile("bounded")
 def pytest_report_header() -> str:
     """Say in every log which torch and which backend the results below belong to."""
     backend = ", ".join(sorted(_extension.NATIVE_DEVICES)) or f"none ({_extension.REASON})"
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, native kernels for: {backend}"
+    sets = ", ".join(INSTRUCTION_SETS)
+    return (
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, native kernels for: {backend}; here run: {sets}"
+    )
 
 
 def pytest_sessionstart() -> None:

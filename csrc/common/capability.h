@@ -1,9 +1,10 @@
-// Which of the compiled instruction sets runs: torch's own choice, so ATEN_CPU_CAPABILITY=default|avx2|avx512 governs
-// it.
+// Which of the compiled instruction sets runs: torch's choice, so ATEN_CPU_CAPABILITY=default|avx2|avx512 governs it,
+// but never one that the processor lacks. torch believes that variable whatever the processor is.
 #pragma once
 
 #include <ATen/Version.h>
 
+#include <algorithm>
 #include <string>
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -14,19 +15,30 @@
 
 namespace deepclust {
 
-enum class Capability { kBaseline, kAvx2, kAvx512 };
+enum class Capability { kBaseline, kAvx2, kAvx512 };  // each has all instructions of those before it
 
-inline Capability cpu_capability() {
+// What processor and operating system can run, by the features that foreach_capability.h compiles for.
+inline Capability processor_capability() {
 #if DEEPCLUST_X86
-  static const Capability chosen = [] {
-    const std::string name = at::get_cpu_capability();
-    if (name.rfind("AVX512", 0) == 0) return Capability::kAvx512;
-    return name == "AVX2" ? Capability::kAvx2 : Capability::kBaseline;
-  }();
-  return chosen;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Capability::kBaseline;
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return has_avx512 ? Capability::kAvx512 : Capability::kAvx2;
 #else
   return Capability::kBaseline;
 #endif
+}
+
+// What torch runs, or would run, since it does not ask the processor where ATEN_CPU_CAPABILITY is set.
+inline Capability torch_capability() {
+  const std::string name = at::get_cpu_capability();
+  if (name.rfind("AVX512", 0) == 0) return Capability::kAvx512;
+  return name == "AVX2" ? Capability::kAvx2 : Capability::kBaseline;
+}
+
+inline Capability cpu_capability() {
+  static const Capability chosen = std::min(torch_capability(), processor_capability());
+  return chosen;
 }
 
 // Whether the AVX-512 kernels may multiply bfloat16 too.

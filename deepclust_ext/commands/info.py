@@ -31,6 +31,8 @@ def collect_info() -> dict[str, Any]:
         "cure": None if native or _extension.BACKEND == "reference" else _extension.rebuild_command(),
         "devices": sorted(_extension.NATIVE_DEVICES),
         "cpu_capability": built.get("cpu_capability"),
+        "processor_capabilities": built.get("processor_capabilities", []),
+        "torch_capability": built.get("torch_capability"),
         "cuda_architectures": built.get("cuda_architectures", []),
         "cuda_decision": record.get("cuda_reason"),
         "built_for_torch": record.get("torch_version", built.get("torch_version")),
@@ -55,6 +57,11 @@ def format_info(info: dict[str, Any]) -> str:
         lines["native on"] = ", ".join(info["devices"])
         lines["built for"] = f"torch {info['built_for_torch']}, compiler {info['compiler']}"
         lines["CPU kernels"] = info["cpu_capability"]
+        if info["torch_capability"] not in info["processor_capabilities"]:
+            lines["CPU kernels"] += (
+                f": this processor has no {info['torch_capability']}, which ATEN_CPU_CAPABILITY asks for; "
+                "torch's own kernels will crash"
+            )
         lines["CUDA kernels"] = (
             f"CUDA {info['built_for_cuda']} for {', '.join(info['cuda_architectures'])}"
             if "cuda" in info["devices"]

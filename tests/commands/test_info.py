@@ -53,3 +53,13 @@ def test_text_gives_reason_and_cure_without_a_library(monkeypatch: pytest.Monkey
     assert "backend       reference: it is not built for Python 3.10" in text
     assert f"to build      {_extension.rebuild_command()}" in text
     assert "native on" not in text
+
+
+def test_text_says_that_more_was_asked_for_than_the_processor_has() -> None:
+    asked = {"cpu_capability": "AVX2", "torch_capability": "AVX512", "processor_capabilities": ["baseline", "AVX2"]}
+    lines = format_info(collect_info() | asked).splitlines()
+    assert (
+        "CPU kernels   AVX2: this processor has no AVX512, which ATEN_CPU_CAPABILITY asks for; "
+        "torch's own kernels will crash"
+    ) in lines
+    assert "CPU kernels   AVX2" in format_info(collect_info() | asked | {"torch_capability": "AVX2"}).splitlines()
