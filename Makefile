@@ -5,10 +5,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
+EXTRAS_TO_RUN ?= plot
 EXTRAS ?= dev,bench,plot,tensorboard
 TESTS ?=
 
 bin := $(abspath $(VENV))/bin
+# Each test process runs torch on one thread; a test that needs more says so itself.
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses auto --maxprocesses 8
 native_sources := $(shell find csrc -type f)
 formatted_sources := $(native_sources) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 ci_targets := test lint typecheck docs check-cuda test-emulated test-cpu-torch asan test-slow
@@ -16,37 +19,46 @@ ci_targets := test lint typecheck docs check-cuda test-emulated test-cpu-torch a
 .PHONY: setup demo test test-slow packaging test-cpu-torch asan check-cuda test-emulated test-gpu lint format typecheck \
 	docs bench ci clean
 
-setup: $(VENV)/.library
+setup: $(VENV)/.library $(VENV)/.tools
 
+# What runs the package, then what develops it: the demo needs the first alone.
 $(VENV)/.dependencies: pyproject.toml
-	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing $(TORCH) and the development tools; the first time this takes minutes."
-	$(bin)/python -m pip install --quiet $(TORCH) 'setuptools>=77.0.3' ninja
-	DEEPCLUST_EXT_NATIVE=0 $(bin)/python -m pip install --quiet --no-build-isolation --editable '.[$(EXTRAS)]'
-	touch $@
+	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH): with CUDA a download of gigabytes, which takes minutes."
+	@$(bin)/python -m pip install --quiet --disable-pip-version-check $(TORCH) 'setuptools>=77.0.3' ninja
+	@DEEPCLUST_EXT_NATIVE=0 $(bin)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+		--editable '.[$(EXTRAS_TO_RUN)]'
+	@touch $@
 
-# What pip does for an editable install too, except that this compiles only what changed.
+$(VENV)/.tools: $(VENV)/.dependencies
+	@echo "Installing the tools for development ($(EXTRAS))."
+	@DEEPCLUST_EXT_NATIVE=0 $(bin)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+		--editable '.[$(EXTRAS)]'
+	@touch $@
+
+# What pip does for an editable install too, except that this compiles only what changed, and for CUDA only where a GPU
+# is visible.
 $(VENV)/.library: $(VENV)/.dependencies setup.py $(native_sources)
-	$(bin)/python setup.py --quiet build_ext --inplace
-	touch $@
+	@DEEPCLUST_EXT_CUDA=$${DEEPCLUST_EXT_CUDA:-visible} $(bin)/python setup.py --quiet build_ext --inplace
+	@touch $@
 
-demo: setup
+demo: $(VENV)/.library
 	$(bin)/deepclust-ext demo
 
 test: setup
-	$(bin)/python -m pytest $(TESTS)
+	$(pytest) $(TESTS)
 
 test-slow: setup
-	$(bin)/python -m pytest -m slow $(TESTS)
+	$(pytest) -m slow $(TESTS)
 
 packaging: setup
-	$(bin)/python -m pytest -m slow tests/packaging/test_packaging.py
+	$(pytest) -m slow tests/packaging/test_packaging.py
 
 # The library lies in the tree, so a second build of the same tree is made in a copy: $(call copy_tree,FOLDER)
 define copy_tree
-	mkdir -p $(1)
-	find $(1) -type f ! -name '*.so' ! -name _build.json ! -path '$(1)/build/*' ! -path '$(1)/.venv/*' -delete
-	tar -c --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude='*.so' --exclude=_build.json . | tar -x -C $(1)
+	@mkdir -p $(1)
+	@find $(1) -type f ! -name '*.so' ! -name _build.json ! -path '$(1)/build/*' ! -path '$(1)/.venv/*' -delete
+	@tar -c --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude='*.so' --exclude=_build.json . | tar -x -C $(1)
 endef
 
 # What lets Python load a library that was built with sanitizers.
@@ -56,17 +68,18 @@ with_sanitizers = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -
 # The oldest torch at hand, without torchvision: every op, and every module at least imported.
 test-cpu-torch:
 	$(call copy_tree,build/cpu-torch)
-	$(MAKE) -C build/cpu-torch test VENV=.venv TORCH=torch==2.13.0 EXTRAS=dev TESTS="tests/ops tests/test_layout.py"
+	$(MAKE) -C build/cpu-torch test VENV=.venv TORCH=torch==2.13.0 EXTRAS_TO_RUN= EXTRAS=dev TESTS="tests/ops tests/test_layout.py"
 
 # The op tests with AddressSanitizer and UndefinedBehaviorSanitizer in the library.
 asan: setup
 	$(call copy_tree,build/asan)
-	cd build/asan && DEEPCLUST_EXT_SANITIZE=1 DEEPCLUST_EXT_CUDA=0 $(bin)/python setup.py --quiet build_ext --inplace
-	cd build/asan && $(with_sanitizers) $(bin)/python -m pytest tests/ops
+	@cd build/asan && DEEPCLUST_EXT_SANITIZE=1 DEEPCLUST_EXT_CUDA=0 $(bin)/python setup.py --quiet build_ext --inplace
+	cd build/asan && $(with_sanitizers) $(pytest) tests/ops
 
-# Every CUDA kernel compiled for every architecture: warnings, spills, registers, shared memory, launches. No GPU.
-check-cuda: $(VENV)/.dependencies
-	$(bin)/python -m tests.cuda.check_cuda
+# Every CUDA kernel compiled for every architecture: warnings, spills, registers, shared memory, launches; then the whole
+# library linked and loaded. No GPU.
+check-cuda: setup
+	@$(bin)/python -m tests.cuda.check_cuda
 
 # The op tests that reach every part of the kernels: these run in all schedules, under the sanitizers and the checker.
 sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py tests/ops/test_sinkhorn_sweep.py \
@@ -80,23 +93,23 @@ emulated_trees := emulated-plain emulated-asan emulated-check
 .PHONY: $(emulated_trees)
 $(emulated_trees): emulated-%: setup
 	$(call copy_tree,build/emulated-$*)
-	$(bin)/python tests/cuda/emulator/build.py library build/emulated-$* $*
+	@$(bin)/python tests/cuda/emulator/build.py library build/emulated-$* $*
 
 # The CUDA kernels executed on the CPU: the device interface, the op tests, then schedules, sanitizers and the checker.
 test-emulated: setup
-	$(MAKE) --jobs 2 $(emulated_trees)
-	$(bin)/python -m pytest -n 2 tests/cuda/emulator tests/cuda/conformance
-	cd build/emulated-plain && $(bin)/python -m pytest -n 2 tests/ops
-	$(MAKE) --jobs 2 --output-sync $(emulated_sweeps)
+	@$(MAKE) --no-print-directory $(emulated_trees)
+	$(pytest) tests/cuda/emulator tests/cuda/conformance
+	cd build/emulated-plain && $(pytest) tests/ops
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync $(emulated_sweeps)
 
 .PHONY: $(emulated_sweeps)
 emulated-sweep-reverse emulated-sweep-random: emulated-sweep-%:
 	cd build/emulated-plain && DEEPCLUST_EMULATOR_SCHEDULE=$* DEEPCLUST_EMULATOR_CP_ASYNC=$(cp_async_$*) \
-		$(bin)/python -m pytest $(sweep)
+		OMP_NUM_THREADS=1 $(bin)/python -m pytest $(sweep)
 emulated-sweep-asan:
-	cd build/emulated-asan && $(with_sanitizers) $(bin)/python -m pytest $(sweep)
+	cd build/emulated-asan && $(with_sanitizers) OMP_NUM_THREADS=1 $(bin)/python -m pytest $(sweep)
 emulated-sweep-check:
-	cd build/emulated-check && $(bin)/python -m pytest $(sweep)
+	cd build/emulated-check && OMP_NUM_THREADS=1 $(bin)/python -m pytest $(sweep)
 
 # Without torch's cache of device memory, each tensor is an allocation of its own, so that its end is seen.
 sanitizer := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --report-api-errors no \
@@ -131,10 +144,13 @@ docs: setup
 bench: setup
 	$(bin)/python -m pytest benchmarks --benchmark-only
 
+# Each target by itself, with how long it took; the first that fails ends it.
 ci:
 	@for target in $(ci_targets); do \
 		echo "== make $$target ($$(date +%T))"; \
+		start=$$(date +%s); \
 		$(MAKE) --no-print-directory $$target || { echo "make $$target failed"; exit 1; }; \
+		echo "== make $$target took $$(( $$(date +%s) - start )) seconds"; \
 	done
 
 clean:

@@ -31,6 +31,7 @@ from benchmarks.report import (
     csv_path,
     current_commit,
     format_table,
+    instruction_set,
     last_runs,
     machine_name,
     read_csv,
@@ -141,6 +142,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     dtypes = (options.dtype,) if options.dtype else DEFAULT_DTYPES[options.device]
     setting = Setting(
         machine=machine_name(options.device),
+        instruction_set=instruction_set(options.device),
         device=options.device,
         threads=torch.get_num_threads(),
         torch=torch.__version__,

@@ -143,7 +143,7 @@ def draw_ratios(rows: Sequence[Row]) -> Figure:
 def describe(rows: Sequence[Row]) -> str:
     """Return where some rows were measured."""
     row = rows[-1]
-    threads = f"{row.threads} threads, " if row.device == "cpu" else ""
+    threads = f"{row.instruction_set}, {row.threads} threads, " if row.device == "cpu" else ""
     return f"{row.machine}, {threads}{row.dtype}, torch {row.torch}"
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.floors import markdown_table
-from benchmarks.report import ROOT, current_commit, format_cell, machine_name
+from benchmarks.report import ROOT, current_commit, format_cell, instruction_set, machine_name
 from deepclust_ext.commands.demo import METHODS, make_trainer
 from deepclust_ext.data import Digits
 from deepclust_ext.evaluation.scores import evaluate
@@ -53,6 +53,7 @@ class Run:
     largest: int
     training_seconds: float
     machine: str
+    instruction_set: str
     torch: str
     commit: str
 
@@ -79,6 +80,7 @@ def train(variant: str, seed: int, epochs: int, commit: str) -> Run:
         max(scores.sizes),
         sum(record["seconds"] for record in history),
         machine_name("cpu"),
+        instruction_set("cpu"),
         torch.__version__,
         commit,
     )

@@ -118,7 +118,7 @@ def environment_table(rows: Sequence[Row], environment: Mapping[str, str]) -> st
     """Return where, when and on what the rows were measured: what they say themselves, and what is told besides."""
     known = {
         name: ", ".join(dict.fromkeys(str(getattr(row, name)) for row in rows))
-        for name in ("machine", "device", "threads", "torch", "commit", "dtype")
+        for name in ("machine", "instruction_set", "device", "threads", "torch", "commit", "dtype")
     }
     return table(("environment", ""), ({**known, **environment}).items(), text=2)
 

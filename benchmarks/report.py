@@ -1,4 +1,4 @@
-"""Rows of results: how they are named, printed, and kept in one CSV per machine."""
+"""Rows of results: how they are named, printed, and kept in one CSV per machine and instruction set."""
 
 import csv
 import platform
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from deepclust_ext.commands.info import collect_info
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,6 +21,7 @@ class Setting:
     """Where and on what a run was made."""
 
     machine: str
+    instruction_set: str  # of the CPU kernels that ran; on a GPU nothing
     device: str
     threads: int
     torch: str
@@ -35,6 +38,7 @@ class Row:
     provider: str
     mode: str
     machine: str
+    instruction_set: str  # of the CPU kernels that ran; on a GPU nothing
     device: str
     threads: int
     torch: str
@@ -54,7 +58,7 @@ class Row:
 
 
 COLUMNS = [column.name for column in fields(Row)]
-KEY = ("op", "provider", "mode", "case", "dtype", "device", "threads", "torch", "commit")
+KEY = ("op", "provider", "mode", "case", "dtype", "device", "threads", "instruction_set", "torch", "commit")
 OURS = ("ours", "fused")  # providers that are this package: an op, and a training step with our ops
 PARSERS: dict[Any, Callable[[str], Any]] = {str: str, int: int, int | None: int, float | None: float}
 
@@ -75,16 +79,22 @@ def machine_name(device: str) -> str:
     return name
 
 
+def instruction_set(device: str) -> str:
+    """Return which instruction set the CPU kernels run with, as `deepclust-ext info` says it; nothing on a GPU."""
+    return str(collect_info()["cpu_capability"]) if device == "cpu" else ""
+
+
 def slug(text: str) -> str:
     """Return a text as part of a file name: lower case, trademarks dropped, everything else than a-z and 0-9 a dash."""
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm|c)\)|@.*", "", text.lower())).strip("-")
 
 
 def csv_path(folder: Path, setting: Setting) -> Path:
-    """Return the file of a GPU, or of a processor at a number of threads."""
+    """Return the file of a GPU, or of a processor, its instruction set and a number of threads."""
     if setting.device == "cuda":
         return folder / f"{slug(setting.machine)}.csv"
-    return folder / f"{slug(setting.machine)}-{setting.threads}-thread{'s' * (setting.threads != 1)}.csv"
+    threads = f"{setting.threads}-thread{'s' * (setting.threads != 1)}"
+    return folder / f"{slug(setting.machine)}-{slug(setting.instruction_set)}-{threads}.csv"
 
 
 def current_commit() -> str:
@@ -138,7 +148,7 @@ def parse_row(line: dict[str, str]) -> Row:
 
 def identify_case(row: Row) -> tuple[str, ...]:
     """Return what rows have in common that were measured together, and are measured again with another commit."""
-    return row.op, row.case, row.dtype, row.device, str(row.threads)
+    return row.op, row.case, row.dtype, row.device, str(row.threads), row.instruction_set
 
 
 def last_runs(rows: Sequence[Row]) -> list[Row]:

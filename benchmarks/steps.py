@@ -32,7 +32,17 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.clock import Sample, paired_ratio, sample_rounds, summarize
 from benchmarks.floors import markdown_table
-from benchmarks.report import ROOT, Row, Setting, csv_path, current_commit, format_cell, machine_name, update_csv
+from benchmarks.report import (
+    ROOT,
+    Row,
+    Setting,
+    csv_path,
+    current_commit,
+    format_cell,
+    instruction_set,
+    machine_name,
+    update_csv,
+)
 from deepclust_ext import _extension
 from deepclust_ext.commands.demo import METHODS, make_trainer
 from deepclust_ext.data import Digits
@@ -275,6 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     setting = Setting(
         machine=machine_name("cpu"),
+        instruction_set=instruction_set("cpu"),
         device="cpu",
         threads=torch.get_num_threads(),
         torch=torch.__version__,

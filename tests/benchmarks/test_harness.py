@@ -35,14 +35,18 @@ from benchmarks.report import (
     Setting,
     csv_path,
     format_table,
+    instruction_set,
     machine_name,
     read_csv,
     slug,
     update_csv,
 )
 from deepclust_ext import batch_hard_mining, fused_hsd_loss, reference
+from tests.helpers import INSTRUCTION_SETS
 
-SETTING = Setting(machine="A 1", device="cpu", threads=2, torch="2.13.0", commit="abc", dtype="float32")
+SETTING = Setting(
+    machine="A 1", instruction_set="AVX2", device="cpu", threads=2, torch="2.13.0", commit="abc", dtype="float32"
+)
 
 
 def make_row(**changes: Any) -> Row:
@@ -87,13 +91,15 @@ def test_slug(text: str, expected: str) -> None:
     assert slug(text) == expected
 
 
-def test_file_is_named_after_machine_and_threads(tmp_path: Path) -> None:
-    assert csv_path(tmp_path, SETTING) == tmp_path / "a-1-2-threads.csv"
-    assert csv_path(tmp_path, dataclasses.replace(SETTING, threads=1)).name == "a-1-1-thread.csv"
+def test_file_is_named_after_machine_instruction_set_and_threads(tmp_path: Path) -> None:
+    assert csv_path(tmp_path, SETTING) == tmp_path / "a-1-avx2-2-threads.csv"
+    assert csv_path(tmp_path, dataclasses.replace(SETTING, threads=1)).name == "a-1-avx2-1-thread.csv"
     assert (
         csv_path(tmp_path, dataclasses.replace(SETTING, machine="NVIDIA H200", device="cuda")).name == "nvidia-h200.csv"
     )
     assert slug(machine_name("cpu"))
+    assert instruction_set("cpu") == INSTRUCTION_SETS[-1]
+    assert instruction_set("cuda") == ""
 
 
 def test_committed_results_have_the_stated_columns_and_names() -> None:

@@ -14,7 +14,7 @@ from benchmarks.floors.cpu import Floor, Rates
 from benchmarks.harness import admit, load_op
 from benchmarks.report import Setting
 
-SETTING = Setting("m", "cpu", 1, "2", "c", "float32")
+SETTING = Setting("m", "AVX2", "cpu", 1, "2", "c", "float32")
 
 
 def test_scikit_learn_computes_the_same_and_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

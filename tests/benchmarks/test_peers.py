@@ -20,7 +20,7 @@ from benchmarks.ops import fused_contrastive_loss as contrastive
 from benchmarks.ops import nearest_neighbors as neighbors
 from benchmarks.report import Row, Setting, read_csv
 
-SETTING = Setting("m", "cpu", 1, "2", "c", "float32")
+SETTING = Setting("m", "AVX2", "cpu", 1, "2", "c", "float32")
 
 
 def case_for_cuda(op: str, name: str, *rivals: str, **changes: Any) -> Case:

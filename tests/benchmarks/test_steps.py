@@ -17,7 +17,7 @@ from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.training.trainer import TrainConfig, Trainer
 from tests.methods.methodsamples import METHODS
 
-SETTING = Setting("m", "cpu", 1, "2", "c", "float32")
+SETTING = Setting("m", "AVX2", "cpu", 1, "2", "c", "float32")
 BATCH = 12
 
 
@@ -135,13 +135,19 @@ class SlowMethod(ClusteringMethod):
         self.network = SlowNetwork(clock)
 
     def training_step(
-        self, views: Sequence[Tensor], pseudo_labels: Tensor | None = None, index: Tensor | None = None
+        self,
+        views: Sequence[Tensor],
+        pseudo_labels: Tensor | None = None,
+        index: Tensor | None = None,
+        *,
+        terms: str | None = None,
+        epoch: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         first = self.network(views[0])
         self.clock.now += 1
         return self.clock.tick((first + self.network(views[1])).square().mean(), 2, 4), {}
 
-    def after_step(self) -> None:
+    def after_step(self, progress: float = 0.0) -> None:
         self.clock.now += 1000
 
     def embed(self, images: Tensor) -> Tensor:
@@ -177,7 +183,7 @@ def test_the_parts_of_a_step_are_what_they_say(monkeypatch: pytest.MonkeyPatch) 
 def test_the_table_has_shares_of_the_step() -> None:
     times = {"fused": 1.0, "reference": 2.0}
     rows = [
-        Row("training_step", "c", provider, mode, "m", "cpu", 1, "2", "c", "float32", "ok", 3, ms, per_ours=ms)
+        Row("training_step", "c", provider, mode, "m", "AVX2", "cpu", 1, "2", "c", "float32", "ok", 3, ms, per_ours=ms)
         for provider, unit in times.items()
         for mode, ms in {**dict.fromkeys(steps.PARTS, unit), "step": 5 * unit}.items()
     ]

@@ -4,19 +4,31 @@
 
 It needs nvcc and no GPU. It fails on a warning, a spilled register, a block that asks for more registers, threads or
 shared memory than the architecture has, a grid out of range, and a kernel that tests/cuda/launches never launches.
+From the same objects, the host code for CUDA tensors and what setup.py made for the CPU it links the whole library,
+which must load and have a CUDA kernel wherever it has one for the CPU.
 """
 
 import os
 import re
 import subprocess
+import sys
+import sysconfig
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cuda.emulator.build import COMPILERS_AT_ONCE, ROOT, gencode_flags, load_setup, toolkit
+from tests.cuda.emulator.build import (
+    ROOT,
+    gencode_flags,
+    load_setup,
+    native_objects,
+    run,
+    run_counted,
+    toolkit,
+    torch_flags,
+)
 
-LAUNCHES = ROOT / "tests" / "cuda_launches"
+LAUNCHES = ROOT / "tests" / "cuda" / "launches"
 REGISTERS_PER_BLOCK = 65536
 REGISTER_UNIT = 8  # per thread, in which the hardware hands them out
 STATIC_SHARED_LIMIT = 48 << 10
@@ -121,29 +133,62 @@ def demangle(names: Iterable[str]) -> list[str]:
     ).stdout.splitlines()
 
 
-def run(command: Sequence[str | Path]) -> str:
-    """Run a command and return what it prints; on failure show that and stop."""
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}\n{result.stdout}")
-    return result.stdout
-
-
 def compile_kernels(sources: Sequence[Path], folder: Path) -> list[str]:
     """Compile with the flags of the real build; PTX and objects go to the folder. Return what ptxas said of each."""
     setup_py = load_setup()
     nvcc = toolkit() / "bin" / "nvcc"
-    flags = ["-std=c++17", f"-I{ROOT / 'csrc'}", *setup_py.nvcc_flags({"DEEPCLUST_EXT_WERROR": "1"})]
+    flags = [
+        "-std=c++17",
+        f"-I{ROOT / 'csrc'}",
+        *setup_py.nvcc_flags({"DEEPCLUST_EXT_WERROR": "1"}),
+        "-Xcompiler=-fPIC",
+    ]
     flags += [*gencode_flags(setup_py.DEFAULT_CUDA_ARCHITECTURES), "-Xptxas=-v", "--keep", "--keep-dir", str(folder)]
-    with ThreadPoolExecutor(COMPILERS_AT_ONCE) as pool:
-        commands = [[nvcc, *flags, "-c", source, "-o", folder / f"{source.stem}.o"] for source in sources]
-        return list(pool.map(run, commands))
+    return run_counted((source, [nvcc, *flags, "-c", source, "-o", folder / f"{source.stem}.o"]) for source in sources)
+
+
+def link_library(kernels: Sequence[Path], folder: Path) -> Path:
+    """Link the library for CPU and CUDA as setup.py would, and return its path."""
+    setup_py = load_setup()
+    home = toolkit()
+    compiler = os.environ.get("CXX", "g++")
+    headers, libraries = torch_flags()
+    macros = [
+        f'-DDEEPCLUST_CUDA_ARCHITECTURES="{setup_py.DEFAULT_CUDA_ARCHITECTURES}"',
+        f'-DDEEPCLUST_CUDA_VERSION="{setup_py.find_toolkit(os.environ)[1]}"',
+    ]
+    flags = ["-std=c++20", "-fPIC", f"-I{ROOT / 'csrc'}", *headers, f"-isystem{home / 'include'}", *macros]
+    flags += setup_py.compiler_flags({"DEEPCLUST_EXT_WERROR": "1"}, sys.platform)
+    sources = [ROOT / "csrc" / "build_info.cpp", ROOT / setup_py.write_unit("cuda")]
+    own = [folder / f"{source.stem}.host.o" for source in sources]
+    run_counted(
+        (source, [compiler, *flags, "-c", source, "-o", path]) for source, path in zip(sources, own, strict=True)
+    )
+    objects = [*native_objects(setup_py, "cpu/*.cpp"), *own, *kernels]
+    libraries = [*libraries, "-lc10_cuda", "-ltorch_cuda", f"-L{home / 'lib64'}", "-lcudart"]
+    library = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    run([compiler, "-shared", *objects, *libraries, "-o", library])
+    return library
+
+
+# Every op that has a kernel for the CPU has one for CUDA.
+PROBE = """
+import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
+library = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(library)
+assert library.build_info()["devices"] == ["cpu", "cuda"], library.build_info()
+ops = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("deepclust_ext::")]
+has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+missing = [name for name in ops if has_kernel(name, "CPU") and not has_kernel(name, "CUDA")]
+assert ops and not missing, f"without a kernel for CUDA: {missing}"
+"""
 
 
 def record_launches(folder: Path) -> str:
     """Link the compiled kernels' host code with a runtime that only takes notes, and return these."""
     compiler = os.environ.get("CXX", "g++")
-    objects = [*sorted(folder.glob("*.o")), folder / "recorder.o"]
+    objects = [*sorted(set(folder.glob("*.o")) - set(folder.glob("*.host.o"))), folder / "recorder.o"]
     run([compiler, f"-isystem{toolkit() / 'include'}", "-c", LAUNCHES / "recorder.cpp", "-o", folder / "recorder.o"])
     run([compiler, *objects, "-o", folder / "launches"])
     return run([folder / "launches"])
@@ -156,7 +201,13 @@ def main() -> None:
     for leftover in folder.iterdir():
         leftover.unlink()
     sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), LAUNCHES / "main.cu"]
+    print(
+        "Compiling the CUDA kernels for every architecture; all of it takes about 4 minutes of two cores.", flush=True
+    )
     kernels = [kernel for text in compile_kernels(sources, folder) for kernel in parse_ptxas(text)]
+    print("Linking the library for CPU and CUDA, and loading it.", flush=True)
+    library = link_library([folder / f"{source.stem}.o" for source in sources if source.parent != LAUNCHES], folder)
+    run([sys.executable, "-c", PROBE, library])
     launches = parse_launches(record_launches(folder))
     bounds: dict[str, int] = {}
     for ptx in folder.glob("*.ptx"):
@@ -181,4 +232,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:
+        raise SystemExit(str(error)) from None

@@ -20,14 +20,14 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[3]
 OUTPUT = ROOT / "build" / "emulator"
-EMULATOR = ROOT / "tests" / "emulator"
+EMULATOR = ROOT / "tests" / "cuda" / "emulator"
 COMPILERS_AT_ONCE = 2
 
 MODES = ("plain", "asan", "check", "nvcc")
@@ -37,6 +37,7 @@ KERNEL_FLAGS = {
     "check": ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"],
 }
 HOST_FLAGS = {"plain": ["-O2"], "asan": ["-O2", "-fsanitize=address"], "check": ["-O2"]}
+MINUTES = {"plain": "2 minutes", "asan": "3 minutes", "check": "3 minutes"}  # of two cores
 LINK_FLAGS = {"plain": [], "asan": ["-fsanitize=address,undefined"], "check": []}
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # unknown pragmas: #pragma unroll is nvcc's
 
@@ -85,12 +86,12 @@ def recorded_inputs(dependencies: Path) -> list[Path]:
     return [Path(path) for path in inputs.split()]
 
 
-def run(command: Sequence[str | Path]) -> None:
-    """Run a compiler or linker; what it says goes to the terminal or, on failure, into the error."""
+def run(command: Sequence[str | Path]) -> str:
+    """Run a compiler or linker and return what it says, which on failure goes into the error, with the command."""
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{result.stdout}")
-    print(result.stdout, end="", file=sys.stderr)
+    return result.stdout
 
 
 def precompile(compiler: Sequence[str | Path], flags: Sequence[str], header: Path, folder: Path) -> list[str]:
@@ -106,7 +107,7 @@ def precompile(compiler: Sequence[str | Path], flags: Sequence[str], header: Pat
 
 def compile_all(compiler: Sequence[str | Path], units: Iterable[tuple[Path, list[str]]], folder: Path) -> list[Path]:
     """Compile each source with its flags, where it or a header of it changed; return the object files."""
-    commands: list[list[str | Path]] = []
+    commands: list[tuple[Path, list[str | Path]]] = []
     objects = []
     for source, flags in units:
         path = folder.joinpath(*source.resolve().with_suffix(source.suffix + ".o").parts[1:])
@@ -115,10 +116,28 @@ def compile_all(compiler: Sequence[str | Path], units: Iterable[tuple[Path, list
         if not record.is_file() or is_stale(path, recorded_inputs(record)):
             path.parent.mkdir(parents=True, exist_ok=True)
             language = ["-x", "c++"] if source.suffix == ".cu" and "-DDEEPCLUST_EMULATED" in compiler else []
-            commands.append([*compiler, *flags, "-MMD", "-MF", record, *language, "-c", source, "-o", path])
-    with ThreadPoolExecutor(COMPILERS_AT_ONCE) as pool:
-        list(pool.map(run, reversed(commands)))  # kernels take long: the emulator's small sources fill up the end
+            commands.append((source, [*compiler, *flags, "-MMD", "-MF", record, *language, "-c", source, "-o", path]))
+    for said in run_counted(reversed(commands)):  # kernels take long: the emulator's small sources fill up the end
+        print(said, end="", file=sys.stderr)
     return objects
+
+
+def run_counted(commands: Iterable[tuple[Path, Sequence[str | Path]]]) -> list[str]:
+    """Run the compilers of some sources, two at once, and print a count; return what each said."""
+    commands = list(commands)
+    said: dict[int, str] = {}
+    with ThreadPoolExecutor(COMPILERS_AT_ONCE) as pool:
+        running = {pool.submit(run, command): index for index, (_, command) in enumerate(commands)}
+        try:
+            for done, finished in enumerate(as_completed(running), 1):
+                index = running[finished]
+                said[index] = finished.result()
+                source = os.path.relpath(commands[index][0], ROOT)
+                print(f"  {done:>{len(str(len(commands)))}}/{len(commands)} {source}", flush=True)
+        except RuntimeError:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [said[index] for index in range(len(commands))]
 
 
 def emulating_compiler() -> list[str | Path]:
@@ -181,42 +200,49 @@ def build_program(name: str, sources: Sequence[Path], mode: str) -> Path:
     return program
 
 
-def native_object(source: Path) -> Path:
-    """Return the object file that setup.py has made of a source."""
+def native_objects(setup_py: ModuleType, *patterns: str) -> list[Path]:
+    """Return the object files that setup.py has made of the unit "bindings" and of the sources that patterns name."""
     build = ROOT / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-    path = build / source.relative_to(ROOT).with_suffix(".o")
-    if not path.is_file() or path.stat().st_mtime_ns < source.stat().st_mtime_ns:
-        raise SystemExit(f"{path} is absent or older than its source: run setup.py build_ext --inplace")
-    return path
+    unit = setup_py.write_unit("bindings")
+    inputs = {unit: setup_py.find_sources(*setup_py.UNITS["bindings"])}
+    inputs |= {source: [source] for source in setup_py.find_sources(*patterns)}
+    objects = {build / source.with_suffix(".o"): sources for source, sources in inputs.items()}
+    for path, sources in objects.items():
+        if not path.is_file() or path.stat().st_mtime_ns < max(source.stat().st_mtime_ns for source in sources):
+            raise SystemExit(f"{path} is absent or older than its source: run setup.py build_ext --inplace")
+    return list(objects)
+
+
+def torch_flags() -> tuple[list[str], list[str]]:
+    """Return the flags by which host code finds torch's headers and its libraries without CUDA."""
+    import torch
+
+    home = Path(torch.__file__).parent
+    include = home / "include"
+    folders = (include, include / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include"))
+    libraries = ["-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
+    return [f"-isystem{path}" for path in folders], [f"-L{home / 'lib'}", *libraries]
 
 
 def build_library(folder: Path, mode: str) -> Path:
     """Build the emulated deepclust_ext._C into a copy of the tree and return its path."""
     import torch
 
-    torch_home = Path(torch.__file__).parent
-    include = torch_home / "include"
     csrc = ROOT / "csrc"
-    torch_sources = [
-        csrc / "module.cpp",
-        *sorted((csrc / "cuda" / "torch").glob("*.cpp")),
-        EMULATOR / "torch_memory.cpp",
-    ]
-    folders = (include, include / "torch" / "csrc" / "api" / "include", sysconfig.get_path("include"))
-    headers = [f"-isystem{path}" for path in folders]
+    setup_py = load_setup()
+    torch_sources = [csrc / "build_info.cpp", ROOT / setup_py.write_unit("cuda"), EMULATOR / "torch_memory.cpp"]
+    headers, torch_libraries = torch_flags()
     torch_objects = OUTPUT / "torch-objects" / f"{torch.__version__}-{sys.implementation.cache_tag}"
     library = folder / "deepclust_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     with one_build_at_a_time():
+        print(f"emulated device, mode {mode}: compiling what changed; all of it takes {MINUTES[mode]}", flush=True)
         # torch's headers take most of the time, half of it for debugging information; they hold nothing to check, so
         # these objects serve all modes, and what knows no device is taken from the native library's build
         compiler = emulating_compiler()
         objects = compile_all(compiler, [(source, ["-O1", "-g0", *headers]) for source in torch_sources], torch_objects)
-        objects += [
-            native_object(path) for folder in ("common", "ops") for path in sorted((csrc / folder).glob("*.cpp"))
-        ]
+        objects += native_objects(setup_py)
         objects += emulated_objects(sorted((csrc / "cuda").glob("*.cu")), mode)
         if is_stale(library, objects):
-            torch_libraries = [f"-L{torch_home / 'lib'}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
             linker = [os.environ.get("CXX", "g++"), "-shared", *LINK_FLAGS[mode]]
             run([*linker, *objects, *torch_libraries, "-o", library])
     record = {"torch_version": torch.__version__, "cuda": False, "cuda_reason": f"emulated device, mode {mode}"}
@@ -232,7 +258,7 @@ def main() -> None:
     parser.add_argument("mode", choices=[mode for mode in MODES if mode != "nvcc"])
     options = parser.parse_args()
     try:
-        print(build_library(options.folder, options.mode))
+        build_library(options.folder, options.mode)
     except RuntimeError as error:
         raise SystemExit(str(error)) from None
 
