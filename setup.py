@@ -122,6 +122,11 @@ def default_jobs(cores: int, meminfo: Path = Path("/proc/meminfo")) -> int:
     return max(1, min(cores, (int(available[1]) << 10) // BYTES_PER_JOB if available else cores))
 
 
+def objects_folder(torch_version: str) -> Path:
+    """Return where object files go: one folder for each torch, whose headers no build system watches."""
+    return Path(f"build/temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}-torch-{torch_version}")
+
+
 def find_sources(*patterns: str) -> list[Path]:
     """Return the sources in csrc/ that the patterns name."""
     return [path for pattern in patterns for path in sorted(Path("csrc").glob(pattern))]
@@ -212,6 +217,10 @@ def native_library() -> dict[str, Any]:
 
     class BuildNative(BuildExtension):
         """Builds the library and leaves a record beside it, by which an unsuitable one is recognised before loading."""
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            self.build_temp = str(objects_folder(torch.__version__))  # for editable installs too
 
         def run(self) -> None:
             jobs = int(os.environ["MAX_JOBS"])

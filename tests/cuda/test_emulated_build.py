@@ -4,8 +4,17 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.cuda.emulator.build import compile_all, gencode_flags, is_stale, recorded_inputs
+from tests.cuda.emulator.build import (
+    ROOT,
+    compile_all,
+    gencode_flags,
+    is_stale,
+    load_setup,
+    native_objects,
+    recorded_inputs,
+)
 
 
 def test_architectures_in_torchs_notation() -> None:
@@ -43,7 +52,7 @@ def test_stale_when_absent_older_or_an_input_is_gone(tmp_path: Path) -> None:
     assert is_stale(touch(target, -1e6), [])  # older than the recipe
 
 
-def test_a_source_compiles_again_when_its_header_changes(tmp_path: Path) -> None:
+def test_a_source_compiles_again_when_its_header_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, header = tmp_path / "kernel.cu", tmp_path / "size.h"
     source.write_text('#include "size.h"\nint table[kSize];\n')
     header.write_text("constexpr int kSize = 3;\n")
@@ -55,9 +64,30 @@ def test_a_source_compiles_again_when_its_header_changes(tmp_path: Path) -> None
 
     first = compile_once().stat().st_mtime_ns
     assert compile_once().stat().st_mtime_ns == first
+    assert capsys.readouterr().out.strip() == f"1/1 {os.path.relpath(source, ROOT)}"  # a count, and no command
     touch(header, 1)
     assert compile_once().stat().st_mtime_ns > first
     header.write_text("constexpr int kSize = broken;\n")
     touch(header, 2)
     with pytest.raises(RuntimeError, match="broken"):
         compile_once()
+
+
+def test_a_native_object_older_than_a_source_of_its_unit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup_py = load_setup()
+    source = tmp_path / "csrc" / "module.cpp"
+    source.parent.mkdir()
+    touch(source, 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tests.cuda.emulator.build.ROOT", tmp_path)
+    path = tmp_path / setup_py.objects_folder(torch.__version__) / "build" / "units" / "bindings.o"
+    with pytest.raises(SystemExit, match="absent or older"):
+        native_objects(setup_py)
+    path.parent.mkdir(parents=True)
+    touch(path, 1)
+    assert native_objects(setup_py) == [path]
+    touch(source, 2)
+    with pytest.raises(SystemExit, match="absent or older"):
+        native_objects(setup_py)

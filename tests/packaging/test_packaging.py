@@ -101,30 +101,35 @@ def test_pip_install_in_isolation(checkout: Path, tmp_path: Path) -> None:
     check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
 
 
-def test_editable_install_without_isolation(checkout: Path, tmp_path: Path) -> None:
+def test_source_distribution_wheel_and_editable_install(checkout: Path, tmp_path: Path) -> None:
+    """All from one tree, with CUDA for one architecture where there is a toolkit: object files are made once."""
+    cuda = {"DEEPCLUST_EXT_CUDA": "auto", "TORCH_CUDA_ARCH_LIST": "9.0"}
     python = make_environment(tmp_path / "environment", isolated=False)
-    install(python, "--editable", ".", cwd=checkout)
-    check_installation(python, tmp_path, package=checkout / "deepclust_ext")
-
-
-def test_source_distribution_and_wheel(checkout: Path, tmp_path: Path) -> None:
-    build = (sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist")
-    succeed(*build, cwd=checkout, DEEPCLUST_EXT_CUDA="auto")
+    build = (python, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist")
+    succeed(*build, "--sdist", cwd=checkout)
     (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
-    (wheel,) = (tmp_path / "dist").glob("*.whl")  # built from the source distribution
     with tarfile.open(sdist) as archive:
         shipped = {name.split("/", 1)[-1] for name in archive.getnames()}
+        archive.extractall(tmp_path)
     native = {str(path.relative_to(checkout)) for path in (checkout / "csrc").rglob("*") if path.is_file()}
     assert native | {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= shipped
+    assert not any(name.startswith("build/") for name in shipped)
+    source = tmp_path / sdist.name.removesuffix(".tar.gz")
+
+    said = succeed(*build, "--wheel", cwd=source, **cuda)
+    assert "-std=" not in said  # no command of a compiler
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"deepclust_ext"}
     package = {name.removeprefix("deepclust_ext/") for name in names}
     assert {"py.typed", "_C.pyi", "_build.json", f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"} <= package
-    python = make_environment(tmp_path / "environment", isolated=False)
     install(python, wheel, cwd=tmp_path)
     check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
+
+    install(python, "--editable", ".", cwd=source, **cuda)
+    check_installation(python, tmp_path, package=source / "deepclust_ext")
 
 
 def test_install_without_the_native_library(checkout: Path, tmp_path: Path) -> None:

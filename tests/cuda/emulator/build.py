@@ -202,7 +202,9 @@ def build_program(name: str, sources: Sequence[Path], mode: str) -> Path:
 
 def native_objects(setup_py: ModuleType, *patterns: str) -> list[Path]:
     """Return the object files that setup.py has made of the unit "bindings" and of the sources that patterns name."""
-    build = ROOT / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    import torch
+
+    build = ROOT / setup_py.objects_folder(torch.__version__)
     unit = setup_py.write_unit("bindings")
     inputs = {unit: setup_py.find_sources(*setup_py.UNITS["bindings"])}
     inputs |= {source: [source] for source in setup_py.find_sources(*patterns)}
