@@ -73,7 +73,7 @@ class ContrastiveCall {
   ContrastiveInputs inputs_{};
 };
 
-ContrastiveWorkspace workspace_of(const DeviceMemory& memory) {
+ContrastiveWorkspace contrastive_workspace_of(const DeviceMemory& memory) {
   ContrastiveWorkspace workspace{};
   for (int field = 0; field < kContrastiveFields; ++field) workspace.field[field] = memory[field];
   return workspace;
@@ -100,8 +100,9 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cuda(const at::Tensor& z_a,  
   if (anchors == 0) return {at::zeros_like(loss), row_values};
   const ContrastivePlan plan = plan_contrastive_loss(call.inputs(), device::multiprocessor_count());
   const DeviceMemory memory(contrastive_bytes(call.inputs(), plan, false).field, kContrastiveFields, options);
-  check_launch(launch_fused_contrastive_loss(call.inputs(), plan, workspace_of(memory), loss_reduction(reduction),
-                                             loss.mutable_data_ptr(), row_values.mutable_data_ptr(), device.stream()));
+  check_launch(launch_fused_contrastive_loss(call.inputs(), plan, contrastive_workspace_of(memory),
+                                             loss_reduction(reduction), loss.mutable_data_ptr(),
+                                             row_values.mutable_data_ptr(), device.stream()));
   return {loss, row_values};
 }
 
@@ -141,8 +142,8 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward_cuda(
     gradients.row_values = row_values.const_data_ptr();
     const ContrastivePlan plan = plan_contrastive_gradient(inputs, wanted, device::multiprocessor_count());
     const DeviceMemory memory(contrastive_bytes(inputs, plan, true).field, kContrastiveFields, z_a.options());
-    check_launch(
-        launch_fused_contrastive_loss_backward(inputs, plan, workspace_of(memory), gradients, device.stream()));
+    check_launch(launch_fused_contrastive_loss_backward(inputs, plan, contrastive_workspace_of(memory), gradients,
+                                                        device.stream()));
   }
   return {gradient[0], gradient[1], gradient[2], gradient[3], gradient[4], gradient[5]};
 }

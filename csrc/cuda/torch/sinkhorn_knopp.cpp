@@ -46,7 +46,7 @@ class SinkhornCall {
   SinkhornInputs inputs_{};
 };
 
-SinkhornWorkspace workspace_of(const DeviceMemory& memory) {
+SinkhornWorkspace sinkhorn_workspace_of(const DeviceMemory& memory) {
   SinkhornWorkspace workspace{};
   for (int field = 0; field < kSinkhornFields; ++field) workspace.field[field] = memory[field];
   return workspace;
@@ -78,7 +78,7 @@ SinkhornKnoppOutputs sinkhorn_knopp_cuda(const at::Tensor& scores,  // (..., N, 
                             options);
   const SinkhornResults results{tolerance.value_or(0), assignments.mutable_data_ptr(), used.mutable_data_ptr<int64_t>(),
                                 differentiable ? potentials.mutable_data_ptr() : nullptr};
-  check_launch(launch_sinkhorn_knopp(call.inputs(), plan, workspace_of(memory), results, device.stream()));
+  check_launch(launch_sinkhorn_knopp(call.inputs(), plan, sinkhorn_workspace_of(memory), results, device.stream()));
   return {assignments, used, potentials};
 }
 
@@ -99,7 +99,8 @@ at::Tensor sinkhorn_knopp_backward_cuda(const at::Tensor& grad_assignments,     
   const at::Tensor grad = grad_assignments.contiguous(), counts = used.contiguous(), kept = potentials.contiguous();
   const SinkhornGradients gradients{grad.const_data_ptr(), counts.const_data_ptr<int64_t>(), kept.const_data_ptr(),
                                     grad_scores.mutable_data_ptr()};
-  check_launch(launch_sinkhorn_knopp_backward(call.inputs(), plan, workspace_of(memory), gradients, device.stream()));
+  check_launch(
+      launch_sinkhorn_knopp_backward(call.inputs(), plan, sinkhorn_workspace_of(memory), gradients, device.stream()));
   return grad_scores;
 }
 
