@@ -106,7 +106,7 @@ def compiler_flags(environment: Mapping[str, str], platform: str) -> list[str]:
     if environment.get("DEEPCLUST_EXT_WERROR") == "1":
         flags.append("-Werror")
     if environment.get("DEEPCLUST_EXT_SANITIZE") == "1":
-        flags += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *SANITIZERS]
+        flags += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *SANITIZERS]
     return flags
 
 

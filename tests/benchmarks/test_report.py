@@ -17,8 +17,9 @@ from benchmarks.floors.cpu import Floor, Rates, cpu_floor_lines, find_floors, me
 from benchmarks.growth import find_series, fit_exponent, growth_lines, split_case
 from benchmarks.harness import Case, load_op
 from benchmarks.page import write_page
-from benchmarks.report import Row, last_runs, read_csv, update_csv
+from benchmarks.report import Row, instruction_set, last_runs, read_csv, update_csv
 from tests.benchmarks.test_harness import make_row
+from tests.helpers import INSTRUCTION_SETS
 
 ours = partial(make_row, provider="ours", per_ours=1.0)
 rival = partial(make_row, provider="rival")
@@ -347,3 +348,10 @@ def test_floor_is_the_longer_of_operations_and_bytes() -> None:
     measured = measure_rates(torch.float32)
     assert 1e8 < measured.bytes < 1e13
     assert 1e8 < measured.flops < 1e15
+
+
+def test_results_name_the_instruction_set_that_runs() -> None:
+    assert instruction_set("cpu") in INSTRUCTION_SETS
+    assert instruction_set("cuda") == ""
+    both = [ours(instruction_set=name, commit=name) for name in ("AVX2", "AVX512")]
+    assert last_runs(both) == both  # one does not replace the other
