@@ -87,16 +87,16 @@ def photo_trainer(name: str, batch_size: int = 256, size: int = 32) -> Trainer:
     backbone = resnet18()
     feature_dim = backbone.fc.in_features
     backbone.fc = nn.Identity()
-    recipes: dict[str, tuple[Any, list[nn.Module], dict[str, Any]]] = {  # class, views, options of its optimizer
-        "hadis": (HaDis, [weak, weak], {"batch_size": batch_size}),
-        "sacc": (SACC, [weak, weak, strong], {}),
-        "clc": (CLC, [weak, strong], {}),
+    recipes: dict[str, tuple[Any, list[nn.Module]]] = {  # class and views
+        "hadis": (HaDis, [weak, weak]),
+        "sacc": (SACC, [weak, weak, strong]),
+        "clc": (CLC, [weak, strong]),
     }
-    method_class, views, options = recipes[name]
+    method_class, views = recipes[name]
     method = method_class(backbone, feature_dim, 10)
     images = TensorDataset(torch.rand(4 * batch_size, 3, size, size))
     config = TrainConfig(batch_size=batch_size)
-    return Trainer(method, method.optimizer(**options), images, views, config, UNUSED_FOLDER)
+    return Trainer(method, method.make_optimizer(batch_size), images, views, config, UNUSED_FOLDER)
 
 
 #: Name of a case, which begins with its method -> what makes its trainer, the same at every call.
@@ -196,7 +196,7 @@ def make_steppers(make: Callable[[], Trainer]) -> dict[str, Stepper]:
     """Return a stepper for each provider, both in the same state: that after the warm-up, with queues full."""
     trainers = {provider: make() for provider in PROVIDERS}
     method = trainers["fused"].method
-    labels = trainers["fused"].kmeans(n_init=1) if method.needs_pseudo_labels else None
+    labels = trainers["fused"].kmeans(n_init=1) if method.terms[0] in method.labelled_terms else None
     for trainer in trainers.values():
         if isinstance(trainer.method, CLC):
             # The time does not depend on the keys, and at a batch a step some queues take hundreds of steps to fill.
