@@ -93,12 +93,14 @@ def _draw_confusion(axes: Axes, table: NDArray[np.int64]) -> None:
 
 def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], title: str, names: Sequence[str]) -> None:
     """Draw the means of an epoch of those names that the history has; an epoch without a term leaves a gap."""
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [record["epoch"] for record in history]
     for name in names:
         if any(name in record for record in history):
             axes.plot(epochs, [record.get(name, np.nan) for record in history], label=name)
     axes.set(title=f"{title}, mean of an epoch", xlabel="epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.lines:
         axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
