@@ -18,7 +18,7 @@ from deepclust_ext.training.trainer import TrainConfig, Trainer
 from tests.methods.methodsamples import METHODS
 
 SETTING = Setting("m", "cpu", 1, "2", "c", "float32")
-BATCH = 12
+BATCH = 16
 
 
 def small_trainer(name: str) -> Trainer:
@@ -213,6 +213,7 @@ def test_the_demo_s_step_agrees(case: str) -> None:
     assert {row.status for row in steps.measure(SETTING, 0, case, steps.CASES[case])} == {"ok"}
 
 
+@pytest.mark.filterwarnings("ignore:a batch of 8 tells little:RuntimeWarning")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_with_resnet_18_agrees(name: str) -> None:
     pytest.importorskip("torchvision")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from deepclust_ext.methods import CLC, SACC, ClusteringMethod, HaDis
 
 NUM_CLUSTERS = 4
-SACC_CLUSTERS = 3
 
 
 def small_backbone() -> nn.Module:
@@ -25,9 +24,9 @@ def small_hadis(**options: Any) -> HaDis:
 
 
 def small_sacc(**options: Any) -> SACC:
-    """Return a SACC with the same weights at every call; so few clusters are no reason to warn at 12 images."""
+    """Return a SACC with the same weights at every call."""
     torch.manual_seed(0)
-    return SACC(small_backbone(), 36, SACC_CLUSTERS, hidden_dim=16, embedding_dim=8, **options)
+    return SACC(small_backbone(), 36, NUM_CLUSTERS, hidden_dim=16, embedding_dim=8, **options)
 
 
 def small_clc(**options: Any) -> CLC:
@@ -53,7 +52,7 @@ METHODS = {
 
 
 def make_views(count: int, batch: int = 12) -> list[Tensor]:
-    """Return the same random images (B, 1, 8, 8) at every call."""
+    """Return the same random images (B, 1, 8, 8) at every call; SACC warns of fewer than 16."""
     generator = torch.Generator().manual_seed(1)
     return list(torch.randn(count, batch, 1, 8, 8, generator=generator))
 

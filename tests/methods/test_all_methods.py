@@ -10,7 +10,12 @@ from deepclust_ext import methods
 from deepclust_ext.methods import ClusteringMethod, OptimizerSettings
 from tests.methods.methodsamples import METHODS, NUM_CLUSTERS, MethodSample, collapsed, make_views, small_backbone
 
-LABELS = torch.arange(12) % NUM_CLUSTERS
+BATCH = 4 * NUM_CLUSTERS  # below, SACC warns
+LABELS = torch.arange(BATCH) % NUM_CLUSTERS
+
+
+def batch(sample: MethodSample) -> list[Tensor]:
+    return make_views(sample.num_views, BATCH)
 
 
 @pytest.fixture(params=METHODS.values(), ids=list(METHODS))
@@ -53,7 +58,7 @@ def test_arguments_come_back_changed(sample: MethodSample) -> None:
 def test_every_statistic_stands_in_one_axis(sample: MethodSample, position: int) -> None:
     method: ClusteringMethod = sample.method()
     terms = method.terms[min(position, len(method.terms) - 1)]
-    _, logged = method.training_step(make_views(sample.num_views), LABELS, terms=terms)
+    _, logged = method.training_step(batch(sample), LABELS, terms=terms)
     placed = [name for axis in method.axes.values() for name in axis]
     assert len(set(placed)) == len(placed)
     assert set(logged) <= set(placed)
@@ -63,7 +68,7 @@ def test_every_statistic_stands_in_one_axis(sample: MethodSample, position: int)
 
 def test_terms_are_checked(sample: MethodSample) -> None:
     method: ClusteringMethod = sample.method()
-    views = make_views(sample.num_views)
+    views = batch(sample)
     with pytest.raises(ValueError, match=f"terms: expected one of {', '.join(method.terms)}, got 'nothing'"):
         method.training_step(views, LABELS, terms="nothing")
     whole, first = (sample.method().training_step(views, LABELS, terms=terms)[0] for terms in (None, method.terms[0]))
@@ -115,7 +120,7 @@ def test_twenty_steps_with_the_op_equal_twenty_with_the_reference(
 
 
 def test_terms_are_numbers_without_gradient(sample: MethodSample) -> None:
-    loss, terms = sample.method().training_step(make_views(sample.num_views), LABELS)
+    loss, terms = sample.method().training_step(batch(sample), LABELS)
     assert loss.requires_grad
     assert torch.equal(terms["loss"], loss.detach())
     assert not any(term.requires_grad or term.dim() for term in terms.values())
@@ -127,7 +132,7 @@ def test_optimizer_moves_every_weight_that_learns(sample: MethodSample) -> None:
     optimizer = method.make_optimizer(32, OptimizerSettings("sgd", lr=1.0, weight_decay=0.1))
     before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
     for _ in range(2):  # CLC has no negatives in its first step
-        loss, _ = method.training_step(make_views(sample.num_views), LABELS)
+        loss, _ = method.training_step(batch(sample), LABELS)
         loss.backward()
         optimizer.step()
     for name, parameter in method.named_parameters():
@@ -136,12 +141,12 @@ def test_optimizer_moves_every_weight_that_learns(sample: MethodSample) -> None:
 
 def test_embed_gives_unit_rows_in_evaluation_mode(sample: MethodSample) -> None:
     method: ClusteringMethod = sample.method()
-    images = make_views(1)[0]
-    method.training_step(make_views(sample.num_views), LABELS)  # moves the batch statistics
+    images = make_views(1, BATCH)[0]
+    method.training_step(batch(sample), LABELS)  # moves the batch statistics
     rows = method.embed(images)
     assert all(module.training for module in method.modules())
     assert not rows.requires_grad
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(12))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(BATCH))
     # In evaluation mode a row does not depend on its batch.
     torch.testing.assert_close(method.embed(images[:1]), rows[:1])
     method.eval()
@@ -151,7 +156,7 @@ def test_embed_gives_unit_rows_in_evaluation_mode(sample: MethodSample) -> None:
 
 def test_a_collapse_is_named_and_a_training_batch_is_none(sample: MethodSample) -> None:
     def warning(method: ClusteringMethod) -> str | None:
-        _, terms = method.training_step(make_views(sample.num_views), LABELS)
+        _, terms = method.training_step(batch(sample), LABELS)
         return method.collapse_warning({name: float(term) for name, term in terms.items()})
 
     assert warning(sample.method()) is None

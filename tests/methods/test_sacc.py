@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.methods import SACC
-from tests.methods.methodsamples import SACC_CLUSTERS, make_views, small_sacc
+from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_sacc
 from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head_without_norm, unit
+
+BATCH = 4 * NUM_CLUSTERS  # below, SACC warns
 
 
 def test_defaults_are_the_paper_s() -> None:
@@ -36,7 +38,7 @@ def plain_contrast(vectors: list[Tensor], temperature: float) -> Tensor:
 @pytest.mark.parametrize("terms", ["all", "instance"])
 def test_step_is_the_formula(terms: str) -> None:
     options = {"instance_temperature": 0.3, "cluster_temperature": 0.8, "cluster_weight": 0.6, "entropy_weight": 1.7}
-    method, views = small_sacc(**options).double(), [view.double() for view in make_views(3)]
+    method, views = small_sacc(**options).double(), [view.double() for view in make_views(3, BATCH)]
     with torch.no_grad():
         for parameter in method.cluster_head.parameters():  # clusters of unequal size
             parameter.add_(torch.randn_like(parameter))
@@ -56,7 +58,7 @@ def test_step_is_the_formula(terms: str) -> None:
         entropy = torch.zeros((), dtype=torch.float64)
         for columns in (*pairs[0], *pairs[1], *pairs[2]):
             shares = [column.mean() for column in columns]
-            entropy = entropy + math.log(SACC_CLUSTERS) + torch.stack([share * share.log() for share in shares]).sum()
+            entropy = entropy + math.log(NUM_CLUSTERS) + torch.stack([share * share.log() for share in shares]).sum()
         assert entropy.item() > 0.1
         expected["cluster"] = contrast + 1.7 * entropy
         expected["loss"] = expected["instance"] + 0.6 * expected["cluster"]
@@ -69,9 +71,9 @@ def test_step_is_the_formula(terms: str) -> None:
 
 
 def test_a_batch_below_four_images_a_cluster_is_named_once_per_method() -> None:
-    method, views = small_sacc(), make_views(3, batch=11)
+    method, views = small_sacc(), make_views(3, batch=15)
     method.training_step(views, terms="instance")  # compares no clusters
-    with pytest.warns(RuntimeWarning, match="a batch of 11 tells little about 3 clusters"):
+    with pytest.warns(RuntimeWarning, match="a batch of 15 tells little about 4 clusters"):
         method.training_step(views)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -79,7 +81,7 @@ def test_a_batch_below_four_images_a_cluster_is_named_once_per_method() -> None:
 
 
 def test_the_strong_view_is_the_last() -> None:
-    method, views = small_sacc(), make_views(3)
+    method, views = small_sacc(), make_views(3, BATCH)
     loss, _ = method.training_step(views)
     # Only w1 and s change places: inst(w1, w2) + inst(w2, s) is the same, and so are the three pairs of clusters.
     swapped, _ = method.training_step(views[::-1])
@@ -90,17 +92,17 @@ def test_the_strong_view_is_the_last() -> None:
 
 def test_assign_is_the_cluster_head_in_evaluation_mode() -> None:
     method = small_sacc()
-    images = make_views(1)[0]
-    method.training_step(make_views(3))  # moves the batch statistics
+    images = make_views(1, BATCH)[0]
+    method.training_step(make_views(3, BATCH))  # moves the batch statistics
     assignments = method.assign(images)
     assert method.training
-    assert assignments.shape == (12, SACC_CLUSTERS)
+    assert assignments.shape == (BATCH, NUM_CLUSTERS)
     assert not assignments.requires_grad
-    torch.testing.assert_close(assignments.sum(dim=1), torch.ones(12))
+    torch.testing.assert_close(assignments.sum(dim=1), torch.ones(BATCH))
     torch.testing.assert_close(method.assign(images[:1]), assignments[:1])
 
 
-@pytest.mark.parametrize("bias", [(50.0, 0.0, 0.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("bias", [(50.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)])
 def test_a_cluster_that_takes_everything_is_named(bias: tuple[float, ...]) -> None:
     method = small_sacc()
     final = method.cluster_head[-2]
@@ -108,14 +110,14 @@ def test_a_cluster_that_takes_everything_is_named(bias: tuple[float, ...]) -> No
     with torch.no_grad():
         final.weight.zero_()
         final.bias.copy_(torch.tensor(bias))
-    _, terms = method.training_step(make_views(3))
+    _, terms = method.training_step(make_views(3, BATCH))
     means = {name: float(term) for name, term in terms.items()}
     message = method.collapse_warning(means)
     if any(bias):
         assert means["effective_clusters"] == pytest.approx(1)
         assert means["confidence"] == pytest.approx(1)
-        assert "uses as much as 1.0 of 3 clusters" in (message or "")
+        assert "uses as much as 1.0 of 4 clusters" in (message or "")
     else:
-        assert means["effective_clusters"] == pytest.approx(3)
-        assert means["confidence"] == pytest.approx(1 / 3)
+        assert means["effective_clusters"] == pytest.approx(4)
+        assert means["confidence"] == pytest.approx(1 / 4)
         assert message is None
