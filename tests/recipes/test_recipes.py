@@ -80,6 +80,13 @@ def test_there_is_a_recipe_for_each_method_and_each_cell_of_the_tables() -> None
     assert {recipes.load(f"{name.lower()}-digits").method for name in classes} == set(classes)
 
 
+@pytest.mark.parametrize("name", [name for name in methods.__all__ if hasattr(getattr(methods, name), "axes")])
+def test_every_method_has_a_page(name: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / f"{name.lower()}.md"
+    assert page.is_file(), f"missing: {page}"
+    assert f"methods/{name.lower()}.py" in page.read_text()
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_recipe_is_complete_and_of_its_name(name: str) -> None:
     recipe = recipes.load(name)

@@ -17,7 +17,7 @@ from tests.methods.methodsamples import METHODS
 BATCH = 16
 STEPS = 3  # of the 50 scans
 
-#: Phases of a run for each method: HaDis with every kind of pseudo-labels, SACC with two data sets within an epoch.
+#: Phases of runs that are not plain: HaDis with every kind of pseudo-labels, SACC with two data sets within an epoch.
 PHASES = {
     "hadis": (
         Phase("warmup", 2, {"images": "warmup"}),
@@ -28,7 +28,6 @@ PHASES = {
         Phase("instance", 2, {"images": "instance"}),
         Phase("both", 3, {"unlabelled": "instance", "images": "all"}),
     ),
-    "clc": (Phase("main", 3),),
 }
 
 
@@ -47,10 +46,15 @@ class Scans(Dataset[Any]):
         return image if self.labels is None else (image, self.labels[index])
 
 
+def phases_of(method: str) -> Sequence[Phase]:
+    """Return the phases of a small run of a method: its own above, or else one by its whole loss."""
+    labels: str | int = 1 if METHODS[method].method().labelled_terms else "never"
+    return PHASES.get(method, (Phase("main", 3, pseudo_labels=labels),))
+
+
 def config_of(method: str = "hadis", **changes: Any) -> TrainConfig:
     """Return settings of a small run of a method."""
-    phases: Sequence[Phase] = PHASES.get(method, (Phase("main", 3),))
-    config = TrainConfig(phases, batch_size=BATCH, learning_rate=LearningRate("warmup_cosine", 1.0))
+    config = TrainConfig(phases_of(method), batch_size=BATCH, learning_rate=LearningRate("warmup_cosine", 1.0))
     return replace(config, **changes)
 
 
