@@ -67,16 +67,6 @@ def test_help_names_the_defaults_of_each_method(capsys: pytest.CaptureFixture[st
         assert f"(default: {defaults})" in printed
 
 
-def test_a_run_is_resumed_with_its_own_settings_alone(tmp_path: Path) -> None:
-    options = ("--batch-size", "512", "--out", str(tmp_path))
-    demo.run(parse("--epochs", "1", *options))
-    with pytest.raises(ValueError, match="epochs: expected 1 as in .*checkpoint.pt, got 2"):
-        demo.run(parse("--epochs", "2", "--resume", *options))
-    before = (tmp_path / "history.jsonl").read_text()
-    demo.run(parse("--epochs", "1", "--resume", *options))
-    assert (tmp_path / "history.jsonl").read_text() == before
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "floor"), [("hadis", 0.93), ("sacc", 0.93), ("clc", 0.85)])
 def test_complete_demo_clusters_the_digits(tmp_path: Path, method: str, floor: float) -> None:
