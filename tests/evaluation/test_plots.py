@@ -44,7 +44,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 def test_every_statistic_has_its_panel(name: str, tmp_path: Path, drawn: dict[str, list[str]]) -> None:
     sample = METHODS[name]
     method = sample.method()
-    _, terms = method.training_step(make_views(method.num_views), torch.arange(len(make_views(1)[0])) % 4)
+    _, terms = method.training_step(make_views(method.num_views, 16), torch.arange(16) % 4)
     record = {name: float(term) for name, term in terms.items()}
     history = [{"epoch": epoch, "lr": 0.1, "seconds": 1.0} | record for epoch in (1.0, 2.0)]
     rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
