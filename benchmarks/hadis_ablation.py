@@ -22,10 +22,12 @@ import torch
 
 from benchmarks.floors import markdown_table
 from benchmarks.report import ROOT, current_commit, format_cell, instruction_set, machine_name
-from deepclust_ext.commands.demo import METHODS, make_trainer
+from deepclust_ext import recipes
 from deepclust_ext.data import Digits
 from deepclust_ext.evaluation.scores import evaluate
+from deepclust_ext.recipes.build import make_trainer
 
+RECIPE = "hadis-digits"
 RESULTS = ROOT / "benchmarks" / "results" / "hadis-ablation.csv"
 
 #: What each variant changes of the demo's HaDis; every line but the last adds to the one before.
@@ -63,7 +65,9 @@ def train(variant: str, seed: int, epochs: int, commit: str) -> Run:
     torch.set_num_threads(1)
     digits = Digits()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer("hadis", Path(folder), digits, seed, epochs, **VARIANTS[variant])
+        changes = {f"model.{name}": value for name, value in VARIANTS[variant].items()}
+        recipe = recipes.load(RECIPE, changes).with_epochs(epochs)
+        trainer = make_trainer(recipe, digits, Path(folder), seed=seed)
         history = trainer.fit()
     result = evaluate(trainer.method, digits, seed=seed)
     scores = result.clusters
@@ -123,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the runs that are missing and print the table."""
     parser = argparse.ArgumentParser("python -m benchmarks.hadis_ablation", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--epochs", type=int, default=METHODS["hadis"].epochs, help="default: those of the demo")
+    parser.add_argument("--epochs", type=int, default=recipes.load(RECIPE).epochs, help="default: those of the demo")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread (default: 1)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)

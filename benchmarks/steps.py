@@ -43,12 +43,13 @@ from benchmarks.report import (
     machine_name,
     update_csv,
 )
-from deepclust_ext import _extension
-from deepclust_ext.commands.demo import METHODS, make_trainer
-from deepclust_ext.data import Digits
-from deepclust_ext.data.views import strong_view, weak_view
-from deepclust_ext.methods import CLC, SACC, HaDis
-from deepclust_ext.training.trainer import TrainConfig, Trainer, seed_everything
+from deepclust_ext import _extension, recipes
+from deepclust_ext.backbones import load_backbone
+from deepclust_ext.data import Digits, strong_view, weak_view
+from deepclust_ext.methods import CLC
+from deepclust_ext.recipes.build import make_trainer
+from deepclust_ext.recipes.files import method_class
+from deepclust_ext.training import Phase, TrainConfig, Trainer, seed_everything
 
 PROVIDERS = ("fused", "reference")
 
@@ -69,9 +70,13 @@ TOLERANCE = 1e-4
 UNUSED_FOLDER = Path("runs")  # a trainer writes when it fits, and these do not
 
 
+#: Method -> its recipe for the digits.
+DIGITS = {name.removesuffix("-digits"): recipes.load(name) for name in recipes.names("-digits")}
+
+
 def digits_trainer(name: str) -> Trainer:
     """Return the demo's trainer of a method."""
-    return make_trainer(name, UNUSED_FOLDER, Digits(), seed=0)
+    return make_trainer(DIGITS[name], Digits(), UNUSED_FOLDER)
 
 
 def photo_trainer(name: str, batch_size: int = 256, size: int = 32) -> Trainer:
@@ -80,29 +85,20 @@ def photo_trainer(name: str, batch_size: int = 256, size: int = 32) -> Trainer:
     Raises:
         ImportError: If torchvision is missing or does not fit torch.
     """
-    weak, strong = weak_view(size), strong_view(size)
-    from torchvision.models import resnet18
-
     seed_everything(0)
-    backbone = resnet18()
-    feature_dim = backbone.fc.in_features
-    backbone.fc = nn.Identity()
-    recipes: dict[str, tuple[Any, list[nn.Module]]] = {  # class and views
-        "hadis": (HaDis, [weak, weak]),
-        "sacc": (SACC, [weak, weak, strong]),
-        "clc": (CLC, [weak, strong]),
-    }
-    method_class, views = recipes[name]
-    method = method_class(backbone, feature_dim, 10)
+    weak, strong = weak_view(size), strong_view(size)
+    make: Any = method_class(DIGITS[name].method)
+    method = make(*load_backbone("resnet18", size, stem="imagenet"), 10)
+    views = {"hadis": [weak, weak], "clc": [weak, strong]}.get(name, [weak] * (method.num_views - 1) + [strong])
     images = TensorDataset(torch.rand(4 * batch_size, 3, size, size))
-    config = TrainConfig(batch_size=batch_size)
-    return Trainer(method, method.make_optimizer(batch_size), images, views, config, UNUSED_FOLDER)
+    phase = Phase("main", 1000, pseudo_labels=1 if method.labelled_terms else "never")
+    return Trainer(method, images, views, TrainConfig([phase], batch_size=batch_size), UNUSED_FOLDER)
 
 
 #: Name of a case, which begins with its method -> what makes its trainer, the same at every call.
 CASES: Mapping[str, Callable[[], Trainer]] = {
-    **{f"{name}-digits-{defaults.batch_size}x8x8": partial(digits_trainer, name) for name, defaults in METHODS.items()},
-    **{f"{name}-resnet18-256x32x32": partial(photo_trainer, name) for name in METHODS},
+    **{f"{name}-digits-{recipe.batch_size}x8x8": partial(digits_trainer, name) for name, recipe in DIGITS.items()},
+    **{f"{name}-resnet18-256x32x32": partial(photo_trainer, name) for name in DIGITS},
 }
 
 
@@ -133,8 +129,9 @@ class Stepper:
         trainer, method = self.trainer, self.trainer.method
         start = perf_counter()
         images, index = next(self._batches)
+        epoch = next(self._steps) / trainer.steps_per_epoch(trainer.config.phases[-1])
         labels = None if self.pseudo_labels is None else self.pseudo_labels[index]
-        views = [augment(images) for augment in trainer.augmentations]
+        views = [view(images) for view in trainer.views]
         have_data = perf_counter()
         self._in_networks = 0.0
         self._arrivals.clear()
@@ -143,7 +140,7 @@ class Stepper:
         trainer.optimizer.zero_grad()
         loss.backward()
         have_gradients = perf_counter()
-        trainer._set_rates(next(self._steps))
+        trainer._set_rates(epoch)
         trainer.optimizer.step()
         method.after_step()
         end = perf_counter()
@@ -182,9 +179,10 @@ class Stepper:
 
 
 def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images and their indices, epoch after epoch."""
+    """Yield images and their places in the data set, epoch after epoch of the last phase."""
     for epoch in count():
-        yield from trainer._shuffled(epoch)
+        for batch in trainer._batches(trainer.config.phases[-1], epoch):
+            yield batch.images, batch.places
 
 
 def provided_by(provider: str) -> AbstractContextManager[Any]:
@@ -196,7 +194,7 @@ def make_steppers(make: Callable[[], Trainer]) -> dict[str, Stepper]:
     """Return a stepper for each provider, both in the same state: that after the warm-up, with queues full."""
     trainers = {provider: make() for provider in PROVIDERS}
     method = trainers["fused"].method
-    labels = trainers["fused"].kmeans(n_init=1) if method.terms[0] in method.labelled_terms else None
+    labels = trainers["fused"].kmeans(n_init=1) if method.labelled_terms else None
     for trainer in trainers.values():
         if isinstance(trainer.method, CLC):
             # The time does not depend on the keys, and at a batch a step some queues take hundreds of steps to fill.
@@ -274,7 +272,7 @@ def step_table(rows: Sequence[Row]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table for each case, update the machine's CSV; return 1 if a case is wrong."""
     parser = argparse.ArgumentParser("python -m benchmarks.steps", description=__doc__.splitlines()[0])
-    parser.add_argument("--method", choices=METHODS, help="this one only (default: all)")
+    parser.add_argument("--method", choices=DIGITS, help="this one only (default: all)")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each case; at least 9 rounds (default: 20)")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV")

@@ -1,26 +1,30 @@
 """The command line: `deepclust-ext COMMAND`, or `python -m deepclust_ext COMMAND`."""
 
 import argparse
-import json
+import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 
 import deepclust_ext
-from deepclust_ext.commands import demo
-from deepclust_ext.commands.info import collect_info, format_info
+from deepclust_ext import commands
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; each sets `run`, a function from the arguments to the exit status."""
+    """Return the parser of all commands; each sets `run`, a function from the arguments to the exit status.
+
+    Every module of deepclust_ext.commands is a command: the first line of its docstring is its help, and it has the
+    functions `add_arguments(parser)` and `run(arguments)`.
+    """
     parser = argparse.ArgumentParser("deepclust-ext", description=deepclust_ext.__doc__)
     parser.add_argument("--version", action="version", version=deepclust_ext.__version__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    info = commands.add_parser("info", help="what was built, for which torch and devices, and why not")
-    info.add_argument("--json", action="store_true", help="print JSON for programs to read")
-    info.set_defaults(run=_run_info)
-    demonstration = commands.add_parser("demo", help="cluster real images, here and now", description=demo.__doc__)
-    demo.add_arguments(demonstration)
-    demonstration.set_defaults(run=demo.run)
+    chosen = parser.add_subparsers(metavar="COMMAND", required=True)
+    for found in pkgutil.iter_modules(commands.__path__):
+        command = importlib.import_module(f"{commands.__name__}.{found.name}")
+        description = (command.__doc__ or "").strip()
+        subparser = chosen.add_parser(found.name, help=description.split("\n")[0], description=description)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
     return parser
 
 
@@ -29,16 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = make_parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"deepclust-ext: {error}", file=sys.stderr)
         return 1
     return status
-
-
-def _run_info(arguments: argparse.Namespace) -> int:
-    info = collect_info()
-    print(json.dumps(info, indent=2) if arguments.json else format_info(info))
-    return 0
 
 
 if __name__ == "__main__":

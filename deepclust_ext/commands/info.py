@@ -1,5 +1,8 @@
 """What this installation is: versions, what the native library was built for, and why something is missing."""
 
+import argparse
+import importlib
+import json
 import platform
 from typing import Any
 
@@ -9,15 +12,22 @@ import deepclust_ext
 from deepclust_ext import _extension
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the command to a parser."""
+    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts and return the exit status 0."""
+    print(json.dumps(collect_info(), indent=2) if args.json else format_info(collect_info()))
+    return 0
+
+
 def collect_info() -> dict[str, Any]:
     """Return the facts that `deepclust-ext info` prints, JSON-serialisable; absent facts are None or empty."""
     record = _extension.build_record()
     native = bool(_extension.NATIVE_DEVICES)
-    built: dict[str, Any] = {}
-    if native:
-        from deepclust_ext import _C
-
-        built = dict(_C.build_info())
+    built = dict(importlib.import_module("deepclust_ext._C").build_info()) if native else {}
     return {
         "version": deepclust_ext.__version__,
         "python": platform.python_version(),
@@ -51,8 +61,7 @@ def format_info(info: dict[str, Any]) -> str:
         "torch": f"{info['torch']}, {cuda}, GPU {'visible' if info['cuda_available'] else 'not visible'}",
         "backend": info["backend"] if native else f"reference: {info['reason']}",
     }
-    if info["cure"]:
-        lines["to build"] = info["cure"]
+    lines |= {"to build": info["cure"]} if info["cure"] else {}
     if native:
         lines["native on"] = ", ".join(info["devices"])
         lines["built for"] = f"torch {info['built_for_torch']}, compiler {info['compiler']}"

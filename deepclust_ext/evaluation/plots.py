@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +22,39 @@ def save_overview(
     rows: NDArray[np.float32],  # (N, D)
     labels_true: NDArray[np.int64],  # (N,)
     labels_pred: NDArray[np.int64],  # (N,)
-    history: list[dict[str, float]],
+    history: Sequence[Mapping[str, float]],
+    axes: Mapping[str, tuple[str, ...]],
 ) -> None:
-    """Write a PNG: a t-SNE map by cluster and by class, the matched confusion matrix, and the loss curves."""
+    """Write a PNG: a t-SNE map by cluster and by class, the matched confusion matrix, and the curves of the run.
+
+    Args:
+        path: Of the file.
+        rows: The method's.
+        labels_true: Classes.
+        labels_pred: Clusters.
+        history: One record of mean terms per epoch.
+        axes: Which terms share an axis, by what it shows, see :class:`deepclust_ext.methods.ClusteringMethod`.
+    """
     from matplotlib.figure import Figure  # optional, so not needed to import this module
 
-    figure = Figure(figsize=(14, 12), layout="constrained")
-    maps, below = figure.subplots(2, 2)
+    figure = Figure(figsize=(14, 18), layout="constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(2, 1)).flatten()
+    maps, middle = above.subplots(2, 2)
     points = TSNE(init="pca", random_state=0).fit_transform(rows)
-    # Clusters get the number of the class they match, so that equal colours in both maps mean agreement.
+    # Clusters get the number of the class they match, so that equal colors in both maps mean agreement.
     table, matched = match_clusters(labels_true, labels_pred)
     _draw_map(maps[0], points, matched, "clusters found")
     _draw_map(maps[1], points, np.unique(labels_true, return_inverse=True)[1], "classes, not used for training")
-    _draw_confusion(below[0], table)
-    _draw_curves(below[1], history)
+    _draw_confusion(middle[0], table)
+    first, *others = axes
+    draw_curves(middle[1], history, first, axes[first])
+    if others:
+        columns = min(len(others), 3)
+        panels = below.subplots(-(-len(others) // columns), columns, squeeze=False).flatten()
+        for panel, name in zip(panels, others, strict=False):
+            draw_curves(panel, history, name, axes[name])
+        for panel in panels[len(others) :]:
+            panel.set_axis_off()
     figure.savefig(path, dpi=80)
 
 
@@ -71,12 +91,16 @@ def _draw_confusion(axes: Axes, table: NDArray[np.int64]) -> None:
     axes.set(title="confusion after Hungarian matching", xlabel="cluster", ylabel="class")
 
 
-def _draw_curves(axes: Axes, history: list[dict[str, float]]) -> None:
+def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], title: str, names: Sequence[str]) -> None:
+    """Draw the means of an epoch of those names that the history has; an epoch without a term leaves a gap."""
+    from matplotlib.ticker import MaxNLocator
+
     epochs = [record["epoch"] for record in history]
-    names: dict[str, Any] = dict.fromkeys(name for record in history for name in record)
     for name in names:
-        if name not in ("epoch", "lr", "seconds", "effective_rank", "effective_clusters"):
+        if any(name in record for record in history):
             axes.plot(epochs, [record.get(name, np.nan) for record in history], label=name)
-    axes.set(title="mean of an epoch", xlabel="epoch")
-    axes.legend(fontsize=8)
+    axes.set(title=f"{title}, mean of an epoch", xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axes.lines:
+        axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

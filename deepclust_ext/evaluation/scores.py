@@ -7,10 +7,12 @@ from typing import Any, cast
 import torch
 from sklearn.metrics import silhouette_score
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.evaluation.metrics import adjusted_rand, clustering_accuracy, normalized_mutual_info
+from deepclust_ext.inference import device_of, map_images
+from deepclust_ext.inference.loop import View
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.ops import nearest_neighbors
 
@@ -66,7 +68,9 @@ def evaluate(
     knn_t: float = 0.07,
     n_init: int = 20,
     seed: int = 0,
+    test_view: View | None = None,
     batch_size: int = 512,
+    num_workers: int = 0,
 ) -> Evaluation:
     """Score a method on labelled images; nothing is trained, and labels are read here alone.
 
@@ -77,20 +81,29 @@ def evaluate(
         knn_t: Temperature: a vote weighs exp(cosine / ``knn_t``).
         n_init: Starts of k-means.
         seed: Of k-means, and of the choice of rows for the silhouette.
+        test_view: From a batch of images to a batch; None for the images as they are.
         batch_size: Images that are embedded at a time.
+        num_workers: Processes that load images.
 
     Raises:
         ValueError: If there are fewer than two images, or fewer than clusters.
     """
     if len(cast(Sized, data)) < 2:
         raise ValueError(f"data: expected at least 2 images, got {len(cast(Sized, data))}")
-    device = next(method.parameters()).device
-    batches: list[tuple[Tensor, ...]] = []
-    for images, classes in DataLoader(data, batch_size=batch_size):
-        images = images.to(device)
-        shares = (method.assign(images),) if isinstance(method, ClusterHeadMethod) else ()
-        batches.append((classes, method.embed(images), *(share.argmax(dim=1) for share in shares)))
-    labels, rows, *head = (torch.cat(parts) for parts in zip(*batches, strict=True))
+
+    def rows_and_head(images: Tensor) -> tuple[Tensor, ...]:
+        head = (method.assign(images).argmax(dim=1),) if isinstance(method, ClusterHeadMethod) else ()
+        return (method.embed(images), *head)
+
+    rows, *head, labels = map_images(
+        rows_and_head,
+        data,
+        test_view=test_view,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device_of(method),
+        with_labels=True,
+    )
     kmeans = KMeans(method.num_clusters, metric="cosine", n_init=n_init, random_state=seed).fit_predict(rows)
     kmeans_scores, *head_scores = (
         score_clusters(labels, predicted, rows, method.num_clusters, seed=seed) for predicted in (kmeans, *head)

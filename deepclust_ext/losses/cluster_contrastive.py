@@ -1,6 +1,7 @@
 """Contrastive loss between clusters, as CC, SACC and PICI use it."""
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +19,24 @@ class ClusterContrastiveLoss(nn.Module):
     .. math::
         \sum_{views} \Big( \log K + \sum_k p_k \log p_k \Big)
 
-    with :math:`p` the mean assignment of the view: 0 when all clusters are used equally, :math:`\log K` when one takes
-    everything. An empty cluster, a column of zeros, gets no gradient; loss and gradients stay finite.
+    times ``entropy_weight``, with :math:`p` the mean assignment of the view: 0 when all clusters are used equally,
+    :math:`\log K` when one takes everything. An empty cluster, a column of zeros, gets no gradient; loss and gradients
+    stay finite.
+
+    A column of few samples says little: the first batch below ``4 K`` gives a RuntimeWarning, once per module.
 
     Source: Contrastive Clustering, https://arxiv.org/abs/2009.09687.
 
     Args:
         temperature: Divides the cosines between columns.
+        entropy_weight: Weight of the second term; below 1 where clusters are known to be of unequal size.
     """
 
-    def __init__(self, temperature: float = 1.0) -> None:
+    def __init__(self, temperature: float = 1.0, entropy_weight: float = 1.0) -> None:
         super().__init__()
         self.temperature = temperature
+        self.entropy_weight = entropy_weight
+        self._warned = False
 
     def forward(
         self,
@@ -45,13 +52,26 @@ class ClusterContrastiveLoss(nn.Module):
         check_feature_pair(c_a, c_b, "c_a", "c_b")
         if not len(c_a):
             raise ValueError("c_a: expected at least one row, got none")
+        self._warn_of_a_small_batch(*c_a.shape)
         a, b = _without_gradient_of_empty(c_a), _without_gradient_of_empty(c_b)
         contrast = fused_contrastive_loss(a.T, b.T, temperature=self.temperature)
-        return (contrast + _unevenness(a) + _unevenness(b)).to(c_a.dtype)
+        return (contrast + self.entropy_weight * (_unevenness(a) + _unevenness(b))).to(c_a.dtype)
+
+    def _warn_of_a_small_batch(self, batch_size: int, num_clusters: int) -> None:
+        # While a compiler traces, a warning would break the graph.
+        if torch.compiler.is_compiling() or self._warned or batch_size >= 4 * num_clusters:
+            return
+        self._warned = True
+        warnings.warn(
+            f"a batch of {batch_size} tells little about {num_clusters} clusters, which a cluster-level loss compares "
+            f"by their samples: take batches of at least {4 * num_clusters}, four samples a cluster, or fewer clusters",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"temperature={self.temperature}"
+        return f"temperature={self.temperature}, entropy_weight={self.entropy_weight}"
 
 
 def _without_gradient_of_empty(

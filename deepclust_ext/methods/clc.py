@@ -19,6 +19,8 @@ from deepclust_ext.ops import sinkhorn_knopp
 class CLC(ClusterHeadMethod):
     r"""Contrastive learning with consistent and equipartitioned clusters (CLC, arXiv 2306.05439).
 
+    The paper's second version calls the method CDC, "Contrastive Representation Disentanglement for Clustering".
+
     A backbone with two heads represents an image as :math:`(z^c, z^n)`: logits of its cluster, and what tells it from
     the other images. An exponential moving average of the whole network gives :math:`(k^c, k^n)` for the other view.
     Both go into a queue, as the keys of MoCo v2 do. With

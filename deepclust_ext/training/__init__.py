@@ -1,5 +1,8 @@
 """One trainer for every method."""
 
-from deepclust_ext.training.trainer import TrainConfig, Trainer, seed_everything
+from deepclust_ext.training.checkpoint import seed_everything
+from deepclust_ext.training.phases import Phase
+from deepclust_ext.training.schedule import LearningRate
+from deepclust_ext.training.trainer import KMeansSettings, TrainConfig, Trainer
 
-__all__ = ["TrainConfig", "Trainer", "seed_everything"]
+__all__ = ["KMeansSettings", "LearningRate", "Phase", "TrainConfig", "Trainer", "seed_everything"]

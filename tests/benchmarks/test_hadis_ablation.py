@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import hadis_ablation
 from benchmarks.report import ROOT
-from deepclust_ext.commands.demo import METHODS
+from deepclust_ext import recipes
 from deepclust_ext.methods import HaDis
 
 
@@ -39,7 +39,7 @@ def test_the_table_has_means_over_seeds() -> None:
 
 
 def test_the_table_of_the_docs_is_that_of_the_committed_runs() -> None:
-    runs = hadis_ablation.read_runs(hadis_ablation.RESULTS, METHODS["hadis"].epochs)
+    runs = hadis_ablation.read_runs(hadis_ablation.RESULTS, recipes.load(hadis_ablation.RECIPE).epochs)
     assert hadis_ablation.table(runs) in (ROOT / "docs" / "hadis.md").read_text()
 
 

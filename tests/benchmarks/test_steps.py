@@ -13,12 +13,12 @@ from torch.utils.data import TensorDataset
 from benchmarks import steps
 from benchmarks.report import Row, Setting
 from deepclust_ext import _extension, fused_hsd_loss, reference
-from deepclust_ext.methods import ClusteringMethod
-from deepclust_ext.training.trainer import TrainConfig, Trainer
+from deepclust_ext.methods import ClusteringMethod, OptimizerSettings
+from deepclust_ext.training import Phase, TrainConfig, Trainer
 from tests.methods.methodsamples import METHODS
 
 SETTING = Setting("m", "AVX2", "cpu", 1, "2", "c", "float32")
-BATCH = 12
+BATCH = 16
 
 
 def small_trainer(name: str) -> Trainer:
@@ -27,8 +27,8 @@ def small_trainer(name: str) -> Trainer:
     method = sample.method()
     images = TensorDataset(torch.rand(3 * BATCH, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     views = [nn.Dropout(0.1)] * sample.num_views
-    config = TrainConfig(epochs=9, warmup_epochs=0, lr_warmup_epochs=0, batch_size=BATCH)
-    return Trainer(method, method.make_optimizer(32), images, views, config, Path("unused"))
+    phase = Phase("main", 9, pseudo_labels=1 if method.labelled_terms else "never")
+    return Trainer(method, images, views, TrainConfig([phase], batch_size=BATCH), Path("unused"))
 
 
 def measure(name: str) -> list[Row]:
@@ -127,7 +127,9 @@ class SlowNetwork(nn.Module):
 class SlowMethod(ClusteringMethod):
     """Two passes of one network, with a part of the loss between them."""
 
+    num_views = 2
     num_clusters = 2
+    default_optimizer = OptimizerSettings("sgd", lr=0.1)
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -161,11 +163,10 @@ def test_the_parts_of_a_step_are_what_they_say(monkeypatch: pytest.MonkeyPatch) 
     clock = Clock()
     monkeypatch.setattr(steps, "perf_counter", clock.read)
     method = SlowMethod(clock)
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
     images = TensorDataset(torch.rand(8, 1, 8, 8))
     views = [lambda images: clock.tick(images, 10_000, 0)] * 2
-    config = TrainConfig(epochs=2, warmup_epochs=0, lr_warmup_epochs=0, batch_size=8)
-    stepper = steps.Stepper(Trainer(method, optimizer, images, views, config, Path("unused")), None)
+    config = TrainConfig([Phase("main", 2)], batch_size=8)
+    stepper = steps.Stepper(Trainer(method, images, views, config, Path("unused")), None)
     before = method.network.layer.weight.detach().clone()
     for _ in range(2):
         assert stepper.step() == {
@@ -219,6 +220,7 @@ def test_the_demo_s_step_agrees(case: str) -> None:
     assert {row.status for row in steps.measure(SETTING, 0, case, steps.CASES[case])} == {"ok"}
 
 
+@pytest.mark.filterwarnings("ignore:a batch of 8 tells little:RuntimeWarning")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_with_resnet_18_agrees(name: str) -> None:
     pytest.importorskip("torchvision")

@@ -2,10 +2,15 @@
 
 import argparse
 import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import deepclust_ext
+from deepclust_ext import commands
 from deepclust_ext.__main__ import main
 from deepclust_ext.commands import demo
 from deepclust_ext.commands.info import collect_info, format_info
@@ -34,6 +39,43 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: deepclust-ext" in capsys.readouterr().err
 
 
+NAMES = [found.name for found in pkgutil.iter_modules(commands.__path__)]
+
+
+def test_every_file_is_a_command_and_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"demo", "info"} <= set(NAMES)
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+    for name in NAMES:
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        assert f"usage: deepclust-ext {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_is_under_80_lines(name: str) -> None:
+    source = Path(commands.__path__[0]) / f"{name}.py"
+    assert len(source.read_text().splitlines()) < 80
+
+
+def test_help_is_light() -> None:
+    """Beyond torch, which the ops need, nothing heavy is imported before a command runs."""
+    script = """if True:
+        import sys
+        from deepclust_ext.__main__ import main
+        try:
+            main(["--help"])
+        except SystemExit:
+            pass
+        heavy = {"sklearn", "scipy", "torchvision", "matplotlib"} & set(sys.modules)
+        sys.exit(f"imported: {heavy}" if heavy else 0)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_demo_gets_its_arguments_and_gives_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(arguments: argparse.Namespace) -> int:
         assert callable(arguments.run)
@@ -43,11 +85,12 @@ def test_demo_gets_its_arguments_and_gives_the_status(monkeypatch: pytest.Monkey
     assert main(["demo"]) == 7
 
 
+@pytest.mark.parametrize("error", [FloatingPointError, ImportError, OSError, RuntimeError, ValueError])
 def test_an_expected_failure_is_one_line_and_status_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(arguments: argparse.Namespace) -> int:
-        raise OSError("no such folder: images")
+        raise error("no such folder: images")
 
     monkeypatch.setattr(demo, "run", run)
     assert main(["demo"]) == 1

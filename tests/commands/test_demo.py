@@ -5,10 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from deepclust_ext import recipes
 from deepclust_ext.commands import demo
 
 
@@ -32,10 +32,11 @@ def test_two_epochs_write_figure_and_record(tmp_path: Path, capsys: pytest.Captu
     assert [epoch["epoch"] for epoch in record["history"]] == [1, 2]
     settings = {"method": "hadis", "seed": 0, "epochs": 2, "batch_size": 256, "resume": False}
     assert settings.items() <= record["config"].items()
+    assert record["config"]["recipe"]["name"] == "hadis-digits"
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
-@pytest.mark.parametrize("method", demo.METHODS)
+@pytest.mark.parametrize("method", [name.removesuffix(demo.ENDING) for name in recipes.names(demo.ENDING)])
 def test_without_matplotlib_it_says_so_and_goes_on(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,33 +57,14 @@ def test_resume_without_a_run_is_an_error(tmp_path: Path) -> None:
         demo.run(parse("--resume", "--epochs", "1", "--out", str(tmp_path)))
 
 
-def test_importing_the_demo_is_light() -> None:
-    source = Path(demo.__file__).read_text()
-    head = source[: source.index("if TYPE_CHECKING:\n")]
-    assert not any(name in head for name in ("import torch", "import numpy", "import sklearn"))
-
-
-def test_clusters_are_numbered_like_their_classes() -> None:
-    pytest.importorskip("matplotlib")
-    from deepclust_ext.evaluation.plots import match_clusters
-
-    labels_true = np.array([0, 0, 0, 1, 1, 1, 1])
-    labels_pred = np.array([8, 8, 5, 3, 3, 3, 5])
-    table, matched = match_clusters(labels_true, labels_pred)
-    assert table.tolist() == [[2, 0, 1], [0, 3, 1]]
-    assert matched.tolist() == [0, 0, 2, 1, 1, 1, 2]
-    # Fewer clusters than classes: the class without a cluster has no column.
-    table, matched = match_clusters(labels_true, np.zeros(7, dtype=np.int64))
-    assert table.tolist() == [[3], [4]]
-    assert matched.tolist() == [1] * 7
-
-
 def test_help_names_the_defaults_of_each_method(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse("--help")
     printed = " ".join(capsys.readouterr().out.split())
-    epochs = ", ".join(f"{name} {defaults.epochs}" for name, defaults in demo.METHODS.items())
-    assert f"(default: {epochs})" in printed
+    for name in ("epochs", "batch_size"):
+        chosen = {recipe: getattr(recipes.load(recipe), name) for recipe in recipes.names(demo.ENDING)}
+        defaults = ", ".join(f"{recipe.removesuffix(demo.ENDING)} {value}" for recipe, value in chosen.items())
+        assert f"(default: {defaults})" in printed
 
 
 @pytest.mark.slow

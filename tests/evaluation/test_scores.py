@@ -26,7 +26,13 @@ class Pixels(ClusteringMethod):
         self.unused = nn.Parameter(torch.zeros(()))
 
     def training_step(
-        self, views: Sequence[Tensor], pseudo_labels: Tensor | None = None, index: Tensor | None = None
+        self,
+        views: Sequence[Tensor],
+        pseudo_labels: Tensor | None = None,
+        index: Tensor | None = None,
+        *,
+        terms: str | None = None,
+        epoch: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         raise AssertionError("evaluation does not train")
 
@@ -72,6 +78,14 @@ def test_every_method_is_scored_the_same_at_every_call(name: str) -> None:
         assert result.head.sizes == head.bincount(minlength=NUM_CLUSTERS).tolist()
     else:
         assert result.head is None
+
+
+def test_scores_are_of_the_test_view() -> None:
+    data = two_directions()
+    # All images alike: nothing is left to be found.
+    result = evaluate(Pixels(), data, knn_k=5, test_view=torch.ones_like)
+    assert result.kmeans.acc == pytest.approx(0.5, abs=0.05)
+    assert evaluate(Pixels(), data, knn_k=5, test_view=lambda images: images.flip(3)).kmeans.acc == 1
 
 
 def test_neighbors_vote_with_their_cosines_and_not_for_themselves() -> None:

@@ -1,6 +1,7 @@
 """ClusterContrastiveLoss against a loop over clusters in float64, hand cases, and empty clusters."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from deepclust_ext.losses import ClusterContrastiveLoss
 
+# Small cases are meant; what they warn of has tests of its own.
+pytestmark = pytest.mark.filterwarnings("ignore:a batch of .* tells little:RuntimeWarning")
+
 
 def assignments(batch: int, clusters: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(batch, clusters, dtype=torch.float64).mul(2).softmax(dim=1).to(dtype)
 
 
-def loop_formula(c_a: list[list[float]], c_b: list[list[float]], temperature: float) -> float:
+def loop_formula(c_a: list[list[float]], c_b: list[list[float]], temperature: float, weight: float) -> float:
     """The definition read aloud: every column against all others, then the entropy of both views."""
     batch, clusters = len(c_a), len(c_a[0])
     columns = [[row[k] for row in view] for view in (c_a, c_b) for k in range(clusters)]
@@ -31,16 +35,22 @@ def loop_formula(c_a: list[list[float]], c_b: list[list[float]], temperature: fl
     total /= 2 * clusters
     for view in (c_a, c_b):
         usage = [sum(row[k] for row in view) / batch for k in range(clusters)]
-        total += math.log(clusters) + sum(p * math.log(p) for p in usage)
+        total += weight * (math.log(clusters) + sum(p * math.log(p) for p in usage))
     return total
 
 
-@given(st.integers(0, 10_000), st.integers(1, 12), st.integers(2, 6), st.sampled_from([0.2, 1.0, 3.0]))
-def test_equals_the_loop(seed: int, batch: int, clusters: int, temperature: float) -> None:
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 12),
+    st.integers(2, 6),
+    st.sampled_from([0.2, 1.0, 3.0]),
+    st.sampled_from([0.0, 1.0, 2.5]),
+)
+def test_equals_the_loop(seed: int, batch: int, clusters: int, temperature: float, weight: float) -> None:
     torch.manual_seed(seed)
     c_a, c_b = assignments(batch, clusters), assignments(batch, clusters)
-    expected = loop_formula(c_a.tolist(), c_b.tolist(), temperature)
-    assert float(ClusterContrastiveLoss(temperature)(c_a, c_b)) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    expected = loop_formula(c_a.tolist(), c_b.tolist(), temperature, weight)
+    assert float(ClusterContrastiveLoss(temperature, weight)(c_a, c_b)) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_hand_computed_3_by_3() -> None:
@@ -126,5 +136,26 @@ def test_errors_name_the_argument() -> None:
         ClusterContrastiveLoss(0)(c, c)
 
 
+def test_a_batch_below_four_samples_a_cluster_is_named_once() -> None:
+    loss = ClusterContrastiveLoss()
+    message = (
+        "a batch of 19 tells little about 5 clusters, .* take batches of at least 20, four samples a cluster, or fewer"
+    )
+    with pytest.warns(RuntimeWarning, match=message):
+        loss(assignments(19, 5), assignments(19, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss(assignments(19, 5), assignments(19, 5))
+        ClusterContrastiveLoss()(assignments(20, 5), assignments(20, 5))
+
+
+def test_a_small_batch_breaks_no_compiled_graph() -> None:
+    c_a, c_b = assignments(8, 5), assignments(8, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        compiled = torch.compile(ClusterContrastiveLoss(), backend="eager", fullgraph=True)(c_a, c_b)
+    assert torch.equal(compiled, ClusterContrastiveLoss()(c_a, c_b))
+
+
 def test_repr_shows_the_arguments() -> None:
-    assert repr(ClusterContrastiveLoss(0.2)) == "ClusterContrastiveLoss(temperature=0.2)"
+    assert repr(ClusterContrastiveLoss(0.2)) == "ClusterContrastiveLoss(temperature=0.2, entropy_weight=1.0)"

@@ -1,4 +1,4 @@
-"""Every method at a size for tests, on which tests/methods/test_all_methods.py and tests/test_train.py run."""
+"""Every method at a size for tests, for whatever goes through all methods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ METHODS = {
 
 
 def make_views(count: int, batch: int = 12) -> list[Tensor]:
-    """Return the same random images (B, 1, 8, 8) at every call."""
+    """Return the same random images (B, 1, 8, 8) at every call; SACC warns of fewer than 16."""
     generator = torch.Generator().manual_seed(1)
     return list(torch.randn(count, batch, 1, 8, 8, generator=generator))
 

@@ -13,10 +13,11 @@ from torch.utils.data import TensorDataset
 
 from deepclust_ext import sinkhorn_knopp
 from deepclust_ext.evaluation.metrics import clustering_accuracy
-from deepclust_ext.methods import CLC
+from deepclust_ext.methods import CLC, OptimizerSettings
 from deepclust_ext.methods.clc import code_statistics
 from deepclust_ext.training.trainer import TrainConfig, Trainer, seed_everything
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_clc
+from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head, unit
 
 
 def rows(network: Any, views: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -40,34 +41,49 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("swap_weight", [0.0, 0.6])
 def test_step_is_the_formula(swap_weight: float) -> None:
-    options = {"temperature": 0.3, "class_temperature": 0.7, "cluster_temperature": 0.05, "epsilon": 0.02}
-    method = small_clc(**options, num_iters=4, swap_weight=swap_weight)
-    first, second = make_views(4)[:2], make_views(4)[2:]
+    options = {"temperature": 0.3, "class_temperature": 0.7, "cluster_temperature": 0.2, "epsilon": 0.1}
+    method = small_clc(**options, num_iters=4, swap_weight=swap_weight).double()
+    with torch.no_grad():  # the momentum network is no longer the online one, and scores differ
+        for parameter in method.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    weights = copied_weights(method)
+    first, second = [view.double() for view in make_views(4)[:2]], [view.double() for view in make_views(4)[2:]]
     method.training_step(first)  # fills the queue with 24 keys
-    loss, _ = method.training_step(second)
+    loss, logged = method.training_step(second)
+    loss.backward()
 
-    key_scores, keys = rows(method.average, second[::-1])
-    queue_scores, queue = rows(method.average, first[::-1])
-    scores, queries = rows(method.online, second)
-    plan = (torch.cat([key_scores, queue_scores]) / 0.02).exp()
+    def both(network: str, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """z^c and z^n of all views, one below the other."""
+        features = [backbone(view, weights, f"{network}.backbone") for view in views]
+        scores = torch.cat([head(rows, weights, f"{network}.cluster_head") for rows in features])
+        return scores, torch.cat([head(rows, weights, f"{network}.instance_head") for rows in features])
+
+    key_scores, keys = both("average", second[::-1])
+    queue_scores, queue = both("average", first[::-1])
+    scores, queries = both("online", second)
+    plan = (torch.cat([key_scores, queue_scores]) / 0.1).exp()
     for _ in range(4):  # clusters first, samples last
         plan = plan / plan.sum(dim=0) / NUM_CLUSTERS
         plan = plan / plan.sum(dim=1, keepdim=True) / len(plan)
     codes = plan * len(plan)
-    expected = []
+    contrastive, swapped = [], []
     for i in range(24):
-        share = (scores[i] / 0.05).exp() / (scores[i] / 0.05).exp().sum()
+        share = (scores[i] / 0.2).exp() / (scores[i] / 0.2).exp().sum()
 
         def logit(other: Tensor, code: Tensor, row: Tensor = queries[i], share: Tensor = share) -> Tensor:
-            cosine = (row * other).sum() / row.norm() / other.norm()
-            logit: Tensor = cosine / 0.3 + (share * code).sum() / 0.7
-            return logit
+            return unit(row) @ unit(other) / 0.3 + share @ code / 0.7
 
         positive = logit(keys[i], codes[i])
         negatives = torch.stack([logit(queue[j], codes[24 + j]) for j in range(24)])
-        contrastive = -(positive.exp() / (positive.exp() + negatives.exp().sum())).log()
-        expected.append(contrastive - swap_weight * (codes[i] * share.log()).sum())
-    torch.testing.assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-5, atol=0)
+        contrastive.append(-(positive.exp() / (positive.exp() + negatives.exp().sum())).log())
+        swapped.append(-(codes[i] * share.log()).sum())
+    expected = {"contrastive": torch.stack(contrastive).mean(), "swapped": torch.stack(swapped).mean()}
+    expected["loss"] = expected["contrastive"] + swap_weight * expected["swapped"]
+    expected["loss"].backward()
+
+    for name, value in expected.items():
+        assert logged[name].item() == pytest.approx(value.item(), rel=1e-6), name
+    assert_same_gradients(method, weights)
 
 
 def test_the_first_step_has_no_negatives() -> None:
@@ -233,7 +249,8 @@ def test_a_thousand_clusters_stay_balanced_and_beat_kmeans(tmp_path: Path) -> No
     views = [FreshNuisance(rotation)] * 2
     config = TrainConfig(epochs=9, warmup_epochs=0, lr_warmup_epochs=1, batch_size=512)
     images = vectors.view(count, 1, 1, 2 * half)
-    trainer = Trainer(method, method.optimizer(lr=2e-3), TensorDataset(images, labels), views, config, tmp_path)
+    optimizer = method.make_optimizer(512, OptimizerSettings("adam", lr=2e-3))
+    trainer = Trainer(method, optimizer, TensorDataset(images, labels), views, config, tmp_path)
     trainer.fit()
     found = {
         "CLC": trainer.cluster(),

@@ -125,6 +125,9 @@ def test_source_distribution_wheel_and_editable_install(checkout: Path, tmp_path
     assert {top for top in tops if not top.endswith(".dist-info")} == {"deepclust_ext"}
     package = {name.removeprefix("deepclust_ext/") for name in names}
     assert {"py.typed", "_C.pyi", "_build.json", f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"} <= package
+    recipes = {f"recipes/{path.name}" for path in (checkout / "deepclust_ext" / "recipes").glob("*.yaml")}
+    assert recipes
+    assert recipes <= package
     install(python, wheel, cwd=tmp_path)
     check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
 

@@ -1,141 +1,30 @@
-"""The trainer: exact resume, unseen labels, atomic checkpoints, schedule, messages."""
+"""The trainer: unseen labels, workers, batches, history, clusters, and a halt at what is not finite."""
 
 import json
-import random
+import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from deepclust_ext.data import RandomAffine
-from deepclust_ext.methods import ClusterHeadMethod, HaDis
-from deepclust_ext.training.trainer import (
-    CHECKPOINT_NAME,
-    HISTORY_NAME,
-    TrainConfig,
-    Trainer,
-    save_atomically,
-    seed_everything,
-    warmup_cosine,
-)
-from tests.methods.methodsamples import METHODS, NUM_CLUSTERS, collapsed, small_hadis
+from deepclust_ext.methods import ClusterHeadMethod, OptimizerSettings
+from deepclust_ext.training import KMeansSettings, Phase, TrainConfig, Trainer
+from deepclust_ext.training import tally as tally_module
+from deepclust_ext.training.trainer import CHECKPOINT_NAME, HISTORY_NAME
+from tests.methods.methodsamples import METHODS, collapsed
+from tests.training.runs import Scans, assert_same_run, config_of, make_trainer, without_seconds
 
-CONFIG = TrainConfig(epochs=4, warmup_epochs=1, lr_warmup_epochs=1, batch_size=16)
-
-
-class Scans(Dataset[Any]):
-    """Fifty noisy images; items are images, or (image, label) when labels are given."""
-
-    def __init__(self, labels: Tensor | None = None) -> None:
-        self.images = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return 50
-
-    def __getitem__(self, index: int) -> Any:
-        image = self.images[index]
-        return image if self.labels is None else (image, self.labels[index])
-
-
-class Interrupt(nn.Module):
-    """An augmentation that stops the run at its n-th batch."""
-
-    def __init__(self, batch: int) -> None:
-        super().__init__()
-        self.left = batch
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return images
-
-
-def make_trainer(
-    out: Path,
-    dataset: Dataset[Any] | None = None,
-    config: TrainConfig = CONFIG,
-    method: str = "hadis",
-    **extra: Any,
-) -> Trainer:
-    seed_everything(5)
-    sample = METHODS[method]
-    model = sample.method()
-    augmentations = extra.get("augmentations", [RandomAffine()] * sample.num_views)
-    return Trainer(model, model.make_optimizer(32), dataset or Scans(), augmentations, config, out)
-
-
-def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in history]
-
-
-def assert_same_run(first: Trainer, second: Trainer) -> None:
-    assert without_seconds(first.history) == without_seconds(second.history)
-    weights = second.method.state_dict()
-    for name, weight in first.method.state_dict().items():
-        assert torch.equal(weight, weights[name]), name
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_four_epochs_equal_two_and_two_more(tmp_path: Path, method: str) -> None:
-    whole = make_trainer(tmp_path / "whole", method=method)
-    whole.fit()
-    # Three batches an epoch: the run stops in the middle of its third epoch.
-    stopping = nn.Sequential(Interrupt(7), RandomAffine())
-    augmentations = [*whole.augmentations[1:], stopping]
-    interrupted = make_trainer(tmp_path / "part", method=method, augmentations=augmentations)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted.fit()
-    assert len(interrupted.history) == 2
-    resumed = make_trainer(tmp_path / "part", method=method)
-    seed_everything(99)  # another process has other generators
-    resumed.fit(resume=True)
-    assert_same_run(whole, resumed)
-    assert torch.equal(whole.cluster(), resumed.cluster())
-    records = [json.loads(line) for line in (tmp_path / "part" / HISTORY_NAME).read_text().splitlines()]
-    assert without_seconds(records) == without_seconds(whole.history)
-
-
-def test_resume_restores_every_generator(tmp_path: Path) -> None:
-    make_trainer(tmp_path).fit()
-    expected = (torch.rand(1), np.random.rand(), random.random())
-    seed_everything(99)
-    make_trainer(tmp_path).fit(resume=True)
-    assert (torch.rand(1), np.random.rand(), random.random()) == expected
-
-
-def test_a_bank_knows_its_images_and_resumes(tmp_path: Path) -> None:
-    def with_bank(out: Path, augmentations: list[nn.Module]) -> Trainer:
-        seed_everything(5)
-        model = small_hadis(bank_size=50)
-        return Trainer(model, model.make_optimizer(32), Scans(), augmentations, CONFIG, out)
-
-    whole = with_bank(tmp_path / "whole", [RandomAffine()] * 2)
-    whole.fit()
-    assert isinstance(whole.method, HaDis)
-    assert whole.method.in_bank.all()  # four epochs of 48 of the 50 images each
-    # An image's entry is more like its own row than like the mean row.
-    rows = whole.embed()
-    own = (whole.method.bank * rows).sum(dim=1)
-    assert float(own.mean()) > float((whole.method.bank @ rows.T).mean())
-    stopped = with_bank(tmp_path / "part", [RandomAffine(), nn.Sequential(Interrupt(7), RandomAffine())])
-    with pytest.raises(KeyboardInterrupt):
-        stopped.fit()
-    resumed = with_bank(tmp_path / "part", [RandomAffine()] * 2)
-    resumed.fit(resume=True)
-    assert_same_run(whole, resumed)
+WARMUP = (Phase("warmup", 2, {"images": "warmup"}),)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_labels_are_never_used(tmp_path: Path, method: str) -> None:
     runs = []
     for name, labels in (("none", None), ("some", torch.arange(50) % 3), ("others", torch.randperm(50))):
-        trainer = make_trainer(tmp_path / name, Scans(labels), method=method)
+        data = {"images": Scans(labels), "unlabelled": Scans(labels, seed=4)}
+        trainer = make_trainer(tmp_path / name, data, method=method)
         trainer.fit()
         runs.append(trainer)
     assert_same_run(runs[0], runs[1])
@@ -143,66 +32,112 @@ def test_labels_are_never_used(tmp_path: Path, method: str) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
-    alone = make_trainer(tmp_path / "alone")
+    config = config_of(phases=(Phase("main", 2, pseudo_labels=1),))
+    alone = make_trainer(tmp_path / "alone", config=config)
     alone.fit()
-    helped = make_trainer(tmp_path / "helped", config=TrainConfig(**{**vars(CONFIG), "num_workers": 1}))
+    helped = make_trainer(tmp_path / "helped", config=TrainConfig(**{**vars(config), "num_workers": 1}))
     helped.fit()
     assert_same_run(alone, helped)
 
 
-def test_checkpoint_holds_only_tensors_and_scalars(tmp_path: Path) -> None:
-    make_trainer(tmp_path).fit()
-    state = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
-    assert len(state["history"]) == 4
-    assert state["settings"] == vars(CONFIG) | {"num_clusters": NUM_CLUSTERS}
-
-
-def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    save_atomically({"epoch": 1}, path)
-
-    def half_written(state: Any, stream: Any) -> None:
-        stream.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match="disk full"):
-        save_atomically({"epoch": 2}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 1}
-    monkeypatch.undo()
-    save_atomically({"epoch": 3}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 3}
-    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT_NAME]
+def test_the_history_is_written_as_it_grows(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.fit()
+    records = [json.loads(line) for line in (tmp_path / HISTORY_NAME).read_text().splitlines()]
+    assert records == trainer.history
+    assert [record["epoch"] for record in records] == list(range(1, 8))
 
 
 def test_last_incomplete_batch_is_left_out(tmp_path: Path) -> None:
     # 50 = 7 x 7 + 1: the single image would stop batch normalisation.
-    config = TrainConfig(epochs=1, warmup_epochs=0, lr_warmup_epochs=0, batch_size=7)
     sizes: list[int] = []
     spy = nn.Identity()
     spy.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
-    make_trainer(tmp_path, config=config, augmentations=(spy, nn.Identity())).fit()
+    config = TrainConfig((Phase("warmup", 1, {"images": "warmup"}),), batch_size=7)
+    make_trainer(tmp_path, config=config, views=(spy, nn.Identity())).fit()
     assert sizes == [7] * 7
 
 
 def test_collapse_warns_once(tmp_path: Path) -> None:
-    config = TrainConfig(epochs=2, warmup_epochs=2, lr_warmup_epochs=0, batch_size=16)
-    trainer = make_trainer(tmp_path, config=config)
-    collapsed(trainer.method)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.0
-    trainer = Trainer(trainer.method, trainer.optimizer, Scans(), trainer.augmentations, config, tmp_path)
+    still = OptimizerSettings("sgd", lr=0.0)
+    model = collapsed(METHODS["hadis"].method())
+    trainer = make_trainer(tmp_path, config=config_of(phases=WARMUP, optimizer=still), model=model)
     with pytest.warns(RuntimeWarning, match="epoch 1: .* collapsed to a point") as caught:
         trainer.fit()
     assert len(caught) == 1
 
 
-def test_schedule() -> None:
-    rates = [warmup_cosine(step, 4, 12) for step in range(13)]
-    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rates[8] == pytest.approx(0.5)
-    assert rates[12] == pytest.approx(0.0)
-    assert warmup_cosine(0, 0, 10) == 1.0
+def poison(trainer: Trainer, steps: int, monkeypatch: pytest.MonkeyPatch, value: float = torch.nan) -> list[Tensor]:
+    """Give a weight a value that is not finite before the step of this number; return the images' places by step."""
+    seen: list[Tensor] = []
+    right = trainer.method.training_step
+
+    def planted(views: Any, labels: Any, index: Tensor, **options: Any) -> Any:
+        if len(seen) == steps:
+            with torch.no_grad():
+                next(trainer.method.parameters()).view(-1)[0] = value
+        seen.append(index)
+        return right(views, labels, index, **options)
+
+    monkeypatch.setattr(trainer.method, "training_step", planted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "epoch", "phase"), [("hadis", 10, 4, "main"), ("sacc", 12, 4, "both"), ("clc", 3, 2, "main")]
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("steps_between_looks", [1, 64])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    step: int,
+    epoch: int,
+    phase: str,
+    value: float,
+    steps_between_looks: int,
+) -> None:
+    monkeypatch.setattr(tally_module, "STEPS_BETWEEN_LOOKS", steps_between_looks)
+    good = make_trainer(tmp_path, method=method)
+    seen = poison(good, step, monkeypatch, value)
+    data = "unlabelled" if method == "sacc" else "images"
+    with pytest.raises(FloatingPointError) as caught:
+        good.fit()
+    message = str(caught.value)
+    where = rf"the loss is not finite at step {step} \(epoch {epoch}, phase '{phase}'\): "
+    assert re.match(rf"{where}loss (nan|inf), .*; images of '{data}': ", message)
+    assert str(seen[step].tolist()) in message
+    # The checkpoint is the last good one: that of the epoch before, finite all over.
+    state = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
+    assert len(state["history"]) == epoch - 1
+    assert all(tensor.isfinite().all() for tensor in state["method"].values())
+
+
+def test_weights_that_break_at_the_last_step_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(tmp_path, method="clc")
+    after_step = trainer.method.after_step
+    calls = []
+
+    def planted(progress: float) -> None:
+        after_step(progress)
+        calls.append(progress)
+        if len(calls) == 6:  # the last of the second epoch, whose loss was fine
+            with torch.no_grad():
+                trainer.method.get_parameter("online.instance_head.0.weight").fill_(torch.nan)
+
+    monkeypatch.setattr(trainer.method, "after_step", planted)
+    with pytest.raises(FloatingPointError, match=r"after step 5 .*not finite is online.instance_head.0.weight$"):
+        trainer.fit()
+    assert len(torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)["history"]) == 1
+
+
+def test_means_are_over_the_steps_that_have_a_term() -> None:
+    tally = tally_module.Tally()
+    for number, terms in enumerate([{"loss": 1.0}, {"loss": 2.0, "cluster": 5.0}, {"loss": 6.0, "cluster": 7.0}]):
+        tensors = {name: torch.tensor(value) for name, value in terms.items()}
+        tally.add(tally_module.Step(number, 1, "p", "images", tensors, torch.arange(2)))
+    assert tally.means() == {"loss": 3.0, "cluster": 6.0}
 
 
 def test_embed_keeps_the_order_of_the_data(tmp_path: Path) -> None:
@@ -210,6 +145,14 @@ def test_embed_keeps_the_order_of_the_data(tmp_path: Path) -> None:
     rows = trainer.embed()
     assert rows.shape == (50, 8)
     torch.testing.assert_close(rows[17:18], trainer.method.embed(Scans()[17].unsqueeze(0)))
+
+
+def test_pseudo_labels_and_clusters_are_of_the_test_view(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, test_view=lambda images: 1 - images)
+    torch.testing.assert_close(trainer.embed(), trainer.method.embed(1 - Scans().images))
+    head = make_trainer(tmp_path, method="sacc", test_view=lambda images: 1 - images)
+    assert isinstance(head.method, ClusterHeadMethod)
+    assert torch.equal(head.cluster(), head.method.assign(1 - Scans().images).argmax(dim=1))
 
 
 def test_a_cluster_head_decides_the_clusters(tmp_path: Path) -> None:
@@ -225,20 +168,29 @@ def test_without_a_cluster_head_kmeans_decides(tmp_path: Path) -> None:
     assert torch.equal(trainer.cluster(), trainer.kmeans())
 
 
-def test_errors_name_the_argument(tmp_path: Path) -> None:
-    too_big = TrainConfig(epochs=60, batch_size=64)
-    with pytest.raises(ValueError, match="batch_size: expected 2 to 50, the size of the data set, got 64"):
-        make_trainer(tmp_path, config=too_big)
-    with pytest.raises(ValueError, match=r"warmup_epochs: expected 0 to epochs \(4\), got 50"):
-        make_trainer(tmp_path, config=TrainConfig(epochs=4, batch_size=16))
-    with pytest.raises(FileNotFoundError, match="resume: expected a checkpoint at .*, got none"):
-        make_trainer(tmp_path).fit(resume=True)
-    make_trainer(tmp_path).fit()
-    with pytest.raises(ValueError, match="epochs: expected 4 as in .*, got 5"):
-        make_trainer(tmp_path, config=TrainConfig(**{**vars(CONFIG), "epochs": 5})).fit(resume=True)
+def test_kmeans_has_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+
+    class Spy:
+        def __init__(self, num_clusters: int, **options: Any) -> None:
+            made.append(options)
+
+        def fit_predict(self, rows: Tensor) -> Tensor:
+            return torch.arange(len(rows)) % 4
+
+    monkeypatch.setattr("deepclust_ext.training.trainer.KMeans", Spy)
+    settings = KMeansSettings(n_init=2, final_n_init=5, max_iter=7, tol=0.5)
+    phases = (Phase("main", 1, pseudo_labels=1),)
+    trainer = make_trainer(tmp_path, config=config_of(phases=phases, kmeans=settings, seed=3))
+    trainer.fit()
+    trainer.cluster()
+    same = {"metric": "cosine", "max_iter": 7, "tol": 0.5}
+    assert made == [same | {"n_init": 2, "random_state": 3000}, same | {"n_init": 5, "random_state": 3}]
+
+
+def test_more_clusters_than_images_are_named(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.method.num_clusters = 51
-    with pytest.raises(ValueError, match="num_clusters: expected 4 as in .*, got 51"):
-        trainer.fit(resume=True)
     with pytest.raises(ValueError, match="n_clusters: expected at most 50, the number of rows, got 51"):
         trainer.cluster()
+    assert without_seconds(trainer.history) == []

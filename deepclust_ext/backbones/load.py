@@ -1,0 +1,72 @@
+"""A backbone by its name, or by that of a function of the user's."""
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepclust_ext.backbones.digits import digits_network
+from deepclust_ext.backbones.resnet import RESNETS, resnet
+
+BACKBONES = ("digits", *RESNETS)
+
+
+def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | None = None) -> tuple[nn.Module, int]:
+    """Return a network from (B, ``channels``, ``image_size``, ``image_size``) to (B, D), and D.
+
+    Args:
+        name: One of ``BACKBONES``, or "module:function" of a function without arguments that returns an nn.Module.
+        image_size: Side of the images in pixels.
+        channels: Of the images.
+        stem: Of a ResNet, see :func:`deepclust_ext.backbones.resnet.resnet`; None for all others.
+
+    Raises:
+        ImportError: If a ResNet needs torchvision and there is none, or there is no such module.
+        TypeError: If the function returns no nn.Module, or the network no tensor.
+        ValueError: If the name is unknown, a stem is given to a network that has none, or the network does not map such
+            images to rows.
+    """
+    if name in RESNETS:
+        network = resnet(name, image_size, channels=channels, stem=stem)
+    elif stem is not None:
+        raise ValueError(f"backbone.stem: expected none for {name!r}, which is no ResNet, got {stem!r}")
+    elif name == "digits":
+        network = digits_network(channels)
+    elif ":" in name:
+        network = _own(name)
+    else:
+        raise ValueError(f"backbone.name: expected one of {', '.join(BACKBONES)}, or 'module:function', got {name!r}")
+    return network, _feature_dim(network, name, (2, channels, image_size, image_size))
+
+
+def _own(name: str) -> nn.Module:
+    module, _, function = name.partition(":")
+    make = getattr(importlib.import_module(module), function, None)
+    if not callable(make):
+        raise ValueError(f"backbone.name: expected a function {function} in {module}, got {make!r}")
+    network = make()
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"backbone.name: expected {name} to return an nn.Module, got {type(network).__name__}")
+    return network
+
+
+@torch.no_grad()
+def _feature_dim(network: nn.Module, name: str, shape: tuple[int, ...]) -> int:
+    """Return the width of the network's rows, from a forward pass on zeros that changes no statistics."""
+    was_training = network.training
+    network.eval()
+    try:
+        features: Any = network(torch.zeros(shape))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"backbone {name}: expected it to take images of shape {shape}, got: {error}") from error
+    finally:
+        network.train(was_training)
+    if not isinstance(features, torch.Tensor):
+        raise TypeError(f"backbone {name}: expected a tensor of features, got {type(features).__name__}")
+    if features.dim() != 2 or len(features) != shape[0]:
+        raise ValueError(
+            f"backbone {name}: expected features of shape ({shape[0]}, D) for images of shape {shape}, "
+            f"got {tuple(features.shape)}"
+        )
+    return features.shape[1]

@@ -1,0 +1,94 @@
+"""The phases of a run: how long, on which data, by which terms, with which pseudo-labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from deepclust_ext.methods.base import ClusteringMethod
+
+#: The data set that is clustered: pseudo-labels and final clusters are of its images.
+MAIN = "images"
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run.
+
+    Attributes:
+        name: For messages and checkpoints.
+        epochs: How many; 0 leaves the phase out.
+        passes: What an epoch goes through, in this order: the name of a data set, and the method's terms on it, None
+            for its first. The name of the data set that is clustered is "images".
+        pseudo_labels: When k-means labels the images anew: "never", "once" (before the first epoch of the phase), or
+            before every so many epochs, the first included.
+        resample: Whether an epoch draws as many images as it has otherwise with replacement, each with the weight
+            1 / (size of its cluster), so that all clusters are seen equally often.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    name: str
+    epochs: int
+    passes: Mapping[str, str | None] = field(default_factory=lambda: {MAIN: None})
+    pseudo_labels: str | int = "never"
+    resample: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"phase {self.name}, epochs: expected at least 0, got {self.epochs}")
+        if not self.passes:
+            raise ValueError(f"phase {self.name}, passes: expected at least one data set, got none")
+        labels = self.pseudo_labels
+        every = isinstance(labels, int) and not isinstance(labels, bool) and labels >= 1
+        if not every and labels not in ("never", "once"):
+            raise ValueError(
+                f"phase {self.name}, pseudo_labels: expected 'never', 'once' or a number of epochs, got {labels!r}"
+            )
+        if self.resample and labels == "never":
+            raise ValueError(
+                f"phase {self.name}, resample: expected pseudo-labels to draw by, got pseudo_labels 'never'"
+            )
+
+    def labels_before(self, epoch: int) -> bool:
+        """Return whether to make pseudo-labels before an epoch of the phase, counted from 0."""
+        if isinstance(self.pseudo_labels, int):
+            return epoch % self.pseudo_labels == 0
+        return self.pseudo_labels == "once" and epoch == 0
+
+    def check(self, method: ClusteringMethod, sizes: Mapping[str, int], batch_size: int) -> None:
+        """Require that a method and data sets of these sizes can go through the phase; ValueError otherwise."""
+        where = f"phase {self.name}, passes"
+        for data, terms in self.passes.items():
+            if data not in sizes:
+                raise ValueError(f"{where}: expected data sets among {', '.join(sizes)}, got {data!r}")
+            if terms is not None and terms not in method.terms:
+                raise ValueError(f"{where}: expected terms among {', '.join(method.terms)} of {data}, got {terms!r}")
+            labelled = (terms or method.terms[0]) in method.labelled_terms
+            if labelled and data != MAIN:
+                raise ValueError(f"{where}: expected terms without pseudo-labels, which only {MAIN!r} has, of {data}")
+            if labelled and self.pseudo_labels == "never":
+                raise ValueError(
+                    f"phase {self.name}, pseudo_labels: expected 'once' or a number of epochs for terms "
+                    f"{terms or method.terms[0]!r}, got 'never'"
+                )
+            if not 2 <= batch_size <= sizes[data]:
+                raise ValueError(
+                    f"batch_size: expected 2 to {sizes[data]}, the size of the data set {data}, got {batch_size}"
+                )
+
+
+def locate(phases: Sequence[Phase], epoch: int) -> tuple[int, int]:
+    """Return the phase, and the epoch within it, of an epoch of the run; all counted from 0."""
+    for index, phase in enumerate(phases):
+        if epoch < phase.epochs:
+            return index, epoch
+        epoch -= phase.epochs
+    raise IndexError(f"epoch: expected one of the phases', got {epoch} beyond")
+
+
+def scaled(phases: Sequence[Phase], epochs: int) -> tuple[Phase, ...]:
+    """Return the phases of a run of so many epochs, which they share as before; the last has what rounding leaves."""
+    total = sum(phase.epochs for phase in phases)
+    ends = [epochs * sum(phase.epochs for phase in phases[: i + 1]) // total for i in range(len(phases))]
+    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    return tuple(replace(phase, epochs=length) for phase, length in zip(phases, lengths, strict=True))

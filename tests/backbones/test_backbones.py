@@ -1,0 +1,105 @@
+"""Backbones: shapes, stems, channels, and the user's own."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from deepclust_ext.backbones import BACKBONES, load_backbone
+from deepclust_ext.backbones.resnet import RESNETS, default_stem
+
+
+def tiny() -> nn.Module:
+    """A user's network."""
+    return nn.Sequential(nn.Conv2d(3, 5, 3, stride=4), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def no_module() -> int:
+    return 3
+
+
+def keeps_the_plane() -> nn.Module:
+    return nn.Conv2d(3, 5, 3)
+
+
+@pytest.fixture
+def torchvision() -> None:
+    pytest.importorskip("torchvision", reason="torchvision is not installed", exc_type=ImportError)
+
+
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_resnets_have_their_stems(torchvision: None, name: str, width: int, stem: str) -> None:
+    network, feature_dim = load_backbone(name, 32, stem=stem)
+    assert feature_dim == width
+    planes: list[tuple[int, ...]] = []
+    assert isinstance(network.layer1, nn.Module)
+    network.layer1.register_forward_hook(lambda module, inputs, output: planes.append(tuple(inputs[0].shape[2:])))
+    rows = network(torch.rand(2, 3, 32, 32))
+    assert rows.shape == (2, width)
+    # After the stem: the whole plane, or a quarter of each side.
+    assert planes == [(32, 32) if stem == "cifar" else (8, 8)]
+    assert network.training
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_one_channel(torchvision: None, stem: str) -> None:
+    network, _ = load_backbone("resnet18", 28, channels=1, stem=stem)
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 512)
+
+
+@pytest.mark.parametrize(
+    ("size", "stem"), [(28, "cifar"), (32, "cifar"), (96, "cifar"), (97, "imagenet"), (224, "imagenet")]
+)
+def test_the_stem_goes_by_the_size_and_is_printed(
+    torchvision: None, size: int, stem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert default_stem(size) == stem
+    network, _ = load_backbone("resnet18", size)
+    assert isinstance(network.conv1, nn.Conv2d)
+    assert network.conv1.kernel_size == ((3, 3) if stem == "cifar" else (7, 7))
+    assert capsys.readouterr().err == f"backbone: resnet18 with the {stem} stem, for images of {size} pixels\n"
+
+
+def test_the_digits_network() -> None:
+    network, feature_dim = load_backbone("digits", 8, channels=1)
+    assert feature_dim == 2048
+    # The pass that finds the width leaves the batch statistics alone.
+    means = [buffer for name, buffer in network.named_buffers() if name.endswith("running_mean")]
+    assert len(means) == 3
+    assert not any(mean.any() for mean in means)
+    assert network(torch.rand(3, 1, 8, 8)).shape == (3, 2048)
+    assert set(BACKBONES) == {"digits", *RESNETS}
+
+
+def test_a_function_of_the_user_s() -> None:
+    network, feature_dim = load_backbone(f"{__name__}:tiny", 32)
+    assert feature_dim == 5
+    assert isinstance(network, nn.Sequential)
+    assert network.training
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("resnet19", {}, ValueError, "backbone.name: expected one of digits, .*, or 'module:function', got 'resnet19'"),
+        ("resnet18", {"stem": "small"}, ValueError, "backbone.stem: expected one of cifar, imagenet, got 'small'"),
+        ("digits", {"stem": "cifar"}, ValueError, "backbone.stem: expected none for 'digits'"),
+        ("no.such:network", {}, ImportError, "No module named 'no'"),
+        (f"{__name__}:missing", {}, ValueError, "backbone.name: expected a function missing in .*, got None"),
+        (f"{__name__}:no_module", {}, TypeError, "to return an nn.Module, got int"),
+        (f"{__name__}:keeps_the_plane", {}, ValueError, r"features of shape \(2, D\) .* got \(2, 5, 30, 30\)"),
+        (f"{__name__}:tiny", {"channels": 1}, ValueError, r"to take images of shape \(2, 1, 32, 32\), got: "),
+    ],
+)
+def test_errors_name_the_argument(name: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        load_backbone(name, 32, **options)
+
+
+def test_without_torchvision_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ImportError, match=r"torchvision cannot be imported .*; pip install 'deepclust_ext\[vision\]'"):
+        load_backbone("resnet18", 32, stem="cifar")

@@ -1,0 +1,62 @@
+"""The networks of methodsamples.py in plain torch, from weights by name, for a second computation of a step."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+Weights = dict[str, Tensor]
+
+
+def copied_weights(method: nn.Module) -> Weights:
+    """Return a leaf tensor for every parameter of a method, by its name."""
+    return {
+        name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+        for name, parameter in method.named_parameters()
+    }
+
+
+def batch_norm(rows: Tensor, weights: Weights, at: str) -> Tensor:
+    """Return rows (N, D), less their mean, over their biased deviation, scaled and shifted."""
+    centered = rows - rows.mean(dim=0)
+    deviation = (centered.square().mean(dim=0) + 1e-5).sqrt()
+    return centered / deviation * weights[f"{at}.weight"] + weights[f"{at}.bias"]
+
+
+def linear(rows: Tensor, weights: Weights, at: str) -> Tensor:
+    """Return the rows of a linear layer, whose bias may be missing."""
+    return rows @ weights[f"{at}.weight"].T + weights.get(f"{at}.bias", torch.zeros((), dtype=rows.dtype))
+
+
+def backbone(images: Tensor, weights: Weights, at: str) -> Tensor:
+    """Return what the small backbone makes of images: convolution, batch normalisation, ReLU, one row per image."""
+    maps = conv2d(images, weights[f"{at}.0.weight"], weights[f"{at}.0.bias"], stride=2)  # (B, 4, 3, 3)
+    pixels = batch_norm(maps.permute(0, 2, 3, 1).reshape(-1, 4), weights, f"{at}.1")
+    return pixels.clamp(min=0).reshape(-1, 3, 3, 4).permute(0, 3, 1, 2).reshape(len(images), 36)
+
+
+def head(rows: Tensor, weights: Weights, at: str) -> Tensor:
+    """Return linear, batch normalisation, ReLU, linear."""
+    hidden = batch_norm(linear(rows, weights, f"{at}.0"), weights, f"{at}.1")
+    return linear(hidden.clamp(min=0), weights, f"{at}.3")
+
+
+def head_without_norm(rows: Tensor, weights: Weights, at: str) -> Tensor:
+    """Return linear, ReLU, linear."""
+    return linear(linear(rows, weights, f"{at}.0").clamp(min=0), weights, f"{at}.2")
+
+
+def unit(row: Tensor) -> Tensor:
+    """Return a vector over its length."""
+    return row / row.square().sum().sqrt()
+
+
+def assert_same_gradients(method: nn.Module, weights: Weights) -> None:
+    """Require the gradient of every parameter to be the copy's: to 1e-5 of its norm, and none where that has none."""
+    total = sum(float(copy.grad.square().sum()) for copy in weights.values() if copy.grad is not None) ** 0.5
+    for name, parameter in method.named_parameters():
+        expected = weights[name].grad
+        expected = torch.zeros_like(parameter) if expected is None else expected
+        got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        error = float((got - expected).norm())
+        # A bias in front of a batch normalisation has no gradient but rounding.
+        assert error <= 1e-5 * float(expected.norm()) + 1e-13 * total, f"{name}: gradient is off by {error:.3g}"

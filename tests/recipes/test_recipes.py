@@ -1,0 +1,221 @@
+"""Every recipe builds and makes steps; what a file may hold, and what it says of a mistake."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deepclust_ext import methods, recipes
+from deepclust_ext.recipes.build import make_trainer
+from deepclust_ext.recipes.files import FOLDER, method_class
+from deepclust_ext.training.phases import MAIN
+
+DIGITS = (FOLDER / "hadis-digits.yaml").read_text()
+
+
+class Pictures(Dataset[Any]):
+    """A few random images of a recipe's shape, with classes that nobody may see."""
+
+    def __init__(self, recipe: recipes.Recipe, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.rand(count, recipe.data.channels, recipe.data.size, recipe.data.size, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        return self.images[index], "secret"
+
+
+def resized(recipe: recipes.Recipe, size: int) -> recipes.Recipe:
+    """Return a recipe of images of another size, in data and views."""
+    views = tuple(view | {"size": size} if "size" in view else view for view in recipe.views)
+    test_view = recipe.test_view and recipe.test_view | {"size": size}
+    return replace(recipe, views=views, test_view=test_view, data=replace(recipe.data, size=size))
+
+
+def assert_steps(recipe: recipes.Recipe, out: Path) -> None:
+    """Require two steps at least, on two images each, that move weights and log finite numbers."""
+    pytest.importorskip("torchvision", exc_type=ImportError)
+    phases = tuple(replace(phase, epochs=1) for phase in recipe.phases)
+    steps = 1 if len(phases) > 1 else 2
+    recipe = replace(recipe, phases=phases, batch_size=2, data=replace(recipe.data, num_clusters=2))
+    data: dict[str, Dataset[Any]] = {source: Pictures(recipe, 2 * steps) for phase in phases for source in phase.passes}
+    trainer = make_trainer(recipe, data, out)
+    before = {name: weight.clone() for name, weight in trainer.method.named_parameters()}
+    history = trainer.fit()
+    assert len(history) == len(phases)
+    assert all(torch.tensor(list(record.values())).isfinite().all() for record in history)
+    assert any(not torch.equal(before[name], weight) for name, weight in trainer.method.named_parameters())
+    assert trainer.settings()["recipe.name"] == recipe.name
+    assert trainer.embed().shape[0] == 2 * steps
+
+
+@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # of batches as small as these
+def test_every_recipe_makes_two_steps(name: str, tmp_path: Path) -> None:
+    recipe = recipes.load(name)
+    assert_steps(recipe if recipe.data.size <= 32 else resized(recipe, 32), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in recipes.names() if recipes.load(name).data.size > 32])
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_every_recipe_makes_two_steps_at_its_size(name: str, tmp_path: Path) -> None:
+    assert_steps(recipes.load(name), tmp_path)
+
+
+def test_there_is_a_recipe_for_each_method_and_each_cell_of_the_tables() -> None:
+    hadis = {"cifar10", "cifar20", "stl10", "imagenet10", "imagenet-dogs", "digits"}
+    expected = {f"hadis-{name}" for name in hadis} | {f"sacc-{name}" for name in hadis | {"tiny-imagenet"}}
+    assert expected | {"clc-digits"} <= set(recipes.names())
+    classes = [name for name in methods.__all__ if not name.endswith("Method") and name != "OptimizerSettings"]
+    assert {recipes.load(f"{name.lower()}-digits").method for name in classes} == set(classes)
+
+
+@pytest.mark.parametrize("name", [name for name in methods.__all__ if hasattr(getattr(methods, name), "axes")])
+def test_every_method_has_a_page(name: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / f"{name.lower()}.md"
+    assert page.is_file(), f"missing: {page}"
+    assert f"methods/{name.lower()}.py" in page.read_text()
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_is_complete_and_of_its_name(name: str) -> None:
+    recipe = recipes.load(name)
+    assert name == f"{recipe.method.lower()}-{recipe.data.dataset}" == recipe.name
+    assert len(recipe.views) == method_class(recipe.method).num_views
+    raw = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    # Nothing that decides the run is left to a default of the code.
+    assert {"model", "optimizer", "learning_rate", "batch_size", "phases", "published"} <= set(raw)
+    assert recipe.epochs > 0
+
+
+def test_published_figures_and_settings_of_the_papers() -> None:
+    cifar20 = recipes.load("hadis-cifar20")
+    assert asdict(cifar20.published) == {"nmi": 56.8, "acc": 56.3, "ari": 41.1, "source": "arXiv 2401.14038"}
+    assert (cifar20.model["prototype_weight"], cifar20.model["momentum_rises"]) == (0.05, True)
+    assert [phase.resample for phase in cifar20.phases] == [False, True]
+    assert cifar20.data.num_clusters == 20
+    ends = {name: recipes.load(name).learning_rate.factor(1000.0, 1000) for name in ("hadis-stl10", "sacc-stl10")}
+    assert ends == pytest.approx({"hadis-stl10": 0.006155829702431115, "sacc-stl10": 1.0})
+    stl10 = recipes.load("sacc-stl10")
+    assert list(stl10.phases[0].passes.items()) == [("unlabelled", "instance"), (MAIN, "all")]
+    assert recipes.load("sacc-cifar20").model["cluster_weight"] == 0.5
+
+
+def load_text(text: str, tmp_path: Path, overrides: Mapping[str, Any] | None = None) -> recipes.Recipe:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return recipes.load(path, overrides)
+
+
+def test_a_file_of_the_user_s_is_a_recipe(tmp_path: Path) -> None:
+    assert load_text(DIGITS, tmp_path) == replace(recipes.load("hadis-digits"), name="mine")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "batch_size: 64",
+            "batch_sise: 64",
+            "mine.yaml: expected one of .*, got 'batch_sise'; did you mean 'batch_size'?",
+        ),
+        ("hidden_dim: 256", "hiden_dim: 256", "mine.yaml.model: .* got 'hiden_dim'; did you mean 'hidden_dim'?"),
+        ("n_init: 3", "n_inits: 3", "mine.yaml.kmeans: .* got 'n_inits'; did you mean 'n_init'?"),
+        ("method: HaDis", "method: hadis", "mine.yaml.method: .* got 'hadis'; did you mean 'HaDis'?"),
+        ("epochs: 10", "epoch: 10", "mine.yaml.phases.0: .* got 'epoch'; did you mean 'epochs'?"),
+        ("  images: 1797\n", "", "mine.yaml.data: expected the key 'images', got none"),
+        ("batch_size: 64", "batch_size: many", "mine.yaml.batch_size: expected an integer, got 'many'$"),
+        ("batch_size: 64", "batch_size: 64.5", "mine.yaml.batch_size: expected an integer, got 64.5"),
+        (
+            "batch_size: 64",
+            "batch_size: yes",
+            "expected an integer, got True; YAML reads on, off, yes and no .* as true",
+        ),
+        ("lr: 0.05", "lr: 5e-2", "mine.yaml.optimizer.lr: expected a number, got '5e-2'; .* as text, so write 0.05$"),
+        ("tol: 1.0e-4", "tol: 1e-9", "mine.yaml.kmeans.tol: .* got '1e-9'; .*, so write 1.0e-09$"),
+        ("dataset: digits", "dataset: off", "mine.yaml.data.dataset: expected text, got False; YAML reads on, off"),
+        ("momentum: 0.99 ", "momentum: [0.99] ", r"mine.yaml.model.momentum: expected a number, got \[0.99\]"),
+        (
+            "images: 1797",
+            "images: 1797\n  images: 1798",
+            "mine.yaml: expected YAML, got: the key 'images' is given twice",
+        ),
+        (
+            "warmup_cosine",
+            "cosine",
+            "mine.yaml.learning_rate: learning_rate.name: expected one of constant, warmup_cosine",
+        ),
+        (
+            "pseudo_labels: 1",
+            "pseudo_labels: 1.5",
+            "mine.yaml.phases.1.pseudo_labels: expected text or an integer, got 1.5",
+        ),
+        ("method: HaDis", "method: {HaDis", "mine.yaml: expected YAML, got: "),
+        ("optimizer: {name: sgd", "optimizer: {name: [sgd]", "mine.yaml.optimizer.name: expected text"),
+        ("backbone: {name: digits}", "backbone: digits", "mine.yaml.backbone: expected keys and values, got 'digits'"),
+    ],
+)
+def test_a_mistake_is_named_with_file_and_key(old: str, new: str, message: str, tmp_path: Path) -> None:
+    assert old in DIGITS
+    with pytest.raises(ValueError, match=message):
+        load_text(DIGITS.replace(old, new, 1), tmp_path)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="could not determine a constructor"):
+        load_text(DIGITS.replace("batch_size: 64", "batch_size: !!python/object/apply:os.getpid []"), tmp_path)
+
+
+def test_what_is_no_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="recipe: expected one of .*, got 'hadis-cifar1'; did you mean 'hadis-cifar10'?"
+    ):
+        recipes.load("hadis-cifar1")
+    with pytest.raises(FileNotFoundError):
+        recipes.load(tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="expected keys and values, got None"):
+        load_text("", tmp_path)
+
+
+def test_overrides_are_checked_like_the_file() -> None:
+    recipe = recipes.load("hadis-digits", {"model.hsd_weight": 0, "batch_size": 32, "optimizer.lr": 0.1})
+    assert (recipe.model["hsd_weight"], recipe.batch_size) == (0.0, 32)
+    assert recipe.optimizer == replace(recipes.load("hadis-digits").optimizer, lr=0.1)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="got 'hsd_wight'; did you mean 'hsd_weight'?"):
+        recipes.load("hadis-digits", {"model.hsd_wight": 0})
+    with pytest.raises(ValueError, match="batch_size: expected an integer, got '32'; .* write 32"):
+        recipes.load("hadis-digits", {"batch_size": "32"})
+    with pytest.raises(
+        ValueError, match=r"expected a section before the last part of 'batch_size.x', got the value 64"
+    ):
+        recipes.load("hadis-digits", {"batch_size.x": 1})
+
+
+def test_other_epochs_keep_the_shares_of_the_phases() -> None:
+    recipe = recipes.load("hadis-digits")
+    assert [phase.epochs for phase in recipe.with_epochs(16).phases] == [2, 14]
+    assert recipe.with_epochs(80) == recipe
+
+
+def test_the_same_seed_gives_the_same_method(tmp_path: Path) -> None:
+    recipe = recipes.load("sacc-digits")
+    first, second, other = (make_trainer(recipe, Pictures(recipe, 128), tmp_path, seed=seed) for seed in (1, 1, 2))
+    weights = [torch.cat([p.flatten() for p in trainer.method.parameters()]) for trainer in (first, second, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert first.config.seed == 1
+
+
+def test_recipes_are_packaged() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert re.search(r'^deepclust_ext = \[.*"recipes/\*\.yaml".*\]$', text, re.MULTILINE)

@@ -1,0 +1,290 @@
+"""Checkpoints: resume to the bit from anywhere, whole files, and an error for whatever would make it another run."""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deepclust_ext.data import RandomAffine
+from deepclust_ext.methods import HaDis, OptimizerSettings
+from deepclust_ext.training import KMeansSettings, LearningRate, Phase, Trainer, seed_everything
+from deepclust_ext.training import checkpoint as checkpoint_module
+from deepclust_ext.training.checkpoint import load_checkpoint, not_finite, save_atomically
+from deepclust_ext.training.phases import locate
+from deepclust_ext.training.trainer import CHECKPOINT_NAME
+from tests.methods.methodsamples import METHODS, small_clc, small_hadis
+from tests.training.runs import PHASES, Scans, assert_same_run, config_of, make_trainer, phases_of
+
+#: Method, and after which epoch and step of it the run stops; every phase, both ends of one, both data sets of one.
+STOPS = [
+    ("hadis", 1, 1),  # within the warm-up
+    ("hadis", 2, 0),  # before the first step of the next phase
+    ("hadis", 3, 2),  # where pseudo-labels are those of the epoch before
+    ("hadis", 5, 0),
+    ("hadis", 6, 2),  # within the last phase, whose pseudo-labels are of its beginning
+    ("sacc", 1, 2),
+    ("sacc", 2, 0),
+    ("sacc", 3, 1),  # within the first of two data sets
+    ("sacc", 4, 4),  # within the second
+    *((name, 2, 1) for name in METHODS if name not in PHASES),
+]
+
+
+class Stop(nn.Module):
+    """The view of a batch, but for one that stops the run."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+        self.view = RandomAffine()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.view(images)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return repr(self.view)  # the run's settings are the same
+
+
+def stop(out: Path, epoch: int, step: int, method: str, **options: Any) -> Trainer:
+    """Return the trainer of a run that an interruption ended after so many whole epochs and steps of the next."""
+    trainer = make_trainer(out, method=method, **options)
+    lengths = [trainer.steps_per_epoch(phase) for phase in trainer.config.phases for _ in range(phase.epochs)]
+    trainer.views = [*trainer.views[1:], Stop(sum(lengths[:epoch]) + step)]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert len(trainer.history) == epoch
+    return trainer
+
+
+@pytest.mark.parametrize(("method", "epoch", "step"), STOPS)
+def test_a_resumed_run_is_the_whole_run(tmp_path: Path, method: str, epoch: int, step: int) -> None:
+    whole = make_trainer(tmp_path / "whole", method=method)
+    whole.fit()
+    stop(tmp_path / "part", epoch, step, method)
+    resumed = make_trainer(tmp_path / "part", method=method)
+    seed_everything(99)  # another process has other generators
+    resumed.fit(resume=True)
+    assert_same_run(whole, resumed)
+    assert torch.equal(whole.cluster(), resumed.cluster())
+
+
+def test_every_phase_is_stopped_somewhere() -> None:
+    stopped = {(method, locate(phases_of(method), epoch)[0]) for method, epoch, _ in STOPS}
+    assert stopped == {(method, index) for method in METHODS for index in range(len(phases_of(method)))}
+
+
+def test_resume_restores_every_generator(tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit()
+    expected = (torch.rand(1), np.random.rand(), random.random())
+    seed_everything(99)
+    make_trainer(tmp_path).fit(resume=True)
+    assert (torch.rand(1), np.random.rand(), random.random()) == expected
+
+
+def test_a_bank_knows_its_images_and_resumes(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole", model=small_hadis(bank_size=50))
+    whole.fit()
+    assert isinstance(whole.method, HaDis)
+    assert whole.method.in_bank.all()  # seven epochs of up to 48 of the 50 images each
+    # An image's entry is more like its own row than like the mean row.
+    rows = whole.embed()
+    own = (whole.method.bank * rows).sum(dim=1)
+    assert float(own.mean()) > float((whole.method.bank @ rows.T).mean())
+    stop(tmp_path / "part", 3, 1, "hadis", model=small_hadis(bank_size=50))
+    resumed = make_trainer(tmp_path / "part", model=small_hadis(bank_size=50))
+    resumed.fit(resume=True)
+    assert_same_run(whole, resumed)
+
+
+def test_it_holds_what_decides_the_run_in_plain_types(tmp_path: Path) -> None:
+    recipe = {"method": "HaDis", "published": {"acc": 93.0}}
+    trainer = make_trainer(tmp_path, recipe=recipe)
+    trainer.fit()
+    state = torch.load(tmp_path / CHECKPOINT_NAME, weights_only=True)
+    assert len(state["history"]) == 7
+    assert state["phase"] == {"name": "last", "index": 2, "epochs": 2}
+    assert state["settings"] == trainer.settings()
+    assert set(state["versions"]) == {"deepclust_ext", "torch", "numpy"}
+    some = {
+        "method": "HaDis",
+        "method.momentum": 0.996,
+        "phases.1.pseudo_labels": 2,
+        "phases.0.passes.0": "images: warmup",
+        "optimizer.lr": 0.05,
+        "learning_rate.warmup": 1.0,
+        "kmeans.n_init": 10,
+        "data.images.count": 50,
+        "data.images.shape": "(1, 8, 8)",
+        "recipe.published.acc": 93.0,
+    }
+    assert some.items() <= state["settings"].items()
+    assert all(isinstance(value, str | int | float | bool | None) for value in state["settings"].values())
+
+
+class Named(Scans):
+    names = ("a.png",) * 50
+
+
+def phases(**changes: Any) -> tuple[Phase, ...]:
+    return tuple(replace(phase, **changes) if phase.name == "main" else phase for phase in PHASES["hadis"])
+
+
+#: A change of the run, and the setting with both values that the message must have.
+CHANGES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "method": (
+        lambda: {"model": small_clc(), "config": config_of("clc")},
+        "method: expected 'HaDis' as in .* got 'CLC'",
+    ),
+    "argument": (lambda: {"model": small_hadis(momentum=0.5)}, "method.momentum: expected 0.996 as in .*, got 0.5"),
+    "epochs": (lambda: {"config": config_of(phases=phases(epochs=4))}, "epochs: expected 7 as in .*, got 8"),
+    "labels": (
+        lambda: {"config": config_of(phases=phases(pseudo_labels=1))},
+        "phases.1.pseudo_labels: expected 2 as in .*, got 1",
+    ),
+    "resample": (
+        lambda: {"config": config_of(phases=phases(resample=False))},
+        "phases.1.resample: expected True as in .*, got False",
+    ),
+    "terms": (
+        lambda: {"config": config_of(phases=phases(passes={"images": "warmup"}))},
+        "phases.1.passes.0: expected 'images: all' as in .*, got 'images: warmup'",
+    ),
+    "phase's name": (
+        lambda: {"config": config_of(phases=phases(name="x"))},
+        "phases.1.name: expected 'main' .*, got 'x'",
+    ),
+    "batch size": (lambda: {"config": config_of(batch_size=8)}, "batch_size: expected 16 as in .*, got 8"),
+    "schedule": (
+        lambda: {"config": config_of(learning_rate=LearningRate("warmup_cosine", 1.0, horizon=9.0))},
+        "learning_rate.horizon: expected None as in .*, got 9.0",
+    ),
+    "optimizer": (
+        lambda: {"config": config_of(optimizer=replace(HaDis.default_optimizer, lr=0.1))},
+        "optimizer.lr: expected 0.05 as in .*, got 0.1",
+    ),
+    "optimizer's name": (
+        lambda: {"config": config_of(optimizer=OptimizerSettings("adam"))},
+        "optimizer.name: expected 'sgd' as in .*, got 'adam'",
+    ),
+    "k-means": (
+        lambda: {"config": config_of(kmeans=KMeansSettings(n_init=3))},
+        "kmeans.n_init: expected 10 as in .*, got 3",
+    ),
+    "seed": (lambda: {"config": config_of(seed=1)}, "seed: expected 0 as in .*, got 1"),
+    "view": (
+        lambda: {"views": [RandomAffine(), RandomAffine(degrees=5)]},
+        r"views.1: expected 'RandomAffine\(degrees=15.*got 'RandomAffine\(degrees=5",
+    ),
+    "test view": (lambda: {"test_view": nn.Identity()}, r"test_view: expected None as in .*, got 'Identity\(\)'"),
+    "count": (lambda: {"data": Scans(count=51)}, "data.images.count: expected 50 as in .*, got 51"),
+    "names": (lambda: {"data": Named()}, "data.images.names: expected 'nothing' as in .*, got '[0-9a-f]{64}'"),
+    "data sets": (
+        lambda: {"data": {"images": Scans(), "more": Scans()}},
+        "data.more.count: expected 'nothing' as in .*, got 50",
+    ),
+    "recipe": (
+        lambda: {"recipe": {"name": "hadis-digits"}},
+        "recipe.name: expected 'nothing' as in .*, got 'hadis-digits'",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    stop(folder, 1, 0, "hadis")
+    return folder
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_run_is_refused_with_the_setting_and_both_values(stored: Path, change: str) -> None:
+    options, message = CHANGES[change]
+    before = (stored / CHECKPOINT_NAME).read_bytes()
+    with pytest.raises(ValueError, match=message):
+        make_trainer(stored, **options()).fit(resume=True)
+    assert (stored / CHECKPOINT_NAME).read_bytes() == before
+
+
+def test_every_setting_is_compared(stored: Path) -> None:
+    trainer = make_trainer(stored)
+    for name, value in trainer.settings().items():
+        with pytest.raises(ValueError, match=f"^{re.escape(name)}: expected .* as in .*, got 'changed'$"):
+            checkpoint_module.check_settings(trainer.settings(), trainer.settings() | {name: "changed"}, stored)
+        assert value != "changed"
+
+
+def test_other_versions_are_refused_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop(tmp_path, 2, 0, "clc")
+    monkeypatch.setattr(checkpoint_module, "__version__", "9.9")
+    message = (
+        r"versions.deepclust_ext: expected '.*' as in .*, got '9.9'\nfit\(resume=True, other_versions=True\) goes on"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, method="clc").fit(resume=True)
+    assert len(make_trainer(tmp_path, method="clc").fit(resume=True, other_versions=True)) == 3
+
+
+def test_a_number_of_workers_is_no_other_run(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole")
+    whole.fit()
+    stop(tmp_path / "part", 6, 0, "hadis")
+    resumed = make_trainer(tmp_path / "part", config=config_of(num_workers=1))
+    resumed.fit(resume=True)
+    assert_same_run(whole, resumed)
+
+
+@pytest.mark.parametrize("content", [b"", b"half", "tensor", "other"])
+def test_a_foreign_or_broken_file_is_named(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / CHECKPOINT_NAME
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(torch.zeros(2) if content == "tensor" else {"format": "else"}, path)
+    with pytest.raises(ValueError, match=f"resume: expected a .* at {re.escape(str(path))}, got"):
+        make_trainer(tmp_path).fit(resume=True)
+
+
+def test_no_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="resume: expected a checkpoint at .*, got none"):
+        make_trainer(tmp_path).fit(resume=True)
+
+
+def test_a_truncated_file_is_named(stored: Path, tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT_NAME
+    path.write_bytes((stored / CHECKPOINT_NAME).read_bytes()[:-100])
+    with pytest.raises(ValueError, match="got a file that cannot be read"):
+        load_checkpoint(path)
+
+
+def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / CHECKPOINT_NAME
+    save_atomically({"epoch": 1}, path)
+
+    def half_written(state: Any, stream: Any) -> None:
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        save_atomically({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    monkeypatch.undo()
+    save_atomically({"epoch": 3}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 3}
+    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT_NAME]
+
+
+def test_not_finite_names_tensors() -> None:
+    bad = torch.tensor([1.0, torch.inf])
+    assert not_finite({"fine": torch.ones(2), "count": torch.tensor(3), "bad": bad}) == ["bad"]
+    assert not_finite({}) == []
