@@ -37,7 +37,6 @@ KERNEL_FLAGS = {
     "check": ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"],
 }
 HOST_FLAGS = {"plain": ["-O2"], "asan": ["-O2", "-fsanitize=address"], "check": ["-O2"]}
-MINUTES = {"plain": "2 minutes", "asan": "3 minutes", "check": "3 minutes"}  # of two cores
 LINK_FLAGS = {"plain": [], "asan": ["-fsanitize=address,undefined"], "check": []}
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # unknown pragmas: #pragma unroll is nvcc's
 
@@ -237,7 +236,7 @@ def build_library(folder: Path, mode: str) -> Path:
     torch_objects = OUTPUT / "torch-objects" / f"{torch.__version__}-{sys.implementation.cache_tag}"
     library = folder / "deepclust_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     with one_build_at_a_time():
-        print(f"emulated device, mode {mode}: compiling what changed; all of it takes {MINUTES[mode]}", flush=True)
+        print(f"emulated device, mode {mode}: compiling what changed; all of it takes about a minute", flush=True)
         # torch's headers take most of the time, half of it for debugging information; they hold nothing to check, so
         # these objects serve all modes, and what knows no device is taken from the native library's build
         compiler = emulating_compiler()
