@@ -15,7 +15,7 @@ from deepclust_ext import sinkhorn_knopp
 from deepclust_ext.evaluation.metrics import clustering_accuracy
 from deepclust_ext.methods import CLC, OptimizerSettings
 from deepclust_ext.methods.clc import code_statistics
-from deepclust_ext.training.trainer import TrainConfig, Trainer, seed_everything
+from deepclust_ext.training import LearningRate, Phase, TrainConfig, Trainer, seed_everything
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_clc
 from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head, unit
 
@@ -247,10 +247,14 @@ def test_a_thousand_clusters_stay_balanced_and_beat_kmeans(tmp_path: Path) -> No
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(2 * half, 512), nn.BatchNorm1d(512), nn.ReLU())
     method = CLC(backbone, 512, clusters, hidden_dim=512, embedding_dim=64, queue_size=2048, momentum=0.8)
     views = [FreshNuisance(rotation)] * 2
-    config = TrainConfig(epochs=9, warmup_epochs=0, lr_warmup_epochs=1, batch_size=512)
+    config = TrainConfig(
+        [Phase("main", 9)],
+        batch_size=512,
+        learning_rate=LearningRate("warmup_cosine", warmup=1),
+        optimizer=OptimizerSettings("adam", lr=2e-3),
+    )
     images = vectors.view(count, 1, 1, 2 * half)
-    optimizer = method.make_optimizer(512, OptimizerSettings("adam", lr=2e-3))
-    trainer = Trainer(method, optimizer, TensorDataset(images, labels), views, config, tmp_path)
+    trainer = Trainer(method, TensorDataset(images, labels), views, config, tmp_path)
     trainer.fit()
     found = {
         "CLC": trainer.cluster(),
