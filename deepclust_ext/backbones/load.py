@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from deepclust_ext.backbones.digits import digits_network
+from deepclust_ext.backbones.digits import digits_linear_network, digits_network
 from deepclust_ext.backbones.resnet import RESNETS, resnet
 
-BACKBONES = ("digits", *RESNETS)
+SMALL = {"digits": digits_network, "digits-linear": digits_linear_network}
+BACKBONES = (*SMALL, *RESNETS)
 
 
 def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | None = None) -> tuple[nn.Module, int]:
@@ -31,8 +32,8 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
         network = resnet(name, image_size, channels=channels, stem=stem)
     elif stem is not None:
         raise ValueError(f"backbone.stem: expected none for {name!r}, which is no ResNet, got {stem!r}")
-    elif name == "digits":
-        network = digits_network(channels)
+    elif name in SMALL:
+        network = SMALL[name](channels)
     elif ":" in name:
         network = _own(name)
     else:
