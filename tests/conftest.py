@@ -19,9 +19,7 @@ def pytest_report_header() -> str:
     """Say in every log which torch and which backend the results below belong to."""
     backend = ", ".join(sorted(_extension.NATIVE_DEVICES)) or f"none ({_extension.REASON})"
     sets = ", ".join(INSTRUCTION_SETS)
-    return (
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, native kernels for: {backend}; here run: {sets}"
-    )
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, native kernels for: {backend} ({sets})"
 
 
 def pytest_sessionstart() -> None:

@@ -90,8 +90,8 @@ def results_by_instruction_set(script: str) -> tuple[list[list[float]], list[lis
         output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         ran, *lines[capability] = output.stdout.splitlines()
         assert ran == capability
-    if len(lines) == 1:
-        pytest.skip("this processor has the baseline instruction set alone")
+    if len(lines) < 2:
+        pytest.skip("this processor has no instruction sets to compare")
     if "AVX512" in lines:
         assert lines["AVX512"] == lines["AVX2"]
     best_numbers, baseline_numbers = (
