@@ -24,7 +24,7 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
 
     Raises:
         ImportError: If a ResNet needs torchvision and there is none, or there is no such module.
-        TypeError: If the function returns no nn.Module, or the network no tensor.
+        TypeError: If the function returns no nn.Module, or the network no floating tensor.
         ValueError: If the name is unknown, a stem is given to a network that has none, or the network does not map such
             images to rows.
     """
@@ -43,10 +43,20 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
 
 def _own(name: str) -> nn.Module:
     module, _, function = name.partition(":")
-    make = getattr(importlib.import_module(module), function, None)
+    if not module or not function:
+        raise ValueError(f"backbone.name: expected 'module:function', got {name!r}")
+    try:
+        make = getattr(importlib.import_module(module), function, None)
+    except ImportError as error:
+        raise ImportError(f"backbone.name: expected a module that can be imported, got {name!r}: {error}") from error
     if not callable(make):
         raise ValueError(f"backbone.name: expected a function {function} in {module}, got {make!r}")
-    network = make()
+    try:
+        network = make()
+    except TypeError as error:
+        raise TypeError(
+            f"backbone.name: expected {name} to need no arguments and return an nn.Module, got: {error}"
+        ) from error
     if not isinstance(network, nn.Module):
         raise TypeError(f"backbone.name: expected {name} to return an nn.Module, got {type(network).__name__}")
     return network
@@ -59,15 +69,19 @@ def _feature_dim(network: nn.Module, name: str, shape: tuple[int, ...]) -> int:
     network.eval()
     try:
         features: Any = network(torch.zeros(shape))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"backbone {name}: expected it to take images of shape {shape}, got: {error}") from error
     finally:
         network.train(was_training)
     if not isinstance(features, torch.Tensor):
         raise TypeError(f"backbone {name}: expected a tensor of features, got {type(features).__name__}")
-    if features.dim() != 2 or len(features) != shape[0]:
+    if not features.is_floating_point():
+        raise TypeError(f"backbone {name}: expected floating features, got {features.dtype}")
+    if features.dim() != 2 or len(features) != shape[0] or not features.shape[1]:
         raise ValueError(
             f"backbone {name}: expected features of shape ({shape[0]}, D) for images of shape {shape}, "
             f"got {tuple(features.shape)}"
         )
+    if not features.isfinite().all():
+        raise ValueError(f"backbone {name}: expected finite features of black images, got NaN or infinity")
     return features.shape[1]

@@ -44,6 +44,7 @@ class RandomAffine(nn.Module):
         """Return the resampled images, (B, C, H, W).
 
         Raises:
+            TypeError: If ``images`` is not floating.
             ValueError: If ``images`` is not four-dimensional.
         """
         _check_images(images)
@@ -86,6 +87,7 @@ class RandomGamma(nn.Module):
         """Return the images (B, C, H, W) with their new brightness.
 
         Raises:
+            TypeError: If ``images`` is not floating.
             ValueError: If ``images`` is not four-dimensional.
         """
         _check_images(images)
@@ -100,3 +102,7 @@ class RandomGamma(nn.Module):
 def _check_images(images: Tensor) -> None:
     if images.dim() != 4:
         raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images: expected a floating dtype, got {images.dtype}; the view 'resize' makes one of integers"
+        )

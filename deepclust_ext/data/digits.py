@@ -1,7 +1,6 @@
 """The 1,797 scanned digits that ship with scikit-learn."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,6 +14,8 @@ class Digits(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self) -> None:
+        from sklearn.datasets import load_digits  # slow to import, and recipes need the views of this room alone
+
         bunch = load_digits()
         self.images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
         self.labels = torch.tensor(bunch.target, dtype=torch.int64)

@@ -17,24 +17,46 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     Args:
         data: Map-style, of images (C, H, W) or of tuples that begin with one.
+
+    Raises:
+        TypeError: If the data are not map-style.
     """
 
     def __init__(self, data: Dataset[Any]) -> None:
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise TypeError(f"data: expected a map-style data set, with items and a length, got {type(data).__name__}")
         self.data = data
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.data)  # type: ignore[arg-type]
+        return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return an image (C, H, W) and its place in the data set."""
+        """Return an image (C, H, W) and its place in the data set.
+
+        Raises:
+            TypeError: If the item is no tensor and does not begin with one.
+            ValueError: If the image is not three-dimensional.
+        """
         item = self.data[index]
-        return (item[0] if isinstance(item, (tuple, list)) else item), index
+        image = item[0] if isinstance(item, (tuple, list)) and item else item
+        if not isinstance(image, Tensor):
+            raise TypeError(f"data, image {index}: expected a tensor (C, H, W), got {type(image).__name__}")
+        if image.dim() != 3:
+            raise ValueError(f"data, image {index}: expected shape (C, H, W), got {tuple(image.shape)}")
+        return image, index
 
 
 def collate(items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Return the images (B, C, H, W) and the integers (B,) of the items of a batch."""
+    """Return the images (B, C, H, W) and the integers (B,) of the items of a batch.
+
+    Raises:
+        ValueError: If the images differ in shape, or in dtype, whose values may then mean different things.
+    """
     images, numbers = zip(*((item[0], item[1]) for item in items), strict=True)
+    kinds = sorted({f"{tuple(image.shape)} of {image.dtype}" for image in images})
+    if len(kinds) > 1:
+        raise ValueError(f"data: expected images of one shape and dtype in a batch, got {' and '.join(kinds)}")
     return torch.stack(images), torch.tensor(numbers)
 
 
@@ -61,11 +83,19 @@ def map_images(
 
     Returns:
         One tensor (N, ...) for each of the function's.
+
+    Raises:
+        TypeError: If the data are not map-style, or an item has no image.
+        ValueError: If images of a batch differ in shape or dtype, or a pixel is not finite.
     """
     source = data if with_labels else Images(data)
     loader: DataLoader[Any] = DataLoader(source, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
-    parts = []
+    parts, done = [], 0
     for images, numbers in loader:
+        if not images.isfinite().all():
+            bad = int((~images.isfinite().flatten(1).all(dim=1)).int().argmax()) + done
+            raise ValueError(f"data, image {bad}: expected finite pixels, got NaN or infinity")
+        done += len(images)
         images = images.to(device)
         if test_view is not None:
             images = test_view(images)

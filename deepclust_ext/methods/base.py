@@ -1,6 +1,7 @@
 """What the trainer asks of a method."""
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ class OptimizerSettings:
             is the same for every batch size.
         momentum: Of SGD.
         weight_decay: Of every parameter, biases and batch normalisation included.
+
+    Raises:
+        ValueError: If the name is unknown, a value is out of range, or "adam" is given a momentum.
     """
 
     name: str = "adam"
@@ -28,6 +32,20 @@ class OptimizerSettings:
     lr_batch_size: int | None = None
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("sgd", "adam"):
+            raise ValueError(f"optimizer: expected 'sgd' or 'adam', got {self.name!r}")
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"optimizer.lr: expected a finite number of at least 0, got {self.lr}")
+        if self.lr_batch_size is not None and self.lr_batch_size < 1:
+            raise ValueError(f"optimizer.lr_batch_size: expected at least 1, or None, got {self.lr_batch_size}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum: expected a number in [0, 1), got {self.momentum}")
+        if self.name == "adam" and self.momentum:
+            raise ValueError(f"optimizer.momentum: expected none for 'adam', got {self.momentum}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"optimizer.weight_decay: expected a finite number of at least 0, got {self.weight_decay}")
 
     def rate(self, batch_size: int) -> float:
         """Return the peak learning rate for batches of ``batch_size`` images."""
@@ -114,17 +132,12 @@ class ClusteringMethod(nn.Module, ABC):
         Args:
             batch_size: Images of a step.
             settings: None for ``default_optimizer``.
-
-        Raises:
-            ValueError: If the settings name an optimizer that is not known.
         """
         settings = self.default_optimizer if settings is None else settings
         groups = self.parameter_groups(settings.rate(batch_size))
         if settings.name == "sgd":
             return SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
-        if settings.name == "adam":
-            return Adam(groups, weight_decay=settings.weight_decay)
-        raise ValueError(f"optimizer: expected 'sgd' or 'adam', got {settings.name!r}")
+        return Adam(groups, weight_decay=settings.weight_decay)
 
     def arguments(self) -> dict[str, Any]:
         """Return what the method was built with: every argument of its constructor but the backbone."""

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from deepclust_ext import methods
+from deepclust_ext.data import VIEWS
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.recipes.checks import build, check, check_keys, nearest
 from deepclust_ext.recipes.schema import Recipe
@@ -50,10 +51,16 @@ def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe
             )
         path = FOLDER / f"{name}.yaml"
     values = _read(path)
-    check_keys(values, [key for key in inspect.signature(Recipe).parameters if key != "name"], path.name)
+    keys = [key for key in inspect.signature(Recipe).parameters if key != "name"]
+    check_keys(values, keys, path.name)
     for key, value in (overrides or {}).items():
         _override(values, key, value, path.name)
+    check_keys(values, keys, path.name)
     recipe = replace(build(Recipe, values, path.name), name=path.stem)
+    for place, view in enumerate(recipe.views):
+        _check_view(view, f"{path.name}.views.{place}")
+    if recipe.test_view is not None:
+        _check_view(recipe.test_view, f"{path.name}.test_view")
     return replace(recipe, model=_checked_model(recipe, path.name))
 
 
@@ -64,6 +71,11 @@ def method_class(name: str, where: str = "recipe") -> type[ClusteringMethod]:
         for key, entry in vars(methods).items()
         if isinstance(entry, type) and issubclass(entry, ClusteringMethod) and not inspect.isabstract(entry)
     }
+    missing = getattr(vars(methods).get(name), "__abstractmethods__", ())
+    if name not in classes and missing:
+        raise ValueError(
+            f"{where}.method: expected a whole method, got {name!r}, which lacks {', '.join(sorted(missing))}"
+        )
     if name not in classes:
         raise ValueError(f"{where}.method: expected one of {', '.join(classes)}, got {name!r}{nearest(name, classes)}")
     return classes[name]
@@ -78,10 +90,27 @@ def _checked_model(recipe: Recipe, where: str) -> dict[str, Any]:
     return {key: check(value, hints[key], f"{where}.model.{key}") for key, value in recipe.model.items()}
 
 
+def _check_view(view: Any, where: str) -> None:
+    """Require a view's name and settings to be known and of their types; ValueError otherwise."""
+    if not isinstance(view, Mapping) or "name" not in view:
+        raise ValueError(f"{where}: expected a view, with the key 'name', got {view!r}")
+    name = view["name"]
+    if name not in VIEWS:
+        raise ValueError(f"{where}.name: expected one of {', '.join(VIEWS)}, got {name!r}{nearest(name, VIEWS)}")
+    parameters = inspect.signature(VIEWS[name][0]).parameters
+    settings = {key: value for key, value in view.items() if key != "name"}
+    check_keys(settings, list(parameters), where)
+    for key, value in settings.items():
+        check(value, parameters[key].annotation, f"{where}.{key}")
+    if name == "sequential":
+        for place, part in enumerate(settings.get("views", ())):
+            _check_view(part, f"{where}.views.{place}")
+
+
 def _read(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: expected YAML, got: {error}") from error
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import zipfile
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from deepclust_ext import __version__
 from deepclust_ext.inference import Images
 
 FORMAT = "deepclust_ext checkpoint 1"
+#: What a resumed run reads.
+ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "history", "random")
 
 Setting: TypeAlias = str | int | float | bool | None
 
@@ -41,6 +44,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"resume: expected a checkpoint at {path}, got none")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load by itself takes changed bytes for weights
+            changed = archive.testzip()
+        if changed is not None:
+            raise zipfile.BadZipFile(changed)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of the many kinds that a broken or foreign file leads to
         # Not torch's own message, which proposes to execute what the file holds.
@@ -51,6 +58,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"resume: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
+    missing = [name for name in ENTRIES if name not in state]
+    if missing:
+        raise ValueError(f"resume: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
     return state
 
 

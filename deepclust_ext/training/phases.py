@@ -87,8 +87,14 @@ def locate(phases: Sequence[Phase], epoch: int) -> tuple[int, int]:
 
 
 def scaled(phases: Sequence[Phase], epochs: int) -> tuple[Phase, ...]:
-    """Return the phases of a run of so many epochs, which they share as before; the last has what rounding leaves."""
+    """Return the phases of a run of so many epochs, which they share as before; the last has what rounding leaves.
+
+    Raises:
+        ValueError: If the phases have no epoch to share by.
+    """
     total = sum(phase.epochs for phase in phases)
+    if not total:
+        raise ValueError("phases: expected at least one epoch, got 0")
     ends = [epochs * sum(phase.epochs for phase in phases[: i + 1]) // total for i in range(len(phases))]
     lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     return tuple(replace(phase, epochs=length) for phase, length in zip(phases, lengths, strict=True))

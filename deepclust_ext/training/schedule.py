@@ -38,8 +38,8 @@ class LearningRate:
             raise ValueError(f"learning_rate.name: expected one of {', '.join(SCHEDULES)}, got {self.name!r}")
         if self.name == "constant" and (self.warmup, self.floor, self.horizon) != (0.0, 0.0, None):
             raise ValueError("learning_rate: expected no warmup, floor or horizon for 'constant', got one")
-        if not self.warmup >= 0:
-            raise ValueError(f"learning_rate.warmup: expected at least 0, got {self.warmup}")
+        if not 0 <= self.warmup < math.inf:
+            raise ValueError(f"learning_rate.warmup: expected a finite number of at least 0, got {self.warmup}")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"learning_rate.floor: expected a number in [0, 1], got {self.floor}")
         if self.horizon is not None and not self.horizon > 0:

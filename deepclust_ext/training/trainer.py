@@ -51,12 +51,22 @@ class KMeansSettings:
         final_n_init: Starts for the final clusters.
         max_iter: Iterations of a start at most.
         tol: When a start ends, see :class:`deepclust_ext.cluster.KMeans`.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     n_init: int = 10
     final_n_init: int = 20
     max_iter: int = 300
     tol: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name in ("n_init", "final_n_init", "max_iter"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"kmeans.{name}: expected at least 1, got {getattr(self, name)}")
+        if not self.tol >= 0:
+            raise ValueError(f"kmeans.tol: expected a number of at least 0, got {self.tol}")
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,8 @@ class Trainer:
         history: One record of mean terms per epoch. A term has its mean over the steps that log it.
 
     Raises:
-        ValueError: If phases, batch size or views do not fit the method or the data.
+        TypeError: If a data set is not map-style, or its first item is no image.
+        ValueError: If phases, batch size, views or clusters do not fit the method or the data.
     """
 
     def __init__(
@@ -131,11 +142,14 @@ class Trainer:
         self.data = dict(data) if isinstance(data, Mapping) else {MAIN: data}
         self.views = views
         self.config = config
-        self.out = out
+        self.out = Path(out)
         self.test_view = test_view
         self.recipe = recipe or {}
         self.history: list[dict[str, float]] = []
         self._images = {name: Images(source) for name, source in self.data.items()}
+        for name, images in self._images.items():
+            if len(images) < 2:
+                raise ValueError(f"data {name}: expected at least 2 images, got {len(images)}")
         self._fingerprints = {name: fingerprint(source) for name, source in self.data.items()}
         self._pseudo_labels: Tensor | None = None  # (N,) int64, on the CPU
         self._warned = False
@@ -146,6 +160,11 @@ class Trainer:
         if config.epochs < 1:
             raise ValueError(f"phases: expected at least one epoch, got {config.epochs}")
         sizes = {name: len(images) for name, images in self._images.items()}
+        # Before the first epoch, for the final clusters come after the last.
+        if not 1 <= method.num_clusters <= sizes[MAIN]:
+            raise ValueError(
+                f"num_clusters: expected 1 to {sizes[MAIN]}, the number of images, got {method.num_clusters}"
+            )
         for phase in config.phases:
             phase.check(method, sizes, config.batch_size)
         self.optimizer = method.make_optimizer(config.batch_size, config.optimizer)

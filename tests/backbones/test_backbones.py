@@ -1,11 +1,12 @@
 """Backbones: shapes, stems, channels, and the user's own."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deepclust_ext.backbones import BACKBONES, load_backbone
 from deepclust_ext.backbones.resnet import RESNETS, default_stem
@@ -71,7 +72,7 @@ def test_the_digits_network() -> None:
     assert len(means) == 3
     assert not any(mean.any() for mean in means)
     assert network(torch.rand(3, 1, 8, 8)).shape == (3, 2048)
-    assert set(BACKBONES) == {"digits", *RESNETS}
+    assert set(BACKBONES) == {"digits", "digits-linear", *RESNETS}
 
 
 def test_a_function_of_the_user_s() -> None:
@@ -79,6 +80,33 @@ def test_a_function_of_the_user_s() -> None:
     assert feature_dim == 5
     assert isinstance(network, nn.Sequential)
     assert network.training
+
+
+class Changed(nn.Module):
+    """Apply a function to the pixels of each image as its features."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.change(images.flatten(1))
+
+
+def needs_a_width(width: int) -> nn.Module:
+    return nn.Linear(width, width)
+
+
+def whole_numbers() -> nn.Module:
+    return Changed(lambda pixels: pixels.long())
+
+
+def no_features() -> nn.Module:
+    return Changed(lambda pixels: pixels[:, :0])
+
+
+def not_finite() -> nn.Module:
+    return Changed(lambda pixels: pixels / 0)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +119,11 @@ def test_a_function_of_the_user_s() -> None:
         (f"{__name__}:missing", {}, ValueError, "backbone.name: expected a function missing in .*, got None"),
         (f"{__name__}:no_module", {}, TypeError, "to return an nn.Module, got int"),
         (f"{__name__}:keeps_the_plane", {}, ValueError, r"features of shape \(2, D\) .* got \(2, 5, 30, 30\)"),
+        (f"{__name__}:needs_a_width", {}, TypeError, "to need no arguments and return an nn.Module, got: .* 'width'"),
+        (f"{__name__}:whole_numbers", {}, TypeError, "expected floating features, got torch.int64"),
+        (f"{__name__}:no_features", {}, ValueError, r"features of shape \(2, D\) .* got \(2, 0\)"),
+        (f"{__name__}:not_finite", {}, ValueError, "expected finite features of black images, got NaN or infinity"),
+        (":network", {}, ValueError, "expected 'module:function', got ':network'"),
         (f"{__name__}:tiny", {"channels": 1}, ValueError, r"to take images of shape \(2, 1, 32, 32\), got: "),
     ],
 )

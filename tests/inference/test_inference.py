@@ -68,3 +68,32 @@ def test_every_method_embeds_and_assigns(name: str) -> None:
         assert shares.shape[1] >= NUM_CLUSTERS
         torch.testing.assert_close(shares, method.assign(IMAGES.flip(3)))
     assert method.training
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ([torch.zeros(1, 8, 8), {}], TypeError, r"data, image 1: expected a tensor \(C, H, W\), got dict"),
+        ([()], TypeError, "data, image 0: expected a tensor .*, got tuple"),
+        ([torch.zeros(8, 8)], ValueError, r"data, image 0: expected shape \(C, H, W\), got \(8, 8\)"),
+        (
+            [torch.zeros(1, 8, 8), torch.zeros(1, 9, 8)],
+            ValueError,
+            r"one shape and dtype in a batch, got \(1, 8, 8\) of torch.float32 and \(1, 9, 8\) of torch.float32",
+        ),
+        (
+            [torch.zeros(1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)],
+            ValueError,
+            "of torch.float32 and .* of torch.uint8",
+        ),
+        (
+            [torch.zeros(1, 8, 8)] * 3 + [torch.full((1, 8, 8), float("nan"))],
+            ValueError,
+            "data, image 3: expected finite pixels, got NaN or infinity",
+        ),
+        (None, TypeError, "data: expected a map-style data set, with items and a length, got NoneType"),
+    ],
+)
+def test_images_that_are_none_are_named(data: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        map_images(lambda images: (images,), data, batch_size=2)

@@ -130,7 +130,7 @@ def test_a_file_of_the_user_s_is_a_recipe(tmp_path: Path) -> None:
             "mine.yaml: expected one of .*, got 'batch_sise'; did you mean 'batch_size'?",
         ),
         ("hidden_dim: 256", "hiden_dim: 256", "mine.yaml.model: .* got 'hiden_dim'; did you mean 'hidden_dim'?"),
-        ("n_init: 3", "n_inits: 3", "mine.yaml.kmeans: .* got 'n_inits'; did you mean 'n_init'?"),
+        ("n_init: 10", "n_inits: 10", "mine.yaml.kmeans: .* got 'n_inits'; did you mean 'n_init'?"),
         ("method: HaDis", "method: hadis", "mine.yaml.method: .* got 'hadis'; did you mean 'HaDis'?"),
         ("epochs: 10", "epoch: 10", "mine.yaml.phases.0: .* got 'epoch'; did you mean 'epochs'?"),
         ("  images: 1797\n", "", "mine.yaml.data: expected the key 'images', got none"),
@@ -162,6 +162,31 @@ def test_a_file_of_the_user_s_is_a_recipe(tmp_path: Path) -> None:
         ),
         ("method: HaDis", "method: {HaDis", "mine.yaml: expected YAML, got: "),
         ("optimizer: {name: sgd", "optimizer: {name: [sgd]", "mine.yaml.optimizer.name: expected text"),
+        (
+            "lr: 0.05",
+            "lr: -0.05",
+            "mine.yaml.optimizer: optimizer.lr: expected a finite number .*, got -0.05",
+        ),
+        ("momentum: 0.9,", "momentum: 2.0,", r"optimizer.momentum: expected a number in \[0, 1\), got 2.0"),
+        ("name: sgd", "name: adam", "mine.yaml.optimizer: optimizer.momentum: expected none for 'adam', got 0.9"),
+        ("weight_decay: 5.0e-4", "weight_decay: -1.0", "optimizer.weight_decay: expected a finite number .*, got -1.0"),
+        ("lr_batch_size: 256", "lr_batch_size: 0", "optimizer.lr_batch_size: expected at least 1, or None, got 0"),
+        ("warmup: 2}", "warmup: .inf}", "learning_rate.warmup: expected a finite number of at least 0, got inf"),
+        ("final_n_init: 20", "final_n_init: 0", "mine.yaml.kmeans: kmeans.final_n_init: expected at least 1, got 0"),
+        ("name: affine", "name: afine", "mine.yaml.views.0.name: expected one of .*; did you mean 'affine'?"),
+        ("name: affine, ", "", "mine.yaml.views.0: expected a view, with the key 'name', got {'degrees': 15.0,"),
+        ("degrees: 15.0", "degrees: many", "mine.yaml.views.0.degrees: expected a number, got 'many'"),
+        ("degrees: 15.0", "degree: 15.0", "mine.yaml.views.0: .* got 'degree'; did you mean 'degrees'?"),
+        (
+            "- *view",
+            "- {name: sequential, views: [{name: gamma, gamma: x}]}",
+            "mine.yaml.views.1.views.0.gamma: expected a number, got 'x'",
+        ),
+        (
+            "method: HaDis",
+            "method: ClusterHeadMethod",
+            "expected a whole method, got .*, which lacks assign, collapse_",
+        ),
         ("backbone: {name: digits}", "backbone: digits", "mine.yaml.backbone: expected keys and values, got 'digits'"),
     ],
 )
@@ -183,6 +208,9 @@ def test_what_is_no_recipe_is_named(tmp_path: Path) -> None:
         recipes.load("hadis-cifar1")
     with pytest.raises(FileNotFoundError):
         recipes.load(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.yaml: expected YAML, got: 'utf-8' codec"):
+        recipes.load(tmp_path / "latin.yaml")
     with pytest.raises(ValueError, match="expected keys and values, got None"):
         load_text("", tmp_path)
 
@@ -191,6 +219,8 @@ def test_overrides_are_checked_like_the_file() -> None:
     recipe = recipes.load("hadis-digits", {"model.hsd_weight": 0, "batch_size": 32, "optimizer.lr": 0.1})
     assert (recipe.model["hsd_weight"], recipe.batch_size) == (0.0, 32)
     assert recipe.optimizer == replace(recipes.load("hadis-digits").optimizer, lr=0.1)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="hadis-digits.yaml: expected one of .*, got 'name'"):
+        recipes.load("hadis-digits", {"name": "mine"})
     with pytest.raises(ValueError, match="got 'hsd_wight'; did you mean 'hsd_weight'?"):
         recipes.load("hadis-digits", {"model.hsd_wight": 0})
     with pytest.raises(ValueError, match="batch_size: expected an integer, got '32'; .* write 32"):

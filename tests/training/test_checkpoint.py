@@ -288,3 +288,16 @@ def test_not_finite_names_tensors() -> None:
     bad = torch.tensor([1.0, torch.inf])
     assert not_finite({"fine": torch.ones(2), "count": torch.tensor(3), "bad": bad}) == ["bad"]
     assert not_finite({}) == []
+
+
+def test_changed_and_missing_entries_are_named(stored: Path, tmp_path: Path) -> None:
+    whole, state = (stored / CHECKPOINT_NAME).read_bytes(), load_checkpoint(stored / CHECKPOINT_NAME)
+    path = tmp_path / CHECKPOINT_NAME
+    weight = next(tensor for tensor in state["method"].values() if tensor.numel() > 8)
+    place = whole.index(weight.numpy().tobytes())
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+    with pytest.raises(ValueError, match="got a file that cannot be read .BadZipFile.: it is incomplete"):
+        load_checkpoint(path)
+    torch.save({name: entry for name, entry in state.items() if name != "method"}, path)
+    with pytest.raises(ValueError, match="expected settings, .* in .*checkpoint.pt, got none of method"):
+        load_checkpoint(path)

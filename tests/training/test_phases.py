@@ -149,6 +149,13 @@ def test_data_views_and_batches_that_do_not_fit(tmp_path: Path) -> None:
         make_trainer(tmp_path, {"more": Scans()})
     with pytest.raises(ValueError, match="batch_size: expected 2 to 50, the size of the data set images, got 64"):
         make_trainer(tmp_path, config=config_of(batch_size=64))
+    for count in (0, 1):
+        with pytest.raises(ValueError, match=f"data images: expected at least 2 images, got {count}"):
+            make_trainer(tmp_path, Scans(count=count), config_of(batch_size=16))
+    with pytest.raises(TypeError, match="data: expected a map-style data set, .*, got int"):
+        make_trainer(tmp_path, {"images": 3})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="num_clusters: expected 1 to 3, the number of images, got 4"):
+        make_trainer(tmp_path, Scans(count=3))
     with pytest.raises(ValueError, match="batch_size: expected 2 to 35, the size of the data set unlabelled, got 40"):
         make_trainer(tmp_path, config=config_of("sacc", batch_size=40), method="sacc")
     with pytest.raises(ValueError, match="views: expected 3 for SACC, got 2"):
