@@ -27,7 +27,7 @@ $(VENV)/.dependencies: pyproject.toml
 	@echo "Installing $(TORCH): with CUDA a download of gigabytes, which takes minutes."
 	@$(bin)/python -m pip install --quiet --disable-pip-version-check $(TORCH) 'setuptools>=77.0.3' ninja
 	@DEEPCLUST_EXT_NATIVE=0 $(bin)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		--editable '.[$(EXTRAS_TO_RUN)]'
+		--editable '.$(if $(EXTRAS_TO_RUN),[$(EXTRAS_TO_RUN)])'
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.dependencies
