@@ -58,7 +58,7 @@ def test_every_part_keeps_what_a_user_set_on_it(sample: MethodSample) -> None:
 class Frozen(nn.BatchNorm1d):
     """A batch normalization that stays in evaluation mode."""
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> "Frozen":
         return super().train(False)
 
 
@@ -67,23 +67,24 @@ class Merging(nn.Module):
 
     merged = False
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> "Merging":
         self.merged = not mode
         return super().train(mode)
 
 
 def test_modes_come_back_by_the_parts_own_methods() -> None:
-    network = nn.Sequential(nn.Sequential(Merging(), nn.Dropout()), Frozen(3), Merging(), nn.Dropout())
+    inner, outer, dropout = Merging(), Merging(), nn.Dropout()
+    network = nn.Sequential(nn.Sequential(inner, dropout), Frozen(3), outer, nn.Dropout())
     network.train()
     network[0].eval()
-    network[0][1].train()
+    dropout.train()
     before = [part.training for part in network.modules()]
     with evaluation(network):
         assert not any(part.training for part in network.modules())
         assert not torch.is_grad_enabled()
-        assert network[2].merged
+        assert outer.merged
     assert [part.training for part in network.modules()] == before == [True, False, False, True, False, True, True]
-    assert (network[0][0].merged, network[2].merged) == (True, False)
+    assert [inner.merged, outer.merged] == [True, False]
     with pytest.raises(KeyError), evaluation(network):
         raise KeyError
     assert [part.training for part in network.modules()] == before
