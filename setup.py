@@ -79,6 +79,21 @@ def visible_gpus() -> list[str]:
     return [f"{major}.{minor}" for major, minor in sorted(capabilities) if (major, minor) >= OLDEST_GPU]
 
 
+def supported_architectures(request: str) -> tuple[str, list[str]]:
+    """Return what the kernels run on of architectures in torch's notation, and those that are too old for them.
+
+    Raises:
+        ValueError: All are too old.
+    """
+    names = {"Kepler": "3.5", "Maxwell": "5.0", "Pascal": "6.0", "Volta": "7.0", "Turing": "7.5"}  # older ones by name
+    asked = request.replace(" ", ";").replace(",", ";").split(";")
+    numbers = {entry: re.match(r"(\d+)\.(\d+)", names.get(entry.split("+")[0], entry)) for entry in asked if entry}
+    old = [entry for entry, number in numbers.items() if number and (int(number[1]), int(number[2])) < OLDEST_GPU]
+    if len(old) == len(numbers):
+        raise ValueError(f"TORCH_CUDA_ARCH_LIST: expected an architecture of 8.0 or newer, got {request!r}")
+    return ";".join(entry for entry in numbers if entry not in old), old
+
+
 def expected_time(architectures: Sequence[str], jobs: int) -> str:
     """Return for people how long a whole build takes, for no architecture that of the CPU library alone."""
     cuda = CUDA_SECONDS + ARCHITECTURE_SECONDS * len(architectures) if architectures else 0
@@ -193,14 +208,19 @@ def native_library() -> dict[str, Any]:
         raise SystemExit(f"deepclust_ext: {error}") from None
     macros = {}
     architectures = ""
+    too_old: list[str] = []
     if use_cuda and toolkit:
         architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or ";".join(gpus) or DEFAULT_CUDA_ARCHITECTURES
+        try:
+            architectures, too_old = supported_architectures(architectures)
+        except ValueError as error:
+            raise SystemExit(f"deepclust_ext: {error}; DEEPCLUST_EXT_CUDA=0 builds without CUDA") from None
         macros = {"DEEPCLUST_CUDA_ARCHITECTURES": f'"{architectures}"', "DEEPCLUST_CUDA_VERSION": f'"{toolkit[1]}"'}
         os.environ.update(CUDA_HOME=str(toolkit[0]), TORCH_CUDA_ARCH_LIST=architectures)  # read by torch, on import too
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("MAX_JOBS", str(default_jobs(cores)))
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths, is_ninja_available
 
     headers = (*include_paths("cuda" if use_cuda else "cpu"), sysconfig.get_path("include"))
     cxx_flags = compiler_flags(os.environ, sys.platform) + [f"-isystem{path}" for path in headers]  # no warnings there
@@ -224,10 +244,16 @@ def native_library() -> dict[str, Any]:
             self.build_temp = str(objects_folder(torch.__version__))  # for editable installs too
 
         def run(self) -> None:
-            jobs = int(os.environ["MAX_JOBS"])
+            jobs = int(os.environ["MAX_JOBS"]) if is_ninja_available() else 1
             target = f"CPU and CUDA for {architectures}" if use_cuda else "CPU alone"
             duration = expected_time(architectures.split(";") if use_cuda else [], jobs)
             print(f"deepclust_ext: building the native library for torch {torch.__version__}, {target}: {reason}.")
+            if too_old:
+                print(
+                    f"deepclust_ext: of TORCH_CUDA_ARCH_LIST is left out what is older than 8.0: {', '.join(too_old)}."
+                )
+            if not is_ninja_available():
+                print("deepclust_ext: without ninja, files are compiled one by one, all of them; pip install ninja.")
             print(f"deepclust_ext: all of it takes about {duration} with {jobs} compilers at once.", flush=True)
             self.extensions[0].sources = [str(path) for path in (*map(write_unit, units), *find_sources(*alone))]
             try:

@@ -22,7 +22,16 @@ from benchmarks.floors.neighbors import neighbors_floor_table
 from benchmarks.floors.sinkhorn import sinkhorn_floor_table
 from benchmarks.glance import glance_table
 from benchmarks.growth import growth_lines
-from benchmarks.harness import DEFAULT_DTYPES, DTYPES, Case, cases_of, float32_products, load_op, op_names
+from benchmarks.harness import (
+    DEFAULT_DTYPES,
+    DTYPES,
+    Case,
+    cases_of,
+    float32_products,
+    load_op,
+    missing_kernels,
+    op_names,
+)
 from benchmarks.page import peer_versions, write_page
 from benchmarks.report import (
     ROOT,
@@ -38,7 +47,6 @@ from benchmarks.report import (
     update_csv,
 )
 from benchmarks.run import print_case, run_case
-from deepclust_ext._extension import NATIVE_DEVICES
 
 FLOOR_TABLES = {
     "batch_hard_mining, fused_hsd_loss": mining_floor_table,
@@ -91,8 +99,8 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
         parser.error(f"--op: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
-    if options.device == "cuda" and "cuda" not in NATIVE_DEVICES:
-        parser.error("--device cuda: deepclust_ext was built without CUDA kernels, so ours would be the reference")
+    if missing := missing_kernels(options.device):
+        parser.error(missing)
     if options.device == "cpu" and options.dtype == "float32-high":
         parser.error("--dtype float32-high: a setting of products on CUDA")
     beyond = set(options.op) & set(BEYOND_OPS)

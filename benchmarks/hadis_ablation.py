@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.floors import markdown_table
+from benchmarks.harness import missing_kernels
 from benchmarks.report import ROOT, current_commit, format_cell, instruction_set, machine_name
 from deepclust_ext import recipes
 from deepclust_ext.data import Digits
@@ -131,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread (default: 1)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
+    if fault := missing_kernels("cpu"):  # the CSV has the seconds of each run
+        parser.error(fault)
     commit = current_commit()
     made = {(line["variant"], int(line["seed"])) for line in read_runs(options.out, options.epochs)}
     missing = [(variant, seed) for seed in options.seeds for variant in VARIANTS if (variant, seed) not in made]

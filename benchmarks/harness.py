@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.clock import Function, clear_gradients, go_backward
 from benchmarks.floors import WorkOf
+from deepclust_ext import _extension
 
 # What a run's dtype may be, with the torch dtype and torch's setting for float32 products on CUDA. "float32-high" lets
 # rivals multiply in TF32, and those of our ops whose results then may be as rough.
@@ -152,6 +153,15 @@ def load_providers(op: OpBenchmark, case: Case) -> tuple[dict[str, Function], di
 
 
 # The gate
+
+
+def missing_kernels(device: str) -> str | None:
+    """Return why ops on a type of device would be the reference, which no benchmark may call ours; None if native."""
+    if device in _extension.NATIVE_DEVICES:
+        return None
+    reason = _extension.REASON or f"deepclust_ext was built without {device.upper()} kernels"
+    cure = f"`{_extension.rebuild_command()}` builds it, `python -m deepclust_ext info` says more"
+    return f"expected native kernels for {device}, since ours would be the reference, got none: {reason}. {cure}"
 
 
 def named_results(modes: Sequence[str], function: Function, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:

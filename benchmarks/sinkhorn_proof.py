@@ -5,12 +5,14 @@ rounded to the dtype; the truth is the logarithmic form in float64 of the rounde
 the entries that are finite. The table is printed in Markdown, and stands in docs/performance.md.
 """
 
+import sys
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from benchmarks.floors import markdown_table
+from benchmarks.harness import missing_kernels
 from benchmarks.ops.sinkhorn_knopp import clustered_scores, swav_loop
 from deepclust_ext import reference, sinkhorn_knopp
 
@@ -70,4 +72,6 @@ def proof_table() -> str:
 
 
 if __name__ == "__main__":
+    if missing := missing_kernels("cpu"):
+        sys.exit(missing)
     print(proof_table())

@@ -32,6 +32,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.clock import Sample, paired_ratio, sample_rounds, summarize
 from benchmarks.floors import markdown_table
+from benchmarks.harness import missing_kernels
 from benchmarks.report import (
     ROOT,
     Row,
@@ -277,8 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV")
     options = parser.parse_args(arguments)
-    if "cpu" not in _extension.NATIVE_DEVICES:
-        parser.error(f"the fused ops are missing: {_extension.REASON}")
+    if missing := missing_kernels("cpu"):
+        parser.error(missing)
     if options.threads:
         torch.set_num_threads(options.threads)
     setting = Setting(

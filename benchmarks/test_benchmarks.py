@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import Function, clear_gradients, go_backward
-from benchmarks.harness import Case, admit, cases_of, load_op, modes_of, op_names, providers_of
+from benchmarks.harness import Case, admit, cases_of, load_op, missing_kernels, modes_of, op_names, providers_of
 
 pytest.importorskip("pytest_benchmark", reason="needs the extra `bench`")
+if missing := missing_kernels("cpu"):
+    raise pytest.UsageError(missing)
 
 
 @lru_cache(maxsize=1)  # the tests of one case follow each other, and checking it is slow

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ def rebuild_command() -> str:
     return f"{sys.executable} -m pip install --no-build-isolation {source}"
 
 
+def _why_there_is_none() -> str:
+    """Return where a library for the running Python is missing, and where there is one that is not imported here."""
+
+    def has_library(package: Path) -> bool:
+        return any((package / f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES)
+
+    reason = f"it is not built for Python {sys.version_info[0]}.{sys.version_info[1]} in {_PACKAGE}"
+    if other := next((package for entry in sys.path if has_library(package := Path(entry, "deepclust_ext"))), None):
+        reason += (
+            f", which Python imports here instead of {other.resolve()}, and that has it: run from a folder that holds "
+            f"no deepclust_ext, or build it here too"
+        )
+    return reason
+
+
 def _load() -> frozenset[str]:
     """Load the native library and return the device types it has kernels for; ImportError says why it cannot."""
     built_for = build_record().get("torch_version", torch.__version__)
@@ -42,7 +58,7 @@ def _load() -> frozenset[str]:
     try:
         import deepclust_ext._C
     except ModuleNotFoundError:
-        raise ImportError(f"it is not built for Python {sys.version_info[0]}.{sys.version_info[1]}") from None
+        raise ImportError(_why_there_is_none()) from None
     return frozenset(deepclust_ext._C.build_info()["devices"])
 
 

@@ -21,7 +21,7 @@ from benchmarks.floors import sinkhorn as sinkhorn
 from benchmarks.floors.mining import gradient_work, mining_work
 from benchmarks.harness import Case, Provider, admit, float32_products, load_op
 from benchmarks.report import ROOT
-from deepclust_ext import batch_hard_mining, reference
+from deepclust_ext import _extension, batch_hard_mining, reference
 from tests.benchmarks.test_harness import read_rows
 
 H200 = CARDS["NVIDIA H200"]
@@ -328,7 +328,7 @@ def test_performance_page_has_the_tables_of_floors(capsys: pytest.CaptureFixture
     ("arguments", "gpu", "message"),
     [
         (["--device", "cuda"], False, "--device cuda: torch sees no GPU"),
-        (["--device", "cuda"], True, "--device cuda: deepclust_ext was built without CUDA kernels"),
+        (["--device", "cuda"], True, "expected native kernels for cuda, since ours would be the reference, got none"),
         (["--dtype", "float32-high"], True, "--dtype float32-high: a setting of products on CUDA"),
     ],
 )
@@ -340,7 +340,7 @@ def test_what_cannot_be_measured_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(command_line, "NATIVE_DEVICES", {"cpu"})
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset({"cpu"}))
     with pytest.raises(SystemExit):
         command_line.main(arguments)
     assert message in capsys.readouterr().err
@@ -353,7 +353,7 @@ def disguised_cpu(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Case, "inputs", lambda case, dtype, device, rows=None: make(case, dtype, "cpu", rows))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(command_line, "NATIVE_DEVICES", {"cpu", "cuda"})
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset({"cpu", "cuda"}))
 
 
 @pytest.mark.usefixtures("disguised_cpu")

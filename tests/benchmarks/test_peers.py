@@ -19,6 +19,7 @@ from benchmarks.harness import Case, Provider, admit, load_op, providers_of
 from benchmarks.ops import fused_contrastive_loss as contrastive
 from benchmarks.ops import nearest_neighbors as neighbors
 from benchmarks.report import Row, Setting, read_csv
+from deepclust_ext import _extension
 
 SETTING = Setting("m", "AVX2", "cpu", 1, "2", "c", "float32")
 
@@ -221,7 +222,7 @@ def disguised_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the command line believe in a GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(command_line, "NATIVE_DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset({"cpu", "cuda"}))
 
 
 @pytest.mark.usefixtures("disguised_cpu")

