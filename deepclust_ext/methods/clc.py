@@ -66,6 +66,7 @@ class CLC(ClusterHeadMethod):
     """
 
     num_views = 2
+    uses_progress = False
     default_optimizer = OptimizerSettings("adam", lr=1e-3)  # the paper's optimizer was not at hand
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "loss": ("loss", "contrastive", "swapped"),
@@ -173,7 +174,7 @@ class CLC(ClusterHeadMethod):
 
     def get_extra_state(self) -> Tensor:
         """Return how many keys the queue has ever taken in: a number of the host, which no step has to wait for."""
-        return torch.tensor(self.num_enqueued)
+        return torch.tensor(self.num_enqueued, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the number of keys from a checkpoint."""
@@ -257,7 +258,8 @@ def code_statistics(
     rows do not count. Scores, not codes, tell: Sinkhorn-Knopp makes codes even of anything.
     """
     leaders = scores.argmax(dim=1)
-    counts = torch.zeros(scores.shape[1], device=scores.device).index_add_(0, leaders, torch.ones_like(leaders).float())
+    ones = torch.ones_like(leaders, dtype=torch.float32)
+    counts = torch.zeros(scores.shape[1], dtype=torch.float32, device=scores.device).index_add_(0, leaders, ones)
     effective = torch.special.entr(counts / len(scores)).sum().exp()
     return {
         "code_entropy": torch.special.entr(code.float()).sum(dim=1).mean(),

@@ -14,13 +14,13 @@ from torch import nn
 
 from deepclust_ext.data import RandomAffine
 from deepclust_ext.methods import HaDis, OptimizerSettings
-from deepclust_ext.training import KMeansSettings, LearningRate, Phase, Trainer, seed_everything
+from deepclust_ext.training import KMeansSettings, LearningRate, Phase, seed_everything
 from deepclust_ext.training import checkpoint as checkpoint_module
-from deepclust_ext.training.checkpoint import load_checkpoint, not_finite, save_atomically
+from deepclust_ext.training.checkpoint import not_finite
+from deepclust_ext.training.files import CHECKPOINT_NAME
 from deepclust_ext.training.phases import locate
-from deepclust_ext.training.trainer import CHECKPOINT_NAME
 from tests.methods.methodsamples import METHODS, small_clc, small_hadis
-from tests.training.runs import PHASES, Scans, assert_same_run, config_of, make_trainer, phases_of
+from tests.training.runs import PHASES, Scans, assert_same_run, config_of, make_trainer, phases_of, stop
 
 #: Method, and after which epoch and step of it the run stops; every phase, both ends of one, both data sets of one.
 STOPS = [
@@ -35,35 +35,6 @@ STOPS = [
     ("sacc", 4, 4),  # within the second
     *((name, 2, 1) for name in METHODS if name not in PHASES),
 ]
-
-
-class Stop(nn.Module):
-    """The view of a batch, but for one that stops the run."""
-
-    def __init__(self, calls: int) -> None:
-        super().__init__()
-        self.left = calls
-        self.view = RandomAffine()
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return self.view(images)  # type: ignore[no-any-return]
-
-    def __repr__(self) -> str:
-        return repr(self.view)  # the run's settings are the same
-
-
-def stop(out: Path, epoch: int, step: int, method: str, **options: Any) -> Trainer:
-    """Return the trainer of a run that an interruption ended after so many whole epochs and steps of the next."""
-    trainer = make_trainer(out, method=method, **options)
-    lengths = [trainer.steps_per_epoch(phase) for phase in trainer.config.phases for _ in range(phase.epochs)]
-    trainer.views = [*trainer.views[1:], Stop(sum(lengths[:epoch]) + step)]
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
-    assert len(trainer.history) == epoch
-    return trainer
 
 
 @pytest.mark.parametrize(("method", "epoch", "step"), STOPS)
@@ -243,61 +214,7 @@ def test_a_number_of_workers_is_no_other_run(tmp_path: Path) -> None:
     assert_same_run(whole, resumed)
 
 
-@pytest.mark.parametrize("content", [b"", b"half", "tensor", "other"])
-def test_a_foreign_or_broken_file_is_named(tmp_path: Path, content: Any) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(torch.zeros(2) if content == "tensor" else {"format": "else"}, path)
-    with pytest.raises(ValueError, match=f"resume: expected a .* at {re.escape(str(path))}, got"):
-        make_trainer(tmp_path).fit(resume=True)
-
-
-def test_no_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="resume: expected a checkpoint at .*, got none"):
-        make_trainer(tmp_path).fit(resume=True)
-
-
-def test_a_truncated_file_is_named(stored: Path, tmp_path: Path) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    path.write_bytes((stored / CHECKPOINT_NAME).read_bytes()[:-100])
-    with pytest.raises(ValueError, match="got a file that cannot be read"):
-        load_checkpoint(path)
-
-
-def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    save_atomically({"epoch": 1}, path)
-
-    def half_written(state: Any, stream: Any) -> None:
-        stream.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match="disk full"):
-        save_atomically({"epoch": 2}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 1}
-    monkeypatch.undo()
-    save_atomically({"epoch": 3}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 3}
-    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT_NAME]
-
-
 def test_not_finite_names_tensors() -> None:
     bad = torch.tensor([1.0, torch.inf])
     assert not_finite({"fine": torch.ones(2), "count": torch.tensor(3), "bad": bad}) == ["bad"]
     assert not_finite({}) == []
-
-
-def test_changed_and_missing_entries_are_named(stored: Path, tmp_path: Path) -> None:
-    whole, state = (stored / CHECKPOINT_NAME).read_bytes(), load_checkpoint(stored / CHECKPOINT_NAME)
-    path = tmp_path / CHECKPOINT_NAME
-    weight = next(tensor for tensor in state["method"].values() if tensor.numel() > 8)
-    place = whole.index(weight.numpy().tobytes())
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-    with pytest.raises(ValueError, match="got a file that cannot be read .BadZipFile.: it is incomplete"):
-        load_checkpoint(path)
-    torch.save({name: entry for name, entry in state.items() if name != "method"}, path)
-    with pytest.raises(ValueError, match="expected settings, .* in .*checkpoint.pt, got none of method"):
-        load_checkpoint(path)

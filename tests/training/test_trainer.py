@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from deepclust_ext.methods import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.training import KMeansSettings, Phase, TrainConfig, Trainer
 from deepclust_ext.training import tally as tally_module
-from deepclust_ext.training.trainer import CHECKPOINT_NAME, HISTORY_NAME
+from deepclust_ext.training.files import CHECKPOINT_NAME, HISTORY_NAME
 from tests.methods.methodsamples import METHODS, collapsed
 from tests.training.runs import Scans, assert_same_run, config_of, make_trainer, without_seconds
 
