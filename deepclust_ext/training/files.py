@@ -21,9 +21,11 @@ ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "hist
 CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
 HISTORY_NAME = "history.jsonl"
+RECORD_NAME = "run.json"
+FIGURE_NAME = "overview.png"
 LOCK_NAME = "run.lock"
 #: What shows that a folder holds a run; the last two are of a recipe's run.
-RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, HISTORY_NAME, "run.json", "overview.png")
+RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, HISTORY_NAME, RECORD_NAME, FIGURE_NAME)
 
 #: How the comment of a checkpoint, which is a zip archive, begins; 64 hexadecimal digits follow.
 SEAL = b"sha256:"
@@ -180,9 +182,8 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             unfinished.unlink()
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError | KeyboardInterrupt):
-            cause = cause.__context__  # torch's writer raises another error while it closes
+        # Torch's writer raises a RuntimeError while it closes, which hides what happened.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
             named = OSError(f"{path}: cannot be written: {cause.strerror or cause}")
             named.errno = cause.errno

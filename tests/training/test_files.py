@@ -193,6 +193,35 @@ def test_a_new_run_over_an_old_one_never_continues_it(stored: Path, tmp_path: Pa
     assert_same_run(whole, resumed)
 
 
+def test_ctrl_c_is_one_line_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    script = """if True:
+        import sys
+        from deepclust_ext.__main__ import main
+        from deepclust_ext.commands import demo
+        from deepclust_ext.training import Phase
+        from tests.training.runs import config_of, make_trainer
+        config = config_of(phases=[Phase("main", 10_000)])
+        demo.run = lambda args: len(make_trainer(args.out, config=config, method="sacc").fit())
+        sys.exit(main(["demo", "--out", sys.argv[1]]))
+    """
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert first.startswith("epoch 1 of 10000: loss ")
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    *epochs, last = rest
+    assert all(line.startswith("epoch ") for line in epochs)
+    done = len(epochs) + 1
+    assert last == (
+        f"deepclust-ext: interrupted in epoch {done + 1}; {tmp_path / 'checkpoint.pt'} holds the run after epoch "
+        f"{done}, and resume continues it"
+    )
+    assert len(load_checkpoint(tmp_path / "checkpoint.pt")["history"]) == done
+
+
 def test_an_epoch_is_a_line_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
