@@ -63,18 +63,14 @@ def format_info(info: dict[str, Any]) -> str:
         "backend": info["backend"] if native else f"reference: {info['reason']}",
     }
     if info["cure"] or (native and unknown):
-        lines["to build"] = (
-            info["cure"] or f"{_extension.rebuild_command()}, for the library is older than this package"
-        )
+        lines["to build"] = info["cure"] or f"{_extension.rebuild_command()}, for the library is older than the rest"
     if native:
         lines["native on"] = ", ".join(info["devices"])
         lines["built for"] = f"torch {info['built_for_torch']}, compiler {info['compiler']}"
         lines["CPU kernels"] = info["cpu_capability"]
         if info["torch_capability"] not in ("unknown", *info["processor_capabilities"]):
-            lines["CPU kernels"] += (
-                f": this processor has no {info['torch_capability']}, which ATEN_CPU_CAPABILITY asks for"
-            )
-            lines["CPU kernels"] += "; torch's own kernels will crash"
+            lines["CPU kernels"] += f": this processor has no {info['torch_capability']}, which ATEN_CPU_CAPABILITY "
+            lines["CPU kernels"] += "asks for; torch's own kernels will crash"
         lines["CUDA kernels"] = f"none: {info['cuda_decision']}"
         if "cuda" in info["devices"]:
             architectures = ", ".join(info["cuda_architectures"])

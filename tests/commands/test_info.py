@@ -74,5 +74,5 @@ def test_text_says_that_the_library_is_older_than_the_package(
     monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset(devices))
     text = format_info(collect_info())
     assert "None" not in text
-    assert f"to build      {_extension.rebuild_command()}, for the library is older than this package" in text
+    assert f"to build      {_extension.rebuild_command()}, for the library is older than the rest" in text
     assert "CPU kernels   unknown" in text.splitlines()
