@@ -90,6 +90,8 @@ class Trainer:
             instance(view, f"views.{place}", Callable, "a function of a batch")
         if test_view is not None:
             instance(test_view, "test_view", Callable, "a function of a batch or None")
+        if recipe is not None:
+            instance(recipe, "recipe", Mapping, "a mapping or None")
         self.method = method
         self.data = dict(data) if isinstance(data, Mapping) else {MAIN: data}
         self.views = views
