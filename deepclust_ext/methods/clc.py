@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.profiler import record_function
 
+from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread, update_average
+from deepclust_ext.methods.shared import as_input, check_views, mlp, spread, update_average
 from deepclust_ext.ops import sinkhorn_knopp
 
 
@@ -62,7 +63,7 @@ class CLC(ClusterHeadMethod):
         swap_weight: Weight of the swapped prediction.
 
     Raises:
-        ValueError: If ``momentum`` lies outside [0, 1].
+        ValueError: If ``momentum`` lies outside [0, 1], or ``queue_size`` is below 1.
     """
 
     num_views = 2
@@ -99,6 +100,8 @@ class CLC(ClusterHeadMethod):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+        if queue_size < 1:
+            raise ValueError(f"queue_size: expected at least 1, since its keys are the negatives, got {queue_size}")
         self.feature_dim = feature_dim
         self.num_clusters = num_clusters
         self.hidden_dim = hidden_dim
@@ -130,10 +133,12 @@ class CLC(ClusterHeadMethod):
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 
         Raises:
-            ValueError: If there are not exactly two views, or ``terms`` is unknown.
+            TypeError: If a view is not floating.
+            ValueError: If there are not exactly two views of the same images, or ``terms`` is unknown.
         """
         check_views(views, self.num_views)
         self.chosen_terms(terms, pseudo_labels)
+        views = [as_input(self.online, view) for view in views]
         with record_function("forward"):
             scores, queries = _rows(self.online, views)
             with torch.no_grad():
@@ -190,7 +195,7 @@ class CLC(ClusterHeadMethod):
     ) -> Tensor:
         """Return the instance head's normalised rows (B, ``embedding_dim``) in evaluation mode."""
         with evaluation(self):
-            return normalize(self.online(images)[1], dim=1)
+            return normalize(self.online(as_input(self.online, images))[1], dim=1)
 
     def assign(
         self,
@@ -198,7 +203,7 @@ class CLC(ClusterHeadMethod):
     ) -> Tensor:
         """Return the cluster head's assignments (B, K), rows on the simplex, in evaluation mode."""
         with evaluation(self):
-            return self._shares(self.online(images)[0])
+            return self._shares(self.online(as_input(self.online, images))[0])
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point, few clusters lead, or none differs, or None."""
