@@ -21,14 +21,14 @@ def numpy_config(real: Any) -> TrainConfig:
     """Return settings whose numbers are numpy's, floats of the type ``real``."""
     two: Any = np.int32(2)
     phases = [Phase(np.str_("warmup"), two, {"images": "warmup"}), Phase("main", 1, pseudo_labels=two)]
-    return Config(
+    return TrainConfig(
         phases,
-        batch_size=np.int64(16),
+        batch_size=np.int64(16),  # type: ignore[arg-type]
         learning_rate=LearningRate("warmup_cosine", np.int64(1), real(0.25), real(5)),  # type: ignore[arg-type]
         optimizer=OptimizerSettings("sgd", real(0.25), np.int64(16), real(0.5), real(0.125)),  # type: ignore[arg-type]
         kmeans=KMeansSettings(np.uint8(2), np.int16(3), np.int64(9), real(0.5)),  # type: ignore[arg-type]
-        seed=np.int64(3),
-        num_workers=np.int64(0),
+        seed=np.int64(3),  # type: ignore[arg-type]
+        num_workers=np.int64(0),  # type: ignore[arg-type]
     )
 
 
