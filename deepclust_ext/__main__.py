@@ -29,10 +29,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; an expected failure is one line on standard error."""
-    parsed = make_parser().parse_args(arguments)
+    """Run one command and return its exit status.
+
+    An expected failure is one line on standard error and the status 1; an interruption by the user is a line and 130.
+    """
     try:
+        parsed = make_parser().parse_args(arguments)
         status: int = parsed.run(parsed)
+    except KeyboardInterrupt as error:
+        print(f"deepclust-ext: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 130
     except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"deepclust-ext: {error}", file=sys.stderr)
         return 1

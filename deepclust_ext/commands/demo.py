@@ -4,6 +4,7 @@ Nothing is downloaded: the scans ship with scikit-learn. Labels are read only af
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 ENDING = "-digits"  # of the recipes to choose from
@@ -15,14 +16,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     choices = {name.removesuffix(ENDING): recipes.load(name) for name in recipes.names(ENDING)}
     parser.add_argument("--method", choices=choices, default="hadis", help="what to train (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (default: %(default)s)")
     for name, what in (("epochs", "passes over the scans"), ("batch_size", "images of a step")):
         defaults = ", ".join(f"{method} {getattr(recipe, name)}" for method, recipe in choices.items())
-        parser.add_argument("--" + name.replace("_", "-"), type=int, help=f"{what} (default: {defaults})")
+        parser.add_argument("--" + name.replace("_", "-"), type=at_least(1), help=f"{what} (default: {defaults})")
     parser.add_argument("--out", type=Path, help="folder for results (default: runs/demo-METHOD-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
     parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads an option that is an integer of at least so much."""
+
+    def integer(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+        return int(text)
+
+    return integer
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: If an option does not fit the data.
         FileNotFoundError: If there is nothing to resume.
+        FileExistsError: If there is a run that is neither to be resumed nor to be overwritten.
     """
     import torch
 
@@ -56,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         args.out or Path("runs") / f"demo-{args.method}-seed{args.seed}",
         seed=args.seed,
         resume=args.resume,
+        overwrite=args.overwrite,
         profiled=args.profile,
         baselines={"pixels": score_clusters(digits.labels, predicted, pixels, num_clusters)},
     )

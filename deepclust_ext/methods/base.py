@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from deepclust_ext.methods.values import integer, number
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -24,6 +26,7 @@ class OptimizerSettings:
         weight_decay: Of every parameter, biases and batch normalisation included.
 
     Raises:
+        TypeError: If a value is no number.
         ValueError: If the name is unknown, a value is out of range, or "adam" is given a momentum.
     """
 
@@ -36,10 +39,12 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.name not in ("sgd", "adam"):
             raise ValueError(f"optimizer: expected 'sgd' or 'adam', got {self.name!r}")
+        for name in ("lr", "momentum", "weight_decay"):
+            object.__setattr__(self, name, number(getattr(self, name), f"optimizer.{name}"))
         if not 0 <= self.lr < math.inf:
             raise ValueError(f"optimizer.lr: expected a finite number of at least 0, got {self.lr}")
-        if self.lr_batch_size is not None and self.lr_batch_size < 1:
-            raise ValueError(f"optimizer.lr_batch_size: expected at least 1, or None, got {self.lr_batch_size}")
+        if self.lr_batch_size is not None:
+            object.__setattr__(self, "lr_batch_size", integer(self.lr_batch_size, "optimizer.lr_batch_size", 1))
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optimizer.momentum: expected a number in [0, 1), got {self.momentum}")
         if self.name == "adam" and self.momentum:
@@ -63,6 +68,8 @@ class ClusteringMethod(nn.Module, ABC):
         terms: The losses that a phase of a run may ask for, by name; the first is the whole loss.
         labelled_terms: Those of ``terms`` that need pseudo-labels.
         default_optimizer: The paper's, or where that is not known, this package's.
+        uses_progress: Whether ``after_step`` goes by the share of the run; a run of a method that does not can be
+            resumed for more epochs.
         axes: The statistics of ``training_step`` that may share an axis in a figure, by what the axis shows. Every
             statistic has its place in one of them.
         num_clusters: K, of pseudo-labels and final clusters.
@@ -72,6 +79,7 @@ class ClusteringMethod(nn.Module, ABC):
     terms: ClassVar[tuple[str, ...]] = ("all",)
     labelled_terms: ClassVar[frozenset[str]] = frozenset()
     default_optimizer: ClassVar[OptimizerSettings]
+    uses_progress: bool = True
     axes: ClassVar[Mapping[str, tuple[str, ...]]]
     num_clusters: int
 
@@ -107,6 +115,17 @@ class ClusteringMethod(nn.Module, ABC):
         if terms in self.labelled_terms and pseudo_labels is None:
             raise ValueError(f"pseudo_labels: expected a label for each image, which terms {terms!r} need, got None")
         return terms
+
+    def check_data(self, sizes: Mapping[str, int]) -> None:
+        """Require that the method can learn from data sets of so many images, by name; "images" is to be clustered.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        if not 1 <= self.num_clusters <= sizes["images"]:
+            raise ValueError(
+                f"num_clusters: expected 1 to {sizes['images']}, the number of images, got {self.num_clusters}"
+            )
 
     def after_step(self, progress: float = 0.0) -> None:
         """Run after every step of the optimizer; ``progress`` is the share of the run's steps before this one."""

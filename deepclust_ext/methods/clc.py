@@ -67,6 +67,7 @@ class CLC(ClusterHeadMethod):
     """
 
     num_views = 2
+    uses_progress = False
     default_optimizer = OptimizerSettings("adam", lr=1e-3)  # the paper's optimizer was not at hand
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "loss": ("loss", "contrastive", "swapped"),

@@ -106,7 +106,7 @@ class HaDis(ClusteringMethod):
         self.hidden_dim = hidden_dim
         self.embedding_dim = embedding_dim
         self.momentum = momentum
-        self.momentum_rises = momentum_rises
+        self.momentum_rises = self.uses_progress = momentum_rises
         self.noise_std = noise_std
         self.temperature = temperature
         self.hsd_weight = hsd_weight
@@ -213,6 +213,21 @@ class HaDis(ClusteringMethod):
         rows = normalize(normalize(keys[0], dim=1) + normalize(keys[1], dim=1), dim=1)
         self.bank[index] = rows.to(self.bank.dtype)
         self.in_bank[index] = True
+
+    def check_data(self, sizes: Mapping[str, int]) -> None:
+        """Require a bank with an entry for every image, and then no other data set, whose places it would mix up.
+
+        Raises:
+            ValueError: If there is an image without an entry, or there are more clusters than images.
+        """
+        super().check_data(sizes)
+        if 0 < self.bank_size < sizes["images"]:
+            raise ValueError(
+                f"bank_size: expected at least {sizes['images']}, the number of images, or 0, got {self.bank_size}"
+            )
+        if self.bank_size and len(sizes) > 1:
+            others = ", ".join(name for name in sizes if name != "images")
+            raise ValueError(f"bank_size: expected 0 where phases pass through {others} too, got {self.bank_size}")
 
     def after_step(self, progress: float = 0.0) -> None:
         """Move the teacher towards the student; its batch-norm statistics are its own."""

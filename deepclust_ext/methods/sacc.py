@@ -45,6 +45,7 @@ class SACC(ClusterHeadMethod):
     """
 
     num_views = 3
+    uses_progress = False
     terms = ("all", "instance")
     default_optimizer = OptimizerSettings("adam", lr=3e-4)  # at a constant rate
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {

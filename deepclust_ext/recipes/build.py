@@ -1,8 +1,8 @@
 """From a recipe to what trains."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from torch.utils.data import Dataset
 
 from deepclust_ext.backbones import load_backbone
 from deepclust_ext.data import make_view
+from deepclust_ext.inference import Images
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.schema import Recipe
 from deepclust_ext.training import TrainConfig, Trainer, seed_everything
+from deepclust_ext.training.phases import MAIN
 
 
 def make_method(recipe: Recipe) -> ClusteringMethod:
@@ -51,10 +53,34 @@ def make_config(recipe: Recipe, *, seed: int = 0, num_workers: int = 0) -> Train
     )
 
 
+def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]) -> None:
+    """Require as many images as the recipe is of, its channels, and views that give the size which the network sees.
+
+    Raises:
+        ValueError: Names what differs.
+    """
+    expected, as_in = recipe.data, f"as the recipe {recipe.name} has it"
+    test_view = make_test_view(recipe)
+    views = {"test_view": test_view} if test_view else {"the image itself": torch.nn.Identity()}
+    views |= {f"views.{place}": view for place, view in enumerate(make_views(recipe))}
+    for name, source in (data if isinstance(data, Mapping) else {MAIN: data}).items():
+        images = Images(source)
+        count = {MAIN: expected.images, "unlabelled": expected.unlabelled}.get(name)
+        if count is not None and len(images) != count:
+            raise ValueError(f"data.{name}: expected {count} images, {as_in}, got {len(images)}")
+        image = images[0][0].unsqueeze(0)
+        if image.shape[1] != expected.channels:
+            raise ValueError(f"data.channels: expected {expected.channels}, {as_in}, got {image.shape[1]} in {name}")
+        for where, view in views.items():
+            size = tuple(view(image).shape[2:])
+            if size != (expected.size, expected.size):
+                raise ValueError(f"data.size: expected {expected.size}, {as_in}, got {size} in {name} from {where}")
+
+
 def make_trainer(
     recipe: Recipe,
     data: Dataset[Any] | Mapping[str, Dataset[Any]],
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     seed: int = 0,
     num_workers: int = 0,
@@ -72,8 +98,9 @@ def make_trainer(
 
     Raises:
         ImportError: If a view or the backbone needs torchvision and there is none.
-        ValueError: If the recipe does not fit the method or the data.
+        ValueError: If the recipe does not fit the method, or the images are not those that it is of.
     """
+    check_images(recipe, data)
     seed_everything(seed)
     method = make_method(recipe).to(device)
     config = make_config(recipe, seed=seed, num_workers=num_workers)

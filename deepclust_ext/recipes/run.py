@@ -1,12 +1,12 @@
 """A whole run of a recipe on labelled images: train, score, draw, and write down what happened."""
 
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +20,18 @@ from deepclust_ext.inference import map_images
 from deepclust_ext.recipes.build import make_trainer
 from deepclust_ext.recipes.schema import Recipe
 from deepclust_ext.training import Trainer
+from deepclust_ext.training.files import FIGURE_NAME, RECORD_NAME, replacing, without_nan, write_text
 from deepclust_ext.training.trainer import STAGES
 
 
 def run_recipe(
     recipe: Recipe,
     data: Dataset[Any],  # of (image (C, H, W), class)
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     seed: int = 0,
     resume: bool = False,
+    overwrite: bool = False,
     profiled: bool = False,
     baselines: Mapping[str, ClusterScores] | None = None,
 ) -> None:
@@ -41,46 +43,52 @@ def run_recipe(
         out: Folder for checkpoint, history and results.
         seed: Of everything random.
         resume: Continue the run that ``out`` holds.
+        overwrite: Replace the run that ``out`` holds.
         profiled: Print where the time of an epoch goes.
         baselines: Scores of other clusters of these images, for the table, by the name of what gave them.
 
     Raises:
         FileNotFoundError: If there is nothing to resume.
+        FileExistsError: If ``out`` holds a run that is neither to be resumed nor to be overwritten.
+        RuntimeError: If another run uses ``out``.
         FloatingPointError: If a loss or a weight is not finite.
         ImportError: If the recipe needs torchvision and there is none.
         ValueError: If the recipe does not fit the data, or the run to resume was another.
     """
     start = time.perf_counter()
     trainer = make_trainer(recipe, data, out, seed=seed)
-    untrained = _evaluate(trainer)
-    training_start = time.perf_counter()
-    if profiled:
-        print(_profiled_fit(trainer, resume))
-    else:
-        trainer.fit(resume=resume)
-    training_seconds = time.perf_counter() - training_start
-    trained = _evaluate(trainer)
-    baselines = baselines or {}
-    method = recipe.method.lower()
-    named = {"k-means, untrained network": untrained.kmeans, f"{method}, {recipe.epochs} epochs": trained.clusters}
-    _print_scores(
-        {f"k-means on {name}": scores for name, scores in baselines.items()} | named,
-        {"untrained": untrained, "trained": trained},
-    )
-    figure = _draw(out / "overview.png", trainer)
-    seconds = time.perf_counter() - start
-    evaluations = {"untrained": asdict(untrained), "trained": asdict(trained)}
-    settings = {"method": method, "seed": seed, "epochs": recipe.epochs, "batch_size": recipe.batch_size}
-    record = {
-        "config": settings | {"resume": resume, "recipe": asdict(recipe)},
-        "versions": _versions(),
-        "threads": torch.get_num_threads(),
-        "metrics": {name: asdict(scores) for name, scores in baselines.items()} | evaluations,
-        "seconds": {"training": training_seconds, "total": seconds},
-        "history": trainer.history,
-    }
-    (out / "run.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"{seconds:.0f} s, of which training {training_seconds:.0f} s; written: {out / 'run.json'}{figure}")
+    with trainer.folder as folder:  # no other run comes in before the results are written
+        folder.check(resume=resume, overwrite=overwrite)
+        untrained = _evaluate(trainer)
+        training_start = time.perf_counter()
+        if profiled:
+            print(_profiled_fit(trainer, resume=resume, overwrite=overwrite))
+        else:
+            trainer.fit(resume=resume, overwrite=overwrite)
+        training_seconds = time.perf_counter() - training_start
+        trained = _evaluate(trainer)
+        baselines = baselines or {}
+        method = recipe.method.lower()
+        named = {"k-means, untrained network": untrained.kmeans, f"{method}, {recipe.epochs} epochs": trained.clusters}
+        _print_scores(
+            {f"k-means on {name}": scores for name, scores in baselines.items()} | named,
+            {"untrained": untrained, "trained": trained},
+        )
+        figure = _draw(trainer)
+        seconds = time.perf_counter() - start
+        evaluations = {"untrained": asdict(untrained), "trained": asdict(trained)}
+        settings = {"method": method, "seed": seed, "epochs": recipe.epochs, "batch_size": recipe.batch_size}
+        record = {
+            "config": settings | {"resume": resume, "recipe": asdict(recipe)},
+            "versions": _versions(),
+            "threads": torch.get_num_threads(),
+            "metrics": {name: asdict(scores) for name, scores in baselines.items()} | evaluations,
+            "seconds": {"training": training_seconds, "total": seconds},
+            "history": trainer.history,
+        }
+        path = folder.path / RECORD_NAME
+        write_text(path, json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n")
+    print(f"{seconds:.0f} s, of which training {training_seconds:.0f} s; written: {path}{figure}")
 
 
 def _evaluate(trainer: Trainer) -> Evaluation:
@@ -93,10 +101,10 @@ def _evaluate(trainer: Trainer) -> Evaluation:
     )
 
 
-def _profiled_fit(trainer: Trainer, resume: bool) -> str:
+def _profiled_fit(trainer: Trainer, **options: bool) -> str:
     """Train under torch's profiler and return a table of the labelled stages of an epoch."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        history = trainer.fit(resume=resume)
+        history = trainer.fit(**options)
     total = sum(record["seconds"] for record in history)
     spent = {event.key: event.cpu_time_total / 1e6 for event in profiler.key_averages() if event.key in STAGES}
     spent["rest"] = total - sum(spent.values())
@@ -114,14 +122,16 @@ def _print_scores(clusters: Mapping[str, ClusterScores], evaluations: Mapping[st
     print(f"vote of 20 nearest neighbors: {accuracies}")
 
 
-def _draw(path: Path, trainer: Trainer) -> str:
+def _draw(trainer: Trainer) -> str:
     """Draw the figure and return how to mention it: its path, or why there is none."""
     from deepclust_ext.evaluation.plots import save_overview
 
+    path = trainer.folder.path / FIGURE_NAME
     labels = _labels(trainer.data["images"])
     rows, clusters = trainer.embed().cpu().numpy(), trainer.cluster().numpy()
     try:
-        save_overview(path, rows, labels.numpy(), clusters, trainer.history, trainer.method.axes)
+        with replacing(path) as unfinished:
+            save_overview(unfinished, rows, labels.numpy(), clusters, trainer.history, trainer.method.axes)
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("matplotlib"):
             raise

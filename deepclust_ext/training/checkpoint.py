@@ -1,11 +1,12 @@
-"""Checkpoints: plain types and tensors, written whole or not at all, and refused where the run would be another."""
+"""What tells a run from another one, and what a resumed run needs beside its weights: settings, data, generators."""
 
+import functools
 import hashlib
-import os
 import random
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,51 +18,10 @@ from torch.utils.data import Dataset
 from deepclust_ext import __version__
 from deepclust_ext.inference import Images
 
-FORMAT = "deepclust_ext checkpoint 1"
-#: What a resumed run reads.
-ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "history", "random")
-
 Setting: TypeAlias = str | int | float | bool | None
 
-
-def save_atomically(state: Mapping[str, Any], path: Path) -> None:
-    """Write ``state`` so that ``path`` holds either the old file or the whole new one, whatever interrupts."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(path)
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state that a trainer wrote; no code in the file is executed.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a whole checkpoint of this format.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"resume: expected a checkpoint at {path}, got none")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load by itself takes changed bytes for weights
-            changed = archive.testzip()
-        if changed is not None:
-            raise zipfile.BadZipFile(changed)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the many kinds that a broken or foreign file leads to
-        # Not torch's own message, which proposes to execute what the file holds.
-        raise ValueError(
-            f"resume: expected a checkpoint at {path}, got a file that cannot be read ({type(error).__name__}): it is "
-            f"incomplete, or no checkpoint"
-        ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"resume: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
-    missing = [name for name in ENTRIES if name not in state]
-    if missing:
-        raise ValueError(f"resume: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
-    return state
+#: Images at most whose values count in a fingerprint.
+SAMPLE = 32
 
 
 def check_settings(stored: Mapping[str, Setting], own: Mapping[str, Setting], path: Path) -> None:
@@ -76,17 +36,28 @@ def check_settings(stored: Mapping[str, Setting], own: Mapping[str, Setting], pa
         raise ValueError("\n".join(different))
 
 
+def with_epochs_of(stored: Mapping[str, Setting], own: Mapping[str, Setting], phases: int) -> dict[str, Setting]:
+    """Return stored settings with the number of epochs of the last of so many phases as one's own, if that is more."""
+    if own["epochs"] <= stored["epochs"]:  # type: ignore[operator]
+        return dict(stored)
+    names = ("epochs", f"phases.{phases - 1}.epochs", f"recipe.phases.{phases - 1}.epochs")
+    return {**stored, **{name: own[name] for name in names if name in stored and name in own}}
+
+
 def flatten(value: Any, name: str) -> dict[str, Setting]:
     """Return settings by dotted names; what is no number, text or container of them counts by its description."""
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, functools.partial):
+        value = {"function": value.func, "arguments": value.args, **value.keywords}
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     if isinstance(value, Mapping):
         return {key: entry for part in value for key, entry in flatten(value[part], f"{name}.{part}").items()}
-    for kind in (bool, int, float, str):
+    kinds: tuple[tuple[Any, type], ...] = ((bool | np.bool_, bool), (Integral, int), (Real, float), (str, str))
+    for kind, plain in kinds:
         if isinstance(value, kind):
-            return {name: kind(value)}  # of a subclass too, such as numpy's, which a checkpoint could not hold
+            return {name: plain(value)}  # of numpy's kinds too, which a checkpoint could not hold
     return {name: None if value is None else describe(value)}
 
 
@@ -99,17 +70,28 @@ def describe(value: Any) -> str:
 
 
 def fingerprint(data: Dataset[Any]) -> dict[str, Setting]:
-    """Return what tells a data set from another one: the number of images, the first one's shape, and their names.
+    """Return what tells a data set from another one.
 
-    Names count where the data set has them, as ``names``.
+    That is the number of images, the first one's shape and dtype, the names of all where the data set has them, as
+    ``names``, and the values of up to ``SAMPLE`` images, from the first to the last at equal distances: other values
+    elsewhere go unseen. Values do not count where an image is not the same at every reading.
     """
     images = Images(data)
     first, _ = images[0]
     found: dict[str, Setting] = {"count": len(images), "shape": str(tuple(first.shape)), "dtype": str(first.dtype)}
+    places = sorted({i * (len(images) - 1) // (SAMPLE - 1) for i in range(SAMPLE)})
+    first_time, second_time = ([_digest(images[place][0]) for place in places] for _ in range(2))
+    same = first_time == second_time
+    found["content"] = hashlib.sha256("".join(first_time).encode()).hexdigest() if same else "not the same twice"
     names = getattr(data, "names", None)
     if names is not None:
         found["names"] = hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()
     return found
+
+
+def _digest(image: Tensor) -> str:
+    """Return the SHA-256 of an image's values."""
+    return hashlib.sha256(image.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -136,10 +118,18 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set every generator to a state of :func:`random_state`."""
+    """Set every generator to a state of :func:`random_state`; warns of those of GPUs that are not there."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    devices = torch.cuda.device_count()
+    for device, generator in enumerate(state["cuda"][:devices]):
+        torch.cuda.set_rng_state(generator, device)
+    if len(state["cuda"]) > devices:
+        warnings.warn(
+            f"the checkpoint is of a machine with {len(state['cuda'])} GPUs, and here are {devices}: the random "
+            f"numbers of the others are left out, and the result may differ from that of a run that never stopped",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     random.setstate(state["python"])

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from deepclust_ext.methods.base import ClusteringMethod
+from deepclust_ext.methods.values import instance, integer
 
 #: The data set that is clustered: pseudo-labels and final clusters are of its images.
 MAIN = "images"
@@ -24,6 +27,7 @@ class Phase:
             1 / (size of its cluster), so that all clusters are seen equally often.
 
     Raises:
+        TypeError: If a value is of another type.
         ValueError: If a value is out of range.
     """
 
@@ -34,20 +38,24 @@ class Phase:
     resample: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"phase {self.name}, epochs: expected at least 0, got {self.epochs}")
+        object.__setattr__(self, "name", str(instance(self.name, "phase, name", str, "text")))
+        where = f"phase {self.name}"
+        object.__setattr__(self, "epochs", integer(self.epochs, f"{where}, epochs", 0))
+        instance(self.resample, f"{where}, resample", bool, "True or False")
+        expected = "a mapping from data sets to terms"
+        for data, terms in instance(self.passes, f"{where}, passes", Mapping, expected).items():
+            instance(data, f"{where}, passes", str, "names of data sets")
+            if terms is not None:
+                instance(terms, f"{where}, passes.{data}", str, "the name of terms or None")
         if not self.passes:
-            raise ValueError(f"phase {self.name}, passes: expected at least one data set, got none")
+            raise ValueError(f"{where}, passes: expected at least one data set, got none")
         labels = self.pseudo_labels
-        every = isinstance(labels, int) and not isinstance(labels, bool) and labels >= 1
-        if not every and labels not in ("never", "once"):
-            raise ValueError(
-                f"phase {self.name}, pseudo_labels: expected 'never', 'once' or a number of epochs, got {labels!r}"
-            )
+        if isinstance(labels, int | np.integer) and not isinstance(labels, bool) and labels >= 1:
+            object.__setattr__(self, "pseudo_labels", int(labels))
+        elif not (isinstance(labels, str) and labels in ("never", "once")):
+            raise ValueError(f"{where}, pseudo_labels: expected 'never', 'once' or a number of epochs, got {labels!r}")
         if self.resample and labels == "never":
-            raise ValueError(
-                f"phase {self.name}, resample: expected pseudo-labels to draw by, got pseudo_labels 'never'"
-            )
+            raise ValueError(f"{where}, resample: expected pseudo-labels to draw by, got pseudo_labels 'never'")
 
     def labels_before(self, epoch: int) -> bool:
         """Return whether to make pseudo-labels before an epoch of the phase, counted from 0."""

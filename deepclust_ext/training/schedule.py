@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from deepclust_ext.methods.values import number
+
 SCHEDULES = ("constant", "warmup_cosine")
 
 
@@ -25,6 +27,7 @@ class LearningRate:
         horizon: Epochs that the cosine falls over; None for all that the run has after the warm-up.
 
     Raises:
+        TypeError: If a value is no number.
         ValueError: If a value is out of range, or is given to "constant", which has no use for it.
     """
 
@@ -36,6 +39,8 @@ class LearningRate:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise ValueError(f"learning_rate.name: expected one of {', '.join(SCHEDULES)}, got {self.name!r}")
+        for name in ("warmup", "floor", *(() if self.horizon is None else ("horizon",))):
+            object.__setattr__(self, name, number(getattr(self, name), f"learning_rate.{name}"))
         if self.name == "constant" and (self.warmup, self.floor, self.horizon) != (0.0, 0.0, None):
             raise ValueError("learning_rate: expected no warmup, floor or horizon for 'constant', got one")
         if not 0 <= self.warmup < math.inf:
@@ -44,6 +49,11 @@ class LearningRate:
             raise ValueError(f"learning_rate.floor: expected a number in [0, 1], got {self.floor}")
         if self.horizon is not None and not self.horizon > 0:
             raise ValueError(f"learning_rate.horizon: expected more than 0, or None, got {self.horizon}")
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the course is the same in a run of more epochs."""
+        return self.name == "constant" or self.horizon is not None
 
     def factor(self, epoch: float, epochs: int) -> float:
         """Return the share of the peak.

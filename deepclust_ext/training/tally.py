@@ -63,7 +63,9 @@ class Tally:
         return {name: float(total) / self._counts[name] for name, total in self._sums.items()}
 
     def _look(self) -> None:
-        losses = torch.stack([step.terms["loss"] for step in self._unseen]) if self._unseen else torch.empty(0)
+        if not self._unseen:
+            return
+        losses = torch.stack([step.terms["loss"] for step in self._unseen])
         for step, fine in zip(self._unseen, losses.isfinite().tolist(), strict=True):
             if not fine:
                 raise FloatingPointError(

@@ -1,13 +1,14 @@
 """One trainer for every method: phases, schedule, pseudo-labels, history, checkpoints that resume exactly."""
 
-import json
+import os
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -17,85 +18,27 @@ from tqdm import tqdm
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.inference import Images, assign, batches, device_of, embed
 from deepclust_ext.inference.loop import View
-from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod, OptimizerSettings
+from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
+from deepclust_ext.methods.values import instance
 from deepclust_ext.training.checkpoint import (
-    FORMAT,
     Setting,
     check_settings,
     fingerprint,
     flatten,
-    load_checkpoint,
     not_finite,
     random_state,
     restore_random_state,
-    save_atomically,
     seed_everything,
     versions,
+    with_epochs_of,
 )
+from deepclust_ext.training.config import TrainConfig
+from deepclust_ext.training.files import FORMAT, RunFolder
 from deepclust_ext.training.phases import MAIN, Phase, locate
-from deepclust_ext.training.schedule import LearningRate
 from deepclust_ext.training.tally import Step, Tally
 
-CHECKPOINT_NAME = "checkpoint.pt"
-HISTORY_NAME = "history.jsonl"
 #: Names under which torch's profiler shows the stages of an epoch.
 STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-means")
-
-
-@dataclass(frozen=True)
-class KMeansSettings:
-    """Of the spherical k-means that gives pseudo-labels and, without a cluster head, the final clusters.
-
-    Attributes:
-        n_init: Starts for pseudo-labels, of which the best counts. The authors of HaDis have 10.
-        final_n_init: Starts for the final clusters.
-        max_iter: Iterations of a start at most.
-        tol: When a start ends, see :class:`deepclust_ext.cluster.KMeans`.
-
-    Raises:
-        ValueError: If a value is out of range.
-    """
-
-    n_init: int = 10
-    final_n_init: int = 20
-    max_iter: int = 300
-    tol: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for name in ("n_init", "final_n_init", "max_iter"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"kmeans.{name}: expected at least 1, got {getattr(self, name)}")
-        if not self.tol >= 0:
-            raise ValueError(f"kmeans.tol: expected a number of at least 0, got {self.tol}")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a run; its checkpoints hold them, and a resumed run must have the same.
-
-    Attributes:
-        phases: What happens, in order.
-        batch_size: Images of a step. What does not fill a batch is left out of the epoch, so that batch normalisation
-            never sees a batch of one image; the order is new in every epoch, so no image stays out.
-        learning_rate: Its course over the run.
-        optimizer: None for the method's default.
-        kmeans: Of pseudo-labels and final clusters.
-        seed: Of torch, numpy, python, the order of the images and k-means.
-        num_workers: Processes that load images; the one setting that changes nothing in the result.
-    """
-
-    phases: Sequence[Phase]
-    batch_size: int = 256
-    learning_rate: LearningRate = field(default_factory=LearningRate)
-    optimizer: OptimizerSettings | None = None
-    kmeans: KMeansSettings = field(default_factory=KMeansSettings)
-    seed: int = 0
-    num_workers: int = 0
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of all phases together."""
-        return sum(phase.epochs for phase in self.phases)
 
 
 class _Batch(NamedTuple):
@@ -114,17 +57,19 @@ class Trainer:
             "images" is the one to cluster and the phases say how the others are used.
         views: One per view of the method, each from a batch (B, C, H, W) to a batch.
         config: Settings.
-        out: Folder for checkpoint and history; made if missing.
+        out: Folder for checkpoint and history, as a path or text; made if missing.
         test_view: From a batch to a batch, for pseudo-labels and clusters; None for the images as they are.
         recipe: Where the settings come from, to be kept in the checkpoints and compared like them.
 
     Attributes:
+        folder: The folder ``out``, which ``fit`` locks.
         optimizer: The method's; its learning rates are the peak of the schedule until the first step.
         history: One record of mean terms per epoch. A term has its mean over the steps that log it.
 
     Raises:
-        TypeError: If a data set is not map-style, or its first item is no image.
-        ValueError: If phases, batch size, views or clusters do not fit the method or the data.
+        TypeError: If an argument is of another type, a data set is not map-style, or its first item is no image.
+        ValueError: If phases, batch size, views, clusters or a bank do not fit the method or the data.
+        NotADirectoryError: If ``out`` is a file.
     """
 
     def __init__(
@@ -133,19 +78,31 @@ class Trainer:
         data: Dataset[Any] | Mapping[str, Dataset[Any]],
         views: Sequence[View],
         config: TrainConfig,
-        out: Path,
+        out: str | os.PathLike[str],
         *,
         test_view: View | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
+        instance(method, "method", ClusteringMethod, "a ClusteringMethod")
+        instance(config, "config", TrainConfig, "a TrainConfig")
+        instance(out, "out", str | os.PathLike, "a path")
+        for place, view in enumerate(instance(views, "views", Sequence, f"a sequence of {method.num_views} functions")):
+            instance(view, f"views.{place}", Callable, "a function of a batch")
+        if test_view is not None:
+            instance(test_view, "test_view", Callable, "a function of a batch or None")
+        if recipe is not None:
+            instance(recipe, "recipe", Mapping, "a mapping or None")
         self.method = method
         self.data = dict(data) if isinstance(data, Mapping) else {MAIN: data}
         self.views = views
         self.config = config
         self.out = Path(out)
+        self.folder = RunFolder(self.out)
         self.test_view = test_view
         self.recipe = recipe or {}
         self.history: list[dict[str, float]] = []
+        if self.out.exists() and not self.out.is_dir():
+            raise NotADirectoryError(f"out: expected a folder, got the file {self.out}")
         self._images = {name: Images(source) for name, source in self.data.items()}
         for name, images in self._images.items():
             if len(images) < 2:
@@ -160,52 +117,59 @@ class Trainer:
         if config.epochs < 1:
             raise ValueError(f"phases: expected at least one epoch, got {config.epochs}")
         sizes = {name: len(images) for name, images in self._images.items()}
-        # Before the first epoch, for the final clusters come after the last.
-        if not 1 <= method.num_clusters <= sizes[MAIN]:
-            raise ValueError(
-                f"num_clusters: expected 1 to {sizes[MAIN]}, the number of images, got {method.num_clusters}"
-            )
+        used = {MAIN, *(name for phase in config.phases if phase.epochs for name in phase.passes)}
+        method.check_data({name: size for name, size in sizes.items() if name in used})
         for phase in config.phases:
             phase.check(method, sizes, config.batch_size)
         self.optimizer = method.make_optimizer(config.batch_size, config.optimizer)
+        for group in self.optimizer.param_groups:  # a checkpoint holds them, and can be read with plain numbers alone
+            group |= {name: value.item() for name, value in group.items() if isinstance(value, np.generic | Tensor)}
         self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._total_steps = sum(phase.epochs * self.steps_per_epoch(phase) for phase in config.phases)
 
-    def fit(self, *, resume: bool = False, other_versions: bool = False) -> list[dict[str, float]]:
+    def fit(
+        self, *, resume: bool = False, overwrite: bool = False, other_versions: bool = False
+    ) -> list[dict[str, float]]:
         """Train to the last epoch and return the history.
 
-        A resumed run continues after the last whole epoch exactly as if it had never stopped.
+        A resumed run continues after the last whole epoch exactly as if it had never stopped. It may have more epochs
+        in its last phase than before where neither learning rate nor method depends on their number. There is a
+        checkpoint before the first step and after every epoch; the one before the last is kept beside it.
 
         Args:
             resume: Continue from the checkpoint in ``out``.
+            overwrite: Remove the run that ``out`` holds before the first step.
             other_versions: Continue even where the checkpoint is of another version of this package, torch or numpy;
                 the result may then differ from that of a run that never stopped.
 
         Raises:
             FileNotFoundError: If there is no checkpoint to resume from.
+            FileExistsError: If ``out`` holds a run that is neither to be resumed nor to be overwritten.
+            RuntimeError: If another run uses ``out``; names its process.
             ValueError: If the checkpoint cannot be read, or was written with other settings, data or versions.
             FloatingPointError: If a loss or a weight is not finite; the checkpoint is that of the epoch before.
+            OSError: If a file cannot be written; names it.
+            KeyboardInterrupt: If the user interrupts; says where the run can be resumed.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        if resume:
-            self._load(other_versions)
-        else:
-            self.history = []
-            self._pseudo_labels = None
-            seed_everything(self.config.seed)
-        lines = "".join(json.dumps(record) + "\n" for record in self.history)
-        (self.out / HISTORY_NAME).write_text(lines, encoding="utf-8")
-        epochs = range(len(self.history), self.config.epochs)
-        # disable=None: a bar on a terminal, nothing in a log file.
-        with tqdm(epochs, initial=epochs.start, total=self.config.epochs, unit="epoch", disable=None) as bar:
-            for epoch in bar:
-                record = self._train_epoch(epoch)
-                self.history.append(record)
-                self._warn_of_collapse(record)
-                self._save(epoch)
-                with (self.out / HISTORY_NAME).open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(record) + "\n")
-                bar.set_postfix({name: f"{record[name]:.3g}" for name in record if name not in ("epoch", "lr")})
+        with self.folder as folder:
+            folder.check(resume=resume, overwrite=overwrite)
+            if resume:
+                self._load(other_versions)
+            else:
+                self.history = []
+                self._pseudo_labels = None
+                seed_everything(self.config.seed)
+                folder.clear()
+                folder.save(self._state())
+                folder.load()  # what cannot be read again is refused before the first step
+            folder.write_history(self.history)
+            try:
+                self._train()
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt(
+                    f"interrupted in epoch {len(self.history) + 1}; {folder.checkpoint} holds the run after epoch "
+                    f"{len(self.history)}, and resume continues it"
+                ) from error
         return self.history
 
     def embed(self) -> Tensor:
@@ -273,7 +237,24 @@ class Trainer:
         }
 
     def _inference(self) -> dict[str, Any]:
-        return {"test_view": self.test_view, "num_workers": self.config.num_workers}
+        config = self.config
+        return {"test_view": self.test_view, "batch_size": config.batch_size, "num_workers": config.num_workers}
+
+    def _train(self) -> None:
+        epochs = range(len(self.history), self.config.epochs)
+        # disable=None: a bar on a terminal, and a line for each epoch elsewhere.
+        with tqdm(epochs, initial=epochs.start, total=self.config.epochs, unit="epoch", disable=None) as bar:
+            for epoch in bar:
+                record = self._train_epoch(epoch)
+                self._warn_of_collapse(record)
+                self.folder.save(self._state(record))
+                self.history.append(record)
+                self.folder.write_history(self.history)
+                shown = {name: f"{record[name]:.3g}" for name in record if name not in ("epoch", "lr")}
+                bar.set_postfix(shown)
+                if bar.disable:
+                    terms = ", ".join(f"{name} {value}" for name, value in shown.items())
+                    print(f"epoch {epoch + 1} of {self.config.epochs}: {terms}", file=sys.stderr, flush=True)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         start = time.perf_counter()
@@ -288,7 +269,8 @@ class Trainer:
         tally = Tally()
         batches = self._batches(phase, epoch)
         for step in range(steps):
-            with record_function("data"):
+            # Images are loaded on the CPU whatever torch's default device is.
+            with record_function("data"), torch.device("cpu"):
                 batch = next(batches)
             loss_terms = self._step(batch, epoch + step / steps, (first_step + step) / self._total_steps)
             tally.add(Step(first_step + step, epoch + 1, phase.name, batch.data, loss_terms, batch.places))
@@ -354,25 +336,42 @@ class Trainer:
             self._warned = True
             warnings.warn(f"epoch {record['epoch']}: {message}", RuntimeWarning, stacklevel=3)
 
-    def _save(self, epoch: int) -> None:
-        index, epoch_in_phase = locate(self.config.phases, epoch)
-        state = {
+    def _state(self, *records: dict[str, float]) -> dict[str, Any]:
+        """Return what a checkpoint holds of the run so far and of these more records."""
+        history = [*self.history, *records]
+        index, epoch_in_phase = locate(self.config.phases, max(len(history) - 1, 0))
+        return {
             "format": FORMAT,
             "settings": self.settings(),
             "versions": versions(),
-            "phase": {"name": self.config.phases[index].name, "index": index, "epochs": epoch_in_phase + 1},
+            "phase": {
+                "name": self.config.phases[index].name,
+                "index": index,
+                "epochs": epoch_in_phase + len(history[:1]),
+            },
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "pseudo_labels": self._pseudo_labels,
-            "history": self.history,
+            "history": history,
             "random": random_state(),
         }
-        save_atomically(state, self.out / CHECKPOINT_NAME)
 
     def _load(self, other_versions: bool) -> None:
-        path = self.out / CHECKPOINT_NAME
-        state = load_checkpoint(path)
-        check_settings(state["settings"], self.settings(), path)
+        path, config = self.folder.checkpoint, self.config
+        state = self.folder.load()
+        stored, own = state["settings"], self.settings()
+        open_ended = config.learning_rate.open_ended and not self.method.uses_progress
+        if open_ended:
+            stored = with_epochs_of(stored, own, len(config.phases))
+        try:
+            check_settings(stored, own, path)
+        except ValueError as error:
+            if open_ended or own["epochs"] == stored["epochs"]:
+                raise
+            raise ValueError(
+                f"{error}\nmore epochs in the last phase are possible where the learning rate is constant or has a "
+                f"horizon, and the method does not go by the share of the run"
+            ) from error
         if not other_versions:
             try:
                 check_settings(flatten(state["versions"], "versions"), flatten(versions(), "versions"), path)

@@ -97,3 +97,37 @@ def test_an_expected_failure_is_one_line_and_status_1(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "deepclust-ext: no such folder: images\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(KeyboardInterrupt("interrupted in epoch 3"), "interrupted in epoch 3"), (KeyboardInterrupt(), "interrupted")],
+)
+def test_an_interruption_is_one_line_and_status_130(
+    error: KeyboardInterrupt, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(demo, "run", run)
+    assert main(["demo"]) == 130
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"deepclust-ext: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--threads", "0"), "argument --threads: expected at least 1, got 0"),
+        (("--threads", "two"), "argument --threads: invalid integer value: 'two'"),
+        (("--epochs", "0"), "argument --epochs: expected at least 1, got 0"),
+        (("--batch-size", "-3"), "argument --batch-size: expected at least 1, got -3"),
+        (("--seed", "-1"), "argument --seed: expected at least 0, got -1"),
+    ],
+)
+def test_an_option_out_of_range_is_named(
+    option: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["demo", *option])
+    assert message in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,7 +11,10 @@ import pytest
 import torch
 
 from deepclust_ext import recipes
+from deepclust_ext.__main__ import main
 from deepclust_ext.commands import demo
+from deepclust_ext.evaluation import ClusterScores, Evaluation
+from deepclust_ext.training.files import RunFolder
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -50,6 +55,51 @@ def test_without_matplotlib_it_says_so_and_goes_on(
     assert "no figure, because matplotlib is missing: pip install 'deepclust_ext[plot]'" in printed
     assert "backward" in printed  # the profile
     assert not (tmp_path / "overview.png").exists()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the options of a demo of one epoch, with quick baselines, scores and figure."""
+    scores = ClusterScores(0.5, 0.5, 0.5, float("nan"), [1797])
+    monkeypatch.setattr("deepclust_ext.cluster.KMeans.fit_predict", lambda self, rows: torch.arange(len(rows)) % 10)
+    monkeypatch.setattr("deepclust_ext.evaluation.score_clusters", lambda *arguments: scores)
+    monkeypatch.setattr("deepclust_ext.recipes.run.evaluate", lambda *a, **k: Evaluation(0.5, scores, None))
+    monkeypatch.setattr("deepclust_ext.evaluation.plots.save_overview", lambda path, *rest: path.touch())
+    return ["demo", "--method", "sacc", "--epochs", "1", "--batch-size", "512", "--out"]
+
+
+def test_a_second_demo_is_refused_until_it_may_overwrite(
+    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*small, str(tmp_path)]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    assert main([*small, str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"deepclust-ext: out: expected a folder without a run, got .*, overwrite .*\n", captured.err)
+    del before["run.lock"]
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert main([*small, str(tmp_path), "--overwrite", "--seed", "1"]) == 0
+    record = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    assert record["config"]["seed"] == 1
+    assert record["metrics"]["trained"]["kmeans"]["silhouette"] is None  # NaN, which is no JSON
+    assert main([*small, str(tmp_path), "--overwrite", "--resume"]) == 1
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    assert main([*small, str(path)]) == 1
+    assert capsys.readouterr().err == f"deepclust-ext: out: expected a folder, got the file {path}\n"
+
+
+def test_a_demo_beside_a_running_one_is_refused(
+    tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunFolder(tmp_path):
+        assert main([*small, str(tmp_path)]) == 1
+    assert f"in use by process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_resume_without_a_run_is_an_error(tmp_path: Path) -> None:

@@ -63,3 +63,16 @@ def test_text_says_that_more_was_asked_for_than_the_processor_has() -> None:
         "torch's own kernels will crash"
     ) in lines
     assert "CPU kernels   AVX2" in format_info(collect_info() | asked | {"torch_capability": "AVX2"}).splitlines()
+
+
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cuda"]])
+def test_text_says_that_the_library_is_older_than_the_package(
+    devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepclust_ext._C.build_info", lambda: {"devices": devices})
+    monkeypatch.setattr(_extension, "build_record", dict)
+    monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset(devices))
+    text = format_info(collect_info())
+    assert "None" not in text
+    assert f"to build      {_extension.rebuild_command()}, for the library is older than the rest" in text
+    assert "CPU kernels   unknown" in text.splitlines()

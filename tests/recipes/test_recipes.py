@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from deepclust_ext import methods, recipes
 from deepclust_ext.recipes.build import make_trainer
@@ -46,7 +46,8 @@ def assert_steps(recipe: recipes.Recipe, out: Path) -> None:
     pytest.importorskip("torchvision", exc_type=ImportError)
     phases = tuple(replace(phase, epochs=1) for phase in recipe.phases)
     steps = 1 if len(phases) > 1 else 2
-    recipe = replace(recipe, phases=phases, batch_size=2, data=replace(recipe.data, num_clusters=2))
+    shape = replace(recipe.data, num_clusters=2, images=2 * steps, unlabelled=2 * steps)
+    recipe = replace(recipe, phases=phases, batch_size=2, data=shape)
     data: dict[str, Dataset[Any]] = {source: Pictures(recipe, 2 * steps) for phase in phases for source in phase.passes}
     trainer = make_trainer(recipe, data, out)
     before = {name: weight.clone() for name, weight in trainer.method.named_parameters()}
@@ -170,7 +171,7 @@ def test_a_file_of_the_user_s_is_a_recipe(tmp_path: Path) -> None:
         ("momentum: 0.9,", "momentum: 2.0,", r"optimizer.momentum: expected a number in \[0, 1\), got 2.0"),
         ("name: sgd", "name: adam", "mine.yaml.optimizer: optimizer.momentum: expected none for 'adam', got 0.9"),
         ("weight_decay: 5.0e-4", "weight_decay: -1.0", "optimizer.weight_decay: expected a finite number .*, got -1.0"),
-        ("lr_batch_size: 256", "lr_batch_size: 0", "optimizer.lr_batch_size: expected at least 1, or None, got 0"),
+        ("lr_batch_size: 256", "lr_batch_size: 0", "optimizer.lr_batch_size: expected at least 1, got 0"),
         ("warmup: 2}", "warmup: .inf}", "learning_rate.warmup: expected a finite number of at least 0, got inf"),
         ("final_n_init: 20", "final_n_init: 0", "mine.yaml.kmeans: kmeans.final_n_init: expected at least 1, got 0"),
         ("name: affine", "name: afine", "mine.yaml.views.0.name: expected one of .*; did you mean 'affine'?"),
@@ -238,12 +239,41 @@ def test_other_epochs_keep_the_shares_of_the_phases() -> None:
 
 
 def test_the_same_seed_gives_the_same_method(tmp_path: Path) -> None:
-    recipe = recipes.load("sacc-digits")
+    recipe = recipes.load("sacc-digits", {"data.images": 128})
     first, second, other = (make_trainer(recipe, Pictures(recipe, 128), tmp_path, seed=seed) for seed in (1, 1, 2))
     weights = [torch.cat([p.flatten() for p in trainer.method.parameters()]) for trainer in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert first.config.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "message"),
+    [
+        ({}, (127, 1, 8), "data.images: expected 128 images, as the recipe hadis-digits has it, got 127"),
+        ({}, (128, 3, 8), "data.channels: expected 1, as the recipe hadis-digits has it, got 3 in images"),
+        ({}, (128, 1, 9), r"data.size: expected 8, as .* has it, got \(9, 9\) in images from the image itself"),
+        ({"test_view": {"name": "resize", "size": 8}}, (128, 1, 9), r"got \(9, 9\) in images from views.0"),
+        ({"test_view": {"name": "resize", "size": 9}}, (128, 1, 8), r"got \(9, 9\) in images from test_view"),
+    ],
+)
+def test_images_that_the_recipe_is_not_of_are_named(
+    changes: dict[str, Any], shape: tuple[int, int, int], message: str, tmp_path: Path
+) -> None:
+    if changes:
+        pytest.importorskip("torchvision", exc_type=ImportError)
+    recipe = recipes.load("hadis-digits", {"data.images": 128} | changes)
+    count, channels, size = shape
+    images = TensorDataset(torch.rand(count, channels, size, size))
+    with pytest.raises(ValueError, match=message):
+        make_trainer(recipe, images, tmp_path)
+
+
+def test_unlabelled_images_are_counted_too(tmp_path: Path) -> None:
+    recipe = recipes.load("sacc-digits", {"data.images": 128, "data.unlabelled": 140})
+    data = {"images": Pictures(recipe, 128), "unlabelled": Pictures(recipe, 128)}
+    with pytest.raises(ValueError, match="data.unlabelled: expected 140 images, as .* has it, got 128"):
+        make_trainer(recipe, data, tmp_path)
 
 
 def test_recipes_are_packaged() -> None:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from deepclust_ext.data import RandomAffine
@@ -73,6 +74,39 @@ def make_trainer(
         data = {"images": Scans(), "unlabelled": Scans(count=35, seed=4)} if method == "sacc" else Scans()
     views = extra.pop("views", [RandomAffine()] * METHODS[method].num_views)
     return Trainer(model, data, views, config or config_of(method), out, **extra)
+
+
+class Stop(nn.Module):
+    """The view of a batch, but for one that stops the run."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+        self.view = RandomAffine()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.view(images)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return repr(self.view)  # the run's settings are the same
+
+
+def stop(out: Path, epoch: int, step: int, method: str, *, overwrite: bool = False, **options: Any) -> Trainer:
+    """Return the trainer of a run that an interruption ended after so many whole epochs and steps of the next."""
+    trainer = make_trainer(out, method=method, **options)
+    lengths = [trainer.steps_per_epoch(phase) for phase in trainer.config.phases for _ in range(phase.epochs)]
+    trainer.views = [*trainer.views[1:], Stop(sum(lengths[:epoch]) + step)]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trainer.fit(overwrite=overwrite)
+    assert len(trainer.history) == epoch
+    assert str(caught.value) == (
+        f"interrupted in epoch {epoch + 1}; {out / 'checkpoint.pt'} holds the run after epoch {epoch}, and resume "
+        f"continues it"
+    )
+    return trainer
 
 
 def without_seconds(history: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from torch import nn
 
 from deepclust_ext.data import RandomAffine
 from deepclust_ext.methods import HaDis, OptimizerSettings
-from deepclust_ext.training import KMeansSettings, LearningRate, Phase, Trainer, seed_everything
+from deepclust_ext.training import KMeansSettings, LearningRate, Phase, TrainConfig, seed_everything
 from deepclust_ext.training import checkpoint as checkpoint_module
-from deepclust_ext.training.checkpoint import load_checkpoint, not_finite, save_atomically
+from deepclust_ext.training.checkpoint import not_finite
+from deepclust_ext.training.files import CHECKPOINT_NAME
 from deepclust_ext.training.phases import locate
-from deepclust_ext.training.trainer import CHECKPOINT_NAME
 from tests.methods.methodsamples import METHODS, small_clc, small_hadis
-from tests.training.runs import PHASES, Scans, assert_same_run, config_of, make_trainer, phases_of
+from tests.training.runs import PHASES, Scans, assert_same_run, config_of, make_trainer, phases_of, stop
 
 #: Method, and after which epoch and step of it the run stops; every phase, both ends of one, both data sets of one.
 STOPS = [
@@ -35,35 +36,6 @@ STOPS = [
     ("sacc", 4, 4),  # within the second
     *((name, 2, 1) for name in METHODS if name not in PHASES),
 ]
-
-
-class Stop(nn.Module):
-    """The view of a batch, but for one that stops the run."""
-
-    def __init__(self, calls: int) -> None:
-        super().__init__()
-        self.left = calls
-        self.view = RandomAffine()
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return self.view(images)  # type: ignore[no-any-return]
-
-    def __repr__(self) -> str:
-        return repr(self.view)  # the run's settings are the same
-
-
-def stop(out: Path, epoch: int, step: int, method: str, **options: Any) -> Trainer:
-    """Return the trainer of a run that an interruption ended after so many whole epochs and steps of the next."""
-    trainer = make_trainer(out, method=method, **options)
-    lengths = [trainer.steps_per_epoch(phase) for phase in trainer.config.phases for _ in range(phase.epochs)]
-    trainer.views = [*trainer.views[1:], Stop(sum(lengths[:epoch]) + step)]
-    with pytest.raises(KeyboardInterrupt):
-        trainer.fit()
-    assert len(trainer.history) == epoch
-    return trainer
 
 
 @pytest.mark.parametrize(("method", "epoch", "step"), STOPS)
@@ -185,8 +157,16 @@ CHANGES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {"views": [RandomAffine(), RandomAffine(degrees=5)]},
         r"views.1: expected 'RandomAffine\(degrees=15.*got 'RandomAffine\(degrees=5",
     ),
+    "arguments of a view": (
+        lambda: {"views": [RandomAffine(), partial(torch.add, other=1)]},
+        r"views.1: expected 'RandomAffine.*\n.*views.1.function: expected 'nothing' .*\n.*other: .*, got 1",
+    ),
     "test view": (lambda: {"test_view": nn.Identity()}, r"test_view: expected None as in .*, got 'Identity\(\)'"),
     "count": (lambda: {"data": Scans(count=51)}, "data.images.count: expected 50 as in .*, got 51"),
+    "pixels": (
+        lambda: {"data": Scans(seed=9)},
+        "data.images.content: expected '[0-9a-f]{64}' as in .*, got '[0-9a-f]{64}'$",
+    ),
     "names": (lambda: {"data": Named()}, "data.images.names: expected 'nothing' as in .*, got '[0-9a-f]{64}'"),
     "data sets": (
         lambda: {"data": {"images": Scans(), "more": Scans()}},
@@ -243,61 +223,87 @@ def test_a_number_of_workers_is_no_other_run(tmp_path: Path) -> None:
     assert_same_run(whole, resumed)
 
 
-@pytest.mark.parametrize("content", [b"", b"half", "tensor", "other"])
-def test_a_foreign_or_broken_file_is_named(tmp_path: Path, content: Any) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(torch.zeros(2) if content == "tensor" else {"format": "else"}, path)
-    with pytest.raises(ValueError, match=f"resume: expected a .* at {re.escape(str(path))}, got"):
-        make_trainer(tmp_path).fit(resume=True)
-
-
-def test_no_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="resume: expected a checkpoint at .*, got none"):
-        make_trainer(tmp_path).fit(resume=True)
-
-
-def test_a_truncated_file_is_named(stored: Path, tmp_path: Path) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    path.write_bytes((stored / CHECKPOINT_NAME).read_bytes()[:-100])
-    with pytest.raises(ValueError, match="got a file that cannot be read"):
-        load_checkpoint(path)
-
-
-def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / CHECKPOINT_NAME
-    save_atomically({"epoch": 1}, path)
-
-    def half_written(state: Any, stream: Any) -> None:
-        stream.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", half_written)
-    with pytest.raises(OSError, match="disk full"):
-        save_atomically({"epoch": 2}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 1}
-    monkeypatch.undo()
-    save_atomically({"epoch": 3}, path)
-    assert torch.load(path, weights_only=True) == {"epoch": 3}
-    assert [file.name for file in tmp_path.iterdir()] == [CHECKPOINT_NAME]
-
-
 def test_not_finite_names_tensors() -> None:
     bad = torch.tensor([1.0, torch.inf])
     assert not_finite({"fine": torch.ones(2), "count": torch.tensor(3), "bad": bad}) == ["bad"]
     assert not_finite({}) == []
 
 
-def test_changed_and_missing_entries_are_named(stored: Path, tmp_path: Path) -> None:
-    whole, state = (stored / CHECKPOINT_NAME).read_bytes(), load_checkpoint(stored / CHECKPOINT_NAME)
-    path = tmp_path / CHECKPOINT_NAME
-    weight = next(tensor for tensor in state["method"].values() if tensor.numel() > 8)
-    place = whole.index(weight.numpy().tobytes())
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-    with pytest.raises(ValueError, match="got a file that cannot be read .BadZipFile.: it is incomplete"):
-        load_checkpoint(path)
-    torch.save({name: entry for name, entry in state.items() if name != "method"}, path)
-    with pytest.raises(ValueError, match="expected settings, .* in .*checkpoint.pt, got none of method"):
-        load_checkpoint(path)
+@pytest.mark.parametrize("place", [0, 25, 49])
+def test_other_pixels_of_the_sample_are_another_data_set(place: int) -> None:
+    data = Scans()
+    before = checkpoint_module.fingerprint(data)
+    assert checkpoint_module.fingerprint(Scans()) == before
+    sample = {i * 49 // (checkpoint_module.SAMPLE - 1) for i in range(checkpoint_module.SAMPLE)}
+    data.images[place, 0, 7, 7] += 1e-3
+    assert (checkpoint_module.fingerprint(data) != before) == (place in sample)
+    assert {0, 49} <= sample
+
+
+def test_images_that_are_never_the_same_have_no_content() -> None:
+    class Moving(Scans):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index) + torch.rand(())
+
+    first, second = (checkpoint_module.fingerprint(Moving()) for _ in range(2))
+    assert first == second
+    assert first["content"] == "not the same twice"
+
+
+def of_epochs(epochs: int, **changes: Any) -> TrainConfig:
+    phases = (Phase("first", 1, {"images": "warmup"}), Phase("main", epochs - 1, pseudo_labels=2))
+    return config_of(phases=phases, **{"learning_rate": LearningRate("warmup_cosine", 1.0, horizon=9.0)} | changes)
+
+
+@pytest.mark.parametrize("rate", [LearningRate("warmup_cosine", 1.0, horizon=9.0), LearningRate()])
+def test_a_run_can_have_more_epochs(tmp_path: Path, rate: LearningRate) -> None:
+    def recipe(epochs: int) -> dict[str, Any]:
+        return {"phases": [{"epochs": 1}, {"epochs": epochs - 1}]}
+
+    long = make_trainer(tmp_path / "long", config=of_epochs(6, learning_rate=rate), recipe=recipe(6))
+    long.fit()
+    make_trainer(tmp_path / "more", config=of_epochs(3, learning_rate=rate), recipe=recipe(3)).fit()
+    more = make_trainer(tmp_path / "more", config=of_epochs(6, learning_rate=rate), recipe=recipe(6))
+    assert len(more.fit(resume=True)) == 6
+    assert_same_run(long, more)
+    with pytest.raises(ValueError, match="^epochs: expected 6 as in .*, got 5\nphases.1.epochs: expected 5 .* got 4$"):
+        make_trainer(tmp_path / "more", config=of_epochs(5, learning_rate=rate), recipe=recipe(6)).fit(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "model"),
+    [
+        ({"learning_rate": LearningRate("warmup_cosine", 1.0)}, {}),  # falls over all epochs that there are
+        ({}, {"momentum_rises": True}),
+    ],
+)
+def test_more_epochs_are_refused_where_they_change_the_first(
+    tmp_path: Path, changes: dict[str, Any], model: dict[str, Any]
+) -> None:
+    stop(tmp_path, 1, 0, "hadis", config=of_epochs(3, **changes), model=small_hadis(**model))
+    message = r"^epochs: expected 3 as in .*, got 4\n.*\nmore epochs in the last phase are possible where"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, config=of_epochs(4, **changes), model=small_hadis(**model)).fit(resume=True)
+
+
+def test_more_epochs_of_an_earlier_phase_are_another_run(tmp_path: Path) -> None:
+    stop(tmp_path, 1, 0, "hadis", config=of_epochs(3))
+    phases = (Phase("first", 2, {"images": "warmup"}), Phase("main", 2, pseudo_labels=2))
+    with pytest.raises(ValueError, match=r"^phases.0.epochs: expected 1 as in .*, got 2$"):
+        make_trainer(tmp_path, config=replace(of_epochs(3), phases=phases)).fit(resume=True)
+
+
+def test_generators_of_gpus_that_are_not_there_are_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = checkpoint_module.random_state() | {"cuda": [torch.tensor([1]), torch.tensor([2])]}
+    restored: dict[int, int] = {}
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda value, device: restored.update({device: int(value)}))
+    for devices, expected in ((2, {0: 1, 1: 2}), (3, {0: 1, 1: 2})):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda devices=devices: devices)
+        checkpoint_module.restore_random_state(state)
+        assert restored == expected
+    for devices, expected in ((1, {0: 1}), (0, {})):
+        restored.clear()
+        monkeypatch.setattr(torch.cuda, "device_count", lambda devices=devices: devices)
+        with pytest.warns(RuntimeWarning, match=f"a machine with 2 GPUs, and here are {devices}") as caught:
+            checkpoint_module.restore_random_state(state)
+        assert (restored, len(caught)) == (expected, 1)

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from deepclust_ext.methods import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.training import KMeansSettings, Phase, TrainConfig, Trainer
 from deepclust_ext.training import tally as tally_module
-from deepclust_ext.training.trainer import CHECKPOINT_NAME, HISTORY_NAME
+from deepclust_ext.training.files import CHECKPOINT_NAME, HISTORY_NAME, load_checkpoint
 from tests.methods.methodsamples import METHODS, collapsed
 from tests.training.runs import Scans, assert_same_run, config_of, make_trainer, without_seconds
+
+
+class Halves(Scans):
+    """Images of another dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.images = self.images.to(dtype)
+
 
 WARMUP = (Phase("warmup", 2, {"images": "warmup"}),)
 
@@ -114,6 +123,41 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert all(tensor.isfinite().all() for tensor in state["method"].values())
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_bad_pixel_stops_the_run_and_leaves_the_last_good_checkpoint(
+    tmp_path: Path, method: str, value: float
+) -> None:
+    scans = Scans(count=96)
+    phases = [Phase("main", 9, {"images": "warmup"} if method == "hadis" else {"images": None})]
+    config = config_of(method, phases=phases, batch_size=32, seed=3)
+
+    class Spoiled(nn.Module):
+        """The images, of which one is spoiled after two epochs of three steps."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 6:
+                images = images.clone()
+                images[5, 0, 4, 4] = value
+            return images
+
+    views = [Spoiled(), *[nn.Identity()] * (METHODS[method].num_views - 1)]
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is not finite at step 6 \(epoch 3, phase 'main'\): loss nan"
+    ):
+        make_trainer(tmp_path, scans, config, method, views=views).fit()
+    state = load_checkpoint(tmp_path / CHECKPOINT_NAME)
+    assert len(state["history"]) == 2
+    assert all(tensor.isfinite().all() for tensor in state["method"].values())
+    lines = (tmp_path / HISTORY_NAME).read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["epoch"] for line in lines] == [1, 2]
+
+
 def test_weights_that_break_at_the_last_step_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(tmp_path, method="clc")
     after_step = trainer.method.after_step
@@ -194,3 +238,52 @@ def test_more_clusters_than_images_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="n_clusters: expected at most 50, the number of rows, got 51"):
         trainer.cluster()
     assert without_seconds(trainer.history) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torch_s_default_dtype_does_not_matter(tmp_path: Path, method: str, dtype: torch.dtype) -> None:
+    plain = make_trainer(tmp_path / "plain", method=method)
+    plain.fit()
+    trainer = make_trainer(tmp_path / "other", method=method)
+    torch.set_default_dtype(dtype)
+    try:
+        trainer.fit()
+        resumed = make_trainer(
+            tmp_path / "own", method=method, data={name: Halves(dtype) for name in ("images", "unlabelled")}
+        )  # weights and images of this dtype
+        assert resumed.method.get_buffer(next(iter(dict(resumed.method.named_buffers())))).dtype == dtype
+        resumed.fit()
+        resumed.cluster()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same_run(plain, trainer)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_torch_s_default_device_does_not_matter(tmp_path: Path, method: str) -> None:
+    config = config_of(method, phases=WARMUP) if method == "hadis" else config_of(method)  # KMeans has its own test
+    plain = make_trainer(tmp_path / "plain", method=method, config=config)
+    plain.fit()
+    trainer = make_trainer(tmp_path / "other", method=method, config=config)
+    torch.set_default_device("meta")  # whatever is made without a device has no values
+    try:
+        trainer.fit()
+        rows = trainer.embed()
+    finally:
+        torch.set_default_device(None)
+    assert_same_run(plain, trainer)
+    assert torch.equal(rows, plain.embed())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_deterministic_algorithms_suffice(tmp_path: Path, method: str) -> None:
+    plain = make_trainer(tmp_path / "plain", method=method)
+    plain.fit()
+    torch.use_deterministic_algorithms(True)
+    try:
+        trainer = make_trainer(tmp_path / "other", method=method)
+        trainer.fit()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same_run(plain, trainer)

@@ -1,0 +1,82 @@
+"""The settings of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from deepclust_ext.methods.base import OptimizerSettings
+from deepclust_ext.methods.values import instance, integer, number
+from deepclust_ext.training.phases import Phase
+from deepclust_ext.training.schedule import LearningRate
+
+
+@dataclass(frozen=True)
+class KMeansSettings:
+    """Of the spherical k-means that gives pseudo-labels and, without a cluster head, the final clusters.
+
+    Attributes:
+        n_init: Starts for pseudo-labels, of which the best counts. The authors of HaDis have 10.
+        final_n_init: Starts for the final clusters.
+        max_iter: Iterations of a start at most.
+        tol: When a start ends, see :class:`deepclust_ext.cluster.KMeans`.
+
+    Raises:
+        TypeError: If a value is no number.
+        ValueError: If a value is out of range.
+    """
+
+    n_init: int = 10
+    final_n_init: int = 20
+    max_iter: int = 300
+    tol: float = 1e-4
+
+    def __post_init__(self) -> None:
+        for name in ("n_init", "final_n_init", "max_iter"):
+            object.__setattr__(self, name, integer(getattr(self, name), f"kmeans.{name}", 1))
+        object.__setattr__(self, "tol", number(self.tol, "kmeans.tol"))
+        if not self.tol >= 0:
+            raise ValueError(f"kmeans.tol: expected a number of at least 0, got {self.tol}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run; its checkpoints hold them, and a resumed run must have the same.
+
+    Attributes:
+        phases: What happens, in order.
+        batch_size: Images of a step. What does not fill a batch is left out of the epoch, so that batch normalisation
+            never sees a batch of one image; the order is new in every epoch, so no image stays out.
+        learning_rate: Its course over the run.
+        optimizer: None for the method's default.
+        kmeans: Of pseudo-labels and final clusters.
+        seed: Of torch, numpy, python, the order of the images and k-means; below 2^32, as numpy has it.
+        num_workers: Processes that load images; the one setting that changes nothing in the result.
+
+    Raises:
+        TypeError: If a value is of another type.
+        ValueError: If a number is out of range. What the data and the method decide, the trainer checks.
+    """
+
+    phases: Sequence[Phase]
+    batch_size: int = 256
+    learning_rate: LearningRate = field(default_factory=LearningRate)
+    optimizer: OptimizerSettings | None = None
+    kmeans: KMeansSettings = field(default_factory=KMeansSettings)
+    seed: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for place, phase in enumerate(instance(self.phases, "phases", Sequence, "a sequence of Phase")):
+            instance(phase, f"phases.{place}", Phase, "a Phase")
+        instance(self.learning_rate, "learning_rate", LearningRate, "a LearningRate")
+        if self.optimizer is not None:
+            instance(self.optimizer, "optimizer", OptimizerSettings, "OptimizerSettings or None")
+        instance(self.kmeans, "kmeans", KMeansSettings, "KMeansSettings")
+        for name, least in (("batch_size", 2), ("seed", 0), ("num_workers", 0)):
+            object.__setattr__(self, name, integer(getattr(self, name), name, least))
+        if self.seed >= 2**32:
+            raise ValueError(f"seed: expected less than 2^32, got {self.seed}")
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.phases)

@@ -1,0 +1,274 @@
+"""The folder of a run: one process at a time, files whole or not at all, checkpoints with a checksum."""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+FORMAT = "deepclust_ext checkpoint 2"
+#: What a resumed run reads.
+ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "history", "random")
+
+CHECKPOINT_NAME = "checkpoint.pt"
+PREVIOUS_NAME = "checkpoint.previous.pt"
+HISTORY_NAME = "history.jsonl"
+RECORD_NAME = "run.json"
+FIGURE_NAME = "overview.png"
+LOCK_NAME = "run.lock"
+#: What shows that a folder holds a run; the last two are of a recipe's run.
+RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, HISTORY_NAME, RECORD_NAME, FIGURE_NAME)
+
+#: How the comment of a checkpoint, which is a zip archive, begins; 64 hexadecimal digits follow.
+SEAL = b"sha256:"
+SEAL_BYTES = len(SEAL) + 64
+
+#: Descriptors of locks. A process that loads images must not keep the lock of a run that was killed.
+_held: set[int] = set()
+
+
+def _close_inherited_locks() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
+class RunFolder:
+    """The folder of one run, locked for this process within a ``with`` block; blocks may be nested.
+
+    The lock ends with the process, however it ends, so a dead run never stands in the way.
+
+    Args:
+        path: The folder; made when it is locked.
+
+    Raises:
+        RuntimeError: On entering, if another run holds the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / CHECKPOINT_NAME
+        self.previous = path / PREVIOUS_NAME
+        self._depth = 0
+        self._descriptor = -1
+
+    def __enter__(self) -> "RunFolder":
+        if self._depth == 0:
+            self._lock()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._release()
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Require what a run needs of its folder: a checkpoint to resume, or else none unless it may be overwritten.
+
+        Raises:
+            FileNotFoundError: If there is nothing to resume.
+            FileExistsError: If there is a run that is neither to be resumed nor to be overwritten.
+            ValueError: If both are asked for.
+        """
+        if resume and overwrite:
+            raise ValueError("overwrite: expected False where a run is resumed, got True")
+        if resume and not (self.checkpoint.exists() or self.previous.exists()):
+            raise FileNotFoundError(f"resume: expected a checkpoint at {self.checkpoint}, got none")
+        found = [name for name in RUN_FILES if (self.path / name).exists()]
+        if found and not (resume or overwrite):
+            raise FileExistsError(
+                f"out: expected a folder without a run, got {self.path}, which holds {', '.join(found)}; "
+                f"resume continues that run, overwrite replaces it"
+            )
+
+    def clear(self) -> None:
+        """Remove the files of a run."""
+        for name in RUN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, and keep the one before it; a folder that was removed meanwhile is made again."""
+        if not (self.path / LOCK_NAME).exists():
+            self._release()
+            self._lock()
+        save_checkpoint(state, self.checkpoint, keep=self.previous)
+
+    def load(self) -> dict[str, Any]:
+        """Return the state of the last checkpoint.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it cannot be read; says whether the one before it can.
+        """
+        if self.previous.exists() and not self.checkpoint.exists():  # killed between the two renames of a save
+            return load_checkpoint(self.previous)
+        try:
+            return load_checkpoint(self.checkpoint)
+        except ValueError as error:
+            try:
+                epochs = len(load_checkpoint(self.previous)["history"])
+            except (OSError, ValueError):
+                raise error from None
+            raise ValueError(
+                f"{error}. {self.previous} is whole and holds the run after epoch {epochs}: move it to "
+                f"{self.checkpoint} to continue from there"
+            ) from error
+
+    def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write a line of JSON for each record."""
+        lines = "".join(json.dumps(without_nan(record), allow_nan=False) + "\n" for record in records)
+        write_text(self.path / HISTORY_NAME, lines)
+
+    def _lock(self) -> None:
+        path = self.path / LOCK_NAME
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        _held.add(self._descriptor)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(self._descriptor, 200).decode(errors="replace")
+            self._release()
+            raise RuntimeError(
+                f"out: expected a folder that no other run uses, got {self.path}, in use by process {owner}"
+            ) from None
+        except OSError as error:
+            warnings.warn(
+                f"{path}: this file system has no locks ({error}); see to it that no other run uses {self.path}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"{os.getpid()} on {platform.node()}".encode())
+
+    def _release(self) -> None:
+        if self._descriptor in _held:  # a forked process has closed its own already
+            _held.remove(self._descriptor)
+            os.close(self._descriptor)
+
+
+@contextmanager
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """Yield where to write; after the block that file takes the place of ``path``, and after an error there is none.
+
+    Args:
+        path: Holds either the old file or the whole new one, whatever interrupts.
+        keep: Where the old file goes, if anywhere.
+
+    Raises:
+        OSError: If the file cannot be written; names it.
+    """
+    unfinished = path.with_name(f"{path.stem}.tmp{path.suffix}")  # writers of figures go by the suffix
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        with unfinished.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
+        unfinished.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink()
+        # Torch's writer raises a RuntimeError while it closes, which hides what happened.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            named = OSError(f"{path}: cannot be written: {cause.strerror or cause}")
+            named.errno = cause.errno
+            raise named from error
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that ``path`` holds either the old file or the whole new one."""
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value for JSON, which has no NaN and no infinity: None in their place."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save_checkpoint(state: Mapping[str, Any], path: Path, *, keep: Path | None = None) -> None:
+    """Write what ``torch.load(weights_only=True)`` reads, with the SHA-256 of all bytes as the archive's comment."""
+    with replacing(path, keep=keep) as unfinished, unfinished.open("wb+") as stream:
+        torch.save(state, stream)
+        stream.seek(-2, os.SEEK_END)  # a zip archive ends with the length of its comment, and the comment
+        stream.write(SEAL_BYTES.to_bytes(2, "little"))
+        stream.write(SEAL + _digest(stream, stream.tell()))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return the state that a trainer wrote; no code in the file is executed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a whole checkpoint of this format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"resume: expected a checkpoint at {path}, got none")
+    fault = _fault(path)
+    if fault is not None:
+        raise ValueError(f"resume: expected a checkpoint at {path}, got {fault}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Not torch's own message, which proposes to execute what the file holds.
+        raise ValueError(
+            f"resume: expected a checkpoint at {path}, got a file that holds more than tensors and plain values "
+            f"({type(error).__name__})"
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"resume: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
+    missing = [name for name in ENTRIES if name not in state]
+    if missing:
+        raise ValueError(f"resume: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
+    return state
+
+
+def _fault(path: Path) -> str | None:
+    """Return what is wrong with the bytes of a checkpoint, or None."""
+    with path.open("rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        if size == 0:
+            return "an empty file"
+        if stream.read(4) != b"PK\x03\x04":
+            return "a file of another kind"
+        stream.seek(max(size - SEAL_BYTES, 0))
+        seal = stream.read()
+        if not seal.startswith(SEAL):
+            return "a file without a checksum at its end: it is incomplete, or not of this version of deepclust_ext"
+        if seal != SEAL + _digest(stream, size - SEAL_BYTES):
+            return "a damaged file: its checksum is not that of its bytes"
+    return None
+
+
+def _digest(stream: BinaryIO, length: int) -> bytes:
+    """Return the SHA-256 of the first bytes of a file as hexadecimal digits, and stand behind them."""
+    digest = hashlib.sha256()
+    stream.seek(0)
+    while length > 0 and (block := stream.read(min(length, 1 << 20))):
+        digest.update(block)
+        length -= len(block)
+    return digest.hexdigest().encode()
