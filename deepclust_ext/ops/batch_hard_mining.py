@@ -5,6 +5,7 @@ from torch import Tensor
 
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import check_feature_pair
+from deepclust_ext.ops._dispatch import call
 from deepclust_ext.reference import HardPairs
 
 
@@ -57,8 +58,8 @@ def batch_hard_mining(
     check_feature_pair(teacher, student, "teacher", "student")
     if not _extension.uses_native(teacher.device.type):
         return reference.batch_hard_mining(teacher, student, normalize=normalize)
-    *distances, positive_index, negative_index, _, _ = torch.ops.deepclust_ext.batch_hard_mining.default(
-        teacher, student, normalize
+    *distances, positive_index, negative_index, _, _ = call(
+        "batch_hard_mining", teacher, student, normalize
     )
     return HardPairs(positive_index, negative_index, *distances)
 

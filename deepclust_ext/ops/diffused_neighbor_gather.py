@@ -5,6 +5,7 @@ from torch import Tensor
 
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import check_non_negative, check_positive, check_query_and_bank
+from deepclust_ext.ops._dispatch import call
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
 from deepclust_ext.reference.philox import draw_seed
 
@@ -103,7 +104,8 @@ def diffused_neighbor_gather(
             normalize=normalize,
             generator=generator,
         )
-    samples, indices, _ = torch.ops.deepclust_ext.diffused_neighbor_gather.default(
+    samples, indices, _ = call(
+        "diffused_neighbor_gather",
         query,
         bank,
         draw_seed(generator),

@@ -14,6 +14,7 @@ from deepclust_ext.ops._checks import (
     check_reduction,
     check_share,
 )
+from deepclust_ext.ops._dispatch import call
 
 
 def fused_contrastive_loss(
@@ -105,7 +106,8 @@ def fused_contrastive_loss(
             normalize=normalize,
             reduction=reduction,
         )
-    loss: Tensor = torch.ops.deepclust_ext.fused_contrastive_loss.default(
+    loss: Tensor = call(
+        "fused_contrastive_loss",
         z_a,
         z_b,
         temperature,

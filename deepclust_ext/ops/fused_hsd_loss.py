@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import check_feature_pair, check_positive, check_reduction
+from deepclust_ext.ops._dispatch import call
 from deepclust_ext.ops.batch_hard_mining import fake_pair_gradient
 from deepclust_ext.reference import HSDStats
 
@@ -96,7 +97,7 @@ def fused_hsd_loss(
             reduction=reduction,
             return_stats=return_stats,
         )
-    outputs = torch.ops.deepclust_ext.fused_hsd_loss.default(teacher, student, temperature, normalize, reduction)
+    outputs = call("fused_hsd_loss", teacher, student, temperature, normalize, reduction)
     loss: Tensor = outputs[0]
     return (loss, HSDStats(*outputs[1].unbind())) if return_stats else loss
 

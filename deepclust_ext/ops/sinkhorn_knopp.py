@@ -7,6 +7,7 @@ from torch import Tensor
 
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_non_negative, check_positive
+from deepclust_ext.ops._dispatch import call
 
 
 @overload
@@ -103,8 +104,8 @@ def sinkhorn_knopp(
             differentiable=differentiable,
             return_num_iters=return_num_iters,
         )
-    assignments, used, _ = torch.ops.deepclust_ext.sinkhorn_knopp.default(
-        scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
+    assignments, used, _ = call(
+        "sinkhorn_knopp", scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
     )
     return (assignments, used) if return_num_iters else assignments
 
