@@ -22,7 +22,7 @@ _HALF = (torch.float16, torch.bfloat16)
 def call(name: str, *arguments: Any) -> tuple[Tensor, ...]:
     """Call an op with all of its arguments and return all of its outputs."""
     if torch._C._are_functorch_transforms_active():
-        return _FUNCTIONS[name].apply(*_cast(arguments))  # type: ignore[no-any-return, no-untyped-call]
+        return _FUNCTIONS[name].apply(*_cast(arguments))  # type: ignore[no-any-return]
     op = getattr(torch.ops.deepclust_ext, name)
     if torch.compiler.is_compiling() and _has_symbol(name, arguments):
         # Products, because compilers make a tensor of a number where it is a factor.
@@ -94,7 +94,7 @@ def _function(
 
     def vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
         calls = [
-            function.apply(
+            function.apply(  # type: ignore[attr-defined]
                 *(
                     x.select(dim, i) if isinstance(x, Tensor) and dim is not None else x
                     for x, dim in zip(arguments, in_dims, strict=True)
@@ -106,7 +106,12 @@ def _function(
             return torch.stack(calls), 0
         return tuple(map(torch.stack, zip(*calls, strict=True))), (0,) * len(calls[0])
 
-    methods = {"forward": op, "setup_context": setup_context, "backward": backward, "vmap": vmap}
+    methods: dict[str, Callable[..., Any]] = {
+        "forward": op,
+        "setup_context": setup_context,
+        "backward": backward,
+        "vmap": vmap,
+    }
     function: type[torch.autograd.Function] = type(
         op._schema.name.split("::")[1],
         (torch.autograd.Function,),
