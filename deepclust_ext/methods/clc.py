@@ -14,6 +14,7 @@ from deepclust_ext.losses import ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread, update_average
 from deepclust_ext.ops import sinkhorn_knopp
+from deepclust_ext.ops._checks import check_integer, check_momentum, check_non_negative, check_positive
 
 
 class CLC(ClusterHeadMethod):
@@ -62,7 +63,8 @@ class CLC(ClusterHeadMethod):
         swap_weight: Weight of the swapped prediction.
 
     Raises:
-        ValueError: If ``momentum`` lies outside [0, 1].
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a number is out of range.
     """
 
     num_views = 2
@@ -96,20 +98,18 @@ class CLC(ClusterHeadMethod):
         swap_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
-        self.feature_dim = feature_dim
-        self.num_clusters = num_clusters
-        self.hidden_dim = hidden_dim
-        self.embedding_dim = embedding_dim
-        self.queue_size = queue_size
-        self.momentum = momentum
-        self.temperature = temperature
-        self.class_temperature = class_temperature
-        self.cluster_temperature = cluster_temperature
-        self.epsilon = epsilon
-        self.num_iters = num_iters
-        self.swap_weight = swap_weight
+        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
+        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
+        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
+        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
+        self.queue_size = check_integer(queue_size, "queue_size", 1)
+        self.momentum = check_momentum(momentum)
+        self.temperature = check_positive(temperature, "temperature")
+        self.class_temperature = check_positive(class_temperature, "class_temperature")
+        self.cluster_temperature = check_positive(cluster_temperature, "cluster_temperature")
+        self.epsilon = check_positive(epsilon, "epsilon")
+        self.num_iters = check_integer(num_iters, "num_iters", 1)
+        self.swap_weight = check_non_negative(swap_weight, "swap_weight")
         self.online = _TwoHeads(backbone, feature_dim, hidden_dim, embedding_dim, num_clusters)
         self.average = copy.deepcopy(self.online).requires_grad_(False)
         self.contrastive = ContrastiveLoss(temperature, class_temperature=class_temperature)

@@ -132,7 +132,7 @@ def check_positive(value: object, name: str) -> float:
     """Return a finite number above 0 as a float; TypeError or ValueError otherwise."""
     number = check_number(value, name)
     if not 0 < number < math.inf:
-        raise ValueError(f"{name}: expected a finite number above 0, got {number}")
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
     return number
 
 
@@ -140,7 +140,7 @@ def check_non_negative(value: object, name: str) -> float:
     """Return a finite number of at least 0 as a float; TypeError or ValueError otherwise."""
     number = check_number(value, name)
     if not 0 <= number < math.inf:
-        raise ValueError(f"{name}: expected a finite number of at least 0, got {number}")
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
     return number
 
 
@@ -148,7 +148,15 @@ def check_share(value: object, name: str) -> float:
     """Return a number in [0, 1) as a float; TypeError or ValueError otherwise."""
     number = check_number(value, name)
     if not 0 <= number < 1:
-        raise ValueError(f"{name}: expected a number in [0, 1), got {number}")
+        raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+    return number
+
+
+def check_momentum(value: object, name: str = "momentum") -> float:
+    """Return a number in [0, 1] as a float; TypeError or ValueError otherwise."""
+    number = check_number(value, name)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
     return number
 
 
@@ -180,14 +188,15 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
     number = int(value)
     if number < low or (high is not None and number > high):
         expected = f"at least {low}" if high is None else f"{low} to {high}"
-        raise ValueError(f"{name}: expected {expected}{condition}, got {number}")
+        raise ValueError(f"{name}: expected {expected}{condition}, got {value}")
     return number
 
 
-def check_bool(value: object, name: str) -> None:
-    """Require True or False; TypeError for what is only taken for one of them, such as None, 0 or "no"."""
+def check_bool(value: object, name: str) -> bool:
+    """Return True or False; TypeError for what is only taken for one of them, such as None, 0 or "no"."""
     if value is not True and value is not False:
         raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
 
 
 def result_dtype(features: Tensor) -> torch.dtype:
