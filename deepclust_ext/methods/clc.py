@@ -138,7 +138,7 @@ class CLC(ClusterHeadMethod):
             with torch.no_grad():
                 key_scores, keys = _rows(self.average, views[::-1])
         with record_function("loss"):
-            filled = min(self.num_enqueued, len(self.key_queue))
+            filled = self._filled()
             # A copy: the backward pass reads these negatives after the new keys have taken their places.
             negatives = self.key_queue[:filled].clone()
             all_scores = torch.cat([key_scores, self.score_queue[:filled]])
@@ -153,6 +153,14 @@ class CLC(ClusterHeadMethod):
             logged |= code_statistics(all_scores, code) | spread(queries)
         self._enqueue(keys, key_scores)
         return loss, {name: term.detach() for name, term in logged.items()}
+
+    def _filled(self) -> int:
+        """Return how many keys the queue holds."""
+        if not torch.compiler.is_compiling():
+            return min(self.num_enqueued, len(self.key_queue))
+        # By default torch.compile makes a graph for every value of a module's integer.
+        with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
+            return min(self.num_enqueued, len(self.key_queue))
 
     def _shares(self, scores: Tensor) -> Tensor:
         return (scores / self.cluster_temperature).softmax(dim=1)
