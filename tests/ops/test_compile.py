@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from deepclust_ext import diffused_neighbor_gather, fused_contrastive_loss, fused_hsd_loss, sinkhorn_knopp
-from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, HSDLoss, SinkhornKnopp
+from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, HSDLoss, PrototypeLoss, SinkhornKnopp
 
 B = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 VALUES = [0.5 - 0.03 * step for step in range(14)]
@@ -19,14 +19,6 @@ Loss = Callable[[Tensor, float], Tensor]
 
 def classes(x: Tensor) -> dict[str, Tensor]:
     return {"class_a": x.softmax(1), "class_b": B.softmax(1)}
-
-
-def with_attribute(module: nn.Module, name: str, loss: Callable[[Any, Tensor], Tensor]) -> Loss:
-    def function(x: Tensor, number: float) -> Tensor:
-        setattr(module, name, 2 * number)
-        return loss(module, x) * number
-
-    return function
 
 
 # A number that is also a factor of a tensor is what went wrong in silence.
@@ -46,14 +38,6 @@ CASES: dict[str, Loss] = {
         diffused_neighbor_gather(x, B + x, noise_std=t, temperature=2 * t, num_neighbors=3)[0].square().sum() * t
     ),
     "schedule": lambda x, t: fused_contrastive_loss(x, B, temperature=0.1 + 0.4 * (1 - t / 100)) * t,
-    "ContrastiveLoss": with_attribute(ContrastiveLoss(), "temperature", lambda module, x: module(x, B)),
-    "HSDLoss": with_attribute(HSDLoss(), "temperature", lambda module, x: module(B, x)),
-    "SinkhornKnopp": with_attribute(
-        SinkhornKnopp(differentiable=True), "epsilon", lambda module, x: module(x).square().sum()
-    ),
-    "ClusterContrastiveLoss": with_attribute(
-        ClusterContrastiveLoss(), "temperature", lambda module, x: module(x.softmax(1), B.softmax(1))
-    ),
 }
 
 
@@ -73,10 +57,30 @@ def compare(loss: Loss, numbers: list[float] | range, backend: str) -> int:
     return int(graphs.frame_count)
 
 
-@pytest.mark.filterwarnings("ignore:a batch of 8")
 @pytest.mark.parametrize("case", CASES)
 def test_at_most_two_graphs(case: str) -> None:
     assert compare(CASES[case], VALUES, "aot_eager") == 2
+
+
+@pytest.mark.filterwarnings("ignore:a batch of 8")
+@pytest.mark.parametrize(
+    ("module", "name", "inputs"),
+    [
+        (ContrastiveLoss(), "temperature", (B, B.flip(0))),
+        (ClusterContrastiveLoss(), "temperature", (B.softmax(1), B.flip(0).softmax(1))),
+        (HSDLoss(), "temperature", (B, B.flip(0))),
+        (PrototypeLoss(), "temperature", (B, B.flip(0), torch.arange(8) % 3, 3)),
+        (SinkhornKnopp(), "epsilon", (B,)),
+    ],
+)
+def test_attributes_of_modules(module: nn.Module, name: str, inputs: tuple[Any, ...]) -> None:
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=graphs)
+    for number in VALUES:
+        setattr(module, name, number)
+        torch.testing.assert_close(compiled(*inputs), module(*inputs))
+    assert graphs.frame_count == 2
 
 
 @pytest.mark.parametrize("case", ["temperature", "hsd", "epsilon", "walk"])
