@@ -5,6 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from deepclust_ext.losses import HSDLoss
+from deepclust_ext.ops._checks import check_temperature
 
 
 class HSD(nn.Module):
@@ -14,11 +15,15 @@ class HSD(nn.Module):
 
     Args:
         tau: Temperature.
+
+    Raises:
+        TypeError: ``tau`` is neither a number nor a floating tensor.
+        ValueError: It is a number that is not above 0 or not finite.
     """
 
-    def __init__(self, tau: float = 0.5) -> None:
+    def __init__(self, tau: float | Tensor = 0.5) -> None:
         super().__init__()
-        self.tau = tau
+        self.tau = check_temperature(tau, "tau")
 
     def forward(
         self,
@@ -31,4 +36,4 @@ class HSD(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"tau={self.tau}"
+        return f"tau={float(self.tau)}"

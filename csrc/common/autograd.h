@@ -5,7 +5,11 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/util/Exception.h>
 
+#include <optional>
+
 namespace deepclust {
+
+inline at::Tensor or_undefined(const std::optional<at::Tensor>& tensor) { return tensor ? *tensor : at::Tensor(); }
 
 // Whether the call must be recorded; skipping the graph node otherwise saves small calls a good part of their time.
 // Forward-mode tangents count: the node is what refuses them.

@@ -83,8 +83,6 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward(
                  class_queue, normalize, reduction, output_mask);
 }
 
-at::Tensor or_undefined(const OptionalTensor& tensor) { return tensor ? *tensor : at::Tensor(); }
-
 OptionalTensor or_none(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
 
 class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLoss> {

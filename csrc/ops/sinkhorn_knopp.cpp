@@ -83,7 +83,6 @@ class SinkhornKnopp : public torch::autograd::Function<SinkhornKnopp> {
     const at::AutoDispatchBelowADInplaceOrView guard;
     *outputs = sinkhorn_knopp(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, true);
     const auto& [assignments, used, potentials] = *outputs;
-    const auto or_undefined = [](const OptionalTensor& x) { return x ? *x : at::Tensor(); };
     context->save_for_backward(
         {scores, used, potentials, or_undefined(sample_marginals), or_undefined(cluster_marginals)});
     context->saved_data["epsilon"] = epsilon;
@@ -109,6 +108,7 @@ SinkhornKnoppOutputs sinkhorn_knopp_autograd(const at::Tensor& scores, double ep
                                              const OptionalTensor& sample_marginals,
                                              const OptionalTensor& cluster_marginals, std::optional<double> tolerance,
                                              bool differentiable) {
+  check_no_tangent("sinkhorn_knopp", scores, or_undefined(sample_marginals), or_undefined(cluster_marginals));
   if (!differentiable || !needs_graph(scores)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return sinkhorn_knopp(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable);

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.ops import fused_contrastive_loss
-from deepclust_ext.ops._checks import check_feature_pair
+from deepclust_ext.ops._checks import check_feature_pair, check_non_negative, check_temperature
 
 
 class ClusterContrastiveLoss(nn.Module):
@@ -28,14 +28,18 @@ class ClusterContrastiveLoss(nn.Module):
     Source: Contrastive Clustering, https://arxiv.org/abs/2009.09687.
 
     Args:
-        temperature: Divides the cosines between columns.
+        temperature: Divides the cosines between columns. A parameter of shape () is learned with the rest.
         entropy_weight: Weight of the second term; below 1 where clusters are known to be of unequal size.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: The temperature is not above 0, or the weight below 0.
     """
 
-    def __init__(self, temperature: float = 1.0, entropy_weight: float = 1.0) -> None:
+    def __init__(self, temperature: float | Tensor = 1.0, entropy_weight: float = 1.0) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.entropy_weight = entropy_weight
+        self.temperature = check_temperature(temperature)
+        self.entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
         self._warned = False
 
     def forward(
@@ -71,7 +75,7 @@ class ClusterContrastiveLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"temperature={self.temperature}, entropy_weight={self.entropy_weight}"
+        return f"temperature={float(self.temperature)}, entropy_weight={self.entropy_weight}"
 
 
 def _without_gradient_of_empty(

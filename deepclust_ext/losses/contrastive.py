@@ -3,6 +3,14 @@
 from torch import Tensor, nn
 
 from deepclust_ext.ops import fused_contrastive_loss
+from deepclust_ext.ops._checks import (
+    check_bool,
+    check_non_negative,
+    check_positive,
+    check_reduction,
+    check_share,
+    check_temperature,
+)
 
 
 class ContrastiveLoss(nn.Module):
@@ -12,17 +20,21 @@ class ContrastiveLoss(nn.Module):
     https://arxiv.org/abs/1911.05722; class weights, https://arxiv.org/abs/2306.05439.
 
     Args:
-        temperature: Divides the cosines.
+        temperature: Divides the cosines. A parameter of shape () is learned with the rest.
         hardness: How much the hardest negatives are preferred; 0 is NT-Xent.
         debias: Assumed probability that a negative is of the anchor's class.
         class_temperature: Divides the products of class vectors.
         normalize: Divide every row of the features by its L2 norm first.
         reduction: "mean", "sum" or "none".
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A number is out of range, or the reduction unknown.
     """
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float | Tensor = 0.5,
         hardness: float = 0.0,
         debias: float = 0.0,
         class_temperature: float = 1.0,
@@ -30,11 +42,12 @@ class ContrastiveLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.hardness = hardness
-        self.debias = debias
-        self.class_temperature = class_temperature
-        self.normalize = normalize
+        check_reduction(reduction)
+        self.temperature = check_temperature(temperature)
+        self.hardness = check_non_negative(hardness, "hardness")
+        self.debias = check_share(debias, "debias")
+        self.class_temperature = check_positive(class_temperature, "class_temperature")
+        self.normalize = check_bool(normalize, "normalize")
         self.reduction = reduction
 
     def forward(
@@ -65,6 +78,6 @@ class ContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
         return (
-            f"temperature={self.temperature}, hardness={self.hardness}, debias={self.debias}, "
+            f"temperature={float(self.temperature)}, hardness={self.hardness}, debias={self.debias}, "
             f"class_temperature={self.class_temperature}, normalize={self.normalize}, reduction={self.reduction!r}"
         )

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from deepclust_ext.ops import HSDStats, fused_hsd_loss
+from deepclust_ext.ops._checks import check_bool, check_reduction, check_temperature
 
 
 class HSDLoss(nn.Module):
@@ -11,24 +12,29 @@ class HSDLoss(nn.Module):
     Source: "Hardness-aware self-distillation", HaDis, arXiv 2401.14038.
 
     Args:
-        temperature: Divides both logits.
+        temperature: Divides both logits. A parameter of shape () is learned with the rest.
         normalize: Divide every row by its L2 norm first.
         reduction: "mean", "sum" or "none".
         return_stats: Also return :class:`deepclust_ext.HSDStats`, which tells a converged batch from a collapsed one.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: The temperature is out of range, or the reduction unknown.
     """
 
     def __init__(
         self,
-        temperature: float = 0.5,
+        temperature: float | Tensor = 0.5,
         normalize: bool = True,
         reduction: str = "mean",
         return_stats: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature = temperature
-        self.normalize = normalize
+        check_reduction(reduction)
+        self.temperature = check_temperature(temperature)
+        self.normalize = check_bool(normalize, "normalize")
         self.reduction = reduction
-        self.return_stats = return_stats
+        self.return_stats = check_bool(return_stats, "return_stats")
 
     def forward(
         self,
@@ -46,6 +52,6 @@ class HSDLoss(nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
         return (
-            f"temperature={self.temperature}, normalize={self.normalize}, "
+            f"temperature={float(self.temperature)}, normalize={self.normalize}, "
             f"reduction={self.reduction!r}, return_stats={self.return_stats}"
         )

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
 
+from deepclust_ext.ops._checks import check_integer, check_temperature
+
 
 class PrototypeLoss(nn.Module):
     r"""Pull the two views' centroids of one cluster together, push the centroids of different clusters apart.
@@ -17,17 +19,16 @@ class PrototypeLoss(nn.Module):
     is exactly 0 with one cluster and with none.
 
     Args:
-        temperature: Divides the logits.
+        temperature: Divides the logits. A parameter of shape () is learned with the rest.
 
     Raises:
-        ValueError: If ``temperature`` is not positive.
+        TypeError: If ``temperature`` is neither a number nor a floating tensor.
+        ValueError: If it is a number that is not above 0 or not finite.
     """
 
-    def __init__(self, temperature: float = 0.5) -> None:
+    def __init__(self, temperature: float | Tensor = 0.5) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}")
-        self.temperature = temperature
+        self.temperature = check_temperature(temperature)
 
     def forward(
         self,
@@ -42,7 +43,8 @@ class PrototypeLoss(nn.Module):
             ValueError: If a shape does not fit or ``num_clusters`` is below 1.
             TypeError: If ``labels`` is not an integer tensor.
         """
-        _check(query, key, labels, num_clusters)
+        _check(query, key, labels)
+        num_clusters = check_integer(num_clusters, "num_clusters", 1)
         wide = torch.promote_types(query.dtype, torch.float32)
         with torch.autocast(query.device.type, enabled=False):
             clusters = torch.arange(num_clusters, device=labels.device)
@@ -62,10 +64,10 @@ class PrototypeLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"temperature={self.temperature}"
+        return f"temperature={float(self.temperature)}"
 
 
-def _check(query: Tensor, key: Tensor, labels: Tensor, num_clusters: int) -> None:
+def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:
     if query.dim() != 2:
         raise ValueError(f"query: expected shape (B, D), got {tuple(query.shape)}")
     if key.shape != query.shape:
@@ -74,5 +76,3 @@ def _check(query: Tensor, key: Tensor, labels: Tensor, num_clusters: int) -> Non
         raise ValueError(f"labels: expected shape ({query.shape[0]},), got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels: expected an integer tensor, got {labels.dtype}")
-    if num_clusters < 1:
-        raise ValueError(f"num_clusters: expected at least 1, got {num_clusters}")

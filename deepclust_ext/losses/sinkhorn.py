@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from deepclust_ext.ops import sinkhorn_knopp
+from deepclust_ext.ops._checks import check_bool, check_integer, check_non_negative, check_positive
 
 
 class SinkhornKnopp(nn.Module):
@@ -15,6 +16,10 @@ class SinkhornKnopp(nn.Module):
         num_iters: Iterations; with ``tolerance`` at most.
         tolerance: How far the clusters' sums may be from their shares where a problem stops early.
         differentiable: Let the gradient of the iterations reach the scores.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -25,10 +30,10 @@ class SinkhornKnopp(nn.Module):
         differentiable: bool = False,
     ) -> None:
         super().__init__()
-        self.epsilon = epsilon
-        self.num_iters = num_iters
-        self.tolerance = tolerance
-        self.differentiable = differentiable
+        self.epsilon = check_positive(epsilon, "epsilon")
+        self.num_iters = check_integer(num_iters, "num_iters", 1)
+        self.tolerance = None if tolerance is None else check_non_negative(tolerance, "tolerance")
+        self.differentiable = check_bool(differentiable, "differentiable")
 
     def forward(
         self,

@@ -15,6 +15,7 @@ from deepclust_ext.losses import ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import as_input, check_views, mlp, spread, update_average
 from deepclust_ext.ops import sinkhorn_knopp
+from deepclust_ext.ops._checks import check_integer, check_momentum, check_non_negative, check_positive
 
 
 class CLC(ClusterHeadMethod):
@@ -63,7 +64,8 @@ class CLC(ClusterHeadMethod):
         swap_weight: Weight of the swapped prediction.
 
     Raises:
-        ValueError: If ``momentum`` lies outside [0, 1], or ``queue_size`` is below 1.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a number is out of range.
     """
 
     num_views = 2
@@ -98,22 +100,18 @@ class CLC(ClusterHeadMethod):
         swap_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
-        if queue_size < 1:
-            raise ValueError(f"queue_size: expected at least 1, since its keys are the negatives, got {queue_size}")
-        self.feature_dim = feature_dim
-        self.num_clusters = num_clusters
-        self.hidden_dim = hidden_dim
-        self.embedding_dim = embedding_dim
-        self.queue_size = queue_size
-        self.momentum = momentum
-        self.temperature = temperature
-        self.class_temperature = class_temperature
-        self.cluster_temperature = cluster_temperature
-        self.epsilon = epsilon
-        self.num_iters = num_iters
-        self.swap_weight = swap_weight
+        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
+        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
+        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
+        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
+        self.queue_size = check_integer(queue_size, "queue_size", 1)
+        self.momentum = check_momentum(momentum)
+        self.temperature = check_positive(temperature, "temperature")
+        self.class_temperature = check_positive(class_temperature, "class_temperature")
+        self.cluster_temperature = check_positive(cluster_temperature, "cluster_temperature")
+        self.epsilon = check_positive(epsilon, "epsilon")
+        self.num_iters = check_integer(num_iters, "num_iters", 1)
+        self.swap_weight = check_non_negative(swap_weight, "swap_weight")
         self.online = _TwoHeads(backbone, feature_dim, hidden_dim, embedding_dim, num_clusters)
         self.average = copy.deepcopy(self.online).requires_grad_(False)
         self.contrastive = ContrastiveLoss(temperature, class_temperature=class_temperature)
@@ -144,7 +142,7 @@ class CLC(ClusterHeadMethod):
             with torch.no_grad():
                 key_scores, keys = _rows(self.average, views[::-1])
         with record_function("loss"):
-            filled = min(self.num_enqueued, len(self.key_queue))
+            filled = self._filled()
             # A copy: the backward pass reads these negatives after the new keys have taken their places.
             negatives = self.key_queue[:filled].clone()
             all_scores = torch.cat([key_scores, self.score_queue[:filled]])
@@ -159,6 +157,14 @@ class CLC(ClusterHeadMethod):
             logged |= code_statistics(all_scores, code) | spread(queries)
         self._enqueue(keys, key_scores)
         return loss, {name: term.detach() for name, term in logged.items()}
+
+    def _filled(self) -> int:
+        """Return how many keys the queue holds."""
+        if not torch.compiler.is_compiling():
+            return min(self.num_enqueued, len(self.key_queue))
+        # By default torch.compile makes a graph for every value of a module's integer.
+        with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
+            return min(self.num_enqueued, len(self.key_queue))
 
     def _shares(self, scores: Tensor) -> Tensor:
         return (scores / self.cluster_temperature).softmax(dim=1)

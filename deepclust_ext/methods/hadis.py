@@ -15,6 +15,8 @@ from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods.base import ClusteringMethod, OptimizerSettings
 from deepclust_ext.methods.shared import as_input, check_views, mlp, rising_momentum, spread, update_average
 from deepclust_ext.ops import diffused_neighbor_gather
+from deepclust_ext.ops._checks import check_bool, check_integer, check_momentum, check_non_negative, check_positive
+from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
 
 
 class HaDis(ClusteringMethod):
@@ -62,7 +64,8 @@ class HaDis(ClusteringMethod):
         neighbor_temperature: Of their probabilities, a softmax of cosines.
 
     Raises:
-        ValueError: If ``momentum`` lies outside [0, 1].
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a number is out of range.
     """
 
     num_views = 2
@@ -99,22 +102,20 @@ class HaDis(ClusteringMethod):
         neighbor_temperature: float = 0.1,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
-        self.feature_dim = feature_dim
-        self.num_clusters = num_clusters
-        self.hidden_dim = hidden_dim
-        self.embedding_dim = embedding_dim
-        self.momentum = momentum
-        self.momentum_rises = self.uses_progress = momentum_rises
-        self.noise_std = noise_std
-        self.temperature = temperature
-        self.hsd_weight = hsd_weight
-        self.prototype_weight = prototype_weight
-        self.predictor_lr_scale = predictor_lr_scale
-        self.bank_size = bank_size
-        self.num_neighbors = num_neighbors
-        self.neighbor_temperature = neighbor_temperature
+        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
+        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
+        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
+        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
+        self.momentum = check_momentum(momentum)
+        self.momentum_rises = self.uses_progress = check_bool(momentum_rises, "momentum_rises")
+        self.noise_std = check_non_negative(noise_std, "noise_std")
+        self.temperature = check_positive(temperature, "temperature")
+        self.hsd_weight = check_non_negative(hsd_weight, "hsd_weight")
+        self.prototype_weight = check_non_negative(prototype_weight, "prototype_weight")
+        self.predictor_lr_scale = check_non_negative(predictor_lr_scale, "predictor_lr_scale")
+        self.bank_size = check_integer(bank_size, "bank_size", 0)
+        self.num_neighbors = check_integer(num_neighbors, "num_neighbors", 1, MAX_NEIGHBORS)
+        self.neighbor_temperature = check_positive(neighbor_temperature, "neighbor_temperature")
         self.student = nn.Sequential(backbone, mlp(feature_dim, hidden_dim, embedding_dim))
         self.predictor = predictor(embedding_dim, hidden_dim)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)

@@ -12,6 +12,7 @@ from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import as_input, check_views, mlp, spread
+from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive
 
 
 class SACC(ClusterHeadMethod):
@@ -71,14 +72,14 @@ class SACC(ClusterHeadMethod):
     ) -> None:
         super().__init__()
         hidden_dim = feature_dim if hidden_dim is None else hidden_dim
-        self.feature_dim = feature_dim
-        self.num_clusters = num_clusters
-        self.hidden_dim = hidden_dim
-        self.embedding_dim = embedding_dim
-        self.instance_temperature = instance_temperature
-        self.cluster_temperature = cluster_temperature
-        self.cluster_weight = cluster_weight
-        self.entropy_weight = entropy_weight
+        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
+        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
+        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
+        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
+        self.instance_temperature = check_positive(instance_temperature, "instance_temperature")
+        self.cluster_temperature = check_positive(cluster_temperature, "cluster_temperature")
+        self.cluster_weight = check_non_negative(cluster_weight, "cluster_weight")
+        self.entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
         self.backbone = backbone
         self.instance_head = mlp(feature_dim, hidden_dim, embedding_dim, batch_norm=False)
         cluster_head = mlp(feature_dim, hidden_dim, num_clusters, batch_norm=False)

@@ -4,6 +4,7 @@ The C++ ops check again what protects memory, for callers that reach them throug
 """
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -118,31 +119,90 @@ def check_query_and_bank(
             raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
 
 
-def check_number(value: float, name: str) -> None:
-    """Require a Python number; TypeError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def check_number(value: object, name: str) -> float:
+    """Return a number as Python's float, numpy's numbers too; TypeError if it is none, or a bool."""
+    if type(value) is float:  # the common case: the rest costs more
+        return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    return float(value)
 
 
-def check_positive(value: float, name: str) -> None:
-    """Require a finite number above 0; TypeError or ValueError otherwise."""
-    check_number(value, name)
-    if not 0 < value < math.inf:
+def check_positive(value: object, name: str) -> float:
+    """Return a finite number above 0 as a float; TypeError or ValueError otherwise."""
+    number = check_number(value, name)
+    if not 0 < number < math.inf:
         raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return number
 
 
-def check_non_negative(value: float, name: str) -> None:
-    """Require a finite number of at least 0; TypeError or ValueError otherwise."""
-    check_number(value, name)
-    if not 0 <= value < math.inf:
+def check_non_negative(value: object, name: str) -> float:
+    """Return a finite number of at least 0 as a float; TypeError or ValueError otherwise."""
+    number = check_number(value, name)
+    if not 0 <= number < math.inf:
         raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+    return number
 
 
-def check_share(value: float, name: str) -> None:
-    """Require a number in [0, 1); TypeError or ValueError otherwise."""
-    check_number(value, name)
-    if not 0 <= value < 1:
+def check_share(value: object, name: str) -> float:
+    """Return a number in [0, 1) as a float; TypeError or ValueError otherwise."""
+    number = check_number(value, name)
+    if not 0 <= number < 1:
         raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+    return number
+
+
+def check_momentum(value: object, name: str = "momentum") -> float:
+    """Return a number in [0, 1] as a float; TypeError or ValueError otherwise."""
+    number = check_number(value, name)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+    return number
+
+
+def check_temperature(value: float | Tensor, name: str = "temperature") -> float | Tensor:
+    """Return a finite number above 0 as a float, or a 0-dimensional floating tensor, whose value is not looked at.
+
+    Raises:
+        TypeError: It is neither a number nor a floating tensor.
+        ValueError: The number is out of range, or the tensor has dimensions.
+    """
+    if not isinstance(value, Tensor):
+        return check_positive(value, name)
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a number or a floating tensor, got a tensor of {value.dtype}")
+    if value.dim():
+        raise ValueError(f"{name}: expected a number or a tensor of shape (), got {tuple(value.shape)}")
+    return value
+
+
+def check_integer(value: object, name: str, low: int, high: int | None = None, condition: str = "") -> int:
+    """Return an integer of at least ``low`` and at most ``high`` as Python's int, numpy's integers too.
+
+    Raises:
+        TypeError: It is no integer, or a bool.
+        ValueError: It is out of range; ``condition`` says when the range is that.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        expected = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name}: expected {expected}{condition}, got {value}")
+    return number
+
+
+def check_bool(value: object, name: str) -> bool:
+    """Return True or False; TypeError for what is only taken for one of them, such as None, 0 or "no"."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def result_dtype(features: Tensor) -> torch.dtype:
+    """Return the dtype of a loss of such features: theirs, under autocast at least float32."""
+    is_cast = torch.is_autocast_enabled(features.device.type)
+    return torch.promote_types(features.dtype, torch.float32) if is_cast else features.dtype
 
 
 def check_reduction(reduction: str) -> None:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import check_feature_pair
+from deepclust_ext.ops._checks import check_bool, check_feature_pair
+from deepclust_ext.ops._dispatch import call
 from deepclust_ext.reference import HardPairs
 
 
@@ -42,7 +43,7 @@ def batch_hard_mining(
         are 0. If any input element is NaN or Inf, every index is -1 and every distance NaN.
 
     Raises:
-        TypeError: An argument is no tensor, or of an unsupported or different dtype.
+        TypeError: An argument is of the wrong type or dtype.
         ValueError: The shapes or devices do not fit.
 
     Example:
@@ -55,11 +56,10 @@ def batch_hard_mining(
     Source: the mining of HaDis, https://arxiv.org/abs/2401.14038.
     """
     check_feature_pair(teacher, student, "teacher", "student")
+    check_bool(normalize, "normalize")
     if not _extension.uses_native(teacher.device.type):
         return reference.batch_hard_mining(teacher, student, normalize=normalize)
-    *distances, positive_index, negative_index, _, _ = torch.ops.deepclust_ext.batch_hard_mining.default(
-        teacher, student, normalize
-    )
+    *distances, positive_index, negative_index, _, _ = call("batch_hard_mining", teacher, student, normalize)
     return HardPairs(positive_index, negative_index, *distances)
 
 

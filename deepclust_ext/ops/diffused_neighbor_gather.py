@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import check_non_negative, check_positive, check_query_and_bank
+from deepclust_ext.ops._checks import (
+    check_bool,
+    check_integer,
+    check_non_negative,
+    check_positive,
+    check_query_and_bank,
+)
+from deepclust_ext.ops._dispatch import call
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
 from deepclust_ext.reference.philox import draw_seed
 
@@ -83,9 +90,16 @@ def diffused_neighbor_gather(
 
     Source: the diffused sampling alignment of HaDis, https://arxiv.org/abs/2401.14038.
     """
+    check_bool(normalize, "normalize")
+    temperature, noise_std = check_positive(temperature, "temperature"), check_non_negative(noise_std, "noise_std")
+    num_steps = check_integer(num_steps, "num_steps", 1, 2**31 - 1)
+    num_samples = check_integer(num_samples, "num_samples", 1, 2**31 - 1)
+    leaves_out = num_steps > 1 and exclude is not None  # the excluded row and the one that the walk stands on
+    condition = " with exclude and several steps" if leaves_out else ""
+    num_neighbors = check_integer(num_neighbors, "num_neighbors", 0, MAX_NEIGHBORS - leaves_out, condition)
     if num_neighbors == 0:  # nothing is read then, so that anything may be passed
         bank, exclude, valid = query, None, None
-    _check(query, bank, num_neighbors, temperature, noise_std, num_steps, num_samples, exclude, valid)
+    check_query_and_bank(query, bank, exclude, valid)
     if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
         got = generator.device if isinstance(generator, torch.Generator) else type(generator).__name__
         raise TypeError(f"generator: expected a torch.Generator on the CPU, got {got}")
@@ -103,7 +117,8 @@ def diffused_neighbor_gather(
             normalize=normalize,
             generator=generator,
         )
-    samples, indices, _ = torch.ops.deepclust_ext.diffused_neighbor_gather.default(
+    samples, indices, _ = call(
+        "diffused_neighbor_gather",
         query,
         bank,
         draw_seed(generator),
@@ -117,33 +132,6 @@ def diffused_neighbor_gather(
         normalize,
     )
     return samples, indices
-
-
-def _check(
-    query: Tensor,  # (B, D)
-    bank: Tensor,  # (M, D)
-    num_neighbors: int,
-    temperature: float,
-    noise_std: float,
-    num_steps: int,
-    num_samples: int,
-    exclude: Tensor | None,  # (B,)
-    valid: Tensor | None,  # (M,)
-) -> None:
-    check_query_and_bank(query, bank, exclude, valid)
-    check_positive(temperature, "temperature")
-    check_non_negative(noise_std, "noise_std")
-    most = MAX_NEIGHBORS - (num_steps > 1 and exclude is not None)
-    for value, name, low, high in (
-        (num_neighbors, "num_neighbors", 0, most),
-        (num_steps, "num_steps", 1, 2**31 - 1),
-        (num_samples, "num_samples", 1, 2**31 - 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-        if not low <= value <= high:
-            condition = " with exclude and several steps" if high == MAX_NEIGHBORS - 1 else ""
-            raise ValueError(f"{name}: expected {low} to {high}{condition}, got {value}")
 
 
 def _fake(

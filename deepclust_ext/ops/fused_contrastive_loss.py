@@ -1,26 +1,32 @@
 """fused_contrastive_loss: NT-Xent and its hardness-weighted, debiased, class-weighted and queue forms in one op."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import (
+    check_bool,
     check_feature_pair,
     check_like,
     check_non_negative,
     check_positive,
     check_reduction,
     check_share,
+    check_temperature,
+    result_dtype,
 )
+from deepclust_ext.ops._dispatch import call
 
 
 def fused_contrastive_loss(
     z_a: Tensor,  # (B, D)
     z_b: Tensor,  # (B, D)
     *,
-    temperature: float = 0.5,
+    temperature: float | Tensor = 0.5,  # a tensor ()
     hardness: float = 0.0,
     debias: float = 0.0,
     class_a: Tensor | None = None,  # (B, K)
@@ -59,7 +65,9 @@ def fused_contrastive_loss(
     Args:
         z_a: Features (B, D) of one view, float16, bfloat16, float32 or float64. B may be 0 or 1.
         z_b: Features (B, D) of the other view, row i being the same sample; same dtype and device.
-        temperature: Divides the cosines; above 0.
+        temperature: Divides the cosines; above 0. It may be a floating tensor (), such as a parameter that is learned,
+            which receives a gradient; where its value is not positive, the loss is NaN. Memory is then that of a copy
+            of the rows more.
         hardness: How much the hardest negatives are preferred, at least 0. Published values are 0.5 to 2.
         debias: Assumed probability that a negative is of the anchor's class, in [0, 1).
         class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; not normalized. Same dtype and
@@ -88,7 +96,10 @@ def fused_contrastive_loss(
     Source: NT-Xent, https://arxiv.org/abs/2002.05709; hardness and debias, https://arxiv.org/abs/2010.04592; queue,
     https://arxiv.org/abs/1911.05722; class weights, CLC, https://arxiv.org/abs/2306.05439.
     """
-    check_arguments(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue, class_queue)
+    _check_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
+    temperature, hardness = check_temperature(temperature), check_non_negative(hardness, "hardness")
+    debias, class_temperature = check_share(debias, "debias"), check_positive(class_temperature, "class_temperature")
+    check_bool(normalize, "normalize")
     check_reduction(reduction)
     if not _extension.uses_native(z_a.device.type):
         return reference.fused_contrastive_loss(
@@ -105,7 +116,23 @@ def fused_contrastive_loss(
             normalize=normalize,
             reduction=reduction,
         )
-    loss: Tensor = torch.ops.deepclust_ext.fused_contrastive_loss.default(
+    if isinstance(temperature, Tensor):
+        return _with_tensor_temperature(
+            z_a,
+            z_b,
+            temperature,
+            hardness,
+            debias,
+            class_a,
+            class_b,
+            class_temperature,
+            queue,
+            class_queue,
+            normalize,
+            reduction,
+        )
+    return call(
+        "fused_contrastive_loss",
         z_a,
         z_b,
         temperature,
@@ -119,13 +146,12 @@ def fused_contrastive_loss(
         normalize,
         reduction,
     )[0]
-    return loss
 
 
-def check_arguments(
+def _with_tensor_temperature(
     z_a: Tensor,  # (B, D)
     z_b: Tensor,  # (B, D)
-    temperature: float,
+    temperature: Tensor,  # ()
     hardness: float,
     debias: float,
     class_a: Tensor | None,  # (B, K)
@@ -133,13 +159,87 @@ def check_arguments(
     class_temperature: float,
     queue: Tensor | None,  # (M, D)
     class_queue: Tensor | None,  # (M, K)
+    normalize: bool,
+    reduction: str,
+) -> Tensor:
+    r"""Divide the rows by the root of the temperature in torch, whose autograd finds its gradient.
+
+    Nothing but the scores depends on the temperature, except for the lower limit of the debiased negatives, and those
+    follow from an anchor's loss l without debiasing: :math:`G / \exp(s_p) = \exp(l) - 1`.
+    """
+    wide = torch.promote_types(z_a.dtype, torch.float32)
+    temperature = temperature.to(torch.promote_types(temperature.dtype, wide))
+
+    def scaled(rows: Tensor) -> Tensor:
+        rows = rows.to(wide)
+        return (_unit(rows) if normalize else rows) * temperature.rsqrt()
+
+    a, b = scaled(z_a), scaled(z_b)
+    class_a, class_b, class_queue = (x if x is None else x.to(wide) for x in (class_a, class_b, class_queue))
+    loss = fused_contrastive_loss(
+        a,
+        b,
+        temperature=1.0,
+        hardness=hardness,
+        class_a=class_a,
+        class_b=class_b,
+        class_temperature=class_temperature,
+        queue=queue if queue is None else scaled(queue),
+        class_queue=class_queue,
+        normalize=False,
+        reduction="none" if debias > 0 else reduction,
+    )
+    num_negatives = 2 * len(z_a) - 2 if queue is None else len(queue)
+    if debias > 0:
+        positive = (a * b).sum(dim=1)
+        if class_a is not None and class_b is not None:
+            positive = positive + (class_a * class_b).sum(dim=1) / class_temperature
+        if num_negatives > 0:
+            loss = _debiased(loss, positive.repeat(len(loss) // max(len(a), 1)), num_negatives, temperature, debias)
+        if reduction != "none":
+            loss = loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
+    return loss.to(result_dtype(z_a))
+
+
+def _unit(
+    rows: Tensor,  # (N, D)
+) -> Tensor:
+    """Return the rows over max(L2 norm, 1e-12), without overflow; a row below that has no gradient."""
+    largest = rows.detach().abs().amax(dim=1, keepdim=True)
+    rows_of_one = rows / torch.where(largest > 0, largest, 1)
+    norms = torch.linalg.vector_norm(rows_of_one, dim=1, keepdim=True)
+    is_short = norms.detach() * largest < 1e-12
+    return torch.where(is_short, rows.detach() / 1e-12, rows_of_one / torch.where(is_short, 1, norms))
+
+
+def _debiased(
+    loss: Tensor,  # (R,) without debiasing
+    positive: Tensor,  # (R,) scores of the positives
+    num_negatives: int,
+    temperature: Tensor,  # ()
+    debias: float,
+) -> Tensor:
+    """Return the debiased losses, (R,), with all negatives relative to the positive, in logarithms."""
+    limit = math.log(num_negatives) - 1 / temperature - positive
+    safe = torch.where(loss > 0, loss, 1)
+    sums = safe + (-torch.expm1(-safe)).log()
+    taken = debias * num_negatives * (-sums).exp()  # share of the sum
+    leaves_some = (loss > 0) & (taken < 1)
+    rest = sums + torch.log1p(-torch.where(leaves_some, taken, 0)) - math.log1p(-debias)
+    negatives = torch.where(leaves_some & (rest > limit), rest, limit)
+    return -logsigmoid(-negatives) + 0 * loss  # NaN stays
+
+
+def _check_tensors(
+    z_a: Tensor,  # (B, D)
+    z_b: Tensor,  # (B, D)
+    class_a: Tensor | None,  # (B, K)
+    class_b: Tensor | None,  # (B, K)
+    queue: Tensor | None,  # (M, D)
+    class_queue: Tensor | None,  # (M, K)
 ) -> None:
     """Raise the errors of the contract."""
     check_feature_pair(z_a, z_b, "z_a", "z_b")
-    check_positive(temperature, "temperature")
-    check_non_negative(hardness, "hardness")
-    check_share(debias, "debias")
-    check_positive(class_temperature, "class_temperature")
     if queue is not None:
         check_like(queue, "queue", z_a, "z_a", columns=z_a.shape[1])
     if class_a is None:
@@ -172,7 +272,7 @@ def _fake(
     normalize: bool = True,
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
-    check_arguments(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue, class_queue)
+    _check_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
     anchors = z_a.shape[0] * (2 if queue is None else 1)
     accumulation = torch.promote_types(z_a.dtype, torch.float32)
     return (

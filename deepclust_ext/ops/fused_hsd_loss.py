@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import check_feature_pair, check_positive, check_reduction
-from deepclust_ext.ops.batch_hard_mining import fake_pair_gradient
+from deepclust_ext.ops._checks import check_bool, check_feature_pair, check_reduction, check_temperature, result_dtype
+from deepclust_ext.ops._dispatch import call
+from deepclust_ext.ops.batch_hard_mining import batch_hard_mining, fake_pair_gradient
 from deepclust_ext.reference import HSDStats
+from deepclust_ext.reference.fused_hsd_loss import hsd_loss_of_pairs
 
 
 @overload
@@ -16,7 +18,7 @@ def fused_hsd_loss(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
     *,
-    temperature: float = ...,
+    temperature: float | Tensor = ...,
     normalize: bool = ...,
     reduction: str = ...,
     return_stats: Literal[False] = ...,
@@ -26,7 +28,7 @@ def fused_hsd_loss(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
     *,
-    temperature: float = ...,
+    temperature: float | Tensor = ...,
     normalize: bool = ...,
     reduction: str = ...,
     return_stats: Literal[True],
@@ -35,7 +37,7 @@ def fused_hsd_loss(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
     *,
-    temperature: float = 0.5,
+    temperature: float | Tensor = 0.5,  # a tensor ()
     normalize: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
@@ -60,7 +62,8 @@ def fused_hsd_loss(
     Args:
         teacher: Features (N, D) of the teacher, float16, bfloat16, float32 or float64. N may be 0.
         student: Features (N, D) of the student, row i being the same sample; same dtype and device.
-        temperature: Divides the logits; above 0. The published value is 0.5.
+        temperature: Divides the logits; above 0. The published value is 0.5. It may be a floating tensor (), such as a
+            parameter that is learned, which receives a gradient; where its value is not positive, that is not noticed.
         normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
             type (about 1e19 in float32) count as not finite.
         reduction: "mean" over anchors, "sum", or "none" for the (N,) losses. Mean and sum of no anchor are 0.
@@ -85,7 +88,9 @@ def fused_hsd_loss(
     :class:`deepclust_ext.compat.HSD`.
     """
     check_feature_pair(teacher, student, "teacher", "student")
-    check_positive(temperature, "temperature")
+    temperature = check_temperature(temperature)
+    check_bool(normalize, "normalize")
+    check_bool(return_stats, "return_stats")
     check_reduction(reduction)
     if not _extension.uses_native(teacher.device.type):
         return reference.fused_hsd_loss(
@@ -96,9 +101,26 @@ def fused_hsd_loss(
             reduction=reduction,
             return_stats=return_stats,
         )
-    outputs = torch.ops.deepclust_ext.fused_hsd_loss.default(teacher, student, temperature, normalize, reduction)
-    loss: Tensor = outputs[0]
+    if isinstance(temperature, Tensor):
+        loss, stats = _with_tensor_temperature(teacher, student, temperature, normalize, reduction)
+        return (loss, stats) if return_stats else loss
+    outputs = call("fused_hsd_loss", teacher, student, temperature, normalize, reduction)
+    loss = outputs[0]
     return (loss, HSDStats(*outputs[1].unbind())) if return_stats else loss
+
+
+def _with_tensor_temperature(
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    temperature: Tensor,  # ()
+    normalize: bool,
+    reduction: str,
+) -> tuple[Tensor, HSDStats]:
+    """Mine natively and do the rest, which is small, in torch, whose autograd finds the gradient to the temperature."""
+    wide = torch.promote_types(teacher.dtype, torch.float32)
+    pairs = batch_hard_mining(teacher.to(wide), student.to(wide), normalize=normalize)
+    loss, stats = hsd_loss_of_pairs(pairs, temperature, reduction)
+    return loss.to(result_dtype(teacher)), stats
 
 
 def _fake(

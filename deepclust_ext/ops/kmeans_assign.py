@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_like
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_integer, check_like
 
 
 def kmeans_assign(
@@ -84,7 +84,7 @@ def kmeans_update(
 
     Source: S. Lloyd, Least squares quantization in PCM, IEEE Transactions on Information Theory 28 (1982).
     """
-    _check_update(features, labels, num_clusters)
+    num_clusters = _check_update(features, labels, num_clusters)
     if not _extension.uses_native(features.device.type):
         return reference.kmeans_update(features, labels, num_clusters)
     sums, counts = torch.ops.deepclust_ext.kmeans_update.default(features, labels, num_clusters)
@@ -163,7 +163,8 @@ def _check_update(
     features: Tensor,  # (N, D)
     labels: Tensor,  # (N,)
     num_clusters: int,
-) -> None:
+) -> int:
+    """Return num_clusters."""
     _check_features(features)
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels: expected a tensor, got {type(labels).__name__}")
@@ -174,10 +175,7 @@ def _check_update(
         raise ValueError(f"labels: expected shape {expected}, got {tuple(labels.shape)}")
     if labels.device != features.device:
         raise ValueError(f"labels: expected device {features.device} like features, got {labels.device}")
-    if isinstance(num_clusters, bool) or not isinstance(num_clusters, int):
-        raise TypeError(f"num_clusters: expected an integer, got {type(num_clusters).__name__}")
-    if num_clusters < 1:
-        raise ValueError(f"num_clusters: expected at least 1, got {num_clusters}")
+    return check_integer(num_clusters, "num_clusters", 1)
 
 
 def _fake_assign(

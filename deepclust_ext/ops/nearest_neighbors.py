@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import check_query_and_bank
+from deepclust_ext.ops._checks import check_integer, check_query_and_bank
 
 #: The most neighbors of a query.
 MAX_NEIGHBORS = 256
@@ -59,7 +59,7 @@ def nearest_neighbors(
 
     Source: the neighbors of HaDis, https://arxiv.org/abs/2401.14038.
     """
-    _check(query, bank, k, exclude, valid)
+    k = _check(query, bank, k, exclude, valid)
     if not _extension.uses_native(query.device.type):
         return reference.nearest_neighbors(query, bank, k=k, exclude=exclude, valid=valid)
     cosines, indices = torch.ops.deepclust_ext.nearest_neighbors.default(query, bank, k, exclude, valid)
@@ -72,12 +72,10 @@ def _check(
     k: int,
     exclude: Tensor | None,  # (B,)
     valid: Tensor | None,  # (M,)
-) -> None:
+) -> int:
+    """Return k."""
     check_query_and_bank(query, bank, exclude, valid)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: expected an integer, got {type(k).__name__}")
-    if not 1 <= k <= MAX_NEIGHBORS:
-        raise ValueError(f"k: expected 1 to {MAX_NEIGHBORS}, got {k}")
+    return check_integer(k, "k", 1, MAX_NEIGHBORS)
 
 
 def _fake(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_non_negative, check_positive
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_bool, check_integer, check_non_negative, check_positive
+from deepclust_ext.ops._dispatch import call
 
 
 @overload
@@ -91,7 +92,13 @@ def sinkhorn_knopp(
 
     Source: Cuturi, https://arxiv.org/abs/1306.0895; the order of the steps, SwAV, https://arxiv.org/abs/2006.09882.
     """
-    _check(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance)
+    check_bool(differentiable, "differentiable")
+    check_bool(return_num_iters, "return_num_iters")
+    epsilon = check_positive(epsilon, "epsilon")
+    num_iters = check_integer(num_iters, "num_iters", 1)
+    if tolerance is not None:
+        tolerance = check_non_negative(tolerance, "tolerance")
+    _check(scores, sample_marginals, cluster_marginals)
     if not _extension.uses_native(scores.device.type):
         return reference.sinkhorn_knopp(
             scores,
@@ -103,19 +110,16 @@ def sinkhorn_knopp(
             differentiable=differentiable,
             return_num_iters=return_num_iters,
         )
-    assignments, used, _ = torch.ops.deepclust_ext.sinkhorn_knopp.default(
-        scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
+    assignments, used, _ = call(
+        "sinkhorn_knopp", scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
     )
     return (assignments, used) if return_num_iters else assignments
 
 
 def _check(
     scores: Tensor,  # (..., N, K)
-    epsilon: float,
-    num_iters: int,
     sample_marginals: Tensor | None,  # (N,) or (..., N)
     cluster_marginals: Tensor | None,  # (K,) or (..., K)
-    tolerance: float | None,
 ) -> None:
     if not isinstance(scores, Tensor):
         raise TypeError(f"scores: expected a tensor, got {type(scores).__name__}")
@@ -123,13 +127,6 @@ def _check(
         raise TypeError(f"scores: expected dtype float16, bfloat16, float32 or float64, got {scores.dtype}")
     if scores.dim() < 2:
         raise ValueError(f"scores: expected shape (..., N, K), got {tuple(scores.shape)}")
-    check_positive(epsilon, "epsilon")
-    if isinstance(num_iters, bool) or not isinstance(num_iters, int):
-        raise TypeError(f"num_iters: expected an integer, got {type(num_iters).__name__}")
-    if num_iters < 1:
-        raise ValueError(f"num_iters: expected at least 1, got {num_iters}")
-    if tolerance is not None:
-        check_non_negative(tolerance, "tolerance")
     batch = tuple(scores.shape[:-2])
     for shares, name, size in (
         (sample_marginals, "sample_marginals", scores.shape[-2]),
@@ -157,7 +154,7 @@ def _fake(
     tolerance: float | None = None,
     differentiable: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance)
+    _check(scores, sample_marginals, cluster_marginals)
     *batch, samples, clusters = scores.shape
     accumulation = torch.promote_types(scores.dtype, torch.float32)
     kept = (*batch, num_iters, samples + clusters) if differentiable else (0,)

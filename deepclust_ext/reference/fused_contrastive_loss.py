@@ -12,7 +12,7 @@ def fused_contrastive_loss(
     z_a: Tensor,  # (B, D)
     z_b: Tensor,  # (B, D)
     *,
-    temperature: float = 0.5,
+    temperature: float | Tensor = 0.5,
     hardness: float = 0.0,
     debias: float = 0.0,
     class_a: Tensor | None = None,  # (B, K)
@@ -61,7 +61,7 @@ def _log_negatives(
     scores: Tensor,  # (R, C) -inf where the column is no negative of the row
     positive: Tensor,  # (R,)
     num_negatives: int,
-    temperature: float,
+    temperature: float | Tensor,
     hardness: float,
     debias: float,
 ) -> Tensor:

@@ -26,22 +26,25 @@ def fused_hsd_loss(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
     *,
-    temperature: float = 0.5,
+    temperature: float | Tensor = 0.5,
     normalize: bool = True,
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HSDStats]:
     """Loss from full N x N distance matrices; see :func:`deepclust_ext.fused_hsd_loss` for the contract."""
-    pairs = batch_hard_mining(teacher, student, normalize=normalize)
+    loss, stats = hsd_loss_of_pairs(batch_hard_mining(teacher, student, normalize=normalize), temperature, reduction)
+    return (loss, stats) if return_stats else loss
+
+
+def hsd_loss_of_pairs(pairs: HardPairs, temperature: float | Tensor, reduction: str) -> tuple[Tensor, HSDStats]:
+    """Return the loss of pairs that have been mined, and its statistics."""
     positive_weight = (pairs.positive_distance - pairs.positive_teacher_distance).clamp(min=0).detach()
     negative_weight = (pairs.negative_teacher_distance - pairs.negative_distance).clamp(min=0).detach()
     positive_logit = positive_weight * pairs.positive_distance / temperature
     negative_logit = negative_weight * pairs.negative_distance / temperature
     loss = -logsigmoid(negative_logit - positive_logit)
     if reduction != "none":
-        loss = loss.sum() / (max(len(teacher), 1) if reduction == "mean" else 1)
-    if not return_stats:
-        return loss
+        loss = loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
     return loss, _collect_stats(pairs, positive_weight, negative_weight)
 
 

@@ -34,8 +34,8 @@ def gradients(function: Callable[..., Any], sample: Sample) -> list[Tensor]:
     total = torch.zeros((), dtype=sample.tensors[0].dtype, device=sample.tensors[0].device)
     for order, result in enumerate(call(function, leaves)):
         if result.is_floating_point():
-            weight = torch.linspace(1.0, 2.0 + order, result.numel(), device=result.device).view(result.shape)
-            total = total + (result * weight.to(result.dtype)).sum()
+            weight = torch.linspace(1, 2 + order, result.numel(), dtype=torch.float32, device=result.device)
+            total = total + (result * weight.view(result.shape).to(result.dtype)).sum()
     return list(torch.autograd.grad(total, leaves.tensors))
 
 
@@ -183,6 +183,76 @@ def test_what_is_not_differentiable_says_so(op: str, device: str) -> None:
         call(
             native(op), sample.map(lambda tensor: torch.autograd.forward_ad.make_dual(tensor, torch.ones_like(tensor)))
         )
+
+
+def test_gradients_under_torch_func(op: str, device: str) -> None:
+    for sample in SAMPLE_INPUTS[op](torch.float64, device)[:4]:
+
+        def loss(*tensors: Tensor, sample: Sample = sample) -> Tensor:
+            results = [x for x in call(native(op), sample.with_tensors(tensors)) if x.is_floating_point()]
+            weights = [torch.linspace(1, 2 + i, x.numel(), dtype=x.dtype).view(x.shape) for i, x in enumerate(results)]
+            return torch.stack([(x * w.to(x.device)).sum() for x, w in zip(results, weights, strict=True)])
+
+        def total(*tensors: Tensor) -> Tensor:
+            return loss(*tensors).sum()
+
+        places = tuple(range(len(sample.tensors)))
+        if sample.constant:
+            assert not any(x.any() for x in torch.func.grad(total, argnums=places)(*sample.tensors))
+            continue
+        leaves = sample.map(lambda tensor: tensor.clone().requires_grad_()).tensors
+        expected = torch.autograd.grad(total(*leaves), leaves)
+        assert all(map(same_bits, torch.func.grad(total, argnums=places)(*sample.tensors), expected)), sample.name
+        rows = torch.func.jacrev(loss, argnums=places)(*sample.tensors)
+        torch.testing.assert_close(tuple(row.sum(dim=0) for row in rows), expected)
+        others = sample.map(lambda tensor: 2 * tensor + 0.1).tensors
+        batch = [torch.stack(pair, dim=1) for pair in zip(sample.tensors, others, strict=True)]
+        per_sample = torch.func.vmap(torch.func.grad(total, argnums=places), in_dims=1, randomness="same")(*batch)
+        apart = [torch.func.grad(total, argnums=places)(*tensors) for tensors in (sample.tensors, others)]
+        for both, *each in zip(per_sample, *apart, strict=True):
+            assert same_bits(both, torch.stack(each)), sample.name
+
+
+def test_what_torch_func_cannot_do_says_so(op: str, device: str) -> None:
+    sample = SAMPLE_INPUTS[op](torch.float64, device)[1]
+
+    def total(first: Tensor) -> Tensor:
+        results = call(native(op), sample.with_tensors((first, *sample.tensors[1:])))
+        return torch.stack([x.sum() for x in results if x.is_floating_point()]).sum()
+
+    with pytest.raises((RuntimeError, NotImplementedError), match="jvp|forward-mode"):
+        torch.func.jvp(total, sample.tensors[:1], sample.tensors[:1])
+    if not sample.constant:
+        with pytest.raises(RuntimeError, match=f"derivative for deepclust_ext::{op}_backward is not implemented"):
+            torch.func.grad(lambda x: torch.func.grad(total)(x).sum())(sample.tensors[0])
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta", "inference", "deterministic"], ids=str)
+def test_defaults_of_torch(
+    op: str, device: str, default: torch.dtype | str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "reference":
+        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    samples = SAMPLE_INPUTS[op](torch.float32, device)[1:4]
+    expected = [call(native(op), sample) + gradients(native(op), sample) for sample in samples]
+    before = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    try:
+        if isinstance(default, torch.dtype):
+            torch.set_default_dtype(default)
+        torch.use_deterministic_algorithms(default == "deterministic")
+        # A default device without memory: what does not name its own would end there.
+        torch.set_default_device("meta" if default == "meta" else None)
+        with torch.inference_mode(default == "inference"):
+            results = [call(native(op), sample) for sample in samples]
+        if default not in ("inference", "meta"):
+            results = [x + gradients(native(op), sample) for x, sample in zip(results, samples, strict=True)]
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before[0])
+        torch.use_deterministic_algorithms(before[1])
+    for ours, plain in zip(results, expected, strict=True):
+        assert all(map(same_bits, ours, plain[: len(ours)]))
 
 
 def test_gradient_only_where_asked(op: str, device: str) -> None:
