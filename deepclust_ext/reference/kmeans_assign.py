@@ -51,11 +51,12 @@ def kmeans_update(
     """Add the rows of each label; see :func:`deepclust_ext.ops.kmeans_update` for the contract."""
     accumulation = torch.promote_types(features.dtype, torch.float32)
     target = torch.where((labels >= 0) & (labels < num_clusters), labels, num_clusters)
-    sums = features.new_zeros((num_clusters + 1, features.shape[1]), dtype=accumulation)
+    # In float64 the error does not grow with the number of rows.
+    sums = features.new_zeros((num_clusters + 1, features.shape[1]), dtype=torch.float64)
     counts = torch.zeros(num_clusters + 1, dtype=torch.int64, device=features.device)
-    sums.index_add_(0, target, features.to(accumulation))
+    sums.index_add_(0, target, features.double())
     counts.index_add_(0, target, torch.ones_like(labels))
-    return sums[:-1].clone(), counts[:-1].clone()
+    return sums[:-1].to(accumulation, copy=True), counts[:-1].clone()
 
 
 def centers_of(
