@@ -62,7 +62,7 @@ def fused_hsd_loss(
         student: Features (N, D) of the student, row i being the same sample; same dtype and device.
         temperature: Divides the logits; above 0. The published value is 0.5.
         normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
-            type (about 1e19 in float32) count as not finite.
+            type (about 1e19 in float32) count as not finite. A row whose norm is below 1e-12 gets gradient 0.
         reduction: "mean" over anchors, "sum", or "none" for the (N,) losses. Mean and sum of no anchor are 0.
         return_stats: Also return :class:`HSDStats`.
 
