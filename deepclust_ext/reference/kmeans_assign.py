@@ -19,7 +19,8 @@ def kmeans_assign(
     rows, columns = features.to(accumulation), centroids.to(accumulation)
     finite = torch.isfinite(rows).all(dim=1) & torch.isfinite(columns).all()  # (N,)
     if metric == "cosine":
-        pairs = 1 - normalize(rows, dim=1) @ normalize(columns, dim=1).T  # (N, K)
+        with torch.autocast(rows.device.type, enabled=False):
+            pairs = 1 - normalize(rows, dim=1) @ normalize(columns, dim=1).T  # (N, K)
     else:  # by differences: the form with a matrix product cancels
         pairs = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
     labels = pairs.argmin(dim=1)
