@@ -57,18 +57,18 @@ bool normalize_rows(const T* rows,  // (count, depth)
   return finite;
 }
 
-// Carries a gradient through the normalization x / max(|x|, 1e-12): (g - n (n.g)) / |x|, or g / 1e-12 below the bound.
+// Carries a gradient through the normalization of a row: (g - n (n.g)) / |x|, or 0 below kMinNorm (NaN stays).
 template <typename T>
 void project_gradient(T* gradient,  // (depth,) with respect to the normalized row, overwritten
                       const T* x,   // (depth,)
                       T inverse_norm, int64_t depth) {
-  T along = T(0);
-  if (inverse_norm < T(1 / kMinNorm)) {
-    along = sum_terms<T>(
-        depth,
-        [&](int64_t k) __attribute__((always_inline)) { return load(x + k) * inverse_norm * load(gradient + k); },
-        [&](int64_t k) __attribute__((always_inline)) { return x[k] * inverse_norm * gradient[k]; });
+  if (!(inverse_norm < T(1 / kMinNorm))) {
+    for (int64_t k = 0; k < depth; ++k) gradient[k] *= T(0);
+    return;
   }
+  const T along = sum_terms<T>(
+      depth, [&](int64_t k) __attribute__((always_inline)) { return load(x + k) * inverse_norm * load(gradient + k); },
+      [&](int64_t k) __attribute__((always_inline)) { return x[k] * inverse_norm * gradient[k]; });
   for (int64_t k = 0; k < depth; ++k) gradient[k] = (gradient[k] - x[k] * inverse_norm * along) * inverse_norm;
 }
 

@@ -217,9 +217,8 @@ std::tuple<at::Tensor, at::Tensor> gradient_of(const at::Tensor& grad_samples, c
         continue;
       }
       const T* direction = directions + walker * depth;
-      const T scale = scales[walker];
-      const bool clamped = scale >= T(1 / kMinNorm);
-      const T along = clamped ? T(0) : DEEPCLUST_SELECT(dot_product<T>)(direction, gradient, depth);
+      const T scale = scales[walker] >= T(1 / kMinNorm) ? T(0) : scales[walker];
+      const T along = DEEPCLUST_SELECT(dot_product<T>)(direction, gradient, depth);
       DEEPCLUST_SELECT(add_projected<T>)(sum, gradient, direction, along, scale, depth);
     }
   });

@@ -18,6 +18,7 @@
 // compared by them.
 //
 // Update: the rows are cut in parts, as the sizes alone say, each part has its own sums, and these are added in order.
+// Sums of a few rows are taken in float32, and added up in double: the error does not grow with the number of rows.
 #include "ops/kmeans_assign.h"
 
 #include <ATen/Parallel.h>
@@ -57,6 +58,7 @@ constexpr int64_t kMinPartRows = 1024;
 constexpr int64_t kPartRowsPerCluster = 8;
 constexpr int64_t kPartRowsMultiple = 64;  // whole panels
 constexpr int64_t kMaxParts = 64;
+constexpr int64_t kRowsInT = 16;  // of a cluster, that are added up before the sum goes on in double
 
 // What the kernels read.
 template <typename T>
@@ -244,19 +246,21 @@ void update(const at::Tensor& features, const int64_t* labels, const at::Tensor&
   T* part_sums = sum_scratch.take(parts * part_size);
   int64_t* part_counts = count_scratch.take(parts * part_clusters);
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    const int64_t wide_size = std::is_same_v<T, double> ? 0 : clusters * depth;
+    Scratch<double> scratch(Scratch<double>::size_of(wide_size));
+    double* wide = scratch.take(wide_size);
     for (int64_t part = begin; part < end; ++part) {
       const int64_t first = part * part_rows, last = std::min(first + part_rows, count);
       label_rows(first, last);
-      T* own_sums = part_sums + part * part_size;
-      int64_t* own_counts = part_counts + part * part_clusters;
-      std::fill(own_sums, own_sums + clusters * depth, T(0));
-      std::fill(own_counts, own_counts + clusters, int64_t{0});
-      DEEPCLUST_SELECT(add_to_clusters<T>)(rows, labels, first, last, depth, clusters, own_sums, own_counts);
+      DEEPCLUST_SELECT(sum_part<T>)(rows, labels, first, last, depth, clusters, wide, part_sums + part * part_size,
+                                    part_counts + part * part_clusters);
     }
   });
   at::parallel_for(0, clusters, 16, [&](int64_t begin, int64_t end) {
+    Scratch<double> scratch(Scratch<double>::size_of(depth));
+    double* wide = scratch.take(depth);
     for (int64_t c = begin; c < end; ++c) {
-      DEEPCLUST_SELECT(add_parts<T>)(part_sums + c * depth, parts, part_size, depth, sum + c * depth);
+      DEEPCLUST_SELECT(add_parts<T>)(part_sums + c * depth, parts, part_size, depth, wide, sum + c * depth);
       size[c] = 0;
       for (int64_t part = 0; part < parts; ++part) size[c] += part_counts[part * part_clusters + c];
     }

@@ -7,6 +7,9 @@
 // vanish, and after v has come to span many orders of magnitude. Both are seen in the column sums; then that step is
 // done with logarithmic sums and the matrix is computed anew around the current v.
 //
+// Scores too large for such exponents, as masks are, are first moved by what v and u take up, column by column and row
+// by row.
+//
 // The gradient goes back through the iterations from the potentials log u and log v of each: the derivative of every
 // step is a softmax that they determine.
 //
@@ -38,6 +41,7 @@ namespace deepclust {
 namespace {
 
 constexpr int64_t kFewClusters = 64;            // up to which samples lie along the lanes of vectors
+constexpr int64_t kColumnsInT = 1024;           // of a row, that are added up before the sum goes on in double
 constexpr int64_t kParallelElements = 1 << 15;  // of a matrix, from which on threads share it
 // The logarithm of what an element of the kernel matrix may be above 1. That much less than kVanishing of a column sum
 // may be lost: exp(-87) is where exponentials vanish.
@@ -47,6 +51,8 @@ template <typename T>
 constexpr T kLargestLogit = sizeof(T) == 4 ? 0x1p22 : 0x1p50;
 template <typename T>
 constexpr T kOverflow = sizeof(T) == 4 ? 0x1p105 : 0x1p973;  // what makes anything larger overflow
+constexpr int kMaskedLogits = 8;       // kLargestLogit, below which nothing but masks is
+constexpr double kLiftedLogit = 1024;  // so far below all others a row counts nothing at first: its exponentials vanish
 
 // One problem; T is the accumulation type. Columns from `clusters` to `stride` are absent: their kernel is 0.
 template <typename T>
@@ -154,7 +160,7 @@ class Solver {
     if (clusters_ > kFewClusters) in_.kernel = assignments;
     const std::vector<T> r = normalize_shares(sample_shares, samples_), c = normalize_shares(cluster_shares, clusters_);
     in_.shares = r.data();
-    if (r.empty() || c.empty() || !start(c)) {
+    if (r.empty() || c.empty() || !start(r, c)) {
       const T nan = std::numeric_limits<T>::quiet_NaN();
       std::fill(assignments, assignments + samples_ * clusters_, nan);
       if (potentials != nullptr) std::fill(potentials, potentials + num_iters * (samples_ + clusters_), nan);
@@ -204,7 +210,7 @@ class Solver {
     for_chunks([&](int64_t, int64_t begin, int64_t end) {
       if (!DEEPCLUST_SELECT(is_fit<T>)(in_, begin, end)) fit = false;
     });
-    if (!fit) raise_epsilon();
+    if (!fit) bound_scores(r, c);
     const SinkhornGradient<T> back{in_, in_.kernel, in_.v};
     T *f = sample_values_, *g = cluster_values_, *g_before = peaks_;
     const T infinity = std::numeric_limits<T>::infinity();
@@ -276,45 +282,72 @@ class Solver {
 
   void set_scores(const T* scores) {
     in_.scores = scores;
-    in_.inverse_epsilon = static_cast<T>(1 / epsilon_);
-    in_.inverse_epsilon_rest = static_cast<T>(1 / epsilon_ - static_cast<double>(in_.inverse_epsilon));
+    const double inverse = std::min(1 / epsilon_, static_cast<double>(std::numeric_limits<T>::max()));
+    in_.inverse_epsilon = static_cast<T>(inverse);
+    in_.inverse_epsilon_rest = static_cast<T>(inverse - static_cast<double>(in_.inverse_epsilon));
   }
 
-  // Where s / epsilon is too large: takes the smallest epsilon that it is not too large for, which makes the
-  // assignments no softer than rounding does. False if a score is not finite.
-  bool raise_epsilon() {
-    T largest = 0;
-    for (int64_t i = 0; i < samples_ * clusters_; ++i) {
-      if (!std::isfinite(in_.scores[i])) return false;
-      largest = std::max(largest, std::fabs(in_.scores[i]));
+  // Where s / epsilon is too large: takes scores that are not, and that have the same assignments. A column whose
+  // largest score is far from 0 counts from that, which v takes up. A row far below all columns' largest is lifted
+  // close to them, which u takes up: at first it counts nothing before and after. What remains far below is masked.
+  // False if a score is not finite.
+  bool bound_scores(const std::vector<T>& r, const std::vector<T>& c) {
+    const T lowest = std::numeric_limits<T>::lowest(), limit = kLargestLogit<T> / in_.inverse_epsilon;
+    std::vector<T> tops(clusters_, lowest);
+    for (int64_t n = 0; n < samples_; ++n) {
+      for (int64_t k = 0; k < clusters_; ++k) {
+        const T score = in_.scores[n * clusters_ + k];
+        if (!std::isfinite(score)) return false;
+        if (r[n] > 0) tops[k] = std::max(tops[k], score);
+      }
     }
-    in_.inverse_epsilon = std::min(kLargestLogit<T> / largest, std::numeric_limits<T>::max());
-    in_.inverse_epsilon_rest = T(0);
+    std::vector<T> centers(clusters_, T(0));
+    T floor = limit;
+    for (int64_t k = 0; k < clusters_; ++k) {
+      if (std::fabs(tops[k]) > limit) centers[k] = tops[k];
+      if (c[k] > 0) floor = std::min(floor, tops[k] - centers[k]);
+    }
+    floor -= static_cast<T>(kLiftedLogit / in_.inverse_epsilon);
+    bounded_.resize(samples_ * clusters_);
+    for (int64_t n = 0; n < samples_; ++n) {
+      const T* scores = in_.scores + n * clusters_;
+      T* bounded = bounded_.data() + n * clusters_;
+      T largest = lowest;
+      for (int64_t k = 0; k < clusters_; ++k) {
+        bounded[k] = std::clamp(scores[k] - centers[k], lowest, limit);  // above it is but a row of share 0
+        if (c[k] > 0) largest = std::max(largest, bounded[k]);
+      }
+      for (int64_t k = 0; k < clusters_; ++k) {
+        if (largest < floor) bounded[k] = bounded[k] - largest + floor;
+        bounded[k] = std::clamp(bounded[k], -kMaskedLogits * limit, limit);
+      }
+    }
+    in_.scores = bounded_.data();
     return true;
   }
 
-  bool start(const std::vector<T>& c) {
+  bool start(const std::vector<T>& r, const std::vector<T>& c) {
     const T infinity = std::numeric_limits<T>::infinity();
     std::fill(in_.column_shift, in_.column_shift + stride_, -infinity);
     std::fill(in_.v, in_.v + stride_, T(0));
     for (int64_t k = 0; k < clusters_; ++k) {
       if (c[k] > 0) in_.column_shift[k] = T(0);
     }
-    if (!build_and_start() && !(raise_epsilon() && build_and_start())) return false;
+    if (!build_and_start()) {
+      if (!bound_scores(r, c)) return false;
+      build_and_start();  // which masks do not fit, but are 0 in
+    }
     gauge_ = *std::max_element(chunk_values_, chunk_values_ + chunks_);
     merge_sums(1);
     std::fill(chunk_values_, chunk_values_ + chunks_, T(1));  // the largest u
     return true;
   }
 
-  // False if scores are not fit.
+  // False if scores are not fit; what was built is of no use then, unless only masks are not.
   bool build_and_start() {
     std::atomic<bool> fit{true};
     for_chunks([&](int64_t chunk, int64_t begin, int64_t end) {
-      if (!DEEPCLUST_SELECT(build_kernel<T>)(in_, begin, end)) {
-        fit = false;
-        return;
-      }
+      if (!DEEPCLUST_SELECT(build_kernel<T>)(in_, begin, end)) fit = false;
       chunk_values_[chunk] = DEEPCLUST_SELECT(start_rows<T>)(in_, begin, end, clear_chunk(chunk));
     });
     return fit;
@@ -387,6 +420,7 @@ class Solver {
   std::vector<double> sums_;    // (K,)
   std::vector<double> ratios_;  // (K,) c / sums
   double epsilon_;
+  std::vector<T> bounded_;      // (N, K) scores, where those given are too large
   double gauge_ = 0;  // the logarithm by which u is too small, and v too large
   bool from_last_ = false;
 };

@@ -364,20 +364,28 @@ T scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end,
   for (int64_t n = begin; n < end; n += kRows) {
     const T* rows[kRows];
     find_rows(in, n, end, rows);
-    Vec<T> sum[kRows][2] = {};
-    for_each_kernel_column(rows, in.clusters,
-                           [&](int64_t k, auto vectors, const auto& row_at) __attribute__((always_inline)) {
+    double totals[kRows] = {};
+    for (int64_t begin = 0; begin < in.clusters; begin += kColumnsInT) {
+      const int64_t count = in.clusters - begin < kColumnsInT ? in.clusters - begin : kColumnsInT;
+      const T* part[kRows];
+      for (int64_t r = 0; r < kRows; ++r) part[r] = rows[r] + begin;
+      Vec<T> sum[kRows][2] = {};
+      for_each_kernel_column(part, count,
+                             [&](int64_t k, auto vectors, const auto& row_at) __attribute__((always_inline)) {
 #pragma GCC unroll 2
-                             for (int64_t i = 0; i < decltype(vectors)::value; ++i) {
-                               const Vec<T> v = load(in.v + k + i * kLanes);
+                               for (int64_t i = 0; i < decltype(vectors)::value; ++i) {
+                                 const Vec<T> v = load(in.v + begin + k + i * kLanes);
 #pragma GCC unroll 16
-                               for (int64_t r = 0; r < kRows; ++r) sum[r][i] += v * row_at(r, k + i * kLanes);
-                             }
-                           });
+                                 for (int64_t r = 0; r < kRows; ++r) sum[r][i] += v * row_at(r, k + i * kLanes);
+                               }
+                             });
+#pragma GCC unroll 16
+      for (int64_t r = 0; r < kRows; ++r) totals[r] += sum_lanes<T>(sum[r][0] + sum[r][1]);
+    }
     T u[kRows];
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) {
-      const T total = sum_lanes<T>(sum[r][0] + sum[r][1]);
+      const T total = static_cast<T>(totals[r]);
       u[r] = T(0);
       if (n + r >= end) continue;
       row_sum[n + r] = total;

@@ -63,11 +63,12 @@ __device__ void finish_row(const FinishArguments<P>& in, const ContrastiveInputs
     const Input* z = static_cast<const Input*>(inputs.features[group]) + index * inputs.depth;
     const T inverse_norm = packed.inverse_norm[row];
     T along = 0;
-    if (finite && inputs.normalize && inverse_norm < T(1 / kMinNorm)) {
+    if (finite && inputs.normalize) {
       for (int64_t k = lane; k < inputs.depth; k += 32) along += widen(z[k]) * inverse_norm * sum_of(k);
       along = warp_sum(along);
     }
-    const T factor = inverse_norm * static_cast<T>(1 / sqrt(inputs.options.temperature));
+    const bool is_short = inputs.normalize && !(inverse_norm < T(1 / kMinNorm));  // gradient 0
+    const T factor = is_short ? T(0) : inverse_norm * static_cast<T>(1 / sqrt(inputs.options.temperature));
     for (int64_t k = lane; k < inputs.depth; k += 32) {
       const T value = finite ? (sum_of(k) - widen(z[k]) * inverse_norm * along) * factor : nan;
       gradient[index * inputs.depth + k] = narrow<Input>(value);

@@ -196,18 +196,16 @@ __global__ void __launch_bounds__(kGatherThreads, 4) gather_kernel(const GatherA
   for_each_value(in, source, walker, [&](int64_t k, T value) { sample[k] = narrow<Element>(value * scale); });
 }
 
-// y.g of every normalized sample y and its gradient g; 0 where the norm is below the bound and so a constant.
+// y.g of every normalized sample y and its gradient g.
 template <class Element>
 __global__ void __launch_bounds__(kGatherThreads, 4) gather_along_kernel(const GradientArguments<Element> in) {
   using T = Widened<Element>;
   const int64_t walker = warp_of_grid();
   if (walker >= in.walkers) return;
   T sum = 0;
-  if (!(in.inverse_norm[walker] >= T(1 / kMinNorm))) {
-    const Element* sample = in.samples + walker * in.depth;
-    const Element* gradient = in.grad_samples + walker * in.depth;
-    for (int64_t k = threadIdx.x % 32; k < in.depth; k += 32) sum += widen(sample[k]) * widen(gradient[k]);
-  }
+  const Element* sample = in.samples + walker * in.depth;
+  const Element* gradient = in.grad_samples + walker * in.depth;
+  for (int64_t k = threadIdx.x % 32; k < in.depth; k += 32) sum += widen(sample[k]) * widen(gradient[k]);
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) in.along[walker] = sum;
 }
@@ -234,7 +232,8 @@ __global__ void __launch_bounds__(kGatherThreads, 4) gather_gradient_kernel(cons
         for_each_column([&](int e, int64_t k) { sum[e] += widen(gradient[k]); });
       } else {
         const Element* sample = in.samples + walker * in.depth;
-        const T scale = in.inverse_norm[walker], along = in.along[walker];
+        const T inverse_norm = in.inverse_norm[walker], along = in.along[walker];
+        const T scale = inverse_norm >= T(1 / kMinNorm) ? T(0) : inverse_norm;
         for_each_column([&](int e, int64_t k) { sum[e] += (widen(gradient[k]) - widen(sample[k]) * along) * scale; });
       }
     }

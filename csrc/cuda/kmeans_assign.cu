@@ -7,7 +7,8 @@
 // the precision of the products shows in no result. Inputs are read in place where rows are whole stages of a tile.
 //
 // Update: a warp adds some rows' values in 32 columns to the sums of up to kChunkClusters clusters in shared memory,
-// row after row. A second kernel adds the parts in order.
+// row after row. A second kernel adds the parts in order. Sums are in float64, so that their error does not grow with
+// the number of rows; those of a part are rounded once.
 #include "cuda/kmeans_assign.cuh"
 
 #include <cmath>
@@ -135,8 +136,7 @@ cudaError_t launch_assign_type(const KmeansAssignInputs& inputs, const KmeansAss
 
 // Clusters and columns of which a warp has the sums in shared memory.
 constexpr int kChunkColumns = 32;
-template <class T>
-constexpr int kChunkClusters = (32 << 10) / (kChunkColumns * static_cast<int>(sizeof(T)));
+constexpr int kChunkClusters = (32 << 10) / (kChunkColumns * static_cast<int>(sizeof(double)));
 constexpr int kRowsAtOnce = 16;  // whose values are on their way together
 
 // A part has at least as many rows, so that its sums are read and written in less time than its rows.
@@ -161,22 +161,20 @@ struct UpdateArguments {
   int64_t count, clusters, depth, parts, part_rows;
 };
 
-template <class T>
-constexpr size_t kCountOffset = device::shared_next<T>(0, kChunkClusters<T>* kChunkColumns);
-template <class T>
-constexpr size_t kUpdateSharedBytes = device::shared_next<int>(kCountOffset<T>, kChunkClusters<T>);
+constexpr size_t kCountOffset = device::shared_next<double>(0, kChunkClusters* kChunkColumns);
+constexpr size_t kUpdateSharedBytes = device::shared_next<int>(kCountOffset, kChunkClusters);
 
 // Block (part, column chunk, cluster chunk), one warp; every lane has a column, so that none waits for another.
 template <class Row>
 __global__ void __launch_bounds__(32) sum_parts_kernel(const UpdateArguments<Row> in) {
   using T = Widened<Row>;
   DEEPCLUST_DYNAMIC_SHARED(shared);
-  T* sums = device::shared_array<T>(shared, 0, kChunkClusters<T> * kChunkColumns);  // (clusters, kChunkColumns)
-  int* counts = device::shared_array<int>(shared, kCountOffset<T>, kChunkClusters<T>);
+  double* sums = device::shared_array<double>(shared, 0, kChunkClusters * kChunkColumns);  // (clusters, kChunkColumns)
+  int* counts = device::shared_array<int>(shared, kCountOffset, kChunkClusters);
   const int lane = threadIdx.x;
   const int64_t k = int64_t{blockIdx.y} * kChunkColumns + lane;
-  const int64_t first_cluster = int64_t{blockIdx.z} * kChunkClusters<T>;
-  const int chunk = static_cast<int>(smaller<int64_t>(kChunkClusters<T>, in.clusters - first_cluster));
+  const int64_t first_cluster = int64_t{blockIdx.z} * kChunkClusters;
+  const int chunk = static_cast<int>(smaller<int64_t>(kChunkClusters, in.clusters - first_cluster));
   const int64_t first = blockIdx.x * in.part_rows, last = smaller(first + in.part_rows, in.count);
   for (int c = 0; c < chunk; ++c) sums[c * kChunkColumns + lane] = 0;
   for (int c = lane; c < chunk; c += 32) counts[c] = 0;
@@ -201,7 +199,7 @@ __global__ void __launch_bounds__(32) sum_parts_kernel(const UpdateArguments<Row
   __syncwarp();
   const int64_t target = blockIdx.x * in.clusters + first_cluster;
   for (int c = 0; k < in.depth && c < chunk; ++c) {
-    in.part_sums[(target + c) * in.depth + k] = sums[c * kChunkColumns + lane];
+    in.part_sums[(target + c) * in.depth + k] = static_cast<T>(sums[c * kChunkColumns + lane]);
   }
   for (int c = lane; blockIdx.y == 0 && c < chunk; c += 32) in.part_counts[target + c] = counts[c];
 }
@@ -213,10 +211,10 @@ __global__ void __launch_bounds__(kReduceThreads) add_parts_kernel(const UpdateA
   const int64_t size = in.clusters * in.depth;
   const int64_t element = int64_t{blockIdx.x} * kReduceThreads + threadIdx.x;
   if (element < size) {
-    T sum = 0;
+    double sum = 0;
 #pragma unroll 16
     for (int64_t part = 0; part < in.parts; ++part) sum += in.part_sums[part * size + element];
-    in.sums[element] = sum;
+    in.sums[element] = static_cast<T>(sum);
   }
   if (element < in.clusters) {
     int64_t count = 0;
@@ -243,8 +241,8 @@ cudaError_t launch_update_type(const KmeansUpdateInputs& inputs, void* part_sums
                                 part_rows_of(inputs)};
   const auto blocks = [](int64_t value, int64_t by) { return static_cast<unsigned>(divide_up(value, by)); };
   const dim3 grid(static_cast<unsigned>(in.parts), blocks(in.depth, kChunkColumns),
-                  blocks(in.clusters, kChunkClusters<T>));
-  const cudaError_t error = device::launch(sum_parts_kernel<Row>, grid, dim3(32), kUpdateSharedBytes<T>, stream, in);
+                  blocks(in.clusters, kChunkClusters));
+  const cudaError_t error = device::launch(sum_parts_kernel<Row>, grid, dim3(32), kUpdateSharedBytes, stream, in);
   if (error != cudaSuccess) return error;
   return device::launch(add_parts_kernel<Row>, dim3(blocks(in.clusters * in.depth, kReduceThreads)),
                         dim3(kReduceThreads), 0, stream, in);

@@ -93,13 +93,14 @@ __device__ void add_pairs(const Arguments<Element>& in, int which, int64_t row, 
   }
 }
 
-// Carries the sum through the normalization x / max(|x|, 1e-12): (g - n (n.g)) / |x|, or g / 1e-12 below the bound.
+// Carries the sum through the normalization of a row: (g - n (n.g)) / |x|, or 0 below kMinNorm.
 template <class Element>
 __device__ void finish_row(const Arguments<Element>& in, int which, int64_t row) {
   using T = typename Arguments<Element>::T;
   const T inverse_norm = in.inverse_norm[which * in.count + row];
+  const T factor = inverse_norm < T(1 / kMinNorm) ? inverse_norm : T(0);
   T along = 0;
-  if (in.normalize && inverse_norm < T(1 / kMinNorm)) {
+  if (in.normalize) {
     for (int64_t k = threadIdx.x % 32; k < in.depth; k += 32) {
       along += in.value(which, row, k) * in.sum[which][row * in.depth + k];
     }
@@ -107,7 +108,7 @@ __device__ void finish_row(const Arguments<Element>& in, int which, int64_t row)
   }
   for (int64_t k = threadIdx.x % 32; k < in.depth; k += 32) {
     const T sum = in.sum[which][row * in.depth + k];
-    const T gradient = in.normalize ? (sum - in.value(which, row, k) * along) * inverse_norm : sum;
+    const T gradient = in.normalize ? (sum - in.value(which, row, k) * along) * factor : sum;
     in.gradient[which][row * in.depth + k] = narrow<Element>(gradient);
   }
 }

@@ -1,19 +1,21 @@
 """K-means with scikit-learn's names: Lloyd's iterations on all rows, or steps on batches of a stream."""
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from numbers import Real
+from typing import TypeAlias
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from deepclust_ext.cluster.inputs import RandomState, Rows, as_count, as_rows, check_random_state, make_generator
 from deepclust_ext.cluster.steps import assign_and_sum, costs, exact_sum, fill_empty, seed_centers
+from deepclust_ext.cluster.stream import Stream
 from deepclust_ext.ops import kmeans_assign, kmeans_step, kmeans_update
 from deepclust_ext.reference.kmeans_assign import centers_of
 
-Rows: TypeAlias = Tensor | NDArray[Any]
+Init: TypeAlias = str | Rows | Callable[..., Rows]
 
 
 class KMeans:
@@ -27,29 +29,37 @@ class KMeans:
     that is farthest from its center; only with fewer distinct rows than clusters do some stay empty. Each iteration
     waits for the device once, for the shift of the centers and the number of empty clusters.
 
-    Rows are tensors (N, D), or numpy arrays, which count as CPU tensors; results are always tensors, on the device of
-    the rows. Half precision is computed, and centers are kept, in float32. There are no sample weights.
+    Rows are tensors (N, D), or numpy arrays and what numpy makes one of, which count as CPU tensors; results are always
+    tensors, on the device of the rows. Integers are computed in float64, half precision in float32, in which its
+    centers are kept, and nothing below float32, autocast or not. There are no sample weights.
 
     Data that does not fit has two ways. ``batch_size`` lets :meth:`fit` work on that many rows at a time, of a tensor
     that may lie in a file (``torch.from_file``). :meth:`partial_fit` takes the batches of any stream, as that of
     scikit-learn's ``MiniBatchKMeans`` does and with its update: a center is the mean of all rows that it ever got.
+    After :meth:`fit` it goes on from there, each center standing for the rows of its cluster. ``cluster_centers_`` may
+    be assigned, as from a file: :meth:`predict` and the like use it, and :meth:`partial_fit` goes on from it, with the
+    numbers of rows that are known by then, else with none.
 
     Args:
         n_clusters: K.
         metric: "euclidean" or "cosine".
-        init: First centers: "k-means++" (greedy, 2 + log K trials), "random" rows, or a tensor (K, D).
-        n_init: Starts, of which the one with the least inertia stays. "auto" is 10 for "random" and 1 otherwise.
+        init: First centers: "k-means++" (greedy, 2 + log K trials), "random" rows, centers (K, D), or a function that
+            is called as ``init(rows, n_clusters, random_state=seed)`` for each start and returns centers. It is given
+            a tensor and a whole number.
+        n_init: Starts, of which the one with the least inertia stays. "auto" is 10 for "random" and functions, and 1
+            otherwise.
         max_iter: Iterations of a start at most; with ``batch_size``, passes over the rows.
         tol: A start ends when the squared shift of all centers together is at most this share of the mean variance of
             a feature; 0 for when nothing moves.
         batch_size: Rows that :meth:`fit` works on at a time; None for all.
-        random_state: Seed; None for torch's default generator.
+        random_state: Seed, or a generator of numpy's or torch's, which moves on with every fit; None for torch's
+            default one.
 
     Attributes:
         cluster_centers_: (K, D).
-        labels_: (N,) int64, of the rows of ``fit``.
+        labels_: (N,) int64, of the rows of the last ``fit`` or ``partial_fit``.
         inertia_: Sum of the squared Euclidean, or of the cosine distances, of these rows to their centers.
-        n_iter_: Iterations of the best start, or passes.
+        n_iter_: Iterations of the best start, or passes, of the last ``fit``.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -77,37 +87,38 @@ class KMeans:
         n_clusters: int = 8,
         *,
         metric: str = "euclidean",
-        init: str | Tensor = "k-means++",  # or (K, D)
+        init: Init = "k-means++",  # or (K, D)
         n_init: int | str = "auto",
         max_iter: int = 300,
         tol: float = 1e-4,
         batch_size: int | None = None,
-        random_state: int | None = None,
+        random_state: RandomState = None,
     ) -> None:
         if metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric: expected 'euclidean' or 'cosine', got {metric!r}")
-        if isinstance(init, str) and init not in ("k-means++", "random"):
-            raise ValueError(f"init: expected 'k-means++', 'random' or a tensor, got {init!r}")
-        if n_init == "auto":
-            n_init = 10 if isinstance(init, str) and init == "random" else 1
-        counts = {"n_clusters": n_clusters, "n_init": n_init, "max_iter": max_iter, "batch_size": batch_size or 1}
-        for name, value in counts.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: expected an integer, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if isinstance(init, str):
+            if init not in ("k-means++", "random"):
+                raise ValueError(f"init: expected 'k-means++', 'random', centers or a function, got {init!r}")
+        elif not callable(init):
+            init = as_rows(init, "init")
+        if isinstance(n_init, str) and n_init == "auto":
+            n_init = 10 if callable(init) or (isinstance(init, str) and init == "random") else 1
+        if isinstance(tol, bool) or not isinstance(tol, Real):
+            raise TypeError(f"tol: expected a number, got {tol!r}")
         if not tol >= 0:
             raise ValueError(f"tol: expected a number of at least 0, got {tol}")
-        self.n_clusters = n_clusters
+        check_random_state(random_state)
+        self.n_clusters = as_count(n_clusters, "n_clusters")
         self.metric = metric
         self.init = init
-        self.n_init = int(n_init)
-        self.max_iter = max_iter
-        self.tol = tol
-        self.batch_size = batch_size
+        self.n_init = as_count(n_init, "n_init")
+        self.max_iter = as_count(max_iter, "max_iter")
+        self.tol = float(tol)
+        self.batch_size = None if batch_size is None else as_count(batch_size, "batch_size")
         self.random_state = random_state
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
 
+    @torch.inference_mode(False)  # whose results could not be used outside
     @torch.no_grad()
     def fit(
         self,
@@ -116,22 +127,22 @@ class KMeans:
         """Find the centers of rows and return this estimator.
 
         Raises:
-            TypeError: If ``features`` is not floating.
-            ValueError: If its shape does not fit, it has fewer rows than clusters, or a number that is not finite.
+            TypeError: If ``features`` are not real numbers.
+            ValueError: If their shape does not fit, there are fewer rows than clusters, or a number is not finite.
         """
-        features = _as_tensor(features)
+        features = as_rows(features, "features")
         self._check_count(len(features))
-        generator = self._generator()
-        self._stream = None
+        generator = make_generator(self.random_state)
         rows = self._checked(features) if self.batch_size is None else features
-        best: tuple[float, int, Tensor, Tensor] | None = None
+        best: tuple[float, int, Stream, Tensor] | None = None
         for _ in range(self.n_init):
-            centers, n_iter = (self._lloyd if self.batch_size is None else self._passes)(rows, generator)
-            labels, inertia = self._assign([rows] if self.batch_size is None else self._parts(rows), centers)
+            stream, n_iter = (self._lloyd if self.batch_size is None else self._passes)(rows, generator)
+            labels, inertia = self._assign([rows] if self.batch_size is None else self._parts(rows), stream.centers)
             if best is None or inertia < best[0]:
-                best = inertia, n_iter, centers, labels
+                best = inertia, n_iter, stream, labels
         assert best is not None
-        self.inertia_, self.n_iter_, self.cluster_centers_, self.labels_ = best
+        self.inertia_, self.n_iter_, self._stream, self.labels_ = best
+        self.cluster_centers_ = self._stream.centers
         return self
 
     def fit_predict(
@@ -141,27 +152,35 @@ class KMeans:
         """Fit and return the labels (N,) int64."""
         return self.fit(features).labels_
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def partial_fit(
         self,
         features: Rows,  # (B, D)
     ) -> "KMeans":
-        """Move the centers by one batch of a stream and return this estimator; sets ``cluster_centers_`` alone.
+        """Move the centers by one batch of a stream and return this estimator; labels and inertia are of the batch.
 
-        The first batch gives the first centers, so it needs as many rows as there are clusters; the rest are free.
+        Where there are no centers yet, the batch gives them, so it needs as many rows as there are clusters; the rest
+        are free.
 
         Raises:
             TypeError: As :meth:`fit`.
             ValueError: As :meth:`fit`.
         """
-        rows = self._checked(_as_tensor(features))
-        if self._stream is None:
+        if hasattr(self, "cluster_centers_"):
+            features, centers = self._fitted(features)
+            if self._stream is None or self._stream.centers is not self.cluster_centers_:  # assigned from outside
+                known = self._stream is not None and len(self._stream.counts) == len(centers)
+                counts = self._stream.counts.to(centers.device) if known and self._stream is not None else None
+                self._stream = Stream(centers, self.metric, counts)
+            rows = self._checked(features.to(self._stream.centers))
+        else:
+            rows = self._checked(as_rows(features, "features"))
             self._check_count(len(rows))
-            self._stream = _Stream(self._first_centers(rows, self._generator()), self.metric)
-        elif rows.shape[1] != self._stream.centers.shape[1]:
-            raise ValueError(f"features: expected {self._stream.centers.shape[1]} columns, got {rows.shape[1]}")
+            self._stream = Stream(self._first_centers(rows, make_generator(self.random_state)), self.metric)
         self._stream.step(rows)
         self.cluster_centers_ = self._stream.centers
+        self.labels_, self.inertia_ = self._assign([rows], self.cluster_centers_)
         return self
 
     def predict(
@@ -181,7 +200,8 @@ class KMeans:
         features, centers = self._fitted(features)
         rows = self._checked(features)
         if self.metric == "cosine":
-            return 1 - rows @ centers.T
+            with torch.autocast(rows.device.type, enabled=False):
+                return 1 - rows @ normalize(centers, dim=1).T
         return torch.cdist(rows, centers, compute_mode="donot_use_mm_for_euclid_dist")
 
     def score(
@@ -196,8 +216,8 @@ class KMeans:
         self,
         rows: Tensor,  # (N, D)
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, int]:
-        """Return the centers (K, D) of one start, and the number of its iterations."""
+    ) -> tuple[Stream, int]:
+        """Return the centers of one start, and the number of its iterations."""
         centers = self._first_centers(rows, generator)
         tolerance = self._tolerance(rows)
         n_iter, shift = 0, math.inf
@@ -211,29 +231,30 @@ class KMeans:
                 centers = centers_of(sums, counts, old, self.metric)
                 shift = float(_shift(old, centers))
             n_iter += 1
-        return centers, n_iter
+        return Stream(centers, self.metric, counts), n_iter
 
     def _passes(
         self,
         features: Tensor,  # (N, D)
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, int]:
-        """Return the centers (K, D) of one start in batches, and the number of its passes."""
+    ) -> tuple[Stream, int]:
+        """Return the centers of one start in batches, and the number of its passes."""
         assert self.batch_size is not None
         # As in scikit-learn, first centers come of three batches or three rows per cluster.
-        order = torch.randperm(len(features), generator=generator)
+        order = torch.randperm(len(features), generator=generator, device="cpu")
         some = order[: 3 * max(self.batch_size, self.n_clusters)].sort().values
         first = self._checked(features[some.to(features.device)])
-        stream = _Stream(self._first_centers(first, generator), self.metric)
+        stream = Stream(self._first_centers(first, generator), self.metric)
         tolerance = self._tolerance(first)
         n_iter, shift = 0, math.inf
         while n_iter < self.max_iter and shift > tolerance:
             old = stream.centers
-            for index in torch.randperm(len(features), generator=generator).split(self.batch_size):
+            order = torch.randperm(len(features), generator=generator, device="cpu")
+            for index in order.split(self.batch_size):
                 stream.step(self._checked(features[index.to(features.device)]))
             shift = float(_shift(old, stream.centers))
             n_iter += 1
-        return stream.centers, n_iter
+        return stream, n_iter
 
     def _parts(
         self,
@@ -258,14 +279,20 @@ class KMeans:
         rows: Tensor,  # (N, D)
         generator: torch.Generator | None,
     ) -> Tensor:
-        if isinstance(self.init, Tensor):
-            shape = (self.n_clusters, rows.shape[1])
-            if self.init.shape != shape:
-                raise ValueError(f"init: expected shape {shape}, got {tuple(self.init.shape)}")
-            return self._checked(self.init.to(rows), "init").clone()
-        if self.init == "random":
-            return rows[torch.randperm(len(rows), generator=generator)[: self.n_clusters].to(rows.device)]
-        return seed_centers(rows, self.n_clusters, self.metric, generator)
+        if isinstance(self.init, str):
+            if self.init == "k-means++":
+                return seed_centers(rows, self.n_clusters, self.metric, generator)
+            order = torch.randperm(len(rows), generator=generator, device="cpu")
+            return rows[order[: self.n_clusters].to(rows.device)]
+        centers = self.init
+        if callable(centers):
+            seed = int(torch.randint(2**32, (), generator=generator, device="cpu"))  # scikit-learn's are of 32 bits
+            centers = centers(rows, self.n_clusters, random_state=seed)
+        centers = as_rows(centers, "init")
+        shape = (self.n_clusters, rows.shape[1])
+        if centers.shape != shape:
+            raise ValueError(f"init: expected shape {shape}, got {tuple(centers.shape)}")
+        return self._checked(centers.to(rows), "init").clone()
 
     def _tolerance(
         self,
@@ -278,9 +305,6 @@ class KMeans:
         _, _, sums, counts = assign_and_sum(rows, mean, "euclidean")
         _, distances = kmeans_assign(rows, centers_of(sums, counts, mean, "euclidean"))
         return self.tol * float(exact_sum(costs(distances, "euclidean"))) / rows.numel()
-
-    def _generator(self) -> torch.Generator | None:
-        return None if self.random_state is None else torch.Generator().manual_seed(self.random_state)
 
     def _check_count(self, count: int) -> None:
         if count < self.n_clusters:
@@ -308,38 +332,10 @@ class KMeans:
         """Return rows as a tensor, and the centers that fit them."""
         if not hasattr(self, "cluster_centers_"):
             raise RuntimeError("KMeans: expected fit or partial_fit to be called first")
-        features, centers = _as_tensor(features), self.cluster_centers_
+        features, centers = as_rows(features, "features"), as_rows(self.cluster_centers_, "cluster_centers_")
         if features.shape[1] != centers.shape[1]:
             raise ValueError(f"features: expected {centers.shape[1]} columns, got {features.shape[1]}")
-        return features, centers.to(torch.promote_types(features.dtype, torch.float32))
-
-
-class _Stream:
-    """Centers that are the means of all rows they ever got; sums are in float64, as they grow without end."""
-
-    def __init__(
-        self,
-        centers: Tensor,  # (K, D)
-        metric: str,
-    ) -> None:
-        self.centers = centers
-        self.metric = metric
-        self.sums = torch.zeros_like(centers, dtype=torch.float64)
-        self.counts = torch.zeros(len(centers), dtype=torch.int64, device=centers.device)
-
-    def step(
-        self,
-        rows: Tensor,  # (B, D)
-    ) -> None:
-        """Take in one batch; a cluster that never had a row takes the farthest."""
-        rows = rows.to(self.centers)
-        labels, distances, sums, counts = assign_and_sum(rows, self.centers, self.metric)
-        if bool((self.counts + counts == 0).any()):
-            labels = fill_empty(labels, distances, self.counts + counts)
-            sums, counts = kmeans_update(rows, labels, len(self.centers))
-        self.sums = self.sums + sums
-        self.counts = self.counts + counts
-        self.centers = centers_of(self.sums, self.counts, self.centers, self.metric).to(self.centers.dtype)
+        return features, centers.to(features.device, torch.promote_types(features.dtype, torch.float32))
 
 
 def _shift(
@@ -348,12 +344,3 @@ def _shift(
 ) -> Tensor:
     """Return the squared distance of all centers together, ()."""
     return exact_sum((new.double() - old.double()).square().flatten())
-
-
-def _as_tensor(features: Rows) -> Tensor:
-    rows = torch.as_tensor(features)
-    if not rows.is_floating_point():
-        raise TypeError(f"features: expected floating numbers, got {rows.dtype}")
-    if rows.dim() != 2 or rows.shape[1] == 0:
-        raise ValueError(f"features: expected shape (N, D) with D > 0, got {tuple(rows.shape)}")
-    return rows.detach()

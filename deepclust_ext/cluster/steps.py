@@ -44,7 +44,8 @@ def seed_centers(
     least total cost. All random numbers are drawn at the start, and nothing waits for the device.
     """
     trials = 2 + int(math.log(num_clusters))
-    uniform = torch.rand(num_clusters, trials, dtype=torch.float64, generator=generator).to(rows.device)
+    uniform = torch.rand(num_clusters, trials, dtype=torch.float64, generator=generator, device="cpu")
+    uniform = uniform.to(rows.device)
     chosen = [(uniform[0, :1] * len(rows)).long()]
 
     def costs_to(

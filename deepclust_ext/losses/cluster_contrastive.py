@@ -21,7 +21,9 @@ class ClusterContrastiveLoss(nn.Module):
 
     times ``entropy_weight``, with :math:`p` the mean assignment of the view: 0 when all clusters are used equally,
     :math:`\log K` when one takes everything. An empty cluster, a column of zeros, gets no gradient; loss and gradients
-    stay finite.
+    stay finite. Only for assignments that are float16 themselves, the gradient of a nearly empty cluster, which is
+    about 1 over the norm of its column, may be above 65504 and so infinite: take float32 ones, as softmax gives under
+    autocast.
 
     A column of few samples says little: the first batch below ``4 K`` gives a RuntimeWarning, once per module.
 
@@ -83,7 +85,7 @@ def _without_gradient_of_empty(
 ) -> Tensor:
     """Return the assignments in at least float32."""
     wide = assignments.to(torch.promote_types(assignments.dtype, torch.float32))
-    # The gradient of a zero column's direction is 1 / eps of the normalisation: too large for float16.
+    # The direction of a zero column has no gradient, but the entropy has.
     return wide.masked_fill((wide == 0).all(dim=0), 0)
 
 

@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize as l2_normalize
+
+from deepclust_ext.reference.normalize import l2_normalize
 
 from deepclust_ext.ops._checks import check_integer, check_temperature
 

@@ -34,7 +34,7 @@ def batch_hard_mining(
         teacher: Features (N, D), float16, bfloat16, float32 or float64. N may be 0.
         student: Features (N, D), same dtype and device.
         normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
-            type (about 1e19 in float32) count as not finite.
+            type (about 1e19 in float32) count as not finite. A row whose norm is below 1e-12 gets gradient 0.
 
     Returns:
         ``HardPairs`` of six (N,) tensors: ``positive_index`` and ``negative_index`` (int64, -1 where an anchor has

@@ -65,7 +65,7 @@ def diffused_neighbor_gather(
         exclude: For every query the index of one row of the bank never to draw, such as its own entry, int64; -1 for
             none.
         valid: Which rows of the bank count, bool; the others may hold anything, NaN too. All by default.
-        normalize: Divide the samples by their L2 norm.
+        normalize: Divide the samples by their L2 norm. A sample whose norm is below 1e-12 gives gradient 0.
         generator: Where the seed comes from: a generator on the CPU, whatever the device of the query; torch's default
             one (``torch.manual_seed``) without it. torch.compile takes no generators: leave it out there.
 

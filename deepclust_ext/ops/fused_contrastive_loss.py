@@ -77,7 +77,9 @@ def fused_contrastive_loss(
         queue: Negatives (M, D) for all anchors. M may be 0.
         class_queue: Class vectors (M, K) of the queue; required with ``queue`` and class vectors.
         normalize: Divide the rows of ``z_a``, ``z_b`` and ``queue`` by max(L2 norm, 1e-12) first. Without it, rows
-            whose squares over ``temperature`` overflow the accumulation type count as not finite.
+            whose squares over ``temperature`` overflow the accumulation type count as not finite. A row whose norm is
+            below 1e-12 has no direction and gets gradient 0, where torch's ``normalize`` gives it 1e12 times what
+            comes in.
         reduction: "mean" over anchors, "sum", or "none" for the losses of all anchors: (2B,), ``z_a`` first, or with a
             queue (B,). Mean and sum of no anchor are 0, as is the loss of an anchor without negatives.
 

@@ -65,7 +65,7 @@ def fused_hsd_loss(
         temperature: Divides the logits; above 0. The published value is 0.5. It may be a floating tensor (), such as a
             parameter that is learned, which receives a gradient; where its value is not positive, that is not noticed.
         normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
-            type (about 1e19 in float32) count as not finite.
+            type (about 1e19 in float32) count as not finite. A row whose norm is below 1e-12 gets gradient 0.
         reduction: "mean" over anchors, "sum", or "none" for the (N,) losses. Mean and sum of no anchor are 0.
         return_stats: Also return :class:`HSDStats`.
 

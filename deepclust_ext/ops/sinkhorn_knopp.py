@@ -59,6 +59,11 @@ def sinkhorn_knopp(
     finite. Ours are finite for every finite score and epsilon: exponentials are taken relative to potentials that
     follow the iteration, so nothing overflows and no cluster runs empty.
 
+    Scores may be masked by any finite number far below the others, -1e9 or the lowest of the dtype: the result is 0
+    there, and as SwAV's elsewhere. A sample or cluster of such scores alone, for which SwAV's loop is NaN, counts from
+    its own largest score, as in exact arithmetic; on CUDA, beyond some 2^22 ``epsilon`` in float32 (2^50 in float64),
+    digits are lost there, and shares are finite but not to be relied on.
+
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. Results do not depend on
     the number of threads. Second derivatives raise ``RuntimeError``.
 

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as l2_normalize
+
+from deepclust_ext.reference.normalize import l2_normalize
 
 #: Squared distances below this value count as this value; their gradient is zero.
 MIN_SQUARED_DISTANCE = 1e-12

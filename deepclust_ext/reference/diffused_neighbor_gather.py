@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as l2_normalize
 
 from deepclust_ext.reference.nearest_neighbors import nearest_neighbors
+from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.philox import draw_seed, normal, uniform
 
 

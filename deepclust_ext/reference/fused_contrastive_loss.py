@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from torch.nn.functional import normalize as l2_normalize
+
+from deepclust_ext.reference.normalize import l2_normalize
 
 
 def fused_contrastive_loss(

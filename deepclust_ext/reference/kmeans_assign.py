@@ -19,7 +19,8 @@ def kmeans_assign(
     rows, columns = features.to(accumulation), centroids.to(accumulation)
     finite = torch.isfinite(rows).all(dim=1) & torch.isfinite(columns).all()  # (N,)
     if metric == "cosine":
-        pairs = 1 - normalize(rows, dim=1) @ normalize(columns, dim=1).T  # (N, K)
+        with torch.autocast(rows.device.type, enabled=False):
+            pairs = 1 - normalize(rows, dim=1) @ normalize(columns, dim=1).T  # (N, K)
     else:  # by differences: the form with a matrix product cancels
         pairs = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
     labels = pairs.argmin(dim=1)
@@ -51,11 +52,12 @@ def kmeans_update(
     """Add the rows of each label; see :func:`deepclust_ext.ops.kmeans_update` for the contract."""
     accumulation = torch.promote_types(features.dtype, torch.float32)
     target = torch.where((labels >= 0) & (labels < num_clusters), labels, num_clusters)
-    sums = features.new_zeros((num_clusters + 1, features.shape[1]), dtype=accumulation)
+    # In float64 the error does not grow with the number of rows.
+    sums = features.new_zeros((num_clusters + 1, features.shape[1]), dtype=torch.float64)
     counts = torch.zeros(num_clusters + 1, dtype=torch.int64, device=features.device)
-    sums.index_add_(0, target, features.to(accumulation))
+    sums.index_add_(0, target, features.double())
     counts.index_add_(0, target, torch.ones_like(labels))
-    return sums[:-1].clone(), counts[:-1].clone()
+    return sums[:-1].to(accumulation, copy=True), counts[:-1].clone()
 
 
 def centers_of(

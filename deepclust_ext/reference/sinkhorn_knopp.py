@@ -24,9 +24,9 @@ def sinkhorn_knopp(
     used = torch.full(batch, num_iters, dtype=torch.int64, device=scores.device)
     if scores.numel() == 0:
         return (scores.clone(), used) if return_num_iters else scores.clone()
-    logits = scores / epsilon + _nan_if_not_finite(scores, (-2, -1))
     log_samples = _log_shares(sample_marginals, scores, num_samples)  # (..., N)
     log_clusters = _log_shares(cluster_marginals, scores, num_clusters)  # (..., K)
+    logits = _logits(scores, epsilon, log_samples > -math.inf, log_clusters > -math.inf)
     by_sample = torch.where(log_samples == -math.inf, -math.inf, 0.0).to(scores.dtype).expand(*batch, num_samples)
     by_cluster = torch.zeros(*batch, num_clusters, dtype=scores.dtype, device=scores.device)
     active = torch.ones(batch, dtype=torch.bool, device=scores.device)
@@ -42,6 +42,27 @@ def sinkhorn_knopp(
         by_sample = torch.where(active.unsqueeze(-1), new_by_sample, by_sample)
     plan = (logits + by_sample.unsqueeze(-1) + by_cluster.unsqueeze(-2)).exp() * num_samples
     return (plan, used) if return_num_iters else plan
+
+
+def _logits(
+    scores: Tensor,  # (..., N, K)
+    epsilon: float,
+    has_sample: Tensor,  # (..., N) bool, shares above 0
+    has_cluster: Tensor,  # (..., K)
+) -> Tensor:
+    """Return s / epsilon, far from 0 with what potentials take up removed: they would lose their digits beside it."""
+    largest = torch.finfo(scores.dtype).max / 2  # so that no sum with a mask overflows
+    limit = 2.0**50 if scores.dtype == torch.float64 else 2.0**22
+    values = scores.detach()
+    # A column counts from its largest score.
+    tops = values.masked_fill(~has_sample.unsqueeze(-1), -math.inf).amax(dim=-2, keepdim=True)  # (..., 1, K)
+    centers = torch.where(tops.abs() > limit * epsilon, tops, 0)
+    logits = ((scores - centers) / epsilon).clamp(-largest, largest) + _nan_if_not_finite(scores, (-2, -1))
+    # A row so far below all columns' largest that it counts nothing at first counts from its own largest.
+    tops = ((tops - centers) / epsilon).masked_fill(~has_cluster.unsqueeze(-2), math.inf)
+    floor = tops.amin(dim=-1, keepdim=True) - 1024  # (..., 1, 1)
+    own = logits.detach().masked_fill(~has_cluster.unsqueeze(-2), -largest).amax(dim=-1, keepdim=True)  # (..., N, 1)
+    return torch.where(own < floor, logits - own + floor, logits)
 
 
 def _log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:

@@ -299,7 +299,7 @@ def test_errors_name_the_argument() -> None:
     for arguments, message in (
         ({"n_clusters": 0}, "n_clusters: expected at least 1, got 0"),
         ({"metric": "l1"}, "metric: expected 'euclidean' or 'cosine', got 'l1'"),
-        ({"init": "farthest"}, "init: expected 'k-means\\+\\+', 'random' or a tensor, got 'farthest'"),
+        ({"init": "farthest"}, "init: expected 'k-means\\+\\+', 'random', centers or a function, got 'farthest'"),
         ({"n_init": 0}, "n_init: expected at least 1, got 0"),
         ({"max_iter": 0}, "max_iter: expected at least 1, got 0"),
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),
@@ -323,8 +323,8 @@ def test_errors_name_the_argument() -> None:
         KMeans(4).partial_fit(rows[:2])
     with pytest.raises(ValueError, match=r"features: expected shape \(N, D\) with D > 0, got \(300,\)"):
         KMeans(4).fit(rows[:, 0])
-    with pytest.raises(TypeError, match="features: expected floating numbers, got torch.int64"):
-        KMeans(4).fit(rows.long())
+    with pytest.raises(TypeError, match="features: expected real numbers, got torch.complex64"):
+        KMeans(4).fit(rows * 1j)
     with pytest.raises(ValueError, match=r"init: expected shape \(4, 8\), got \(3, 8\)"):
         KMeans(4, init=rows[:3]).fit(rows)
     with pytest.raises(ValueError, match="init: expected finite numbers within"):

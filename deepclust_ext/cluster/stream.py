@@ -1,0 +1,36 @@
+"""Centers of a stream of batches, as scikit-learn's MiniBatchKMeans moves them."""
+
+import torch
+from torch import Tensor
+
+from deepclust_ext.cluster.steps import assign_and_sum, fill_empty
+from deepclust_ext.ops import kmeans_update
+from deepclust_ext.reference.kmeans_assign import centers_of
+
+
+class Stream:
+    """Centers that are the means of all rows they ever got; sums are in float64, as they grow without end."""
+
+    def __init__(
+        self,
+        centers: Tensor,  # (K, D)
+        metric: str,
+        counts: Tensor | None = None,  # (K,) int64, of the rows that the centers stand for; None for none
+    ) -> None:
+        self.centers = centers
+        self.metric = metric
+        self.counts = torch.zeros(len(centers), dtype=torch.int64, device=centers.device) if counts is None else counts
+        self.sums = centers.double() * self.counts.unsqueeze(1)
+
+    def step(
+        self,
+        rows: Tensor,  # (B, D) of the centers' dtype and device
+    ) -> None:
+        """Take in one batch; a cluster that never had a row takes the farthest."""
+        labels, distances, sums, counts = assign_and_sum(rows, self.centers, self.metric)
+        if bool((self.counts + counts == 0).any()):
+            labels = fill_empty(labels, distances, self.counts + counts)
+            sums, counts = kmeans_update(rows, labels, len(self.centers))
+        self.sums = self.sums + sums
+        self.counts = self.counts + counts
+        self.centers = centers_of(self.sums, self.counts, self.centers, self.metric).to(self.centers.dtype)
