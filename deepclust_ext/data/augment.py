@@ -6,13 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
+from deepclust_ext.data._checks import check_amount, in_float32
+
 
 class RandomAffine(nn.Module):
     """Rotate, shear, scale, stretch and shift every image of a batch by its own random amounts.
 
     All five are drawn evenly from an interval around "no change" and composed into one bilinear resampling with
-    zeros outside the image. There is no flip: a mirrored digit is another sign. Random numbers come from torch's global
-    generator of the batch's device.
+    zeros outside the image. Rotation and shear are those of pixels, whatever the sides of the image. There is no flip:
+    a mirrored digit is another sign. Random numbers come from torch's global generator of the batch's device, in
+    float32, so that a seed draws the same for every dtype.
 
     Args:
         degrees: Largest rotation.
@@ -20,6 +23,10 @@ class RandomAffine(nn.Module):
         scale: Largest logarithm of the zoom.
         stretch: Largest logarithm of the aspect ratio's square root.
         shift: Largest shift, as a share of the image's side.
+
+    Raises:
+        TypeError: If an argument is no number.
+        ValueError: If an argument is negative or not finite.
     """
 
     def __init__(
@@ -31,6 +38,9 @@ class RandomAffine(nn.Module):
         shift: float = 0.125,
     ) -> None:
         super().__init__()
+        limits = {"degrees": degrees, "shear": shear, "scale": scale, "stretch": stretch, "shift": shift}
+        for name, limit in limits.items():
+            check_amount(name, limit)
         self.degrees = degrees
         self.shear = shear
         self.scale = scale
@@ -41,22 +51,30 @@ class RandomAffine(nn.Module):
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> Tensor:
-        """Return the resampled images, (B, C, H, W).
+        """Return the resampled images, (B, C, H, W), in their dtype; half precision is computed in float32.
 
         Raises:
             TypeError: If ``images`` is not floating.
             ValueError: If ``images`` is not four-dimensional.
         """
         _check_images(images)
+        if not images.numel():
+            return images.clone()
         # The grid spans -1 to 1, so a shift by the whole side is 2.
         limits = (math.radians(self.degrees), self.shear, self.scale, self.stretch, 2 * self.shift, 2 * self.shift)
-        drawn = torch.rand(6, len(images), device=images.device, dtype=images.dtype) * 2 - 1
+        drawn = torch.rand(6, len(images), device=images.device, dtype=torch.float32) * 2 - 1
         angle, shear, scale, stretch, right, down = drawn * drawn.new_tensor(limits).unsqueeze(1)
         cos, sin = angle.cos(), angle.sin()
         width, height = (scale + stretch).exp(), (scale - stretch).exp()
-        rows = [width * cos, width * (shear * cos - sin), right, height * sin, height * (shear * sin + cos), down]
-        grid = affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
-        return grid_sample(images, grid, align_corners=False)
+        # A step of the grid is as long as the side that it goes along, which a turn mixes.
+        ratio = images.shape[2] / images.shape[3]
+        above, below = width * (shear * cos - sin) * ratio, height * sin / ratio
+        rows = [width * cos, above, right, below, height * (shear * sin + cos), down]
+        wide = in_float32(images)
+        with torch.autocast(images.device.type, enabled=False):
+            changes = torch.stack(rows, dim=1).view(-1, 2, 3).to(wide.dtype)
+            grid = affine_grid(changes, list(images.shape), align_corners=False)
+            return grid_sample(wide, grid, align_corners=False).to(images.dtype)
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
@@ -74,25 +92,31 @@ class RandomGamma(nn.Module):
 
     Args:
         gamma: Largest logarithm of the power.
+
+    Raises:
+        TypeError: If ``gamma`` is no number.
+        ValueError: If ``gamma`` is negative or not finite.
     """
 
     def __init__(self, gamma: float = 0.7) -> None:
         super().__init__()
+        check_amount("gamma", gamma)
         self.gamma = gamma
 
     def forward(
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> Tensor:
-        """Return the images (B, C, H, W) with their new brightness.
+        """Return the images (B, C, H, W) with their new brightness, in their dtype; half precision is float32 inside.
 
         Raises:
             TypeError: If ``images`` is not floating.
             ValueError: If ``images`` is not four-dimensional.
         """
         _check_images(images)
-        drawn = torch.rand(len(images), 1, 1, 1, device=images.device, dtype=images.dtype) * 2 - 1
-        return images.pow((self.gamma * drawn).exp())
+        drawn = torch.rand(len(images), 1, 1, 1, device=images.device, dtype=torch.float32) * 2 - 1
+        wide = in_float32(images)
+        return wide.pow((self.gamma * drawn).exp().to(wide.dtype)).to(images.dtype)
 
     def extra_repr(self) -> str:
         """Show the argument when the module is printed."""

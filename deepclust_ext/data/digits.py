@@ -17,8 +17,8 @@ class Digits(Dataset[tuple[Tensor, int]]):
         from sklearn.datasets import load_digits  # slow to import, and recipes need the views of this room alone
 
         bunch = load_digits()
-        self.images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16
-        self.labels = torch.tensor(bunch.target, dtype=torch.int64)
+        self.images = torch.tensor(bunch.images, dtype=torch.float32, device="cpu").unsqueeze(1) / 16
+        self.labels = torch.tensor(bunch.target, dtype=torch.int64, device="cpu")
 
     def __len__(self) -> int:
         """Return the number of scans."""

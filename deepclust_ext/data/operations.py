@@ -1,11 +1,13 @@
 """The random operations of SACC's strong view. Needs torchvision, the extra `vision`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from deepclust_ext.data._checks import check_count, check_image, check_probability, in_float32
 
 
 class RandomOperations(nn.Module):
@@ -30,6 +32,7 @@ class RandomOperations(nn.Module):
 
     Raises:
         ImportError: If torchvision is missing or does not fit torch.
+        TypeError: If an argument is no number.
         ValueError: If an argument lies outside its range.
     """
 
@@ -37,33 +40,42 @@ class RandomOperations(nn.Module):
         self,
         num_operations: int = 5,
         operation_p: float = 0.5,
-        levels: tuple[int, int] = (1, 9),
+        levels: Sequence[int] = (1, 9),
     ) -> None:
         super().__init__()
-        if num_operations < 0:
-            raise ValueError(f"num_operations: expected at least 0, got {num_operations}")
+        check_count("num_operations", num_operations, least=0)
         check_probability("operation_p", operation_p)
-        if not 0 <= levels[0] <= levels[1] <= 10:
-            raise ValueError(f"levels: expected two levels of 0 to 10, the lower first, got {levels}")
+        for level in levels:
+            check_count("levels", level, least=0)
+        if len(levels) != 2 or not levels[0] <= levels[1] <= 10:
+            raise ValueError(f"levels: expected two levels of 0 to 10, the lower first, got {tuple(levels)}")
         self.num_operations = num_operations
         self.operation_p = operation_p
-        self.levels = levels
+        self.levels = tuple(levels)
         torchvision_transforms()  # tells early that it is missing
 
     def forward(
         self,
         image: Tensor,  # (C, H, W), uint8 or floating in [0, 1], 1 or 3 channels
     ) -> Tensor:
-        """Return the changed image, (C, H, W), in its dtype."""
+        """Return the changed image, (C, H, W), in its dtype; half precision is computed in float32.
+
+        Raises:
+            TypeError: If the image is of another integer dtype.
+            ValueError: If its shape does not fit.
+        """
+        check_image(image, channels=(1, 3))
         functional, names = torchvision_transforms().functional, list(OPERATIONS)
         low, high = self.levels
-        for _ in range(self.num_operations):
-            name = names[int(torch.randint(len(names), ()))]
-            level = int(torch.randint(low, high + 1, ()))
-            sign = 1 if torch.rand(()) < 0.5 else -1
-            if torch.rand(()) < self.operation_p:
-                image = OPERATIONS[name](functional, image, level, sign)
-        return image
+        changed = in_float32(image)
+        with torch.autocast(image.device.type, enabled=False):
+            for _ in range(self.num_operations):
+                name = names[int(torch.randint(len(names), (), device="cpu"))]
+                level = int(torch.randint(low, high + 1, (), device="cpu"))
+                sign = 1 if torch.rand((), dtype=torch.float32, device="cpu") < 0.5 else -1
+                if torch.rand((), dtype=torch.float32, device="cpu") < self.operation_p:
+                    changed = OPERATIONS[name](functional, changed, level, sign)
+        return changed.to(image.dtype)
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
@@ -82,12 +94,6 @@ def torchvision_transforms() -> Any:
         message = f"torchvision cannot be imported ({error}); pip install 'deepclust_ext[vision]'"
         raise ImportError(message) from error
     return v2
-
-
-def check_probability(name: str, value: float) -> None:
-    """Require a number from 0 to 1; ValueError otherwise."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value}")
 
 
 def _factor(level: int) -> float:

@@ -5,14 +5,23 @@ What works on photographs needs torchvision, the extra `vision`.
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deepclust_ext.data._checks import (
+    check_amount,
+    check_count,
+    check_image,
+    check_interval,
+    check_probability,
+    in_float32,
+)
 from deepclust_ext.data.augment import RandomAffine, RandomGamma
-from deepclust_ext.data.operations import RandomOperations, check_probability, torchvision_transforms
+from deepclust_ext.data.operations import RandomOperations, torchvision_transforms
 
 # Mean and deviation of each channel's values in [0, 1]. CIFAR's are those that most published code carries; its
 # deviations for CIFAR-10 are means over images, below the 0.247, 0.244, 0.262 of all pixels together.
@@ -45,8 +54,9 @@ def weak_view(
     The defaults are those of SACC for CIFAR. With ``mean`` and ``std`` they are those of HaDis. For photographs of 224
     pixels SACC takes ``jitter=(0.8, 0.8, 0.8, 0.2)`` and ``blur_p=0.5``.
 
-    The module maps images (B, C, H, W) or a sequence of (C, H, W), uint8 or floating in [0, 1], with 1 or 3 channels,
-    to floating (B, C, ``size``, ``size``). Every image gets its own random numbers, from torch's global generator.
+    The module maps images (B, C, H, W) or a sequence of (C, H, W), uint8 or floating in [0, 1], with 1 or 3 channels
+    unless no step changes colors, to (B, C, ``size``, ``size``): float32 of uint8, and the dtype of floating ones.
+    Every image gets its own random numbers, from torch's global generator.
 
     Args:
         size: Side of the result in pixels.
@@ -67,13 +77,23 @@ def weak_view(
 
     Raises:
         ImportError: If torchvision is missing or does not fit torch.
+        TypeError: If an argument is of the wrong type.
         ValueError: If an argument lies outside its range.
     """
+    check_count("size", size)
+    check_interval("scale", scale, most=1)
+    check_interval("ratio", ratio)
+    check_interval("blur_sigma", blur_sigma)
     probabilities = {"flip_p": flip_p, "jitter_p": jitter_p, "grayscale_p": grayscale_p, "blur_p": blur_p}
     for name, value in probabilities.items():
         check_probability(name, value)
     if len(jitter) != 4:
         raise ValueError(f"jitter: expected brightness, contrast, saturation and hue, got {jitter}")
+    for value in jitter:
+        check_amount("jitter", value)
+    if jitter[3] > 0.5:  # half of the circle of colors
+        raise ValueError(f"jitter: expected a hue of at most 0.5, got {jitter[3]}")
+    operations = RandomOperations(num_operations, operation_p, levels)
     transforms = torchvision_transforms()
     steps = [
         transforms.RandomResizedCrop(size, scale=tuple(scale), ratio=tuple(ratio)),
@@ -87,9 +107,9 @@ def weak_view(
         blur = transforms.GaussianBlur(blur_kernel, sigma=tuple(blur_sigma))
         steps.append(transforms.RandomApply([blur], p=blur_p))
     if num_operations:
-        low, high = levels
-        steps.append(RandomOperations(num_operations, operation_p, (low, high)))
-    return PerImage(transforms.Compose([*steps, *_floating(mean, std)]))
+        steps.append(operations)
+    colors = (1, 3) if jitter_p or grayscale_p or num_operations else None
+    return PerImage(transforms.Compose([*steps, *_floating(mean, std)]), channels=colors)
 
 
 #: What SACC's strong view changes of the defaults. Its flip comes after the blur, which makes no difference.
@@ -121,7 +141,8 @@ def resize_view(
 
     The defaults are those of HaDis, with its ``mean`` and ``std``; SACC takes 224 pixels, "bilinear", and no
     normalization. The module maps images (B, C, H, W) or a sequence of (C, H, W), uint8 or floating in [0, 1], to
-    floating (B, C, ``size``, ``size``). An image that has the size already is not resized.
+    (B, C, ``size``, ``size``): float32 of uint8, and the dtype of floating ones. An image that has the size already is
+    not resized.
 
     Args:
         size: Side of the result in pixels.
@@ -131,8 +152,10 @@ def resize_view(
 
     Raises:
         ImportError: If torchvision is missing or does not fit torch.
+        TypeError: If an argument is of the wrong type.
         ValueError: If an argument lies outside its range.
     """
+    check_count("size", size)
     if interpolation not in ("bicubic", "bilinear"):
         raise ValueError(f"interpolation: expected 'bicubic' or 'bilinear', got {interpolation!r}")
     return PerImage(nn.Sequential(_Resize(size, interpolation), *_floating(mean, std)))
@@ -198,20 +221,37 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 class PerImage(nn.Module):
     """Apply a transform to each image of a batch by itself: torchvision's draw one set of random numbers per call.
 
+    Half precision is transformed in float32, and the result is in its dtype.
+
     Args:
-        transform: From an image (C, H, W) to another, all of one size.
+        transform: From an image (C, H, W), uint8 or floating, to another, all of one size.
+        channels: How many channels an image may have; None for any number.
     """
 
-    def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, transform: Callable[[Tensor], Tensor], channels: Sequence[int] | None = None) -> None:
         super().__init__()
         self.transform = transform
+        self.channels = channels
 
     def forward(
         self,
         images: Tensor | Sequence[Tensor],  # (B, C, H, W), or B of (C, H, W), of any sizes
     ) -> Tensor:
-        """Return the transformed images, (B, C, H', W')."""
-        return torch.stack([self.transform(image) for image in images])
+        """Return the transformed images, (B, C, H', W').
+
+        Raises:
+            TypeError: If the images are integers of another dtype than uint8.
+            ValueError: If there is none, or a shape does not fit.
+        """
+        if not len(images):
+            raise ValueError("images: expected at least one, got none")
+        results = []
+        for image in images:
+            check_image(image, self.channels)
+            with torch.autocast(image.device.type, enabled=False):
+                result = self.transform(in_float32(image))
+            results.append(result.to(image.dtype) if image.is_floating_point() else result)
+        return torch.stack(results)
 
 
 class ToFloat(nn.Module):
@@ -230,14 +270,16 @@ class Normalize(nn.Module):
         std: One for each channel, positive.
 
     Raises:
-        ValueError: If they differ in length, or a deviation is not positive.
+        ValueError: If they differ in length, a number is not finite, or a deviation not positive.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std):
             raise ValueError(f"std: expected {len(mean)} numbers like mean, got {len(std)}")
-        if not min(std) > 0:
+        if not all(math.isfinite(value) for value in mean):
+            raise ValueError(f"mean: expected finite numbers, got {tuple(mean)}")
+        if not all(0 < deviation < math.inf for deviation in std):
             raise ValueError(f"std: expected positive numbers, got {tuple(std)}")
         self.mean = tuple(mean)
         self.std = tuple(std)

@@ -53,6 +53,37 @@ def test_shift_moves_the_center_of_mass_within_its_limit() -> None:
     assert centers.abs().min() < 0.1
 
 
+def disc(height: int, width: int) -> Tensor:
+    """Return a disc with a diameter of 32 pixels in the middle of an image."""
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    return ((rows - height / 2) ** 2 + (columns - width / 2) ** 2 <= 16**2).float().view(1, 1, height, width)
+
+
+def extent(image: Tensor) -> tuple[int, int]:
+    """Return how many rows and columns have a pixel above one half."""
+    return int((image > 0.5).any(dim=-1).sum()), int((image > 0.5).any(dim=-2).sum())
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 192), (192, 64)])
+def test_turns_and_shears_are_those_of_pixels(height: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = disc(height, width)
+    assert extent(image) == (32, 32)
+    monkeypatch.setattr(torch, "rand", lambda *size, **kind: torch.ones(size, **kind))  # the most of everything
+    for degrees in (30.0, 45.0, 90.0):
+        turned = still(degrees=degrees)(image)
+        assert extent(turned) == (32, 32)
+        assert float(turned.sum()) == pytest.approx(float(image.sum()), rel=0.01)
+    # x' = x + y: every row is as long as before, and the lowest moves 16 pixels more than the middle.
+    sheared = still(shear=1.0)(image)
+    assert extent(sheared)[0] == 32
+    torch.testing.assert_close(sheared.sum(dim=-1), image.sum(dim=-1), rtol=0, atol=1e-3)
+    columns = torch.arange(width) + 0.5
+    for row in range(height // 2 - 15, height // 2 + 15):
+        line = sheared[0, 0, row]
+        center = float((line * columns).sum() / line.sum()) - width / 2
+        assert center == pytest.approx(-(row + 0.5 - height / 2), abs=1e-3)
+
+
 def test_gamma_draws_powers_between_its_limits() -> None:
     images = torch.full((300, 1, 2, 2), 0.5)
     powers = -RandomGamma(0.7)(images).log2()
@@ -69,6 +100,17 @@ def test_errors_name_the_argument(augmentation: nn.Module) -> None:
         augmentation(digits()[0])
     with pytest.raises(TypeError, match="images: expected a floating dtype, got torch.uint8; the view 'resize'"):
         augmentation(digits().byte())
+
+
+@pytest.mark.parametrize("name", ["degrees", "shear", "scale", "stretch", "shift"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_amounts_are_finite_and_not_negative(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}: expected a finite number of at least 0, got {value}"):
+        still(**{name: value})
+    with pytest.raises(ValueError, match=f"gamma: expected a finite number of at least 0, got {value}"):
+        RandomGamma(value)
+    with pytest.raises(TypeError, match=f"{name}: expected a number, got '15'"):
+        still(**{name: "15"})  # type: ignore[arg-type]
 
 
 def test_repr_shows_the_arguments() -> None:

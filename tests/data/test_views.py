@@ -1,5 +1,6 @@
 """Views of photographs: what each setting does and how often, types and channels, and views by name."""
 
+import math
 import pickle
 import sys
 from collections.abc import Callable
@@ -262,10 +263,64 @@ def test_views_by_name_are_the_functions_and_classes() -> None:
             {"name": "resize", "size": 32, "interpolation": "nearest"},
             "interpolation: expected 'bicubic' or 'bilinear', got 'nearest'",
         ),
+        ({"name": "contrastive", "size": 0}, "size: expected at least 1, got 0"),
+        ({"name": "resize", "size": -3}, "size: expected at least 1, got -3"),
+        (
+            {"name": "contrastive", "size": 32, "scale": [1.0, 0.08]},
+            r"scale: expected two positive numbers up to 1, the lower first, got \[1.0, 0.08\]",
+        ),
+        ({"name": "contrastive", "size": 32, "scale": [0.0, 1.0]}, "scale: expected two positive numbers up to 1"),
+        ({"name": "contrastive", "size": 32, "scale": [0.5, 1.5]}, "scale: expected two positive numbers up to 1"),
+        ({"name": "contrastive", "size": 32, "scale": [0.5]}, r"scale: expected two .*, got \[0.5\]"),
+        ({"name": "contrastive", "size": 32, "ratio": [2, 1]}, "ratio: expected two positive numbers, the lower first"),
+        (
+            {"name": "contrastive", "size": 32, "ratio": [1, math.nan]},
+            "ratio: expected two positive numbers, the lower",
+        ),
+        ({"name": "strong", "size": 32, "blur_sigma": [-1, 2]}, "blur_sigma: expected two positive numbers, the lower"),
+        (
+            {"name": "contrastive", "size": 32, "jitter": [0.4, -0.4, 0.4, 0.1]},
+            "jitter: expected a finite number of at least 0, got -0.4",
+        ),
+        (
+            {"name": "contrastive", "size": 32, "jitter": [math.nan, 0.4, 0.4, 0.1]},
+            "jitter: expected a finite number of at least 0, got nan",
+        ),
+        (
+            {"name": "contrastive", "size": 32, "jitter": [0, 0, 0, 0.6]},
+            "jitter: expected a hue of at most 0.5, got 0.6",
+        ),
+        (
+            {"name": "contrastive", "size": 32, "operation_p": math.nan},
+            "operation_p: expected a probability .* got nan",
+        ),
+        ({"name": "contrastive", "size": 32, "levels": [9, 1]}, r"levels: expected two levels .*, got \(9, 1\)"),
+        ({"name": "contrastive", "size": 32, "num_operations": -1}, "num_operations: expected at least 0, got -1"),
+        (
+            {"name": "resize", "size": 32, "mean": [math.nan], "std": [1]},
+            r"mean: expected finite numbers, got \(nan,\)",
+        ),
+        ({"name": "resize", "size": 32, "mean": [0, 0], "std": [1, math.nan]}, "std: expected positive numbers, got"),
+        ({"name": "affine", "degrees": math.nan}, "degrees: expected a finite number of at least 0, got nan"),
     ],
 )
 def test_errors_name_what_is_wrong(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        make_view(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "resize", "size": 32.0}, "size: expected an integer, got 32.0"),
+        ({"name": "contrastive", "size": True}, "size: expected an integer, got True"),
+        ({"name": "contrastive", "size": 32, "flip_p": "0.5"}, "flip_p: expected a number, got '0.5'"),
+        ({"name": "strong", "size": 32, "num_operations": 2.5}, "num_operations: expected an integer, got 2.5"),
+        ({"name": "strong", "size": 32, "levels": [1, 9.5]}, "levels: expected an integer, got 9.5"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         make_view(**settings)
 
 

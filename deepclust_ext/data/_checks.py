@@ -1,0 +1,74 @@
+"""Checks of what views and augmentations are given."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+
+def check_amount(name: str, value: float) -> None:
+    """Require a finite number of at least 0; TypeError or ValueError otherwise."""
+    _check_number(name, value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def check_probability(name: str, value: float) -> None:
+    """Require a number from 0 to 1; TypeError or ValueError otherwise."""
+    _check_number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value}")
+
+
+def check_interval(name: str, values: Sequence[float], *, most: float = math.inf) -> None:
+    """Require two finite numbers above 0, up to ``most``, the lower first; TypeError or ValueError otherwise."""
+    limit = "" if most == math.inf else f" up to {most:g}"
+    fault = f"{name}: expected two positive numbers{limit}, the lower first, got {values}"
+    if len(values) != 2:
+        raise ValueError(fault)
+    for value in values:
+        _check_number(name, value)
+    low, high = values
+    if not (0 < low <= high <= most and high < math.inf):
+        raise ValueError(fault)
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Require an integer of at least ``least``; TypeError or ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_image(
+    image: Tensor,  # (C, H, W)
+    channels: Sequence[int] | None = None,
+) -> None:
+    """Require an image of at least one pixel, uint8 or floating, and one of the numbers of channels if any are given.
+
+    Raises:
+        TypeError: If it is of another dtype: only of uint8 it is known that 255 is white.
+        ValueError: If its shape does not fit.
+    """
+    if image.dim() != 3 or not image.numel():
+        raise ValueError(f"images: expected shape (C, H, W) with at least one pixel, got {tuple(image.shape)}")
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"images: expected uint8 or a floating dtype, got {image.dtype}")
+    if channels is not None and len(image) not in channels:
+        expected = " or ".join(map(str, channels))
+        raise ValueError(f"images: expected {expected} channels, which the change of colors needs, got {len(image)}")
+
+
+def in_float32(
+    images: Tensor,  # any shape
+) -> Tensor:
+    """Return what to compute with: half precision as float32, all else as it is."""
+    return images.to(torch.promote_types(images.dtype, torch.float32)) if images.is_floating_point() else images
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
