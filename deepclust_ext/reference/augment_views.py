@@ -61,8 +61,9 @@ def augment_views(
         if matrices is not None:
             view = _moved(view, matrices[place], "bilinear")
         if steps is not None and strengths is not None:
-            for step, strength in zip(steps[place].tolist(), strengths[place].tolist(), strict=True):
-                view = _step(view, STEPS[step], strength, blur_kernel)
+            with torch.autocast(view.device.type, enabled=False):
+                for step, strength in zip(steps[place].tolist(), strengths[place].tolist(), strict=True):
+                    view = _step(view, STEPS[step], strength, blur_kernel)
         if mean is not None and std is not None:
             view = (view - view.new_tensor(mean).view(-1, 1, 1)) / view.new_tensor(std).view(-1, 1, 1)
         views.append(view)
