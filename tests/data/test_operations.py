@@ -27,8 +27,7 @@ def applied(name: str, image: Tensor, level: int, sign: int = 1) -> Tensor:
     side = image.shape[2] if name == "shift_x" else image.shape[1]
     steps = torch.tensor([[STEPS.index(step)]])
     strengths = torch.tensor([[(sign if either else 1) * strength(level, side)]])
-    (result,) = augment_views(image[None], size=(image.shape[1], image.shape[2]), steps=steps, strengths=strengths)
-    return result
+    return augment_views(image[None], size=(image.shape[1], image.shape[2]), steps=steps, strengths=strengths)[0]
 
 
 def by_pil(name: str, image: Tensor, level: int, sign: int) -> Tensor:
