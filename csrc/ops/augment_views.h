@@ -19,31 +19,9 @@
 
 #include <optional>
 
-namespace deepclust {
+#include "common/augment_step.h"
 
-// The numbers of the steps, in the order of reference.augment_views.STEPS.
-enum class AugmentStep : int64_t {
-  kNone,
-  kBrightness,
-  kContrast,
-  kSaturation,
-  kHue,
-  kGray,
-  kBlur,
-  kSolarize,
-  kPosterize,
-  kAutocontrast,
-  kEqualize,
-  kSharpness,
-  kRotate,
-  kShearX,
-  kShearY,
-  kShiftX,
-  kShiftY,
-  kGamma,
-};
-constexpr int64_t kAugmentSteps = 18;
-constexpr int64_t kMaxAugmentChannels = 64;
+namespace deepclust {
 
 // (B, C, size[0], size[1]) of the dtype
 at::Tensor augment_views(at::TensorList images,                       // of (n, C, H, W), whose n add up to B
