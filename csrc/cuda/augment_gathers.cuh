@@ -20,7 +20,7 @@ struct Crop {
   int64_t strides[3];
   int height, width;
   float white;  // what becomes 1
-  bool flip;
+  int flip;     // 1: left and right
 };
 
 // Channels of a view in the workspace.
@@ -67,7 +67,7 @@ struct Taps {
 template <class Pixel, int kChannels>
 __device__ __forceinline__ void resize(const Crop& crop, int height, int width, int y, int x, int64_t channel,
                                        float (&v)[kChannels]) {
-  const Taps rows(y, crop.height, height), columns(crop.flip ? width - 1 - x : x, crop.width, width);
+  const Taps rows(y, crop.height, height), columns(crop.flip != 0 ? width - 1 - x : x, crop.width, width);
   const Pixel* pixels = static_cast<const Pixel*>(crop.pixels) + channel * crop.strides[0];
   float sum[kChannels] = {}, total = 0;
   for (int row = rows.first; row < rows.end; ++row) {

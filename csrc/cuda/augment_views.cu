@@ -99,30 +99,33 @@ __device__ PointStep point_of(int64_t step, float strength) {
   return {static_cast<int>(step), strength};
 }
 
+// What of [first, first + length) lies in [0, side), at least one place.
+struct Cut {
+  int64_t begin, end;
+
+  __device__ __forceinline__ Cut(int64_t first, int64_t length, int64_t side) {
+    constexpr int64_t kFar = int64_t{1} << 60;  // twice as much is no overflow yet
+    first = max(min(first, kFar), -kFar);
+    begin = max(min(first, side - 1), int64_t{0});
+    end = max(min(first + max(min(length, kFar), int64_t{0}), side), begin + 1);
+  }
+};
+
 __device__ Crop crop_of(const AugmentInputs& in, int64_t index) {
-  AugmentImage image = in.first;
-  int64_t first = index * in.image_stride;
-  if (in.images != nullptr) {
-    image = in.images[index];
-    first = 0;
-  }
-  int64_t top = 0, left = 0, height = image.height, width = image.width;
-  if (in.boxes != nullptr) {
-    const int64_t* box = in.boxes + 4 * index;
-    top = max(min(box[0], height - 1), int64_t{0});
-    left = max(min(box[1], width - 1), int64_t{0});
-    height = max(min(box[2], height - top), int64_t{1});
-    width = max(min(box[3], width - left), int64_t{1});
-  }
-  first += top * image.strides[1] + left * image.strides[2];
+  const AugmentImage image = in.images != nullptr ? in.images[index] : in.first;
+  int64_t box[4] = {0, 0, image.height, image.width};
+  for (int i = 0; i < 4 && in.boxes != nullptr; ++i) box[i] = in.boxes[4 * index + i];
+  const Cut rows(box[0], box[2], image.height), columns(box[1], box[3], image.width);
+  const int64_t first = (in.images != nullptr ? 0 : index * in.image_stride) + rows.begin * image.strides[1] +
+                        columns.begin * image.strides[2];
   constexpr int kBytes[] = {1, 2, 2, 2, 4, 8};  // of PixelType
   Crop crop;
   crop.pixels = static_cast<const char*>(image.pixels) + first * kBytes[static_cast<int>(in.type)];
   for (int i = 0; i < 3; ++i) crop.strides[i] = image.strides[i];
-  crop.height = static_cast<int>(height);
-  crop.width = static_cast<int>(width);
+  crop.height = static_cast<int>(rows.end - rows.begin);
+  crop.width = static_cast<int>(columns.end - columns.begin);
   crop.white = in.type == PixelType::kU8 ? 255.0f : in.type == PixelType::kU16 ? 65535.0f : 1.0f;
-  crop.flip = in.flips != nullptr && in.flips[index];
+  crop.flip = in.flips != nullptr && in.flips[index] ? 1 : 0;
   return crop;
 }
 
@@ -316,7 +319,7 @@ __device__ void run_pass(const ViewArguments& arguments, const Scratch& scratch,
     }
     for (int y = threadIdx.x / 32; y < height; y += kViewWarps) {
       for (int x = threadIdx.x % 32; x < width; x += 32) {
-        float v[kChannels];
+        float v[kChannels] = {};
         gather(arguments, scratch, y, x, channel, v);
         for (int i = 0; i < pass.num_steps; ++i) apply_point(scratch.steps[i], scratch.measured, channel, v);
         if (pass.measure == Measure::kMean) gray += gray_of(v);
