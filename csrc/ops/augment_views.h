@@ -32,15 +32,15 @@ at::Tensor augment_views(at::TensorList images,                       // of (n, 
                          const std::optional<at::Tensor>& steps,      // (B, S) int64
                          const std::optional<at::Tensor>& strengths,  // (B, S) float32
                          int64_t blur_kernel,                         // odd
-                         at::OptionalArrayRef<double> mean,           // C numbers
-                         at::OptionalArrayRef<double> std,            // C positive numbers
+                         std::optional<at::ArrayRef<double>> mean,    // C numbers
+                         std::optional<at::ArrayRef<double>> std,     // C positive numbers
                          at::ScalarType dtype,                        // floating, not float64
                          bool channels_last);
 
 void check_augment_views(at::TensorList images, at::IntArrayRef size, const std::optional<at::Tensor>& boxes,
                          const std::optional<at::Tensor>& flips, const std::optional<at::Tensor>& matrices,
                          const std::optional<at::Tensor>& steps, const std::optional<at::Tensor>& strengths,
-                         int64_t blur_kernel, at::OptionalArrayRef<double> mean, at::OptionalArrayRef<double> std,
-                         at::ScalarType dtype);
+                         int64_t blur_kernel, std::optional<at::ArrayRef<double>> mean,
+                         std::optional<at::ArrayRef<double>> std, at::ScalarType dtype);
 
 }  // namespace deepclust
