@@ -1,5 +1,6 @@
 #include "ops/augment_views.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
@@ -50,8 +51,8 @@ void check_parameter(const OptionalTensor& tensor, const char* name, const at::T
 
 void check_augment_views(at::TensorList images, at::IntArrayRef size, const OptionalTensor& boxes,
                          const OptionalTensor& flips, const OptionalTensor& matrices, const OptionalTensor& steps,
-                         const OptionalTensor& strengths, int64_t blur_kernel, at::OptionalArrayRef<double> mean,
-                         at::OptionalArrayRef<double> std, at::ScalarType dtype) {
+                         const OptionalTensor& strengths, int64_t blur_kernel, std::optional<at::ArrayRef<double>> mean,
+                         std::optional<at::ArrayRef<double>> std, at::ScalarType dtype) {
   check_images(images);
   const at::Tensor& first = images[0];
   TORCH_CHECK_VALUE(size.size() == 2 && size[0] >= 1 && size[1] >= 1,
@@ -85,8 +86,8 @@ void check_augment_views(at::TensorList images, at::IntArrayRef size, const Opti
 
 at::Tensor augment_views(at::TensorList images, at::IntArrayRef size, const OptionalTensor& boxes,
                          const OptionalTensor& flips, const OptionalTensor& matrices, const OptionalTensor& steps,
-                         const OptionalTensor& strengths, int64_t blur_kernel, at::OptionalArrayRef<double> mean,
-                         at::OptionalArrayRef<double> std, at::ScalarType dtype, bool channels_last) {
+                         const OptionalTensor& strengths, int64_t blur_kernel, std::optional<at::ArrayRef<double>> mean,
+                         std::optional<at::ArrayRef<double>> std, at::ScalarType dtype, bool channels_last) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("deepclust_ext::augment_views", "")
                              .typed<decltype(augment_views)>();
@@ -98,7 +99,7 @@ namespace {
 at::Tensor augment_views_autograd(at::TensorList images, at::IntArrayRef size, const OptionalTensor& boxes,
                                   const OptionalTensor& flips, const OptionalTensor& matrices,
                                   const OptionalTensor& steps, const OptionalTensor& strengths, int64_t blur_kernel,
-                                  at::OptionalArrayRef<double> mean, at::OptionalArrayRef<double> std,
+                                  std::optional<at::ArrayRef<double>> mean, std::optional<at::ArrayRef<double>> std,
                                   at::ScalarType dtype, bool channels_last) {
   for (const at::Tensor& part : images) check_no_tangent("augment_views", part);
   const at::AutoDispatchBelowADInplaceOrView guard;

@@ -19,31 +19,9 @@
 
 #include <optional>
 
-namespace deepclust {
+#include "common/augment_step.h"
 
-// The numbers of the steps, in the order of reference.augment_views.STEPS.
-enum class AugmentStep : int64_t {
-  kNone,
-  kBrightness,
-  kContrast,
-  kSaturation,
-  kHue,
-  kGray,
-  kBlur,
-  kSolarize,
-  kPosterize,
-  kAutocontrast,
-  kEqualize,
-  kSharpness,
-  kRotate,
-  kShearX,
-  kShearY,
-  kShiftX,
-  kShiftY,
-  kGamma,
-};
-constexpr int64_t kAugmentSteps = 18;
-constexpr int64_t kMaxAugmentChannels = 64;
+namespace deepclust {
 
 // (B, C, size[0], size[1]) of the dtype
 at::Tensor augment_views(at::TensorList images,                       // of (n, C, H, W), whose n add up to B
@@ -54,15 +32,15 @@ at::Tensor augment_views(at::TensorList images,                       // of (n, 
                          const std::optional<at::Tensor>& steps,      // (B, S) int64
                          const std::optional<at::Tensor>& strengths,  // (B, S) float32
                          int64_t blur_kernel,                         // odd
-                         at::OptionalArrayRef<double> mean,           // C numbers
-                         at::OptionalArrayRef<double> std,            // C positive numbers
+                         std::optional<at::ArrayRef<double>> mean,    // C numbers
+                         std::optional<at::ArrayRef<double>> std,     // C positive numbers
                          at::ScalarType dtype,                        // floating, not float64
                          bool channels_last);
 
 void check_augment_views(at::TensorList images, at::IntArrayRef size, const std::optional<at::Tensor>& boxes,
                          const std::optional<at::Tensor>& flips, const std::optional<at::Tensor>& matrices,
                          const std::optional<at::Tensor>& steps, const std::optional<at::Tensor>& strengths,
-                         int64_t blur_kernel, at::OptionalArrayRef<double> mean, at::OptionalArrayRef<double> std,
-                         at::ScalarType dtype);
+                         int64_t blur_kernel, std::optional<at::ArrayRef<double>> mean,
+                         std::optional<at::ArrayRef<double>> std, at::ScalarType dtype);
 
 }  // namespace deepclust

@@ -47,10 +47,14 @@ def augment_views(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Tensor:
-    """Make every view in float32, one image after the other; see :func:`deepclust_ext.augment_views`."""
+    """Make every view, one image after the other; see :func:`deepclust_ext.augment_views`.
+
+    Computes in float32, and of images in float64 in float64.
+    """
     views = []
     for place, image in enumerate(image for part in images for image in part):
-        view = image.detach().float() / WHITE.get(image.dtype, 1.0)
+        wide = torch.float64 if image.dtype == torch.float64 else torch.float32
+        view = image.detach().to(wide) / WHITE.get(image.dtype, 1.0)
         if boxes is not None:
             top, left, height, width = boxes[place].tolist()
             view = view[:, top : top + height, left : left + width]
@@ -59,7 +63,7 @@ def augment_views(
         if flips is not None and flips[place]:
             view = view.flip(2)
         if matrices is not None:
-            view = _moved(view, matrices[place], "bilinear")
+            view = _moved(view, matrices[place].to(wide), "bilinear")
         if steps is not None and strengths is not None:
             with torch.autocast(view.device.type, enabled=False):
                 for step, strength in zip(steps[place].tolist(), strengths[place].tolist(), strict=True):
@@ -144,8 +148,8 @@ def _blur(view: Tensor, sigma: float, kernel: int) -> Tensor:
     """Convolve with a Gaussian, rows and columns one after the other, the border mirrored without its edge."""
     for axis in (1, 2):
         radius = min(kernel // 2, view.shape[axis] - 1)
-        places = torch.arange(-radius, radius + 1, dtype=torch.float32, device=view.device)
-        weights = torch.exp(-0.5 * (places / sigma).square()) if sigma > 0 else (places == 0).float()
+        places = torch.arange(-radius, radius + 1, dtype=view.dtype, device=view.device)
+        weights = torch.exp(-0.5 * (places / sigma).square()) if sigma > 0 else (places == 0).to(view.dtype)
         weights = weights / weights.sum()
         border = (0, 0, radius, radius) if axis == 1 else (radius, radius, 0, 0)
         shape = (1, 1, -1, 1) if axis == 1 else (1, 1, 1, -1)
@@ -182,7 +186,7 @@ def _equalize(view: Tensor) -> Tensor:
             table = ((before + step // 2) // step).clamp(0, 255)
             channel = table[channel]
         channels.append(channel)
-    return torch.stack(channels).float() / 255
+    return torch.stack(channels).to(view.dtype) / 255
 
 
 _POINTS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -211,8 +215,8 @@ _MOVES: dict[str, Callable[[float, int, int], list[list[float]]]] = {
 def _moved(view: Tensor, matrix: Tensor, mode: str) -> Tensor:
     """Take every pixel from where the matrix (2, 3) says, 0 from outside."""
     height, width = view.shape[1:]
-    y = torch.arange(height, dtype=torch.float32, device=view.device).view(-1, 1) - (height - 1) / 2
-    x = torch.arange(width, dtype=torch.float32, device=view.device) - (width - 1) / 2
+    y = torch.arange(height, dtype=view.dtype, device=view.device).view(-1, 1) - (height - 1) / 2
+    x = torch.arange(width, dtype=view.dtype, device=view.device) - (width - 1) / 2
     from_x = (matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]) * (2 / width)
     from_y = (matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]) * (2 / height)
     grid = torch.stack([from_x, from_y], dim=-1)[None]
