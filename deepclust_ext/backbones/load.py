@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from deepclust_ext.backbones.digits import digits_linear_network, digits_network
+from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.backbones.resnet import RESNETS, resnet
 
 SMALL = {"digits": digits_network, "digits-linear": digits_linear_network}
@@ -62,17 +63,14 @@ def _own(name: str) -> nn.Module:
     return network
 
 
-@torch.no_grad()
 def _feature_dim(network: nn.Module, name: str, shape: tuple[int, ...]) -> int:
     """Return the width of the network's rows, from a forward pass on zeros that changes no statistics."""
-    was_training = network.training
-    network.eval()
+    weight = next(network.parameters(), torch.empty(0))  # a function of the user's may choose dtype and device
     try:
-        features: Any = network(torch.zeros(shape))
+        with evaluation(network):
+            features: Any = network(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"backbone {name}: expected it to take images of shape {shape}, got: {error}") from error
-    finally:
-        network.train(was_training)
     if not isinstance(features, torch.Tensor):
         raise TypeError(f"backbone {name}: expected a tensor of features, got {type(features).__name__}")
     if not features.is_floating_point():

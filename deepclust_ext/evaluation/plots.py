@@ -89,6 +89,9 @@ def _draw_confusion(axes: Axes, table: NDArray[np.int64]) -> None:
             color = "white" if count > table.max() / 2 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=color, size=8)
     axes.set(title="confusion after Hungarian matching", xlabel="cluster", ylabel="class")
+    # A number for every class and cluster, as far as they can be read.
+    for axis, count in ((axes.xaxis, table.shape[1]), (axes.yaxis, table.shape[0])):
+        axis.set_ticks(range(0, count, -(-count // 40)))
 
 
 def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], title: str, names: Sequence[str]) -> None:

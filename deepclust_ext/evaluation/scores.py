@@ -1,20 +1,24 @@
 """One evaluation for every method: neighbors, k-means and, where there is one, the cluster head against true labels."""
 
+import math
 from collections.abc import Sized
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
-from deepclust_ext.evaluation.metrics import adjusted_rand, clustering_accuracy, normalized_mutual_info
+from deepclust_ext.evaluation.metrics import Labels, adjusted_rand, clustering_accuracy, normalized_mutual_info
 from deepclust_ext.inference import device_of, map_images
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
-from deepclust_ext.ops import nearest_neighbors
+from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS, nearest_neighbors
 
 #: Rows that the silhouette is taken of at most, since it needs all distances among them.
 SILHOUETTE_ROWS = 10_000
@@ -26,7 +30,7 @@ class ClusterScores:
 
     Attributes:
         acc: Share of rows on the best one-to-one matching of clusters to classes.
-        nmi: Normalised mutual information.
+        nmi: Normalized mutual information.
         ari: Adjusted Rand index.
         silhouette: Mean silhouette by cosine distance, of 10,000 rows at most; None unless at least two clusters,
             and fewer than rows, are in use.
@@ -75,9 +79,10 @@ def evaluate(
     """Score a method on labelled images; nothing is trained, and labels are read here alone.
 
     Args:
-        method: Whose rows, and clusters if it has a head, are scored; on its device.
-        data: Map-style, of an image and its class.
-        knn_k: Neighbors that vote; an image does not vote for itself.
+        method: Whose rows, and clusters if it has a head, are scored; on its device. Half precision is scored in
+            float32, under autocast too.
+        data: Map-style, of an image and its class, an integer or a name; what follows in an item does not count.
+        knn_k: Neighbors that vote, all others where there are fewer; 256 at most. An image does not vote for itself.
         knn_t: Temperature: a vote weighs exp(cosine / ``knn_t``).
         n_init: Starts of k-means.
         seed: Of k-means, and of the choice of rows for the silhouette.
@@ -86,10 +91,17 @@ def evaluate(
         num_workers: Processes that load images.
 
     Raises:
-        ValueError: If there are fewer than two images, or fewer than clusters.
+        TypeError: If an item is no image and its class, or a setting is of the wrong type.
+        ValueError: If there are fewer than two images, or fewer than clusters, or a setting is out of range.
     """
-    if len(cast(Sized, data)) < 2:
-        raise ValueError(f"data: expected at least 2 images, got {len(cast(Sized, data))}")
+    count = len(cast(Sized, data))
+    if count < 2:
+        raise ValueError(f"data: expected at least 2 images, got {count}")
+    # Before anything is embedded, which may take hours.
+    if count < method.num_clusters:
+        raise ValueError(f"num_clusters: expected at most {count}, the number of images, got {method.num_clusters}")
+    _check_vote(knn_k, knn_t, count - 1, ("knn_k", "knn_t"))
+    kmeans = KMeans(method.num_clusters, metric="cosine", n_init=n_init, random_state=seed)
 
     def rows_and_head(images: Tensor) -> tuple[Tensor, ...]:
         head = (method.assign(images).argmax(dim=1),) if isinstance(method, ClusterHeadMethod) else ()
@@ -104,52 +116,101 @@ def evaluate(
         device=device_of(method),
         with_labels=True,
     )
-    kmeans = KMeans(method.num_clusters, metric="cosine", n_init=n_init, random_state=seed).fit_predict(rows)
-    kmeans_scores, *head_scores = (
-        score_clusters(labels, predicted, rows, method.num_clusters, seed=seed) for predicted in (kmeans, *head)
-    )
-    return Evaluation(
-        knn_accuracy(rows, labels, k=knn_k, temperature=knn_t),
-        kmeans_scores,
-        head_scores[0] if head_scores else None,
-    )
+    with torch.autocast(rows.device.type, enabled=False):
+        found = kmeans.fit_predict(_wide(rows))
+        kmeans_scores, *head_scores = (
+            score_clusters(labels, predicted, rows, method.num_clusters, seed=seed) for predicted in (found, *head)
+        )
+        return Evaluation(
+            knn_accuracy(rows, labels, k=knn_k, temperature=knn_t),
+            kmeans_scores,
+            head_scores[0] if head_scores else None,
+        )
 
 
 def knn_accuracy(
     rows: Tensor,  # (N, D)
-    labels: Tensor,  # (N,) integers
+    labels: Labels,  # (N,)
     *,
     k: int,
     temperature: float,
 ) -> float:
-    """Return the share of rows whose label has the most weight among their k nearest others, by exp(cosine / T)."""
+    """Return the share of rows whose label has the most weight among their k nearest others, by exp(cosine / T).
+
+    Args:
+        rows: Floating; half precision is computed in float32.
+        labels: Integers or names.
+        k: Neighbors that vote, all others where there are fewer; 256 at most.
+        temperature: T, positive.
+
+    Raises:
+        TypeError: If ``k`` is no integer.
+        ValueError: If there are fewer than two rows, or other labels than rows, or a number is out of range.
+    """
+    if len(rows) < 2:
+        raise ValueError(f"rows: expected at least 2, got {len(rows)}")
+    k = _check_vote(k, temperature, len(rows) - 1, ("k", "temperature"))
+    classes, names = np.unique(_labels("labels", labels, len(rows)), return_inverse=True)
     own = torch.arange(len(rows), device=rows.device)
-    cosines, neighbors = nearest_neighbors(rows, rows, k=min(k, len(rows) - 1), exclude=own)
-    classes, names = labels.cpu().unique(return_inverse=True)
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = _wide(rows)
+        cosines, neighbors = nearest_neighbors(rows, rows, k=k, exclude=own)
     weights = ((cosines.double().cpu() - 1) / temperature).exp()
-    votes = torch.zeros(len(rows), len(classes), dtype=torch.float64)
-    votes.scatter_add_(1, names[neighbors.cpu()], weights)
-    return float((votes.argmax(dim=1) == names).double().mean())
+    votes = torch.zeros(len(rows), len(classes), dtype=torch.float64, device="cpu")
+    true = torch.from_numpy(names)
+    votes.scatter_add_(1, true[neighbors.cpu()], weights)
+    return float((votes.argmax(dim=1) == true).double().mean())
 
 
 def score_clusters(
-    labels: Tensor,  # (N,) true classes
-    predicted: Tensor,  # (N,) int64
+    labels: Labels,  # (N,) true classes
+    predicted: Labels,  # (N,) integers from 0 on
     rows: Tensor,  # (N, D) that the silhouette is taken of
     num_clusters: int,
     *,
     seed: int = 0,
 ) -> ClusterScores:
-    """Return the scores of clusters against true labels."""
-    labels, predicted = labels.cpu(), predicted.cpu()
-    some = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:SILHOUETTE_ROWS]
+    """Return the scores of clusters against true labels, which are integers or names.
+
+    Raises:
+        ValueError: If there are other labels or clusters than rows.
+    """
+    true, found = _labels("labels", labels, len(rows)), _labels("predicted", predicted, len(rows))
+    generator = torch.Generator().manual_seed(seed)
+    some = torch.randperm(len(rows), generator=generator, device="cpu")[:SILHOUETTE_ROWS].numpy()
     silhouette = None
-    if 2 <= len(predicted[some].unique()) < len(some):
-        silhouette = float(silhouette_score(rows.cpu()[some].numpy(), predicted[some].numpy(), metric="cosine"))
+    if 2 <= len(np.unique(found[some])) < len(some):
+        silhouette = float(silhouette_score(_wide(rows).detach().cpu().numpy()[some], found[some], metric="cosine"))
     return ClusterScores(
-        acc=clustering_accuracy(labels, predicted),
-        nmi=normalized_mutual_info(labels, predicted),
-        ari=adjusted_rand(labels, predicted),
+        acc=clustering_accuracy(true, found),
+        nmi=normalized_mutual_info(true, found),
+        ari=adjusted_rand(true, found),
         silhouette=silhouette,
-        sizes=predicted.bincount(minlength=num_clusters).tolist(),
+        sizes=np.bincount(found, minlength=num_clusters).tolist(),
     )
+
+
+def _wide(
+    rows: Tensor,  # (N, D)
+) -> Tensor:
+    """Return rows in at least float32: numpy has no bfloat16, and scores of coarse rows are coarse."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _labels(name: str, labels: Labels, count: int) -> NDArray[Any]:
+    array: NDArray[Any] = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.shape != (count,):
+        raise ValueError(f"{name}: expected shape ({count},), one for each row, got {array.shape}")
+    return array
+
+
+def _check_vote(k: object, temperature: float, others: int, names: tuple[str, str]) -> int:
+    """Return how many of so many others vote."""
+    if isinstance(k, bool) or not isinstance(k, Integral):
+        raise TypeError(f"{names[0]}: expected an integer, got {k!r}")
+    count = int(k)
+    if count < 1 or min(count, others) > MAX_NEIGHBORS:
+        raise ValueError(f"{names[0]}: expected 1 to {MAX_NEIGHBORS}, got {k}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"{names[1]}: expected a finite number above 0, got {temperature}")
+    return min(count, others)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.profiler import record_function
 
+from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread, update_average
+from deepclust_ext.methods.shared import as_input, check_views, mlp, spread, update_average
 from deepclust_ext.ops import sinkhorn_knopp
 
 
@@ -62,7 +63,7 @@ class CLC(ClusterHeadMethod):
         swap_weight: Weight of the swapped prediction.
 
     Raises:
-        ValueError: If ``momentum`` lies outside [0, 1].
+        ValueError: If ``momentum`` lies outside [0, 1], or ``queue_size`` is below 1.
     """
 
     num_views = 2
@@ -98,6 +99,8 @@ class CLC(ClusterHeadMethod):
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+        if queue_size < 1:
+            raise ValueError(f"queue_size: expected at least 1, since its keys are the negatives, got {queue_size}")
         self.feature_dim = feature_dim
         self.num_clusters = num_clusters
         self.hidden_dim = hidden_dim
@@ -129,10 +132,12 @@ class CLC(ClusterHeadMethod):
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 
         Raises:
-            ValueError: If there are not exactly two views, or ``terms`` is unknown.
+            TypeError: If a view is not floating.
+            ValueError: If there are not exactly two views of the same images, or ``terms`` is unknown.
         """
         check_views(views, self.num_views)
         self.chosen_terms(terms, pseudo_labels)
+        views = [as_input(self.online, view) for view in views]
         with record_function("forward"):
             scores, queries = _rows(self.online, views)
             with torch.no_grad():
@@ -173,7 +178,7 @@ class CLC(ClusterHeadMethod):
 
     def get_extra_state(self) -> Tensor:
         """Return how many keys the queue has ever taken in: a number of the host, which no step has to wait for."""
-        return torch.tensor(self.num_enqueued)
+        return torch.tensor(self.num_enqueued, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the number of keys from a checkpoint."""
@@ -189,7 +194,7 @@ class CLC(ClusterHeadMethod):
     ) -> Tensor:
         """Return the instance head's normalised rows (B, ``embedding_dim``) in evaluation mode."""
         with evaluation(self):
-            return normalize(self.online(images)[1], dim=1)
+            return normalize(self.online(as_input(self.online, images))[1], dim=1)
 
     def assign(
         self,
@@ -197,7 +202,7 @@ class CLC(ClusterHeadMethod):
     ) -> Tensor:
         """Return the cluster head's assignments (B, K), rows on the simplex, in evaluation mode."""
         with evaluation(self):
-            return self._shares(self.online(images)[0])
+            return self._shares(self.online(as_input(self.online, images))[0])
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point, few clusters lead, or none differs, or None."""
@@ -257,7 +262,8 @@ def code_statistics(
     rows do not count. Scores, not codes, tell: Sinkhorn-Knopp makes codes even of anything.
     """
     leaders = scores.argmax(dim=1)
-    counts = torch.zeros(scores.shape[1], device=scores.device).index_add_(0, leaders, torch.ones_like(leaders).float())
+    ones = torch.ones_like(leaders, dtype=torch.float32)
+    counts = torch.zeros(scores.shape[1], dtype=torch.float32, device=scores.device).index_add_(0, leaders, ones)
     effective = torch.special.entr(counts / len(scores)).sum().exp()
     return {
         "code_entropy": torch.special.entr(code.float()).sum(dim=1).mean(),

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 from torch.profiler import record_function
 
+from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods.base import ClusteringMethod, OptimizerSettings
-from deepclust_ext.methods.shared import check_views, evaluation, mlp, rising_momentum, spread, update_average
+from deepclust_ext.methods.shared import as_input, check_views, mlp, rising_momentum, spread, update_average
 from deepclust_ext.ops import diffused_neighbor_gather
 
 
@@ -134,14 +135,16 @@ class HaDis(ClusteringMethod):
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 
         Raises:
-            ValueError: If there are not exactly two views, ``terms`` is unknown, all terms are asked for without
-                ``pseudo_labels``, or neighbors without ``index``.
+            TypeError: If a view is not floating.
+            ValueError: If there are not exactly two views of the same images, ``terms`` is unknown, all terms are asked
+                for without ``pseudo_labels``, or neighbors without ``index``.
         """
         check_views(views, self.num_views)
         warm_up = self.chosen_terms(terms, pseudo_labels) == "warmup"
         has_bank = len(self.bank) > 0
         if has_bank and index is None:
             raise ValueError("index: expected the places of the images in the data set, got None")
+        views = [as_input(self.student, view) for view in views]
         with record_function("forward"):
             projected = [self.student(view) for view in views]
             noise_std = 0.0 if warm_up or has_bank else self.noise_std
@@ -222,7 +225,7 @@ class HaDis(ClusteringMethod):
     ) -> Tensor:
         """Return the teacher's normalised rows (B, ``embedding_dim``) in evaluation mode."""
         with evaluation(self.teacher):
-            return normalize(self.teacher(images), dim=1)
+            return normalize(self.teacher(as_input(self.teacher, images)), dim=1)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the student's parameters at ``lr`` and the predictor's at ``predictor_lr_scale`` times ``lr``."""

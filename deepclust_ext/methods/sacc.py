@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.profiler import record_function
 
+from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.shared import check_views, evaluation, mlp, spread
+from deepclust_ext.methods.shared import as_input, check_views, mlp, spread
 
 
 class SACC(ClusterHeadMethod):
@@ -96,12 +97,13 @@ class SACC(ClusterHeadMethod):
         """Return the loss, (), and its terms with the statistics that show a collapse, all 0-dimensional.
 
         Raises:
-            ValueError: If there are not exactly three views, or ``terms`` is unknown.
+            TypeError: If a view is not floating.
+            ValueError: If there are not exactly three views of the same images, or ``terms`` is unknown.
         """
         check_views(views, self.num_views)
         clusters_too = self.chosen_terms(terms, pseudo_labels) == "all"
         with record_function("forward"):
-            features = [self.backbone(view) for view in views]
+            features = [self.backbone(as_input(self.backbone, view)) for view in views]
             z_1, z_2, z_s = map(self.instance_head, features)
             c_1, c_2, c_s = map(self.cluster_head, features)
         with record_function("loss"):
@@ -120,7 +122,7 @@ class SACC(ClusterHeadMethod):
     ) -> Tensor:
         """Return the instance head's normalised rows (B, ``embedding_dim``) in evaluation mode."""
         with evaluation(self):
-            return normalize(self.instance_head(self.backbone(images)), dim=1)
+            return normalize(self.instance_head(self.backbone(as_input(self.backbone, images))), dim=1)
 
     def assign(
         self,
@@ -128,7 +130,7 @@ class SACC(ClusterHeadMethod):
     ) -> Tensor:
         """Return the cluster head's assignments (B, K), rows on the simplex, in evaluation mode."""
         with evaluation(self):
-            return self.cluster_head(self.backbone(images))  # type: ignore[no-any-return]
+            return self.cluster_head(self.backbone(as_input(self.backbone, images)))  # type: ignore[no-any-return]
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point or few clusters take everything, or None."""

@@ -1,8 +1,7 @@
 """What several methods are made of."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +26,30 @@ def mlp(
 
 
 def check_views(views: Sequence[Tensor], expected: int) -> None:
-    """Require a number of views; ValueError otherwise."""
+    """Require a number of views, all of the same images; ValueError otherwise."""
     if len(views) != expected:
         raise ValueError(f"views: expected {expected} tensors, got {len(views)}")
+    counts = [len(view) for view in views]
+    if len(set(counts)) > 1:
+        raise ValueError(f"views: expected the same images in each, got {', '.join(map(str, counts))} of them")
+
+
+def as_input(
+    network: nn.Module,
+    images: Tensor,  # (B, C, H, W)
+) -> Tensor:
+    """Return images (B, C, H, W) in the dtype of a network's weights.
+
+    Raises:
+        TypeError: If the images are not floating: of integers it is not known what white is.
+    """
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images: expected a floating dtype, got {images.dtype}; a view that makes one of 0 to 255 is "
+            f"make_view('resize', size=...)"
+        )
+    weight = next((weight for weight in network.parameters() if weight.is_floating_point()), images)
+    return images.to(weight.dtype)
 
 
 @torch.no_grad()
@@ -47,18 +67,6 @@ def rising_momentum(momentum: float, progress: float) -> float:
     return 1 - (1 - momentum) * (math.cos(math.pi * progress) + 1) / 2
 
 
-@contextmanager
-def evaluation(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode, without gradients, and back into the mode that it was in."""
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(was_training)
-
-
 @torch.no_grad()
 def spread(
     features: Tensor,  # (B, D)
@@ -66,7 +74,8 @@ def spread(
     """Total variance of the unit rows (0 = one point, 1 = even) and the number of directions that carry it."""
     rows = normalize(features.float(), dim=1)
     centered = rows - rows.mean(dim=0)
-    gram = centered @ centered.T
+    with torch.autocast(rows.device.type, enabled=False):
+        gram = centered @ centered.T
     trace = gram.diagonal().sum()
     rank = trace.square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
     return {"feature_spread": trace / len(rows), "effective_rank": rank}

@@ -16,7 +16,7 @@ _DRAW = 1 << 31  # in the last word of a counter, of numbers to draw with
 
 def draw_seed(generator: torch.Generator | None) -> Tensor:
     """Draw the seed of one call, () int64 on the CPU, from a generator on the CPU or torch's default one."""
-    return torch.randint(2**63 - 1, (), generator=generator)
+    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
 
 
 def philox(

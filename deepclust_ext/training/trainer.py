@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.profiler import record_function
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from deepclust_ext.cluster import KMeans
-from deepclust_ext.inference import Images, assign, collate, device_of, embed
+from deepclust_ext.inference import Images, assign, batches, device_of, embed
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod, OptimizerSettings
 from deepclust_ext.training.checkpoint import (
@@ -339,9 +339,8 @@ class Trainer:
                 order = balanced(self._pseudo_labels, steps * size, generator)
             else:
                 order = torch.randperm(len(images), generator=generator)
-            batches = order[: steps * size].view(steps, size).tolist()
-            loader = DataLoader(images, batch_sampler=batches, collate_fn=collate, num_workers=self.config.num_workers)
-            for stacked, index in loader:
+            places = order[: steps * size].view(steps, size).tolist()
+            for stacked, index in batches(images, batch_sampler=places, num_workers=self.config.num_workers):
                 yield _Batch(name, terms, stacked, index)
 
     def _set_rates(self, epoch: float) -> None:

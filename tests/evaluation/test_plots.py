@@ -71,3 +71,14 @@ def test_terms_of_some_epochs_leave_gaps(drawn: dict[str, list[str]]) -> None:
     assert np.isnan(np.asarray(axes.lines[1].get_ydata())[0])
     plots.draw_curves(Figure().subplots(), history, "empty", ("never",))
     assert drawn["empty, mean of an epoch"] == []
+
+
+@pytest.mark.parametrize(("classes", "clusters", "step"), [(10, 10, 1), (3, 12, 1), (40, 40, 1), (100, 100, 3)])
+def test_every_class_of_the_confusion_matrix_has_its_number(classes: int, clusters: int, step: int) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    plots._draw_confusion(axes, np.eye(classes, clusters, dtype=np.int64))
+    assert list(axes.get_xticks()) == list(range(0, clusters, step))
+    assert list(axes.get_yticks()) == list(range(0, classes, step))

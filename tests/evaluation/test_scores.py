@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import silhouette_score
@@ -136,5 +138,109 @@ def test_errors_name_the_argument() -> None:
         evaluate(Pixels(), two_directions(1))
     method = METHODS["hadis"].method()
     data = TensorDataset(torch.rand(3, 1, 8, 8), torch.arange(3))
-    with pytest.raises(ValueError, match="n_clusters: expected at most 3, the number of rows, got 4"):
+    with pytest.raises(ValueError, match="num_clusters: expected at most 3, the number of images, got 4"):
         evaluate(method, data)
+
+
+class Unseen(Pixels):
+    """What must not be asked to embed."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        raise AssertionError("embedded before the settings were checked")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"knn_k": 257}, ValueError, "knn_k: expected 1 to 256, got 257"),
+        ({"knn_k": 0}, ValueError, "knn_k: expected 1 to 256, got 0"),
+        ({"knn_k": 2.5}, TypeError, "knn_k: expected an integer, got 2.5"),
+        ({"knn_t": 0.0}, ValueError, "knn_t: expected a finite number above 0, got 0.0"),
+        ({"knn_t": math.nan}, ValueError, "knn_t: expected a finite number above 0, got nan"),
+        ({"n_init": 0}, ValueError, "n_init: expected at least 1, got 0"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_embedded(
+    settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate(Unseen(), two_directions(300), **settings)
+
+
+def test_more_neighbors_than_there_are_is_all_of_them() -> None:
+    data = two_directions(20)
+    assert evaluate(Pixels(), data, knn_k=1000) == evaluate(Pixels(), data, knn_k=19)
+
+
+class Coarse(Pixels):
+    """Rows in half precision."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        return super().embed(images).bfloat16()
+
+
+def test_rows_in_half_precision_are_scored_in_float32() -> None:
+    data = two_directions()
+    result = evaluate(Coarse(), data, knn_k=5)
+    rows = normalize(data.tensors[0].flatten(1), dim=1).bfloat16().float()
+    silhouette = float(silhouette_score(rows.numpy(), (torch.arange(40) % 2).numpy(), metric="cosine"))
+    assert result.kmeans.silhouette == pytest.approx(silhouette, abs=1e-6)
+    assert (result.knn_accuracy, result.kmeans.acc) == (1, 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_under_autocast_and_in_half_precision(name: str) -> None:
+    data = TensorDataset(torch.rand(60, 1, 8, 8), torch.arange(60) % 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert evaluate(METHODS[name].method(), data).kmeans.silhouette is not None
+    assert evaluate(METHODS[name].method().bfloat16(), data).kmeans.silhouette is not None
+
+
+def test_scores_do_not_depend_on_autocast() -> None:
+    rows, labels = normalize(torch.randn(80, 16), dim=1), torch.randint(4, (80,))
+    expected = knn_accuracy(rows, labels, k=5, temperature=0.1), score_clusters(labels, labels, rows, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (knn_accuracy(rows, labels, k=5, temperature=0.1), score_clusters(labels, labels, rows, 4)) == expected
+
+
+def test_classes_are_integers_or_names_in_any_container() -> None:
+    images = two_directions().tensors[0]
+    expected = evaluate(Pixels(), two_directions(), knn_k=5)
+    names = ["seven" if place % 2 else "three" for place in range(40)]
+    for labels in (names, [torch.tensor([ord(name[0])]) for name in names], [np.int64(ord(name[0])) for name in names]):
+        data: Any = [(image, label, "file.png") for image, label in zip(images, labels, strict=True)]
+        assert evaluate(Pixels(), data, knn_k=5) == expected
+    rows, classes = images.flatten(1), torch.arange(40) % 2
+    scores, vote = score_clusters(classes, classes, rows, 2), knn_accuracy(rows, classes, k=3, temperature=0.1)
+    for other in (classes.tolist(), classes.numpy(), names):
+        assert score_clusters(other, classes.tolist(), rows, 2) == scores
+        assert knn_accuracy(rows, other, k=3, temperature=0.1) == vote
+
+
+def test_labels_that_do_not_fit_are_named() -> None:
+    rows = torch.rand(4, 2)
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), one for each row, got \(3,\)"):
+        knn_accuracy(rows, [0, 1, 0], k=1, temperature=0.1)
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), one for each row, got \(4, 1\)"):
+        score_clusters(torch.zeros(4, 1), [0, 1, 0, 1], rows, 2)
+    with pytest.raises(ValueError, match=r"predicted: expected shape \(4,\), one for each row, got \(5,\)"):
+        score_clusters([0, 1, 0, 1], [0, 1, 0, 1, 0], rows, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_scores_do_not_depend_on_the_default_dtype(dtype: torch.dtype) -> None:
+    rows, labels = normalize(torch.randn(80, 16), dim=1), torch.randint(4, (80,))
+    expected = knn_accuracy(rows, labels, k=5, temperature=0.1), score_clusters(labels, labels, rows, 4)
+    torch.set_default_dtype(dtype)
+    try:
+        found = knn_accuracy(rows, labels, k=5, temperature=0.1), score_clusters(labels, labels, rows, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected
+
+
+def test_scores_do_not_depend_on_the_default_device() -> None:
+    rows, labels = normalize(torch.randn(80, 16), dim=1), torch.randint(4, (80,))
+    expected = knn_accuracy(rows, labels, k=5, temperature=0.1), score_clusters(labels, labels, rows, 4)
+    with torch.device("meta"), torch.inference_mode():  # stands for a GPU
+        assert (knn_accuracy(rows, labels, k=5, temperature=0.1), score_clusters(labels, labels, rows, 4)) == expected

@@ -1,11 +1,13 @@
 """The loop over all images: order, parts, the test view, and labels that only evaluation gets."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from deepclust_ext.inference import Images, assign, embed, map_images
 from deepclust_ext.methods import ClusterHeadMethod
@@ -73,27 +75,161 @@ def test_every_method_embeds_and_assigns(name: str) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        ([torch.zeros(1, 8, 8), {}], TypeError, r"data, image 1: expected a tensor \(C, H, W\), got dict"),
+        ([torch.zeros(1, 8, 8), {}], TypeError, r"data, image 1: expected a tensor or array .*, got dict$"),
         ([()], TypeError, "data, image 0: expected a tensor .*, got tuple"),
         ([torch.zeros(8, 8)], ValueError, r"data, image 0: expected shape \(C, H, W\), got \(8, 8\)"),
         (
             [torch.zeros(1, 8, 8), torch.zeros(1, 9, 8)],
             ValueError,
-            r"one shape and dtype in a batch, got \(1, 8, 8\) of torch.float32 and \(1, 9, 8\) of torch.float32",
+            r"image 1: expected the shape and dtype of data, image 0 .*, \(1, 8, 8\) of torch.float32, got \(1, 9, 8\)",
         ),
         (
             [torch.zeros(1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)],
             ValueError,
-            "of torch.float32 and .* of torch.uint8",
+            "of torch.float32, got .* of torch.uint8",
         ),
         (
             [torch.zeros(1, 8, 8)] * 3 + [torch.full((1, 8, 8), float("nan"))],
             ValueError,
             "data, image 3: expected finite pixels, got NaN or infinity",
         ),
+        ([{"image": 1, "label": 2}], TypeError, "data, image 0: .* got dict with the keys image, label"),
+        (["cat.png"], TypeError, "data, image 0: expected a tensor .*, got str"),
+        (
+            [np.array(["a"])],
+            ValueError,
+            "data, image 0: expected an image that can be read, got TypeError: can't convert",
+        ),
+        ([], ValueError, "data: expected at least one image, got none"),
         (None, TypeError, "data: expected a map-style data set, with items and a length, got NoneType"),
     ],
 )
 def test_images_that_are_none_are_named(data: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         map_images(lambda images: (images,), data, batch_size=2)
+
+
+def test_arrays_and_pictures_become_tensors() -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    pictures = {
+        "RGB": image.fromarray(pixels),
+        "RGBA": image.fromarray(np.concatenate([pixels, pixels[..., :1]], axis=2)),
+        "L": image.fromarray(pixels[..., 0]),
+        "P": image.fromarray(pixels).quantize(4),  # an index of colors, which are what counts
+        "1": image.fromarray(pixels[..., 0] > 4),
+    }
+    expected = {
+        "RGB": pixels.transpose(2, 0, 1),
+        "RGBA": np.concatenate([pixels, pixels[..., :1]], axis=2).transpose(2, 0, 1),
+        "L": pixels[None, ..., 0],
+        "P": np.array(pictures["P"].convert("RGB")).transpose(2, 0, 1),
+        "1": 255 * (pixels[None, ..., 0] > 4).astype(np.uint8),
+    }
+    for mode, picture in pictures.items():
+        assert picture.mode == mode
+        for item in (picture, (picture, 3)):
+            found, place = Images([item])[0]  # type: ignore[arg-type]
+            assert (found.dtype, place) == (torch.uint8, 0)
+            assert found.tolist() == expected[mode].tolist()
+    with pytest.raises(ValueError, match=r"data, image 0: .* a picture of the mode CMYK; convert\('RGB'\)"):
+        Images([pictures["RGB"].convert("CMYK")])[0]  # type: ignore[arg-type]
+    array = pixels.transpose(2, 0, 1)[:, ::-1].astype(np.float64) / 255  # strides below 0
+    array.flags.writeable = False
+    found, _ = Images([array])[0]  # type: ignore[arg-type]
+    assert found.dtype == torch.float64
+    assert found.tolist() == array.tolist()
+
+
+class Files(Dataset[Any]):
+    """Pictures of files, as torchvision's ImageFolder has them."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.samples = [(str(path), 0) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        from PIL import Image
+
+        with Image.open(self.samples[index][0]) as picture:
+            return picture.copy(), self.samples[index][1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_is_named(tmp_path: Path, num_workers: int) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    for path in paths:
+        image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 30), dtype=np.uint8)).save(path)
+    data = Files(paths)
+
+    def mean(images: Tensor) -> tuple[Tensor]:
+        return (images.float().mean(dim=(1, 2, 3)),)
+
+    assert len(map_images(mean, data, num_workers=num_workers)[0]) == 4
+    whole = paths[2].read_bytes()
+    paths[2].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"data, image 2 \(.*c.png\): expected an image that can be read, got OSError"):
+        map_images(mean, data, num_workers=num_workers)
+    with pytest.raises(ValueError, match=r"data, image 1 \(.*c.png\): expected an image that can be read"):
+        map_images(mean, Subset(Subset(data, [3, 2, 0]), [0, 1]), num_workers=num_workers)
+    image.fromarray(np.zeros((200, 300), dtype=np.uint8)).save(paths[2])
+    message = (
+        r"data, image 2 \(.*c.png\): expected the shape and dtype of data, image 0 \(.*a.png\) .*, got \(1, 200, 300\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        map_images(mean, data, num_workers=num_workers)
+    paths[2].unlink()
+    with pytest.raises(ValueError, match=r"image 2 \(.*c.png\): expected an image .*, got FileNotFoundError"):
+        map_images(mean, data, num_workers=num_workers)
+
+
+def test_images_are_loaded_on_the_cpu_whatever_the_default_device() -> None:
+    class Drawn(Plain):
+        def __getitem__(self, index: int) -> Any:
+            return torch.full((1, 8, 8), float(index)), index  # names no device
+
+    with torch.device("meta"):  # stands for a GPU
+        images, labels = map_images(lambda images: (images,), Drawn(), with_labels=True)
+    assert images[:, 0, 0, 0].tolist() == labels.tolist() == list(range(11))
+
+
+def test_the_class_is_the_second_entry() -> None:
+    images = [torch.full((1, 8, 8), float(place)) for place in range(4)]
+    for labels, expected in (
+        ([3, 1, 3, 1], [3, 1, 3, 1]),
+        ([torch.tensor(3), torch.tensor([1]), np.int64(3), np.array([1])], [3, 1, 3, 1]),
+        ([3.0, 1.0, np.float32(3), torch.tensor([[1.0]])], [3, 1, 3, 1]),
+        (["dog", "cat", "dog", "cat"], [1, 0, 1, 0]),
+        ([-1, 300, True, 2], [-1, 300, 1, 2]),
+    ):
+        data: Any = [(image, label, "cat.png") for image, label in zip(images, labels, strict=True)]
+        found, numbers = map_images(lambda images: (images,), data, batch_size=3, with_labels=True)
+        assert torch.equal(found, torch.stack(images))
+        assert numbers.dtype == torch.int64
+        assert numbers.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (torch.zeros(1, 8, 8), "expected an image and its class, got Tensor without"),
+        ((torch.zeros(1, 8, 8),), "expected an image and its class, got tuple without"),
+        ({"image": 0, "label": 1}, "expected an image and its class, got dict without"),
+        ((torch.zeros(1, 8, 8), torch.tensor([0, 1, 0])), "expected a class as one integer or a name, got tensor"),
+        ((torch.zeros(1, 8, 8), 0.5), "expected a class as one integer or a name, got 0.5 of type float"),
+        ((torch.zeros(1, 8, 8), None), "expected a class as one integer or a name, got None"),
+    ],
+)
+def test_what_is_no_class_is_named(item: Any, message: str) -> None:
+    data: Any = [(torch.zeros(1, 8, 8), 0), item]
+    with pytest.raises(TypeError, match=f"data, image 1: {message}"):
+        map_images(lambda images: (images,), data, with_labels=True)
+
+
+def test_labelled_images_are_checked_like_others() -> None:
+    data: Any = [(torch.zeros(1, 8, 8), 0), (torch.zeros(8, 8), 1)]
+    with pytest.raises(ValueError, match=r"data, image 1: expected shape \(C, H, W\), got \(8, 8\)"):
+        map_images(lambda images: (images,), data, with_labels=True)

@@ -1,0 +1,153 @@
+"""The items of a data set: images, and for evaluation alone classes; what is neither is named with its file."""
+
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+#: Modes of PIL's pictures, and what each is taken as; of the others it is not known what white is.
+PICTURE_MODES = {"L": "L", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "P": "RGB"}
+
+
+class Images(Dataset[Any]):
+    """The images of a data set with their indices; whatever else an item holds never leaves this class.
+
+    An image is a tensor or array (C, H, W), whose values and dtype stay, or a picture of PIL, which becomes uint8.
+
+    Args:
+        data: Map-style, of images or of tuples that begin with one.
+
+    Raises:
+        TypeError: If the data are not map-style.
+    """
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise TypeError(f"data: expected a map-style data set, with items and a length, got {type(data).__name__}")
+        self.data = data
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """Return an image (C, H, W) and its place in the data set.
+
+        Raises:
+            TypeError: If the item is no image and does not begin with one.
+            ValueError: If the image is not three-dimensional, or cannot be read.
+        """
+        return self._image(self._item(index), index), index
+
+    def collate(self, items: Sequence[tuple[Any, ...]]) -> tuple[Tensor, Any]:
+        """Return the images (B, C, H, W) of the items of a batch, and their places (B,).
+
+        Raises:
+            ValueError: If the images differ in shape, or in dtype, whose values may then mean different things.
+        """
+        first, first_index = items[0][:2]
+        for image, index, *_ in items:
+            if (image.shape, image.dtype) != (first.shape, first.dtype):
+                raise ValueError(
+                    f"{self.name(index)}: expected the shape and dtype of {self.name(first_index)} in the same batch, "
+                    f"{tuple(first.shape)} of {first.dtype}, got {tuple(image.shape)} of {image.dtype}"
+                )
+        return torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items], device="cpu")
+
+    def name(self, index: int) -> str:
+        """Return what messages call an image: its place and, where the data set knows it, its file.
+
+        Names are those of the attribute ``names``, or the first of each of ``samples``, as torchvision's folders have.
+        """
+        data: Any = self.data
+        inside = index
+        while isinstance(data, Subset):
+            data, inside = data.dataset, data.indices[inside]
+        for attribute in ("names", "samples"):
+            known = getattr(data, attribute, None)
+            if isinstance(known, Sequence) and inside < len(known):
+                file = known[inside][0] if isinstance(known[inside], tuple) else known[inside]
+                if isinstance(file, (str, os.PathLike)):
+                    return f"data, image {index} ({os.fspath(file)})"
+        return f"data, image {index}"
+
+    def _item(self, index: int) -> Any:
+        try:
+            return self.data[index]
+        except Exception as error:  # of whatever kind the data set's own code and its decoders raise
+            raise ValueError(self._unreadable(index, error)) from error
+
+    def _image(self, item: Any, index: int) -> Tensor:
+        image = item[0] if isinstance(item, (tuple, list)) and item else item
+        try:
+            image = _as_tensor(image)
+        except Exception as error:  # PIL reads a file as late as here
+            raise ValueError(self._unreadable(index, error)) from error
+        if not isinstance(image, Tensor):
+            keys = f" with the keys {', '.join(map(str, image))}" if isinstance(image, Mapping) and image else ""
+            raise TypeError(
+                f"{self.name(index)}: expected a tensor or array (C, H, W), or a picture of PIL, alone or first in a "
+                f"tuple, got {type(image).__name__}{keys}"
+            )
+        if image.dim() != 3:
+            raise ValueError(f"{self.name(index)}: expected shape (C, H, W), got {tuple(image.shape)}")
+        return image
+
+    def _unreadable(self, index: int, error: Exception) -> str:
+        return f"{self.name(index)}: expected an image that can be read, got {type(error).__name__}: {error}"
+
+
+class LabelledImages(Images):
+    """Images with their indices and classes, for evaluation alone."""
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """Return an image (C, H, W), its place, and its class as an integer or a name.
+
+        Raises:
+            TypeError: As :class:`Images`, or if the item has no class, or one of another type.
+            ValueError: As :class:`Images`.
+        """
+        item = self._item(index)
+        if not isinstance(item, (tuple, list)) or len(item) < 2:
+            raise TypeError(f"{self.name(index)}: expected an image and its class, got {type(item).__name__} without")
+        label = item[1]
+        if isinstance(label, (Tensor, np.ndarray, np.generic)) and math.prod(label.shape) == 1:
+            label = label.item()
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if not isinstance(label, (int, str)):
+            raise TypeError(
+                f"{self.name(index)}: expected a class as one integer or a name, got {item[1]!s:.60} of type "
+                f"{type(item[1]).__name__}"
+            )
+        return self._image(item, index), index, label
+
+    def collate(self, items: Sequence[tuple[Any, ...]]) -> tuple[Tensor, Any]:
+        """Return the images (B, C, H, W) of the items of a batch, and the list of their classes."""
+        return super().collate(items)[0], [item[2] for item in items]
+
+
+def numbered(labels: Sequence[int | str]) -> Tensor:
+    """Return classes as integers (N,): their own, or where they are names, their place in alphabetical order."""
+    if all(isinstance(label, int) for label in labels):
+        return torch.tensor(labels, dtype=torch.int64, device="cpu")
+    places = {name: place for place, name in enumerate(sorted(set(map(str, labels))))}
+    return torch.tensor([places[str(label)] for label in labels], device="cpu")
+
+
+def _as_tensor(image: Any) -> Any:
+    """Return arrays and pictures of PIL as tensors (C, H, W), and all else as it is."""
+    pil = sys.modules.get("PIL.Image")  # where nobody has loaded PIL, there are no pictures
+    if pil is not None and isinstance(image, pil.Image):
+        if image.mode not in PICTURE_MODES:
+            raise ValueError(f"a picture of the mode {image.mode}; convert('RGB') makes one that is known")
+        image = np.atleast_3d(np.array(image.convert(PICTURE_MODES[image.mode]))).transpose(2, 0, 1)
+    if isinstance(image, np.ndarray):
+        return torch.from_numpy(image.copy())  # the data set may go on to write into its own
+    return image
