@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
 EXTRAS_TO_RUN ?= plot
-EXTRAS ?= dev,bench,plot,tensorboard
+EXTRAS ?= dev,bench,plot,codecs,tensorboard
 TESTS ?=
 
 bin := $(abspath $(VENV))/bin

@@ -4,7 +4,11 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include <optional>
+#include <vector>
+
 #include "build_info.h"
+#include "ops/augment_views.h"
 #include "ops/batch_hard_mining.h"
 #include "ops/diffused_neighbor_gather.h"
 #include "ops/fused_contrastive_loss.h"
@@ -31,10 +35,29 @@ pybind11::dict build_info() {
   return info;
 }
 
+// Owns the lists that the op only refers to.
+at::Tensor augment_views(const std::vector<at::Tensor>& images, const std::vector<int64_t>& size,
+                         const std::optional<at::Tensor>& boxes, const std::optional<at::Tensor>& flips,
+                         const std::optional<at::Tensor>& matrices, const std::optional<at::Tensor>& steps,
+                         const std::optional<at::Tensor>& strengths, int64_t blur_kernel,
+                         const std::optional<std::vector<double>>& mean, const std::optional<std::vector<double>>& std,
+                         at::ScalarType dtype, bool channels_last) {
+  using Numbers = std::optional<at::ArrayRef<double>>;  // refers to the list
+  return deepclust::augment_views(images, size, boxes, flips, matrices, steps, strengths, blur_kernel,
+                                  mean ? Numbers(*mean) : Numbers(), std ? Numbers(*std) : Numbers(), dtype,
+                                  channels_last);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", build_info, "What this library was built for and which instruction set it chose.");
+  m.def("augment_views", augment_views, pybind11::arg("images"), pybind11::arg("size"),
+        pybind11::arg("boxes") = pybind11::none(), pybind11::arg("flips") = pybind11::none(),
+        pybind11::arg("matrices") = pybind11::none(), pybind11::arg("steps") = pybind11::none(),
+        pybind11::arg("strengths") = pybind11::none(), pybind11::arg("blur_kernel") = 23,
+        pybind11::arg("mean") = pybind11::none(), pybind11::arg("std") = pybind11::none(),
+        pybind11::arg("dtype") = at::kFloat, pybind11::arg("channels_last") = false);
   m.def("batch_hard_mining", deepclust::batch_hard_mining, pybind11::arg("teacher"), pybind11::arg("student"),
         pybind11::kw_only(), pybind11::arg("normalize") = true);
   m.def("diffused_neighbor_gather", deepclust::diffused_neighbor_gather, pybind11::arg("query"), pybind11::arg("bank"),

@@ -1,7 +1,9 @@
 """The native library: each op's entry for direct calls, of the same name and arguments as the op in torch.ops."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
+import torch
 from torch import Tensor
 
 class BuildInfo(TypedDict):
@@ -15,6 +17,20 @@ class BuildInfo(TypedDict):
     torch_capability: str  # the one that torch runs, or that ATEN_CPU_CAPABILITY asked for
 
 def build_info() -> BuildInfo: ...
+def augment_views(
+    images: Sequence[Tensor],
+    size: Sequence[int],
+    boxes: Tensor | None = None,
+    flips: Tensor | None = None,
+    matrices: Tensor | None = None,
+    steps: Tensor | None = None,
+    strengths: Tensor | None = None,
+    blur_kernel: int = 23,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Tensor: ...
 def batch_hard_mining(teacher: Tensor, student: Tensor, *, normalize: bool = True) -> tuple[Tensor, ...]: ...
 def diffused_neighbor_gather(
     query: Tensor,

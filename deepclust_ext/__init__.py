@@ -3,6 +3,7 @@
 from deepclust_ext.ops import (
     HardPairs,
     HSDStats,
+    augment_views,
     batch_hard_mining,
     diffused_neighbor_gather,
     fused_contrastive_loss,
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "HSDStats",
     "HardPairs",
+    "augment_views",
     "batch_hard_mining",
     "diffused_neighbor_gather",
     "fused_contrastive_loss",

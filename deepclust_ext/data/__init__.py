@@ -1,18 +1,34 @@
-"""Bundled data, augmentations of whole batches, and views of images."""
+"""Images from files, bundled data, augmentations of whole batches, and views of images."""
 
 from deepclust_ext.data.augment import RandomAffine, RandomGamma
+from deepclust_ext.data.datasets import DATASETS, load_dataset
+from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.digits import Digits
-from deepclust_ext.data.operations import RandomOperations
-from deepclust_ext.data.views import VIEWS, PerImage, make_view, resize_view, strong_view, weak_view
+from deepclust_ext.data.operations import OPERATIONS
+from deepclust_ext.data.pixels import ImageError, Pixels
+from deepclust_ext.data.random_views import RandomViews
+from deepclust_ext.data.sources import Images, load_images
+from deepclust_ext.data.views import VIEWS, PerImage, ResizeView, make_view, resize_view, strong_view, weak_view
+from deepclust_ext.reference.augment_views import STEPS
 
 __all__ = [
+    "DATASETS",
+    "OPERATIONS",
+    "STEPS",
     "VIEWS",
     "Digits",
+    "ImageError",
+    "Images",
     "PerImage",
+    "Pixels",
     "RandomAffine",
     "RandomGamma",
-    "RandomOperations",
+    "RandomViews",
+    "ResizeView",
+    "load_dataset",
+    "load_images",
     "make_view",
+    "read_image",
     "resize_view",
     "strong_view",
     "weak_view",

@@ -43,23 +43,22 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
 
 
-def check_image(
-    image: Tensor,  # (C, H, W)
-    channels: Sequence[int] | None = None,
+def check_images(
+    images: Tensor | Sequence[Tensor],  # (B, C, H, W), or B of (C, H, W)
 ) -> None:
-    """Require an image of at least one pixel, uint8 or floating, and one of the numbers of channels if any are given.
+    """Require images of at least one pixel, uint8, uint16 or floating.
 
     Raises:
-        TypeError: If it is of another dtype: only of uint8 it is known that 255 is white.
-        ValueError: If its shape does not fit.
+        TypeError: If one is of another dtype, of which it is not known what is white.
+        ValueError: If there is none, or a shape does not fit.
     """
-    if image.dim() != 3 or not image.numel():
-        raise ValueError(f"images: expected shape (C, H, W) with at least one pixel, got {tuple(image.shape)}")
-    if image.dtype != torch.uint8 and not image.is_floating_point():
-        raise TypeError(f"images: expected uint8 or a floating dtype, got {image.dtype}")
-    if channels is not None and len(image) not in channels:
-        expected = " or ".join(map(str, channels))
-        raise ValueError(f"images: expected {expected} channels, which the change of colors needs, got {len(image)}")
+    if not len(images):
+        raise ValueError("images: expected at least one, got none")
+    for image in images[:1] if isinstance(images, Tensor) else images:
+        if image.dim() != 3 or not image.numel():
+            raise ValueError(f"images: expected shape (C, H, W) with at least one pixel, got {tuple(image.shape)}")
+        if image.dtype not in (torch.uint8, torch.uint16) and not image.is_floating_point():
+            raise TypeError(f"images: expected uint8, uint16 or a floating dtype, got {image.dtype}")
 
 
 def in_float32(

@@ -1,5 +1,6 @@
 """The public functions, one file per op."""
 
+from deepclust_ext.ops.augment_views import augment_views
 from deepclust_ext.ops.batch_hard_mining import batch_hard_mining
 from deepclust_ext.ops.diffused_neighbor_gather import diffused_neighbor_gather
 from deepclust_ext.ops.fused_contrastive_loss import fused_contrastive_loss
@@ -12,6 +13,7 @@ from deepclust_ext.reference import HardPairs, HSDStats
 __all__ = [
     "HSDStats",
     "HardPairs",
+    "augment_views",
     "batch_hard_mining",
     "diffused_neighbor_gather",
     "fused_contrastive_loss",

@@ -97,7 +97,7 @@ def make_trainer(
         device: Where to train.
 
     Raises:
-        ImportError: If a view or the backbone needs torchvision and there is none.
+        ImportError: If the backbone needs torchvision and there is none.
         ValueError: If the recipe does not fit the method, or the images are not those that it is of.
     """
     check_images(recipe, data)

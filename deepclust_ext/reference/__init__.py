@@ -5,6 +5,7 @@ benchmarks time them as the rival, and the ops fall back to them where no native
 matrix, work on any device and in any floating dtype, and are differentiable by autograd.
 """
 
+from deepclust_ext.reference.augment_views import augment_views
 from deepclust_ext.reference.batch_hard_mining import HardPairs, batch_hard_mining
 from deepclust_ext.reference.diffused_neighbor_gather import diffused_neighbor_gather
 from deepclust_ext.reference.fused_contrastive_loss import fused_contrastive_loss
@@ -16,6 +17,7 @@ from deepclust_ext.reference.sinkhorn_knopp import sinkhorn_knopp
 __all__ = [
     "HSDStats",
     "HardPairs",
+    "augment_views",
     "batch_hard_mining",
     "diffused_neighbor_gather",
     "fused_contrastive_loss",

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepclust_ext.reference.augment_views import STEPS
+
 
 @dataclass
 class Sample:
     """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options.
 
     `constant` says that the results are constants to autograd, `emptied` how many of the tensors may be empty.
-    `constant` says that the results are constants to autograd.
     """
 
     name: str
@@ -244,7 +245,48 @@ def nearest_neighbors_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     ]
 
 
+def augment_views_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """Every smooth step, crops and sizes at which torch's resizing rounds little even in float32, moves by halves."""
+    generator = torch.Generator().manual_seed(0)
+
+    def images(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+    def steps(*rows: dict[str, float]) -> dict[str, Tensor]:
+        numbers = torch.tensor([[STEPS.index(name) for name in row] for row in rows], device=device)
+        return {"steps": numbers, "strengths": torch.tensor([[*row.values()] for row in rows], device=device)}
+
+    jitter = steps(
+        {"brightness": 0.7, "contrast": 1.3, "saturation": 0.6, "hue": 0.1, "none": 0.0},
+        {"hue": -0.4, "contrast": 0.8, "blur": 1.1, "gray": 0.0, "brightness": 1.2},
+        {"saturation": 1.4, "hue": 0.3, "sharpness": 0.3, "autocontrast": 0.0, "contrast": 0.5},
+    )
+    crops = {
+        "boxes": torch.tensor([[2, 3, 16, 8], [0, 0, 32, 24], [5, 1, 4, 16]], device=device),
+        "flips": torch.tensor([True, False, True], device=device),
+    }
+    moves = torch.tensor([[[1.0, 0.25, 0.5], [-0.125, 1.0, -1.5]], [[-0.5, 0.0, 0.0], [0.0, 2.0, 0.25]]], device=device)
+    pair = steps({"rotate": 90.0, "shift_x": 3.0, "gamma": 0.7}, {"shift_y": -2.0, "gamma": 2.5, "sharpness": 0.5})
+    edges = steps({"solarize": 0.5}, {"posterize": 4.0})
+
+    def sample(name: str, views: Tensor, **options: Any) -> Sample:
+        return Sample(name, (views,), options, constant=True)
+
+    return [
+        sample("plain", images(2, 3, 6, 5), size=(6, 5)),
+        sample("jitter", images(3, 3, 32, 24), size=(16, 8), **crops, **jitter),
+        sample("normalized", images(3, 2, 16, 12), size=(8, 8), mean=[0.5, 0.4], std=[0.25, 0.5]),
+        sample("one pixel", images(3, 3, 32, 24), size=(1, 1), **crops, **jitter, blur_kernel=3),
+        sample("moved", images(2, 1, 16, 8), size=(16, 8), matrices=moves, **pair),
+        sample("one channel", images(3, 1, 32, 24), size=(16, 8), **crops, **jitter, blur_kernel=41),
+        sample("13 channels", images(3, 13, 32, 24), size=(64, 8), **crops, **jitter),
+        sample("edges", images(2, 3, 9, 7), size=(9, 7), **edges),
+        sample("channels last", images(3, 3, 32, 24), size=(16, 8), **crops, **jitter, channels_last=True),
+    ]
+
+
 SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
+    "augment_views": augment_views_samples,
     "batch_hard_mining": batch_hard_mining_samples,
     "diffused_neighbor_gather": diffused_neighbor_gather_samples,
     "fused_contrastive_loss": fused_contrastive_loss_samples,

@@ -39,6 +39,15 @@ def gradients(function: Callable[..., Any], sample: Sample) -> list[Tensor]:
     return list(torch.autograd.grad(total, leaves.tensors))
 
 
+def by_reference(op: str) -> Callable[..., Any]:
+    return in_a_list(op, getattr(reference, op))
+
+
+def in_a_list(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function for a batch of images, where it takes a list of batches, as the public function does not."""
+    return (lambda images, **options: function([images], **options)) if op == "augment_views" else function
+
+
 def native(op: str) -> Callable[..., Any]:
     function: Callable[..., Any] = getattr(deepclust_ext, op)
     return function
@@ -51,7 +60,7 @@ def schema_arguments(op: str, sample: Sample) -> dict[str, Any]:
 
 
 def in_float64(op: str, sample: Sample, run: Callable[..., list[Tensor]]) -> list[Tensor]:
-    return run(getattr(reference, op), sample.map(lambda tensor: tensor.double()))
+    return run(by_reference(op), sample.map(lambda tensor: tensor.double()))
 
 
 @pytest.mark.parametrize("dtype", SUPPORTED_DTYPES, ids=str)
@@ -59,7 +68,7 @@ def in_float64(op: str, sample: Sample, run: Callable[..., list[Tensor]]) -> lis
 def test_within_error_budget(op: str, device: str, dtype: torch.dtype, run: Callable[..., list[Tensor]]) -> None:
     for sample in SAMPLE_INPUTS[op](dtype, device):
         ours = run(native(op), sample)
-        naive = run(getattr(reference, op), sample)
+        naive = run(by_reference(op), sample)
         truth = in_float64(op, sample, run)
         for position, (mine, theirs, exact) in enumerate(zip(ours, naive, truth, strict=True)):
             what = f"{sample.name}, output {position}"
@@ -89,7 +98,7 @@ def test_gradients_by_finite_differences(op: str, device: str) -> None:
 
 
 def assert_error_budget_of_gradients(op: str, sample: Sample) -> None:
-    for ours, truth in zip(gradients(native(op), sample), gradients(getattr(reference, op), sample), strict=True):
+    for ours, truth in zip(gradients(native(op), sample), gradients(by_reference(op), sample), strict=True):
         torch.testing.assert_close(ours, truth, rtol=1e-11, atol=1e-12)
 
 
@@ -99,7 +108,8 @@ def test_opcheck(op: str, device: str, dtype: torch.dtype) -> None:
     overload = getattr(torch.ops.deepclust_ext, op).default
     for sample in SAMPLE_INPUTS[op](dtype, device)[:3]:
         leaves = sample.map(lambda tensor: tensor.requires_grad_())
-        torch.library.opcheck(overload, leaves.args, schema_arguments(op, leaves), rtol=1e-2, atol=1e-2)
+        args = (list(leaves.args),) if op == "augment_views" else leaves.args
+        torch.library.opcheck(overload, args, schema_arguments(op, leaves), rtol=1e-2, atol=1e-2)
 
 
 def test_compiles_to_one_graph(op: str, device: str) -> None:
@@ -124,7 +134,7 @@ def test_layout_of_inputs_does_not_matter(op: str, device: str) -> None:
                 assert same_bits(ours, plain), sample.name
             for ours, plain in zip(gradients(native(op), strided), gradients(native(op), sample), strict=True):
                 assert same_bits(ours, plain), sample.name
-    expanded = SAMPLE_INPUTS[op](torch.float32, device)[2].map(lambda tensor: tensor[:1].expand(50, -1))
+    expanded = SAMPLE_INPUTS[op](torch.float32, device)[2].map(lambda tensor: tensor[:1].expand(50, *tensor.shape[1:]))
     copied = expanded.map(lambda tensor: tensor.contiguous())
     for ours, plain in zip(call(native(op), expanded), call(native(op), copied), strict=True):
         assert same_bits(ours, plain)
@@ -270,7 +280,7 @@ def test_gradient_only_where_asked(op: str, device: str) -> None:
 def test_empty_batch(op: str, device: str) -> None:
     for dtype in SUPPORTED_DTYPES:
         sample = SAMPLE_INPUTS[op](dtype, device)[0].without_rows()
-        for ours, expected in zip(call(native(op), sample), call(getattr(reference, op), sample), strict=True):
+        for ours, expected in zip(call(native(op), sample), call(by_reference(op), sample), strict=True):
             assert torch.equal(ours, expected)
             assert ours.dtype == expected.dtype
         assert all(gradient.shape == sample.tensors[0].shape for gradient in gradients(native(op), sample))
@@ -281,13 +291,13 @@ def test_pybind_entry_is_the_same_op(op: str, device: str) -> None:
 
     sample = SAMPLE_INPUTS[op](torch.float32, device)[2]
     arguments = schema_arguments(op, sample)
-    direct = getattr(_C, op)(*sample.args, **arguments)
-    dispatched = getattr(torch.ops.deepclust_ext, op)(*sample.args, **arguments)
+    direct = in_a_list(op, getattr(_C, op))(*sample.args, **arguments)
+    dispatched = in_a_list(op, getattr(torch.ops.deepclust_ext, op))(*sample.args, **arguments)
     assert all(map(same_bits, direct, dispatched))
 
 
 def test_reference_runs_without_native_kernels(op: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
     for sample in SAMPLE_INPUTS[op](torch.float32, device)[:3]:
-        for ours, expected in zip(call(native(op), sample), call(getattr(reference, op), sample), strict=True):
+        for ours, expected in zip(call(native(op), sample), call(by_reference(op), sample), strict=True):
             assert same_bits(ours, expected)

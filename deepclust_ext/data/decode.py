@@ -1,0 +1,151 @@
+"""One image file to its pixels, of any kind that people have; docs/formats.md lists the values."""
+
+import io
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from deepclust_ext.data import tiff
+from deepclust_ext.data.pixels import ImageError, Pixels, by_type, oriented, over_background
+
+CODECS = "pip install 'deepclust_ext[codecs]'"
+_ORIENTATION = 274  # Exif's tag
+
+
+def read_image(path: Path) -> Pixels:
+    """Return the image in a file: stored values, never cut to 8 bits, turned upright, without transparency.
+
+    Colors of palettes, inks (CMYK) and YCbCr become red, green and blue. Of an animation or a stack the first image is
+    taken. Bands beyond color are kept. What a file leaves open is in the result's ``notes``.
+
+    Args:
+        path: JPEG, PNG, WebP, GIF, BMP, PNM, JPEG 2000, TIFF and all else that Pillow reads.
+
+    Raises:
+        ImageError: If the file is missing, truncated, too large (``PIL.Image.MAX_IMAGE_PIXELS``) or no image.
+    """
+    try:
+        data = path.read_bytes()
+        return read_tiff_or_other(data)
+    except (ImageError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError(f"{path}: {reason}") from error
+
+
+def read_tiff_or_other(data: bytes) -> Pixels:
+    """Return the image in the bytes of a file; see :func:`read_image`."""
+    if not data:
+        raise ImageError("expected an image, got an empty file")
+    if data.startswith(tiff.SIGNATURES):
+        return tiff.read_tiff(data)
+    try:
+        if data.startswith(b"\xff\xd8") and jpeg_bits(data) == 12:
+            return _twelve_bit_jpeg(data)
+        with Image.open(io.BytesIO(data)) as image:
+            notes = ("animated: the first frame is taken",) if getattr(image, "is_animated", False) else ()
+            orientation = int(image.getexif().get(_ORIENTATION, 1))
+            return oriented(_read_deep(image, data) or _read_with_pillow(image), orientation).with_notes(*notes)
+    except UnidentifiedImageError as error:
+        raise ImageError("no image of a kind that Pillow reads") from error
+    except (SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"no image that can be read: {error}") from error
+
+
+def jpeg_bits(data: bytes) -> int | None:
+    """Return the bits of a sample by the frame header of a JPEG file, None without one."""
+    for marker, segment in _jpeg_segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and segment:
+            return segment[0]
+    return None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield marker and content of the segments before the first scan."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker == 0xDA or length < 2:
+            return
+        yield marker, data[place + 4 : place + 2 + length]
+        place += 2 + length
+
+
+def _twelve_bit_jpeg(data: bytes) -> Pixels:
+    pixels = by_type(_with_codec("jpeg", data, "a JPEG of 12 bits"), 12)
+    exif = Image.Exif()
+    for marker, segment in _jpeg_segments(data):
+        if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+            exif.load(segment)
+    return oriented(pixels, int(exif.get(_ORIENTATION, 1)))
+
+
+def _read_deep(image: Image.Image, data: bytes) -> Pixels | None:
+    """Return an image of more than 8 bits of which Pillow would keep 8 or change the scale; None for all others."""
+    if image.format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6):
+        pixels = by_type(_with_codec("png", data, "a PNG of 16 bits and colors or alpha"))
+        alpha = {4: 1, 6: 3}.get(data[25])
+        return pixels if alpha is None else over_background(pixels, alpha)
+    if image.format == "JPEG2000":
+        start = data.index(b"\xff\x4f\xff\x51")  # the codestream's first two markers
+        bits, signed = (data[start + 42] & 127) + 1, bool(data[start + 42] & 128)
+        if bits > 8 and image.mode.startswith("I;16"):
+            # Pillow moves the highest bit to the 16th, and the range of signed values to 0 to 65535.
+            values = np.asarray(image) >> (16 - bits)
+            return by_type(values, bits)
+        if bits > 8 or signed:
+            return by_type(_with_codec("jpeg2k", data, f"a JPEG 2000 of {bits} bits and colors"), bits)
+    if image.format == "PPM" and image.mode == "I":
+        values = np.asarray(image)  # scaled to 65535
+        largest = int(_pnm_header(data)[3])
+        return by_type(np.rint(values * (largest / 65535)).astype(np.uint16), largest.bit_length()).with_high(largest)
+    return None
+
+
+def _pnm_header(data: bytes) -> list[bytes]:
+    """Return kind, width, height and largest value of a PNM file."""
+    words: list[bytes] = []
+    for line in data[:4096].split(b"\n"):
+        words += line.split(b"#")[0].split()
+        if len(words) >= 4:
+            break
+    return words[:4]
+
+
+def _read_with_pillow(image: Image.Image) -> Pixels:
+    mode, transparent = image.mode, image.info.get("transparency")
+    if mode.startswith("I;16"):
+        pixels = by_type(np.asarray(image).astype(np.uint16))
+        if isinstance(transparent, int):  # one gray level that stands for nothing
+            alpha = np.where(pixels.values == transparent, 0, 65535).astype(np.uint16)
+            return over_background(by_type(np.concatenate([pixels.values, alpha], axis=2)), 1)
+        return pixels
+    if mode in ("1", "F") and transparent is None:
+        return by_type(np.asarray(image))
+    if mode in ("I", "F"):
+        raise ImageError(f"expected pixels of 8 or 16 bits in {image.format}, got mode {mode}")
+    gray = mode in ("1", "L", "LA", "La")
+    if transparent is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return over_background(by_type(np.asarray(image.convert("LA" if gray else "RGBA"))), 1 if gray else 3)
+    return by_type(np.asarray(image if gray else image.convert("RGB")))
+
+
+def _with_codec(name: str, data: bytes, what: str) -> NDArray[Any]:
+    if find_spec("imagecodecs") is None:
+        raise ImageError(f"{what} needs imagecodecs: {CODECS}")
+    import imagecodecs
+
+    try:
+        values: NDArray[Any] = getattr(imagecodecs, f"{name}_decode")(data)
+    except Exception as error:  # every codec has an error class of its own
+        raise ImageError(f"{what} that cannot be read: {error}") from error
+    return values

@@ -1,0 +1,75 @@
+"""Classes of images, which scores read and training never does."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def number_classes(classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Return each image's class as a number (N,) int64, and the classes' names in that order.
+
+    Names that are all whole numbers are ordered as numbers, others by their letters.
+    """
+    names = sorted(set(classes))
+    if all(name.lstrip("-").isdecimal() for name in names):
+        names.sort(key=int)
+    number = {name: place for place, name in enumerate(names)}
+    return torch.tensor([number[name] for name in classes], dtype=torch.int64), tuple(names)
+
+
+def folder_classes(names: Sequence[str]) -> list[str]:
+    """Return the first folder in the name of each image.
+
+    Raises:
+        ValueError: If an image lies in no folder.
+    """
+    for name in names:
+        if "/" not in name:
+            raise ValueError(f"labels='folders': expected every image in a folder of its class, got {name}")
+    return [name.split("/", 1)[0] for name in names]
+
+
+def read_classes(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the class of each image from a CSV file with the columns path and label.
+
+    Args:
+        path: Of the file; its paths are names of images.
+        names: Of the images.
+
+    Raises:
+        ValueError: If a column or a label is missing, or an image is listed twice or not at all.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"path", "label"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path}: expected the columns path and label, got {rows.fieldnames}")
+        classes: dict[str, str] = {}
+        for row in rows:
+            name, label = Path(row["path"]).as_posix(), row["label"]
+            if not label:
+                raise ValueError(f"{path}, line {rows.line_num}: expected a label for {name}, got none")
+            if name in classes:
+                raise ValueError(f"{path}, line {rows.line_num}: expected each image once, got {name} again")
+            classes[name] = label.strip()
+    if missing := [name for name in names if name not in classes]:
+        raise ValueError(f"{path}: expected a label for every image, got none for {len(missing)}, first {missing[0]}")
+    return [classes[name] for name in names]
+
+
+def array_classes(labels: Any, count: int) -> list[str]:
+    """Return the class of each image from an array of whole numbers (N,) or, as MedMNIST has them, (N, 1).
+
+    Raises:
+        ValueError: If the shape is another, as where an image has several classes, or a number is not whole.
+    """
+    numbers = np.asarray(labels)
+    if numbers.shape not in ((count,), (count, 1)):
+        raise ValueError(f"labels: expected one class for each of {count} images, got shape {numbers.shape}")
+    if numbers.dtype.kind not in "iu":
+        raise ValueError(f"labels: expected whole numbers, got {numbers.dtype}")
+    return [str(number) for number in numbers.reshape(-1).tolist()]

@@ -1,0 +1,243 @@
+"""Random views of whole batches: the parameters of all images drawn at once, the pixels by one op."""
+
+import inspect
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from deepclust_ext.data._checks import check_amount, check_count, check_images, check_interval, check_probability
+from deepclust_ext.data.operations import LEVELS, OPERATIONS, operation_tables
+from deepclust_ext.ops import augment_views
+from deepclust_ext.reference.augment_views import STEPS
+
+_CROP_ATTEMPTS = 10  # boxes drawn for an image until one lies within it, as torchvision draws them
+_JITTER = ("brightness", "contrast", "saturation", "hue")
+
+
+class RandomViews(nn.Module):
+    """Crop, flip, color jitter, gray and, if asked for, blur, operations and normalization, of every image its own.
+
+    The defaults are those of SACC for CIFAR; with ``mean`` and ``std`` they are those of HaDis. Each step is
+    torchvision's, drawn with its distributions: a crop of ``RandomResizedCrop``, the factors and the random order of
+    ``ColorJitter``. They work on floating values between 0 and 1; images without three channels keep their colors.
+
+    The module maps images (B, C, H, W), or a sequence of (C, H, W) of any sizes, uint8, uint16 or floating in [0, 1],
+    to (B, C, ``size``, ``size``): float32 of integers, and the dtype of floating ones.
+
+    All numbers are drawn on the CPU, so that a seed gives the same views on every device.
+
+    The operations are drawn with replacement from 14, each of a strength drawn for itself: identity, autocontrast,
+    equalize, brightness, color, contrast, sharpness, posterize, solarize, rotate, shear and shift along x and y, those
+    of RandAugment (arXiv 1909.13719) in the ranges of FixMatch (arXiv 2001.07685). A level l of 10 means
+
+    * brightness, color, contrast, sharpness: the factor 0.05 + 0.09 l, so at most the image itself;
+    * posterize: 4 bits and a tenth of 4 l, rounded down;
+    * solarize: values from 256 - 25.6 l of 255 on are inverted;
+    * rotate: 3 l degrees; shear: 0.03 l; shift: 3 l percent of the side, in whole pixels; either way, with black
+      where nothing was, and the nearest pixel's value.
+
+    Args:
+        size: Side of the views in pixels.
+        scale: Smallest and largest share of the area that a crop has.
+        ratio: Smallest and largest ratio of a crop's sides.
+        flip_p: Probability of a flip of left and right.
+        jitter: How much brightness, contrast and saturation differ from 1 at most, and hue from 0.
+        jitter_p: Probability of the jitter.
+        grayscale_p: Probability of gray.
+        blur_p: Probability of a Gaussian blur.
+        blur_kernel: Its side in pixels, odd; smaller where the view is too small for it.
+        blur_sigma: Its smallest and largest deviation in pixels.
+        num_operations: How many operations follow.
+        operation_p: Probability that such an operation is applied.
+        levels: Lowest and highest level of these operations, of 10.
+        mean: What is subtracted from each channel in the end; None for no normalization.
+        std: What each channel is divided by then.
+        generator: Of the random numbers, on the CPU; by default torch's global one.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument lies outside its range.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        flip_p: float = 0.5,
+        jitter: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
+        jitter_p: float = 0.8,
+        grayscale_p: float = 0.2,
+        blur_p: float = 0.0,
+        blur_kernel: int = 23,
+        blur_sigma: Sequence[float] = (0.1, 2.0),
+        num_operations: int = 0,
+        operation_p: float = 0.5,
+        levels: Sequence[int] = (1, 9),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        check_count("size", size)
+        check_interval("scale", scale, most=1)
+        check_interval("ratio", ratio)
+        check_interval("blur_sigma", blur_sigma)
+        probabilities = {"flip_p": flip_p, "jitter_p": jitter_p, "grayscale_p": grayscale_p, "blur_p": blur_p}
+        for name, value in (probabilities | {"operation_p": operation_p}).items():
+            check_probability(name, value)
+        if len(jitter) != 4:
+            raise ValueError(f"jitter: expected brightness, contrast, saturation and hue, got {jitter}")
+        for value in jitter:
+            check_amount("jitter", value)
+        if jitter[3] > 0.5:  # half of the circle of colors
+            raise ValueError(f"jitter: expected a hue of at most 0.5, got {jitter[3]}")
+        check_count("blur_kernel", blur_kernel)
+        if blur_kernel % 2 == 0:
+            raise ValueError(f"blur_kernel: expected an odd number, got {blur_kernel}")
+        check_count("num_operations", num_operations, least=0)
+        for level in levels:
+            check_count("levels", level, least=0)
+        if len(levels) != 2 or not levels[0] <= levels[1] <= LEVELS:
+            raise ValueError(f"levels: expected two levels of 0 to {LEVELS}, the lower first, got {tuple(levels)}")
+        check_normalization(mean, std)
+        self.size = size
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+        self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p = flip_p, jitter_p, grayscale_p, blur_p
+        self.jitter = tuple(jitter)
+        self.blur_kernel, self.blur_sigma = blur_kernel, tuple(blur_sigma)
+        self.num_operations, self.operation_p, self.levels = num_operations, operation_p, tuple(levels)
+        self.mean = None if mean is None else tuple(mean)
+        self.std = None if std is None else tuple(std)
+        self.generator = generator
+
+    def forward(
+        self,
+        images: Tensor | Sequence[Tensor],  # (B, C, H, W), or B of (C, H, W)
+    ) -> Tensor:
+        """Return a view of every image, (B, C, size, size).
+
+        Raises:
+            TypeError: If the images are no tensors, or of another integer dtype than uint8 and uint16.
+            ValueError: If there is none, a shape does not fit, or ``mean`` has another number of channels.
+        """
+        check_images(images)
+        device, dtype = images[0].device, images[0].dtype
+        parameters = self.draw(torch.tensor([image.shape[-2:] for image in images], device="cpu"))
+        parameters = {name: values.to(device, non_blocking=True) for name, values in parameters.items()}
+        views = augment_views(
+            images,
+            size=self.size,
+            boxes=parameters["boxes"],
+            flips=parameters["flips"],
+            steps=parameters["steps"],
+            strengths=parameters["strengths"],
+            blur_kernel=self.blur_kernel,
+            mean=self.mean,
+            std=self.std,
+            dtype=dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32,
+        )
+        return views.double() if dtype == torch.float64 else views
+
+    def draw(
+        self,
+        sides: Tensor,  # (B, 2) int64
+    ) -> dict[str, Tensor]:
+        """Draw the parameters of a view of every image.
+
+        Args:
+            sides: Height and width of the images, on the CPU.
+
+        Returns:
+            Boxes (B, 4) int64, flips (B,) bool, steps (B, S) int64 and strengths (B, S) float32, by the names that
+            they have in :func:`deepclust_ext.augment_views`.
+        """
+        count = len(sides)
+        boxes, flips = self._draw_boxes(sides), self._chance(count, self.flip_p)
+        parts = [
+            self._draw_jitter(count),
+            self._draw_steps("gray", self._chance(count, self.grayscale_p), torch.zeros(count, device="cpu")),
+            self._draw_steps("blur", self._chance(count, self.blur_p), self._uniform((count,), *self.blur_sigma)),
+            self._draw_operations(count),
+        ]
+        steps, strengths = (torch.cat(columns, dim=1) for columns in zip(*parts, strict=True))
+        return {"boxes": boxes, "flips": flips, "steps": steps, "strengths": strengths.float()}
+
+    def _uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> Tensor:
+        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+        return low + (high - low) * drawn
+
+    def _chance(self, count: int, probability: float) -> Tensor:
+        return self._uniform((count,)) < probability
+
+    def _below(self, limits: Tensor) -> Tensor:
+        """Return whole numbers from 0 up to, not including, limits."""
+        return (self._uniform(tuple(limits.shape)) * limits).long()
+
+    def _draw_boxes(self, sides: Tensor) -> Tensor:
+        """Draw top, left, height and width (B, 4): of ten the first that fits, else the largest crop in the middle."""
+        height, width = sides.unbind(1)
+        shape = (len(sides), _CROP_ATTEMPTS)
+        area = (height * width).unsqueeze(1) * self._uniform(shape, *self.scale)
+        ratio = self._uniform(shape, math.log(self.ratio[0]), math.log(self.ratio[1])).exp()
+        wide, high = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+        fits = (wide > 0) & (wide <= width.unsqueeze(1)) & (high > 0) & (high <= height.unsqueeze(1))
+        first = fits.int().argmax(dim=1, keepdim=True)
+        wide, high = wide.gather(1, first).squeeze(1), high.gather(1, first).squeeze(1)
+        # Too narrow or too wide an image for any: its whole height or width.
+        flat, tall = width / height > self.ratio[1], width / height < self.ratio[0]
+        all_wide = torch.where(flat, (height * self.ratio[1]).round().long(), width)
+        all_high = torch.where(tall, (width / self.ratio[0]).round().long(), height)
+        found = fits.any(dim=1)
+        wide, high = torch.where(found, wide, all_wide), torch.where(found, high, all_high)
+        top, left = self._below(height - high + 1), self._below(width - wide + 1)
+        top = torch.where(found, top, (height - high) // 2)
+        left = torch.where(found, left, (width - wide) // 2)
+        return torch.stack([top, left, high, wide], dim=1)
+
+    def _draw_jitter(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw steps and strengths (B, 4) of the color jitter, in any order."""
+        ends = [(max(0.0, 1 - amount), 1 + amount) for amount in self.jitter[:3]] + [(-self.jitter[3], self.jitter[3])]
+        strengths = torch.stack([self._uniform((count,), low, high) for low, high in ends], dim=1)
+        steps = torch.tensor([STEPS.index(name) for name in _JITTER], device="cpu").expand(count, -1)
+        order = self._uniform((count, len(_JITTER))).argsort(dim=1)
+        applied = self._chance(count, self.jitter_p).unsqueeze(1)
+        # What never changes anything is no step: a hue turned by 0 is not the same to the bit.
+        changes = torch.tensor([amount > 0 for amount in self.jitter], device="cpu")
+        return torch.where(applied & changes[order], steps.gather(1, order), 0), strengths.gather(1, order)
+
+    def _draw_steps(self, name: str, applied: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a column (B, 1) of a step where it is applied, and of its strength."""
+        return torch.where(applied, STEPS.index(name), 0).unsqueeze(1), strengths.unsqueeze(1)
+
+    def _draw_operations(self, count: int) -> tuple[Tensor, Tensor]:
+        """Draw steps and strengths (B, S) of the operations."""
+        shape = (count, self.num_operations)
+        step_of, strength_of, either = operation_tables(self.size)
+        operation = self._below(torch.full(shape, len(OPERATIONS), device="cpu"))
+        level = self.levels[0] + self._below(torch.full(shape, self.levels[1] - self.levels[0] + 1, device="cpu"))
+        sign = torch.where((self._uniform(shape) < 0.5) & either[operation], -1.0, 1.0)
+        applied = self._uniform(shape) < self.operation_p
+        return torch.where(applied, step_of[operation], 0), sign * strength_of[operation, level]
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        names = [name for name in inspect.signature(RandomViews).parameters if name not in ("size", "generator")]
+        return ", ".join([str(self.size), *(f"{name}={getattr(self, name)}" for name in names)])
+
+
+def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Require both or neither, of one length, finite, and the deviations positive; ValueError otherwise."""
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean, std: expected both or neither, got {mean} and {std}")
+    if mean is None or std is None:
+        return
+    if len(mean) != len(std):
+        raise ValueError(f"std: expected {len(mean)} numbers like mean, got {len(std)}")
+    if not all(math.isfinite(value) for value in mean):
+        raise ValueError(f"mean: expected finite numbers, got {tuple(mean)}")
+    if not all(0 < deviation < math.inf for deviation in std):
+        raise ValueError(f"std: expected positive numbers, got {tuple(std)}")

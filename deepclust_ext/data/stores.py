@@ -1,0 +1,188 @@
+"""Where images lie: files in folders and lists, and arrays in memory, in .npy and .npz files."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deepclust_ext.data.decode import read_image
+from deepclust_ext.data.pixels import Pixels, by_type
+
+
+class Store(Protocol):
+    """Images that can be read one by one."""
+
+    names: list[str]
+    """What each image is called, for people and for lists of labels."""
+
+    def read(self, index: int) -> Pixels:
+        """Return an image as it is stored.
+
+        Raises:
+            ImageError: If it cannot be read; the message names it.
+        """
+
+
+class Files:
+    """Image files.
+
+    Args:
+        paths: Of the files.
+        names: Of the images; by default the paths.
+    """
+
+    def __init__(self, paths: Sequence[Path], names: Sequence[str] | None = None) -> None:
+        self.paths = list(paths)
+        self.names = [path.as_posix() for path in paths] if names is None else list(names)
+
+    def read(self, index: int) -> Pixels:
+        """Return what the file holds, see :func:`deepclust_ext.data.read_image`."""
+        return read_image(self.paths[index])
+
+
+class Array:
+    """Images in one array.
+
+    Args:
+        array: (N, H, W), (N, H, W, C) or (N, C, H, W): the smaller one of the second and the last side is C. Or what
+            maps such an array from a file: each process that loads images calls it, and all share the file's pages.
+        name: What the array is called; image 3 is then ``name[3]``.
+
+    Raises:
+        TypeError: If the values are no real numbers.
+        ValueError: If the shape is another, or both of these sides are equal.
+    """
+
+    def __init__(self, array: NDArray[Any] | Callable[[], NDArray[Any]], name: str) -> None:
+        self._open = array if callable(array) else None
+        self._array = None if callable(array) else array
+        values = self.array
+        if values.dtype.kind not in "biuf":
+            raise TypeError(f"{name}: expected real numbers, got {values.dtype}")
+        if values.ndim not in (3, 4):
+            raise ValueError(f"{name}: expected shape (N, H, W), (N, H, W, C) or (N, C, H, W), got {values.shape}")
+        if values.ndim == 4 and values.shape[1] == values.shape[3]:
+            raise ValueError(f"{name}: expected the second or the last side to be smaller, as C, got {values.shape}")
+        self.channels_first = values.ndim == 4 and values.shape[1] < values.shape[3]
+        self.names = [f"{name}[{index}]" for index in range(len(values))]
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """All images."""
+        if self._array is None:
+            assert self._open is not None
+            self._array = self._open()
+        return self._array
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: of a file, how to map it."""
+        return self.__dict__ | ({} if self._open is None else {"_array": None})
+
+    def read(self, index: int) -> Pixels:
+        """Return one image, whose range is that of the array's type."""
+        values = np.asarray(self.array[index])
+        return by_type(np.moveaxis(values, 0, 2) if self.channels_first else values)
+
+
+class Joined:
+    """Several stores, one after the other.
+
+    Args:
+        stores: In this order.
+        titles: What goes before the names of each, so that they stay different; by default nothing.
+    """
+
+    def __init__(self, stores: Sequence[Store], titles: Sequence[str] | None = None) -> None:
+        self.stores = list(stores)
+        titles = [""] * len(self.stores) if titles is None else titles
+        self.names = [title + name for store, title in zip(stores, titles, strict=True) for name in store.names]
+        self._ends = np.cumsum([len(store.names) for store in stores])
+
+    def read(self, index: int) -> Pixels:
+        """Return one image from the store that holds it."""
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        return self.stores[place].read(index - int(self._ends[place - 1] if place else 0))
+
+
+def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Return the image files below a folder in the order of their names, and of all other files name and reason.
+
+    Hidden files and folders are left out. Links are followed, a folder that is reached twice is read once.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    if not root.is_dir():
+        kind = "a file" if root.exists() else "nothing"
+        raise FileNotFoundError(f"{root}: expected a folder of images, found {kind}")
+    found: list[Path] = []
+    others: list[tuple[str, str]] = []
+    for path in _walk(root, set()):
+        name = path.relative_to(root).as_posix()
+        if path.suffix.lower() not in _suffixes():
+            others.append((name, "no image by its name"))
+        elif not path.exists():
+            others.append((name, "a link to nothing"))
+        else:
+            found.append(path)
+    return found, others
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    """Return how the names of image files end: all that Pillow reads, but documents and films."""
+    return frozenset(Image.registered_extensions()) - {".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".hdf", ".h5"}
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as entries:
+        ordered = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), seen)
+        else:
+            yield Path(entry.path)
+
+
+def read_list(path: Path) -> list[Path]:
+    """Return the paths that a text file lists, one a line, relative ones from where the file lies.
+
+    Raises:
+        ValueError: If it lists none.
+    """
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    paths = [path.parent / line for line in lines if line]
+    if not paths:
+        raise ValueError(f"{path}: expected a path on each line, got an empty list")
+    return paths
+
+
+def read_npz(path: Path, keys: Sequence[str] | None) -> list[tuple[str, NDArray[Any]]]:
+    """Return the arrays of images in an .npz file by their names, into memory: such files cannot be mapped.
+
+    Args:
+        path: Of the file.
+        keys: The arrays to take, in this order; by default the only one that can hold images.
+
+    Raises:
+        KeyError: If an array is missing.
+        ValueError: If several could be meant.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        if keys is None:
+            keys = [key for key in arrays.files if arrays[key].ndim in (3, 4)]
+            if len(keys) != 1:
+                raise ValueError(f"{path}: expected keys, the arrays to take, as one of {arrays.files}")
+        for key in keys:
+            if key not in arrays.files:
+                raise KeyError(f"{path}: expected one of {arrays.files} as key, got {key!r}")
+        return [(key, arrays[key]) for key in keys]

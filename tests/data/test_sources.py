@@ -1,0 +1,319 @@
+"""Images from folders, lists and arrays: what is found, in which order, what is skipped, and what it is worth."""
+
+import copy
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+from deepclust_ext.data import ImageError, Images, load_images
+from deepclust_ext.inference import map_images
+
+RNG = np.random.default_rng(0)
+
+
+def pixels(*shape: int) -> NDArray[np.uint8]:
+    return RNG.integers(0, 256, shape).astype(np.uint8)
+
+
+def save(path: Path, values: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Write an image of 12 x 16 pixels, or these, and return it (H, W, C) float32 between 0 and 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = pixels(12, 16, 3) if values is None else values
+    Image.fromarray(values).save(path)
+    scaled: NDArray[Any] = values.astype(np.float32) / np.float32(255)
+    return scaled if scaled.ndim == 3 else scaled[:, :, None]
+
+
+def hwc(image: torch.Tensor) -> NDArray[Any]:
+    return image.permute(1, 2, 0).numpy()
+
+
+class TestFolders:
+    def test_flat_and_nested_in_the_order_of_names(self, tmp_path: Path) -> None:
+        stored = {name: save(tmp_path / name) for name in ("b.png", "a/2.png", "a/10.png", "c/d/e.png", "B.PNG")}
+        images = load_images(tmp_path)
+        assert images.names == ["B.PNG", "a/10.png", "a/2.png", "b.png", "c/d/e.png"]
+        for name, image in zip(images.names, images, strict=True):
+            np.testing.assert_array_equal(hwc(image), stored[name])
+        assert (images.channels, images.image_size, images.labels) == (3, (12, 16), None)
+
+    def test_hidden_files_are_left_out(self, tmp_path: Path) -> None:
+        for name in ("a.png", ".b.png", ".ipynb_checkpoints/c.png", "d/._e.png"):
+            save(tmp_path / name)
+        images = load_images(tmp_path)
+        assert images.names == ["a.png"]
+        assert images.skipped == []
+
+    def test_links_are_followed_and_a_circle_ends(self, tmp_path: Path) -> None:
+        save(tmp_path / "outside" / "a.png")
+        save(tmp_path / "data" / "b.png")
+        (tmp_path / "data" / "linked").symlink_to(tmp_path / "outside")
+        (tmp_path / "data" / "circle").symlink_to(tmp_path / "data")
+        (tmp_path / "outside" / "back").symlink_to(tmp_path / "data")
+        (tmp_path / "data" / "broken.png").symlink_to(tmp_path / "none.png")
+        (tmp_path / "data" / "file.png").symlink_to(tmp_path / "outside" / "a.png")
+        images = load_images(tmp_path / "data")
+        assert images.names == ["b.png", "file.png", "linked/a.png"]
+        assert images.skipped == [("broken.png", "a link to nothing")]
+
+    def test_what_cannot_be_read_is_listed(self, tmp_path: Path) -> None:
+        save(tmp_path / "a.png")
+        (tmp_path / "notes.txt").write_text("hello")
+        (tmp_path / "empty.jpg").write_bytes(b"")
+        data = (tmp_path / "a.png").read_bytes()
+        (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+        images = load_images(tmp_path)
+        assert images.names == ["a.png"]
+        assert dict(images.skipped).keys() == {"notes.txt", "empty.jpg", "cut.png"}
+        assert "3 files skipped, first notes.txt: no image by its name" in images.notes
+        images.write_skipped(tmp_path / "skipped.csv")
+        lines = (tmp_path / "skipped.csv").read_text().splitlines()
+        assert lines[:2] == ["path,reason", "notes.txt,no image by its name"]
+        assert len(lines) == 4
+        with pytest.raises(ImageError, match="cut.png: |empty.jpg: "):
+            load_images(tmp_path, on_error="raise")
+
+    def test_no_image_at_all(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("hello")
+        with pytest.raises(
+            ImageError, match="expected images, got none; 1 files were skipped, first notes.txt: no image by"
+        ):
+            load_images(tmp_path)
+        (tmp_path / "a.png").write_bytes(b"x")
+        with pytest.raises(ImageError, match="expected images, got none; 2 files were skipped"):
+            load_images(tmp_path)
+
+    def test_a_file_that_vanishes_or_changes_is_named(self, tmp_path: Path) -> None:
+        save(tmp_path / "a.png", pixels(8, 8))
+        images = load_images(tmp_path, cache="none")
+        save(tmp_path / "a.png")
+        with pytest.raises(ImageError, match=r"a\.png: expected 1 channels, got 3"):
+            images[0]
+        (tmp_path / "a.png").unlink()
+        with pytest.raises(ImageError, match=r"a\.png: No such file"):
+            images[0]
+
+
+class TestOtherSources:
+    def test_list_of_paths(self, tmp_path: Path) -> None:
+        stored = save(tmp_path / "images" / "a.png")
+        (tmp_path / "list.txt").write_text("images/a.png\n\n")
+        images = load_images(tmp_path / "list.txt")
+        np.testing.assert_array_equal(hwc(images[0]), stored)
+        (tmp_path / "list.txt").write_text("\n")
+        with pytest.raises(ValueError, match=r"list\.txt: expected a path on each line"):
+            load_images(tmp_path / "list.txt")
+
+    def test_one_file(self, tmp_path: Path) -> None:
+        stored = save(tmp_path / "a.png")
+        np.testing.assert_array_equal(hwc(load_images(tmp_path / "a.png")[0]), stored)
+
+    def test_several_sources_keep_their_names_apart(self, tmp_path: Path) -> None:
+        for name in ("train/x/a.png", "test/x/a.png", "test/y/a.png"):
+            save(tmp_path / name)
+        images = load_images(tmp_path / "train", tmp_path / "test", labels="folders")
+        assert images.names == ["train/x/a.png", "test/x/a.png", "test/y/a.png"]
+        assert images.labels is not None
+        assert images.labels.tolist() == [0, 0, 1]
+        assert images.classes == ("x", "y")
+        with pytest.raises(ValueError, match="expected every image once, got train/x/a.png again"):
+            load_images(tmp_path / "train", tmp_path / "train")
+
+    @pytest.mark.parametrize("shape", [(5, 8, 9), (5, 8, 9, 3), (5, 3, 8, 9), (5, 8, 9, 1), (5, 13, 20, 24)])
+    def test_arrays(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
+        values = pixels(*shape)
+        np.save(tmp_path / "a.npy", values)
+        expected = (
+            values[:, None] if values.ndim == 3 else values if shape[1] < shape[3] else values.transpose(0, 3, 1, 2)
+        )
+        for source in (values, tmp_path / "a.npy", str(tmp_path / "a.npy")):
+            images = load_images(source)
+            np.testing.assert_array_equal(images[2].numpy(), expected[2] / np.float32(255))
+        assert images.names[2] == "a.npy[2]"
+
+    def test_a_mapped_array_is_not_carried_to_other_processes(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", pixels(2000, 16, 16, 3))
+        images = load_images(tmp_path / "a.npy")
+        assert len(pickle.dumps(images)) < 200_000  # the pixels are 1.5 MB
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(images))[7], images[7])
+
+    @pytest.mark.parametrize(
+        ("values", "error"),
+        [
+            (np.zeros((5, 8)), r"images: expected shape \(N, H, W\)"),
+            (np.zeros((5, 8, 8, 8)), "the second or the last side to be smaller"),
+            (np.zeros((5, 8, 9), complex), "expected real numbers, got complex128"),
+            (np.zeros((0, 8, 9)), "expected images, got none"),
+        ],
+    )
+    def test_arrays_of_another_kind(self, values: NDArray[Any], error: str) -> None:
+        with pytest.raises((TypeError, ValueError), match=error):
+            load_images(values)
+
+    def test_npz(self, tmp_path: Path) -> None:
+        values, labels = pixels(6, 8, 8), np.arange(6)[:, None] % 3
+        np.savez(tmp_path / "mnist.npz", train_images=values[:4], test_images=values[4:], train_labels=labels[:4])
+        with pytest.raises(
+            ValueError, match=r"expected keys, .* one of \['train_images', 'test_images', 'train_labels'\]"
+        ):
+            load_images(tmp_path / "mnist.npz")
+        with pytest.raises(KeyError, match="val_images"):
+            load_images(tmp_path / "mnist.npz", keys=["val_images"])
+        images = load_images(tmp_path / "mnist.npz", keys=["train_images", "test_images"])
+        np.testing.assert_array_equal(torch.stack(list(images))[:, 0], values / np.float32(255))
+        assert images.names[4] == "mnist.npz:test_images[0]"
+        labelled = load_images(tmp_path / "mnist.npz", keys=["train_images"], labels="train_labels")
+        assert [label for _, label in labelled] == [0, 1, 2, 0]
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="none: expected a folder or a file of images, found nothing"):
+            load_images(tmp_path / "none")
+        with pytest.raises(ValueError, match="sources: expected folders, files or arrays, got none"):
+            load_images()
+        with pytest.raises(TypeError, match="sources: expected folders, files or arrays, got int"):
+            load_images(3)  # type: ignore[arg-type]
+
+
+class TestLabels:
+    def test_by_folders(self, tmp_path: Path) -> None:
+        for name in ("10/a.png", "9/a.png", "9/deep/b.png"):
+            save(tmp_path / name)
+        images = load_images(tmp_path, labels="folders")
+        assert images.classes == ("9", "10")  # as numbers
+        assert [label for _, label in images] == [1, 0, 0]
+        save(tmp_path / "loose.png")
+        with pytest.raises(ValueError, match="expected every image in a folder of its class, got loose.png"):
+            load_images(tmp_path, labels="folders")
+
+    def test_by_csv(self, tmp_path: Path) -> None:
+        for name in ("a.png", "x/b.png"):
+            save(tmp_path / "data" / name)
+        table = tmp_path / "labels.csv"
+        table.write_text("path,label\nx/b.png,dog\na.png,cat\nunused.png,cow\n")
+        images = load_images(tmp_path / "data", labels=table)
+        assert images.classes == ("cat", "dog")
+        assert images.labels is not None
+        assert images.labels.tolist() == [0, 1]
+        for text, error in (
+            ("file,label\na.png,1\n", "expected the columns path and label"),
+            ("path,label\na.png,1\n", "none for 1, first x/b.png"),
+            ("path,label\na.png,1\na.png,2\n", "line 3: expected each image once, got a.png again"),
+            ("path,label\na.png,\n", "line 2: expected a label for a.png, got none"),
+        ):
+            table.write_text(text)
+            with pytest.raises(ValueError, match=error):
+                load_images(tmp_path / "data", labels=table)
+
+    def test_labels_stay_with_their_images_when_one_is_skipped(self, tmp_path: Path) -> None:
+        for name in ("a/1.png", "b/1.png", "b/2.png"):
+            save(tmp_path / name)
+        (tmp_path / "b/1.png").write_bytes(b"")
+        images = load_images(tmp_path, labels="folders")
+        assert images.names == ["a/1.png", "b/2.png"]
+        assert [label for _, label in images] == [0, 1]
+
+    @pytest.mark.parametrize(
+        ("labels", "error"),
+        [
+            ([0, 1], "one class for each of 3 images, got shape"),
+            (np.zeros((3, 14), int), r"got shape \(3, 14\)"),
+            ([0.0, 1.0, 2.0], "expected whole numbers, got float64"),
+            ("classes", "expected 'folders', whole numbers or a CSV file, got 'classes'"),
+        ],
+    )
+    def test_other_labels(self, labels: Any, error: str) -> None:
+        with pytest.raises(ValueError, match=error):
+            load_images(pixels(3, 8, 9), labels=labels)
+
+
+class TestKinds:
+    def test_gray_among_color(self, tmp_path: Path) -> None:
+        gray, color = save(tmp_path / "a.png", pixels(12, 16)), save(tmp_path / "b.png")
+        images = load_images(tmp_path)
+        np.testing.assert_array_equal(hwc(images[0]), np.repeat(gray, 3, axis=2))
+        np.testing.assert_array_equal(hwc(images[1]), color)
+        assert any("1 gray images among colored ones" in note for note in images.notes)
+
+    def test_other_numbers_of_bands_stop(self, tmp_path: Path) -> None:
+        for name, bands in (("a.tif", 5), ("b.tif", 5), ("c.tif", 8)):
+            tifffile.imwrite(tmp_path / name, pixels(9, 10, bands), planarconfig="contig", photometric="minisblack")
+        with pytest.raises(ImageError, match="c.tif: expected 5 bands as in most files, got 8"):
+            load_images(tmp_path)
+
+    @pytest.mark.parametrize("size", [None, 8])
+    def test_percentiles(self, tmp_path: Path, size: int | None) -> None:
+        values = RNG.normal(1000, 50, (4, 64, 64)).astype(np.float32)
+        values[0, :2] = -9999
+        for index, image in enumerate(values):
+            tags = [(42113, "s", 0, "-9999", True)]
+            tifffile.imwrite(tmp_path / f"{index}.tif", image, extratags=tags)
+        images = load_images(tmp_path, scale="percentile", size=size)
+        valid = values[values > 0]
+        assert images.range == pytest.approx(np.percentile(valid, [0.1, 99.9]), abs=1)
+        assert "1 images lack 128 values, which became 0" in images.notes
+        low, high = images.range  # type: ignore[misc]
+        if size is None:
+            np.testing.assert_allclose(images[1][0], (values[1] - low) / (high - low), atol=1e-6)
+            assert images[0][0, :2].eq(0).all()
+        else:
+            assert images[0].min() > 0.1  # the filled value does not bleed
+
+    def test_percentiles_of_different_types_are_refused(self, tmp_path: Path) -> None:
+        save(tmp_path / "a.png", pixels(8, 8))
+        Image.fromarray(pixels(8, 8).astype(np.uint16)).save(tmp_path / "b.png")
+        with pytest.raises(ImageError, match="b.png: .*uint8 up to 255 as in a.png, got uint16 up to 65535"):
+            load_images(tmp_path, scale="percentile")
+
+    @pytest.mark.parametrize("cache", ["ram", "none"])
+    def test_canvas(self, tmp_path: Path, cache: str) -> None:
+        stored = save(tmp_path / "a.png", pixels(40, 30, 3))
+        save(tmp_path / "b.png", pixels(8, 8, 3))
+        assert load_images(tmp_path).image_size is None
+        images = load_images(tmp_path, size=16, cache=cache)
+        assert images.image_size == (16, 16)
+        image = torch.from_numpy(stored).permute(2, 0, 1)[None]
+        expected = functional.interpolate(image, (16, 16), mode="bilinear", antialias=True)[0]
+        assert (images[0] - expected).abs().max() < 0.51 / 255  # kept as uint8
+
+    def test_fingerprint(self, tmp_path: Path) -> None:
+        values = pixels(3, 8, 9)
+        first = load_images(values).fingerprint
+        assert load_images(values.copy()).fingerprint == first
+        assert load_images(values[::-1].copy()).fingerprint != first
+        assert load_images(values, size=4).fingerprint != first
+        changed = values.copy()
+        changed[2, 7, 8] ^= 1
+        assert load_images(changed).fingerprint != first
+
+    def test_memory_decides_what_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save(tmp_path / "a.png")
+        assert "1 images, kept in memory" in load_images(tmp_path).notes
+        monkeypatch.setattr(os, "sysconf", lambda name: 10)
+        assert "1 images, read from their files each time" in load_images(tmp_path).notes
+
+    @pytest.mark.parametrize(
+        "settings", [{"size": 0}, {"scale": "minmax"}, {"cache": "disk"}, {"on_error": "ignore"}], ids=str
+    )
+    def test_settings(self, settings: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=f"{next(iter(settings))}: expected"):
+            load_images(pixels(3, 8, 9), **settings)
+
+    def test_all_kinds_go_through_inference_with_workers(self, tmp_path: Path) -> None:
+        for place in range(6):
+            save(tmp_path / f"{place}.png")
+        images: Images = load_images(tmp_path, labels=list(range(6)), cache="none")
+        means, labels = map_images(
+            lambda batch: (batch.mean((1, 2, 3)),), images, batch_size=4, num_workers=2, with_labels=True
+        )
+        np.testing.assert_array_equal(labels, np.arange(6))
+        expected = torch.stack([image.mean() for image, _ in copy.copy(images)])
+        torch.testing.assert_close(means, expected)

@@ -1,0 +1,263 @@
+"""augment_views over sizes, channels, types, every step alone and many in a row: each way through the kernels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepclust_ext import augment_views, reference
+from deepclust_ext.reference.augment_views import STEPS
+from tests.helpers import DEVICES, EMULATED, same_bits
+
+DTYPES = [torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+CHANNELS = [1, 3, 4, 13]
+
+# (image, view): one pixel, larger, smaller, one side the same, both the same, long and thin
+SIZES = [
+    ((1, 1), (1, 1)),
+    ((1, 1), (3, 5)),
+    ((7, 5), (9, 33)),
+    ((41, 67), (17, 18)),
+    ((9, 40), (9, 13)),
+    ((18, 35), (18, 35)),
+    ((3, 90), (50, 2)),
+]
+
+# Strengths of each step, its borders and beyond among them.
+STRENGTHS: dict[str, list[float]] = {
+    "none": [0.5],
+    "brightness": [0.0, 0.6, 1.0, 1.4],
+    "contrast": [0.0, 0.6, 1.0, 1.4],
+    "saturation": [0.0, 0.6, 1.0, 1.4],
+    "hue": [-0.5, -0.1, 0.0, 0.1, 1 / 3, 0.5],
+    "gray": [0.0],
+    "blur": [-1.0, 0.0, 1e-30, 0.1, 1.0, 2.0, 100.0],
+    "solarize": [-1.0, 0.0, 0.5, 128 / 255, 1.0, 2.0],
+    "posterize": [1.0, 4.0, 7.0, 8.0],
+    "autocontrast": [0.0],
+    "equalize": [0.0],
+    "sharpness": [0.0, 0.1, 1.0, 1.9],
+    "rotate": [-30.0, 0.0, 0.5, 45.0, 90.0, 180.0],
+    "shear_x": [-0.3, 0.0, 0.3, 1.0],
+    "shear_y": [-0.3, 0.0, 0.3, 1.0],
+    "shift_x": [-3.0, 0.0, 2.0, 100.0],
+    "shift_y": [-3.0, 0.0, 2.0, 100.0],
+    "gamma": [0.5, 1.0, 1.7],
+}
+JUMPS = ("solarize", "posterize", "equalize", "rotate", "shear_x", "shear_y", "shift_x", "shift_y")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_images(count: int, channels: int, size: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return images of levels of 8 bits, so that thresholds are hit."""
+    levels = torch.randint(256, (count, channels, *size), generator=generator(count + channels))
+    if dtype in (torch.uint8, torch.uint16):
+        return (levels * (257 if dtype == torch.uint16 else 1)).to(dtype)
+    return (levels.float() / 255).to(dtype)
+
+
+def make_boxes(count: int, size: tuple[int, int]) -> Tensor:
+    """Return boxes within images of a size, the whole image first."""
+    shares = torch.rand(count, 4, generator=generator(1))
+    sides = torch.tensor(size)
+    lengths = (1 + shares[:, 2:] * sides).long().clamp(max=sides)
+    lengths[:1] = sides
+    starts = (shares[:, :2] * (sides - lengths + 1)).long()
+    return torch.cat([starts, lengths], dim=1)
+
+
+def programs(count: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return steps and strengths, (count, length) each, of any kind in any order."""
+    drawn = generator(length)
+    steps = torch.randint(len(STEPS), (count, length), generator=drawn)
+    strengths = torch.zeros(count, length)
+    for place, step in enumerate(steps.flatten().tolist()):
+        choice = [strength for strength in STRENGTHS[STEPS[step]] if math.isfinite(strength)]
+        strengths.view(-1)[place] = choice[int(torch.randint(len(choice), (), generator=drawn))]
+    return steps, strengths
+
+
+def on(device: str, options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
+
+
+def assert_like_reference(images: Tensor | Sequence[Tensor], device: str, exact: bool = False, **options: Any) -> None:
+    """Require the reference's views, on the CPU, to 1e-5 or to the bit, and to the rounding of the result's dtype."""
+    parts = [images] if isinstance(images, Tensor) else list(images)
+    moved = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+    views = augment_views(moved, **on(device, options)).cpu()
+    rows = [part if part.dim() == 4 else part[None] for part in parts]
+    expected = reference.augment_views(rows, **options)
+    assert views.dtype == expected.dtype
+    assert views.stride() == expected.stride()
+    if exact:
+        assert torch.equal(views, expected)
+        return
+    rounding = 0.0 if views.dtype == torch.float32 else torch.finfo(views.dtype).eps
+    torch.testing.assert_close(views.float(), expected.float(), rtol=1e-5 + rounding, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(("image", "view"), SIZES)
+def test_sizes(image: tuple[int, int], view: tuple[int, int], channels: int, device: str) -> None:
+    count = 4
+    images = make_images(count, channels, image)
+    flips = torch.arange(count) % 2 == 0
+    numbers = {"mean": [0.4] * channels, "std": [0.1 + 0.05 * c for c in range(channels)]}
+    assert_like_reference(images, device, size=view)
+    assert_like_reference(images, device, size=view, boxes=make_boxes(count, image), flips=flips, **numbers)
+    turned = torch.randn(count, 2, 3, generator=generator(2))
+    turned[0] = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    assert_like_reference(images, device, size=view, boxes=make_boxes(count, image), flips=flips, matrices=turned)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("result", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_types_and_layouts(dtype: torch.dtype, result: torch.dtype, device: str) -> None:
+    for channels in (3, 4):
+        images = make_images(3, channels, (20, 37), dtype)
+        options: dict[str, Any] = {"size": (9, 34), "dtype": result, "boxes": make_boxes(3, (20, 37))}
+        for layout in (images, images.contiguous(memory_format=torch.channels_last), images[:1].expand(3, -1, -1, -1)):
+            for channels_last in (False, True):
+                assert_like_reference(layout, device, channels_last=channels_last, **options)
+        # Thresholds on levels of whole numbers: as they are, nothing is rounded before the comparison.
+        steps = torch.full((3, 1), STEPS.index("solarize"))
+        assert_like_reference(
+            images, device, size=(20, 37), steps=steps, strengths=torch.full((3, 1), 128 / 255), dtype=result
+        )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels", [1, 3, 13])
+@pytest.mark.parametrize("name", STEPS)
+def test_each_step(name: str, channels: int, device: str) -> None:
+    strengths = torch.tensor(STRENGTHS[name]).view(-1, 1)
+    steps = torch.full(strengths.shape, STEPS.index(name))
+    for size in ((18, 35), (1, 1), (2, 5), (3, 3)):
+        images = make_images(len(steps), channels, size)
+        assert_like_reference(images, device, exact=name in JUMPS, size=size, steps=steps, strengths=strengths)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kernel", [1, 3, 9, 23, 101])
+def test_blur_kernels(kernel: int, device: str) -> None:
+    strengths = torch.tensor([[0.5], [3.0]])
+    steps = torch.full((2, 1), STEPS.index("blur"))
+    for size in ((1, 1), (2, 40), (33, 4), (50, 12)):
+        images = make_images(2, 3, size)
+        assert_like_reference(images, device, size=size, steps=steps, strengths=strengths, blur_kernel=kernel)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 20, 40])
+def test_steps_in_a_row_are_the_steps_one_by_one(length: int, channels: int, device: str) -> None:
+    count, size = 5, (11, 35)
+    steps, strengths = programs(count, length)
+    numbers = {"mean": [0.4] * channels, "std": [0.2] * channels}
+    images = make_images(count, channels, (13, 20)).to(device)
+    matrices = torch.tensor([[0.9, 0.1, 1.0], [-0.2, 1.1, 0.5]]).expand(count, -1, -1).to(device)
+    together = augment_views(
+        images, size=size, matrices=matrices, steps=steps.to(device), strengths=strengths.to(device), **numbers
+    )
+    views = augment_views(images, size=size, matrices=matrices)
+    for place in range(length):
+        step, strength = steps[:, place : place + 1].to(device), strengths[:, place : place + 1].to(device)
+        views = augment_views(views, size=size, steps=step, strengths=strength)
+    assert same_bits(together, augment_views(views, size=size, **numbers))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_images_of_many_sizes(device: str) -> None:
+    sizes = [(1, 1), (5, 40), (33, 7), (12, 12), (20, 21)]
+    for channels in (3, 4):
+        images = [make_images(1, channels, size, torch.uint8)[0] for size in sizes]
+        images[2] = images[2].transpose(1, 2)
+        boxes = torch.cat([make_boxes(2, (image.shape[1], image.shape[2]))[1:] for image in images])
+        assert_like_reference(images, device, size=(12, 12), boxes=boxes)
+        steps = torch.tensor([STEPS.index(name) for name in ("contrast", "blur", "autocontrast")])
+        strengths = torch.tensor([0.7, 1.5, 0.0])
+        assert_like_reference(
+            images, device, size=(12, 12), steps=steps.expand(5, -1), strengths=strengths.expand(5, -1)
+        )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_more_images_than_there_is_room_for(device: str) -> None:
+    count = 40 if EMULATED or device == "cpu" else 1000
+    images = make_images(count, 3, (6, 5))
+    names = [STEPS.index(name) for name in ("blur", "contrast", "equalize", "blur")]
+    steps = torch.tensor(names).roll(1).expand(count, -1)
+    strengths = torch.linspace(0.5, 1.5, count)[:, None].expand(-1, len(names))
+    views = augment_views(images.to(device), size=(6, 5), steps=steps.to(device), strengths=strengths.to(device))
+    for place in (0, 1, count // 2, count - 1):
+        alone = augment_views(
+            images[place : place + 1].to(device),
+            size=(6, 5),
+            steps=steps[place : place + 1].to(device),
+            strengths=strengths[place : place + 1].to(device),
+        )
+        assert same_bits(views[place : place + 1], alone)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_images(device: str) -> None:
+    for channels_last in (False, True):
+        views = augment_views(
+            torch.empty(0, 3, 4, 5, dtype=torch.uint8, device=device), size=(6, 7), channels_last=channels_last
+        )
+        assert views.shape == (0, 3, 6, 7)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", STEPS)
+def test_no_number_leads_out_of_the_image(name: str, channels: int, device: str) -> None:
+    images = make_images(4, channels, (9, 34))
+    for place, value in enumerate((math.nan, math.inf, -math.inf, 1e30)):
+        images[place, 0, 4, 20] = value
+    strange = torch.tensor([[math.nan], [math.inf], [-math.inf], [1e30]])
+    steps = torch.full((4, 1), STEPS.index(name), device=device)
+    for strengths in (strange, torch.full((4, 1), STRENGTHS[name][-1])):
+        views = augment_views(images.to(device), size=(9, 34), steps=steps, strengths=strengths.to(device))
+        assert views.shape == images.shape
+    matrices = strange.view(4, 1, 1).expand(4, 2, 3).to(device)
+    assert augment_views(images.to(device), size=(9, 34), matrices=matrices).shape == images.shape
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["brightness", "contrast", "hue", "saturation", "posterize", "autocontrast", "gamma"])
+def test_nan_stays_nan(name: str, device: str) -> None:
+    images = make_images(1, 3, (9, 34))
+    images[0, 1, 4, 20] = math.nan
+    steps, strengths = torch.tensor([[STEPS.index(name)]]), torch.tensor([[STRENGTHS[name][-1]]])
+    views = augment_views(images.to(device), size=(9, 34), steps=steps.to(device), strengths=strengths.to(device))
+    expected = reference.augment_views([images], size=(9, 34), steps=steps, strengths=strengths)
+    assert torch.equal(views.isnan().cpu(), expected.isnan())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_cuda_cuts_boxes_and_skips_unknown_steps(device: str) -> None:
+    if not EMULATED and device == "cpu":
+        pytest.skip("an error on the CPU")
+    images = make_images(4, 3, (9, 34)).to(device)
+    far = 2**63 - 1
+    boxes = torch.tensor([[-3, -3, 90, 5], [7, 33, 5, 5], [far, 100, far, 1], [2, -far, 0, -far]])
+    cut = torch.tensor([[0, 0, 9, 2], [7, 33, 2, 1], [8, 33, 1, 1], [2, 0, 1, 1]])
+    steps = torch.tensor([[1, -1, 18, 2**40]]).expand(4, -1).to(device)
+    strengths = torch.full((4, 4), 0.5, device=device)
+    views = torch.ops.deepclust_ext.augment_views(
+        [images], (5, 6), boxes=boxes.to(device), steps=steps, strengths=strengths
+    )
+    expected = augment_views(
+        images, size=(5, 6), boxes=cut.to(device), steps=steps[:, :1].contiguous(), strengths=strengths[:, :1]
+    )
+    assert same_bits(views, expected)
