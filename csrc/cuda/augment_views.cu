@@ -302,12 +302,13 @@ __device__ __forceinline__ void write_pixel(const ViewArguments& arguments, cons
 template <int kChannels>
 __device__ void run_pass(const ViewArguments& arguments, const Scratch& scratch, int64_t index) {
   const Pass& pass = *scratch.pass;
+  const Measure measure = pass.measure;  // the pass itself may be the next one after the last barrier
   const AugmentInputs& in = arguments.in;
   const int height = static_cast<int>(in.height), width = static_cast<int>(in.width);
   double sum[1] = {};
   const int64_t channels = kChannels == 3 ? 3 : in.channels;
   for (int64_t channel = 0; channel < channels; channel += kChannels) {
-    if (pass.measure == Measure::kLevels) {
+    if (measure == Measure::kLevels) {
       for (int i = threadIdx.x; i < kChannels * kLevels; i += kViewThreads) scratch.counts[i] = 0;
       __syncthreads();
     }
@@ -322,13 +323,13 @@ __device__ void run_pass(const ViewArguments& arguments, const Scratch& scratch,
         float v[kChannels] = {};
         gather(arguments, scratch, y, x, channel, v);
         for (int i = 0; i < pass.num_steps; ++i) apply_point(scratch.steps[i], scratch.measured, channel, v);
-        if (pass.measure == Measure::kMean) gray += gray_of(v);
+        if (measure == Measure::kMean) gray += gray_of(v);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {
-          if (pass.measure == Measure::kRange) {
+          if (measure == Measure::kRange) {
             low[c] = smaller_or_nan(low[c], v[c]);
             high[c] = larger_or_nan(high[c], v[c]);
-          } else if (pass.measure == Measure::kLevels) {
+          } else if (measure == Measure::kLevels) {
             atomicAdd(&scratch.counts[c * kLevels + level_of(v[c])], 1);
           }
         }
@@ -337,9 +338,9 @@ __device__ void run_pass(const ViewArguments& arguments, const Scratch& scratch,
     }
     sum[0] += gray;
     __syncthreads();
-    if (pass.measure == Measure::kRange) {
+    if (measure == Measure::kRange) {
       find_range(low, high, scratch.measured.low + channel, scratch.measured.high + channel);
-    } else if (pass.measure == Measure::kLevels) {
+    } else if (measure == Measure::kLevels) {
       const int c = threadIdx.x / 32;
       if (c < kChannels) {
         spread_levels(scratch.counts + c * kLevels, height * width, scratch.measured.table + (channel + c) * kLevels);
@@ -347,7 +348,7 @@ __device__ void run_pass(const ViewArguments& arguments, const Scratch& scratch,
       __syncthreads();
     }
   }
-  if (pass.measure == Measure::kMean) {
+  if (measure == Measure::kMean) {
     sum_over_block<kViewWarps>(sum);
     const int64_t values = channels / kChannels * in.height * in.width;
     if (threadIdx.x == 0) *scratch.measured.mean = static_cast<float>(sum[0] / static_cast<double>(values));

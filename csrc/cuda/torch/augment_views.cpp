@@ -54,8 +54,8 @@ at::Tensor list_images(at::TensorList images, int64_t count) {
 at::Tensor augment_views_cuda(at::TensorList images, at::IntArrayRef size, const std::optional<at::Tensor>& boxes,
                               const std::optional<at::Tensor>& flips, const std::optional<at::Tensor>& matrices,
                               const std::optional<at::Tensor>& steps, const std::optional<at::Tensor>& strengths,
-                              int64_t blur_kernel, at::OptionalArrayRef<double> mean, at::OptionalArrayRef<double> std,
-                              at::ScalarType dtype, bool channels_last) {
+                              int64_t blur_kernel, std::optional<at::ArrayRef<double>> mean,
+                              std::optional<at::ArrayRef<double>> std, at::ScalarType dtype, bool channels_last) {
   check_augment_views(images, size, boxes, flips, matrices, steps, strengths, blur_kernel, mean, std, dtype);
   const at::Tensor& first = images[0];
   AugmentInputs inputs{};
