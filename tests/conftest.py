@@ -1,6 +1,7 @@
 """What every test shares: seeds, the hypothesis budget, and the rule that the native library is what is tested."""
 
 import random
+import warnings
 from zlib import crc32
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-from deepclust_ext import _extension
-from tests.helpers import INSTRUCTION_SETS
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", RuntimeWarning)  # of a missing library, which ends the session in one line below
+    from deepclust_ext import _extension
+    from tests.helpers import INSTRUCTION_SETS
 
 settings.register_profile("bounded", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("bounded")
@@ -25,7 +28,10 @@ def pytest_report_header() -> str:
 def pytest_sessionstart() -> None:
     """Refuse to report success on the reference alone unless DEEPCLUST_EXT_BACKEND=reference asks for it."""
     if not _extension.NATIVE_DEVICES and _extension.BACKEND != "reference":
-        pytest.exit(f"the native library is not usable: {_extension.REASON}. Run `make setup`.", returncode=1)
+        cure = (
+            f"Run `make setup` or `{_extension.rebuild_command()}`; DEEPCLUST_EXT_BACKEND=reference tests the reference"
+        )
+        pytest.exit(f"the native library is not usable: {_extension.REASON}. {cure}.", returncode=1)
 
 
 @pytest.fixture(autouse=True)

@@ -136,3 +136,27 @@ def test_without_torchvision_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ImportError, match=r"torchvision cannot be imported .*; pip install 'deepclust_ext\[vision\]'"):
         load_backbone("resnet18", 32, stem="cifar")
+
+
+def frozen_in_double() -> nn.Module:
+    """Return a network of another dtype than torch's default, a part of which is in evaluation mode."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten()).double()
+    network[1].eval()
+    return network
+
+
+def test_dtype_and_modes_of_an_own_network_stay() -> None:
+    network, dim = load_backbone(f"{__name__}:frozen_in_double", 8, channels=1)
+    assert dim == 72
+    assert [part.training for part in network.modules()] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_by_name_under_another_default_dtype(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        network, dim = load_backbone("digits-linear", 8, channels=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert dim == 512
+    assert next(network.parameters()).dtype == dtype
