@@ -98,6 +98,7 @@ def _evaluate(trainer: Trainer) -> Evaluation:
         n_init=trainer.config.kmeans.final_n_init,
         seed=trainer.config.seed,
         test_view=trainer.test_view,
+        batch_size=trainer.config.batch_size,
     )
 
 
