@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
 
-from deepclust_ext.ops._checks import check_integer, check_temperature
+from deepclust_ext.ops._checks import check_integer, check_temperature, plain
 
 
 class PrototypeLoss(nn.Module):
@@ -64,7 +64,7 @@ class PrototypeLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"temperature={float(self.temperature)}"
+        return f"temperature={plain(self.temperature)}"
 
 
 def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:

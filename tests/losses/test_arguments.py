@@ -48,7 +48,7 @@ BOOLS = [(make, x.name) for make in MAKERS for x in parameters(make) if type(x.d
 @pytest.mark.parametrize("wrong", [True, "0.5", None, [1], math.nan, math.inf, -1, np.float32(-2)])
 @pytest.mark.parametrize(("make", "name"), NUMBERS)
 def test_numbers(make: Make, name: str, wrong: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected a"):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected "):
         make(**{name: wrong})
 
 
@@ -94,4 +94,4 @@ def test_swapped_in_class() -> None:
     with pytest.raises(ValueError, match="^tau: expected a finite number above 0, got 0$"):
         HSD(tau=0)
     with pytest.raises(TypeError, match="^normalize: expected True or False, got None$"):
-        HSD()(torch.ones(2, 3), torch.ones(2, 3), None)  # type: ignore[arg-type]
+        HSD()(torch.ones(2, 3), torch.ones(2, 3), None)
