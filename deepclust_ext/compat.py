@@ -5,7 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from deepclust_ext.losses import HSDLoss
-from deepclust_ext.ops._checks import check_temperature
+from deepclust_ext.ops._checks import check_temperature, plain
 
 
 class HSD(nn.Module):
@@ -36,4 +36,4 @@ class HSD(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"tau={float(self.tau)}"
+        return f"tau={plain(self.tau)}"

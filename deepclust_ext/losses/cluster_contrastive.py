@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.ops import fused_contrastive_loss
-from deepclust_ext.ops._checks import check_feature_pair, check_non_negative, check_temperature
+from deepclust_ext.ops._checks import check_feature_pair, check_non_negative, check_temperature, plain
 
 
 class ClusterContrastiveLoss(nn.Module):
@@ -77,7 +77,7 @@ class ClusterContrastiveLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"temperature={float(self.temperature)}, entropy_weight={self.entropy_weight}"
+        return f"temperature={plain(self.temperature)}, entropy_weight={self.entropy_weight}"
 
 
 def _without_gradient_of_empty(

@@ -10,6 +10,7 @@ from deepclust_ext.ops._checks import (
     check_reduction,
     check_share,
     check_temperature,
+    plain,
 )
 
 
@@ -78,6 +79,6 @@ class ContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
         return (
-            f"temperature={float(self.temperature)}, hardness={self.hardness}, debias={self.debias}, "
+            f"temperature={plain(self.temperature)}, hardness={self.hardness}, debias={self.debias}, "
             f"class_temperature={self.class_temperature}, normalize={self.normalize}, reduction={self.reduction!r}"
         )

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from deepclust_ext.ops import HSDStats, fused_hsd_loss
-from deepclust_ext.ops._checks import check_bool, check_reduction, check_temperature
+from deepclust_ext.ops._checks import check_bool, check_reduction, check_temperature, plain
 
 
 class HSDLoss(nn.Module):
@@ -52,6 +52,6 @@ class HSDLoss(nn.Module):
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
         return (
-            f"temperature={float(self.temperature)}, normalize={self.normalize}, "
+            f"temperature={plain(self.temperature)}, normalize={self.normalize}, "
             f"reduction={self.reduction!r}, return_stats={self.return_stats}"
         )

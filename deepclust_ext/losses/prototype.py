@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from deepclust_ext.reference.normalize import l2_normalize
 
-from deepclust_ext.ops._checks import check_integer, check_temperature
+from deepclust_ext.ops._checks import check_integer, check_temperature, plain
 
 
 class PrototypeLoss(nn.Module):
@@ -65,7 +65,7 @@ class PrototypeLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"temperature={float(self.temperature)}"
+        return f"temperature={plain(self.temperature)}"
 
 
 def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:

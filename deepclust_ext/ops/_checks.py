@@ -176,6 +176,11 @@ def check_temperature(value: float | Tensor, name: str = "temperature") -> float
     return value
 
 
+def plain(temperature: float | Tensor) -> float:
+    """Return a temperature as the number that it is now, to print it."""
+    return temperature.item() if isinstance(temperature, Tensor) else temperature
+
+
 def check_integer(value: object, name: str, low: int, high: int | None = None, condition: str = "") -> int:
     """Return an integer of at least ``low`` and at most ``high`` as Python's int, numpy's integers too.
 

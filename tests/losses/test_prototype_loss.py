@@ -87,7 +87,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 def test_errors_name_the_argument() -> None:
     rows, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
-    with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="temperature: expected a finite number above 0, got 0"):
         PrototypeLoss(0)
     with pytest.raises(ValueError, match=r"query: expected shape \(B, D\), got \(3, 4, 1\)"):
         PrototypeLoss()(rows.unsqueeze(2), rows, labels, 3)

@@ -35,3 +35,14 @@ def test_far_apart(size: float, clusters: int, epsilon: float) -> None:
     assignments = sinkhorn_knopp(scores, epsilon=epsilon)
     expected = torch.eye(clusters) if size > epsilon else torch.full((clusters, clusters), 1 / clusters)
     torch.testing.assert_close(assignments, expected)
+
+
+def test_no_tangent_is_dropped() -> None:
+    scores, shares = torch.rand(4, 3), torch.ones(4)
+    with torch.autograd.forward_ad.dual_level():
+        dual, dual_shares = (torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)) for x in (scores, shares))
+        for differentiable in (False, True):
+            with pytest.raises(NotImplementedError, match="sinkhorn_knopp: has no forward-mode derivative"):
+                sinkhorn_knopp(dual, differentiable=differentiable)
+            with pytest.raises(NotImplementedError, match="sinkhorn_knopp: has no forward-mode derivative"):
+                sinkhorn_knopp(scores, sample_marginals=dual_shares, differentiable=differentiable)

@@ -75,7 +75,7 @@ def test_gradients_by_finite_differences() -> None:
         tensors = arguments(form, torch.float64)
 
         def loss(temperature: Tensor, *leaves: Tensor, tensors: dict[str, Tensor] = tensors) -> Tensor:
-            named = dict(zip(tensors, leaves, strict=True))
+            named: dict[str, Any] = dict(zip(tensors, leaves, strict=True))
             return fused_contrastive_loss(**named, temperature=temperature, debias=0.2, hardness=0.5)
 
         leaves = [x.requires_grad_() for x in (torch.tensor(0.3, dtype=torch.float64), *tensors.values())]
