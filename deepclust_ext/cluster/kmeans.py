@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -284,7 +284,7 @@ class KMeans:
                 return seed_centers(rows, self.n_clusters, self.metric, generator)
             order = torch.randperm(len(rows), generator=generator, device="cpu")
             return rows[order[: self.n_clusters].to(rows.device)]
-        given = self.init
+        given: Any = self.init
         if callable(given):
             seed = int(torch.randint(2**32, (), generator=generator, device="cpu"))  # scikit-learn's are of 32 bits
             given = given(rows, self.n_clusters, random_state=seed)
