@@ -407,11 +407,11 @@ DEEPCLUST_INLINE void add_row(const T* row /* (depth,) */, int64_t depth, T* sum
   for (; k < depth; ++k) sum[k] += row[k];
 }
 
-// Moves what was added up of one cluster to its wide sums, and starts anew.
+// Moves what was added up of one cluster to its wide sums, which are nothing before the first time, and starts anew.
 template <typename T>
-void widen_sums(T* sums /* (depth,) */, int64_t depth, double* wide /* (depth,) */) {
+void widen_sums(T* sums /* (depth,) */, int64_t depth, bool is_first, double* wide /* (depth,) */) {
   for (int64_t k = 0; k < depth; ++k) {
-    wide[k] += sums[k];
+    wide[k] = (is_first ? 0.0 : wide[k]) + sums[k];
     sums[k] = T(0);
   }
 }
@@ -429,15 +429,19 @@ void sum_part(const T* features,      // (N, depth)
   constexpr bool kWidens = !std::is_same_v<T, double>;
   std::fill(sums, sums + clusters * depth, T(0));
   std::fill(counts, counts + clusters, int64_t{0});
-  if (kWidens) std::fill(wide, wide + clusters * depth, 0.0);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t label = labels[i];
     if (label < 0 || label >= clusters) continue;
     T* sum = sums + label * depth;
     add_row(features + i * depth, depth, sum);
-    if (++counts[label] % kRowsInT == 0 && kWidens) widen_sums(sum, depth, wide + label * depth);
+    if (++counts[label] % kRowsInT == 0 && kWidens) {
+      widen_sums(sum, depth, counts[label] == kRowsInT, wide + label * depth);
+    }
   }
-  for (int64_t e = 0; kWidens && e < clusters * depth; ++e) sums[e] = static_cast<T>(wide[e] + sums[e]);
+  for (int64_t c = 0; kWidens && c < clusters; ++c) {
+    if (counts[c] < kRowsInT) continue;
+    for (int64_t e = c * depth; e < (c + 1) * depth; ++e) sums[e] = static_cast<T>(wide[e] + sums[e]);
+  }
 }
 
 // Adds the parts of the sums of one cluster, in order.

@@ -51,7 +51,7 @@ template <typename T>
 constexpr T kLargestLogit = sizeof(T) == 4 ? 0x1p22 : 0x1p50;
 template <typename T>
 constexpr T kOverflow = sizeof(T) == 4 ? 0x1p105 : 0x1p973;  // what makes anything larger overflow
-constexpr int kMaskedLogits = 8;       // kLargestLogit, below which nothing but masks is
+constexpr int kMaskedLogits = 8;                             // kLargestLogit, below which nothing but masks is
 constexpr double kLiftedLogit = 1024;  // so far below all others a row counts nothing at first: its exponentials vanish
 
 // One problem; T is the accumulation type. Columns from `clusters` to `stride` are absent: their kernel is 0.
@@ -420,8 +420,8 @@ class Solver {
   std::vector<double> sums_;    // (K,)
   std::vector<double> ratios_;  // (K,) c / sums
   double epsilon_;
-  std::vector<T> bounded_;      // (N, K) scores, where those given are too large
-  double gauge_ = 0;  // the logarithm by which u is too small, and v too large
+  std::vector<T> bounded_;  // (N, K) scores, where those given are too large
+  double gauge_ = 0;        // the logarithm by which u is too small, and v too large
   bool from_last_ = false;
 };
 

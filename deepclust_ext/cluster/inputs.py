@@ -76,7 +76,7 @@ def check_random_state(state: object) -> None:
     if isinstance(state, bool) or not isinstance(state, Integral):
         kinds = "an integer, numpy's RandomState or Generator, torch's Generator or None"
         raise TypeError(f"random_state: expected {kinds}, got {state!r}")
-    if not -(2**63) <= state < 2**64:
+    if not -(2**63) <= int(state) < 2**64:
         raise ValueError(f"random_state: expected a seed of 64 bits, got {state}")
 
 

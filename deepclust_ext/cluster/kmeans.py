@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ class KMeans:
             init = as_rows(init, "init")
         if isinstance(n_init, str) and n_init == "auto":
             n_init = 10 if callable(init) or (isinstance(init, str) and init == "random") else 1
-        if isinstance(tol, bool) or not isinstance(tol, Real):
+        if isinstance(tol, bool) or not isinstance(tol, (float, Real)):
             raise TypeError(f"tol: expected a number, got {tol!r}")
         if not tol >= 0:
             raise ValueError(f"tol: expected a number of at least 0, got {tol}")
@@ -284,11 +284,11 @@ class KMeans:
                 return seed_centers(rows, self.n_clusters, self.metric, generator)
             order = torch.randperm(len(rows), generator=generator, device="cpu")
             return rows[order[: self.n_clusters].to(rows.device)]
-        centers = self.init
-        if callable(centers):
+        given: Any = self.init
+        if callable(given):
             seed = int(torch.randint(2**32, (), generator=generator, device="cpu"))  # scikit-learn's are of 32 bits
-            centers = centers(rows, self.n_clusters, random_state=seed)
-        centers = as_rows(centers, "init")
+            given = given(rows, self.n_clusters, random_state=seed)
+        centers = as_rows(given, "init")
         shape = (self.n_clusters, rows.shape[1])
         if centers.shape != shape:
             raise ValueError(f"init: expected shape {shape}, got {tuple(centers.shape)}")

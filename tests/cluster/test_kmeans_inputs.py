@@ -123,7 +123,8 @@ def test_errors_at_construction(arguments: dict[str, Any], error: type[Exception
 
 
 def test_numpy_s_numbers() -> None:
-    kmeans = KMeans(np.int64(3), n_init=np.int32(2), max_iter=np.uint8(9), tol=np.float32(0), batch_size=np.int16(50))
+    numbers: dict[str, Any] = {"n_init": np.int32(2), "max_iter": np.uint8(9), "batch_size": np.int16(50)}
+    kmeans = KMeans(**{"n_clusters": np.int64(3), "tol": np.float32(0), **numbers})
     assert kmeans.fit(ROWS).labels_.shape == (120,)
 
 
