@@ -83,7 +83,8 @@ check-cuda: setup
 
 # The op tests that reach every part of the kernels: these run in all schedules, under the sanitizers and the checker.
 sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py tests/ops/test_sinkhorn_sweep.py \
-	tests/ops/test_diffused_sweep.py tests/ops/test_kmeans_sweep.py tests/ops/test_neighbors_sweep.py
+	tests/ops/test_diffused_sweep.py tests/ops/test_kmeans_sweep.py tests/ops/test_neighbors_sweep.py \
+	tests/ops/test_views_sweep.py
 emulated_sweeps := emulated-sweep-asan emulated-sweep-check emulated-sweep-reverse emulated-sweep-random
 cp_async_reverse := early
 cp_async_random := random

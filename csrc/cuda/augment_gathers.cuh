@@ -48,15 +48,15 @@ struct Taps {
 
   __device__ __forceinline__ Taps(int place, int from, int to) {
     center = place + 0.5f;
-    inverse_scale = 1;
+    inverse_scale = 0;  // a pixel alone has the weight 1, without a rounding
     first = place;
     end = place + 1;
     if (from == to) return;
     const float scale = static_cast<float>(from) / static_cast<float>(to), support = larger(scale, 1.0f);
     center = __fmul_rn(scale, center);
-    inverse_scale = 1 / support;
     first = max(static_cast<int>(center - support + 0.5f), 0);
     end = min(static_cast<int>(center + support + 0.5f), from);
+    if (end - first > 1) inverse_scale = 1 / support;
   }
 
   __device__ __forceinline__ float weight(int tap) const {

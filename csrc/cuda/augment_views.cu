@@ -365,10 +365,9 @@ __device__ void plan_pass(const ViewArguments& arguments, int64_t index, bool fi
   const bool measured = !first && pass.measure != Measure::kNothing;
   if (first) {
     const int64_t view = in.channels * in.height * in.width;
+    pass = {};
     pass.source = pass.target = arguments.front + blockIdx.x * view;
     pass.spare = arguments.back + blockIdx.x * view;
-    pass.gather = Gather::kImage;
-    pass.next = 0;
     *scratch.crop = crop_of(in, index);
   } else {
     if (pass.target != pass.source) pass.spare = const_cast<float*>(pass.source);

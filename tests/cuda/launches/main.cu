@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "cuda/augment_views.cuh"
 #include "cuda/batch_hard_mining.cuh"
 #include "cuda/diffused_neighbor_gather.cuh"
 #include "cuda/fused_contrastive_loss.cuh"
@@ -126,12 +127,26 @@ void kmeans(int64_t count, int64_t clusters, int64_t depth) {
   }
 }
 
+void views(int64_t count, int64_t channels, int64_t side) {
+  AugmentInputs inputs{};
+  inputs.count = count;
+  inputs.channels = channels;
+  inputs.height = inputs.width = side;
+  inputs.num_steps = 1;
+  inputs.blur_kernel = 23;
+  const AugmentPlan plan = plan_augment_views(inputs, device::multiprocessor_count());
+  require(launch_augment_views(inputs, plan, {}, {}, nullptr));
+}
+
 }  // namespace
 
 int main() {
   for (const int64_t count : {1, 1000, 100'000, 10'000'000}) {
     for (const int64_t clusters : {1, 10, 1000, 100'000}) sinkhorn(1, count, clusters);
     sinkhorn(count, 256, 128);
+    for (const int64_t channels : {1, 3, 64}) {
+      for (const int64_t side : {1, 32, 224, 1 << 20}) views(count, channels, side);
+    }
     for (const int64_t depth : {1, 128, 2048}) {
       for (const int64_t clusters : {1, 100, 100'000}) kmeans(count, clusters, depth);
       gather(count, depth);
