@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from deepclust_ext.reference.normalize import l2_normalize
-
 from deepclust_ext.ops._checks import check_integer, check_temperature, plain
+from deepclust_ext.reference.normalize import l2_normalize
 
 
 class PrototypeLoss(nn.Module):
