@@ -41,7 +41,7 @@ def bytes_of(images: Tensor) -> Tensor:
 def make_ours(images: Tensor, **options: Any) -> Tensor:
     """Make all views at once."""
     views = bytes_of(images)
-    placed = {k: v.to(views.device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    placed: dict[str, Any] = {k: v.to(views.device) if isinstance(v, Tensor) else v for k, v in options.items()}
     if views.shape[2] < options["size"][0]:  # fewer rows, with which the harness warms up before it measures memory
         del placed["boxes"]
     return augment_views(views, **placed)

@@ -48,7 +48,7 @@ def draw_strength(generator: torch.Generator, name: str) -> float:
     return float(round(drawn)) if name in WHOLE else drawn
 
 
-def draw_steps(generator: torch.Generator, count: int, length: int, names: Sequence[str]) -> dict[str, Tensor]:
+def draw_steps(generator: torch.Generator, count: int, length: int, names: Sequence[str]) -> dict[str, Any]:
     """Return steps and strengths of so many images, in random order and with repetitions."""
     drawn = [
         [names[int(torch.randint(len(names), (), generator=generator))] for _ in range(length)] for _ in range(count)
@@ -60,7 +60,7 @@ def draw_steps(generator: torch.Generator, count: int, length: int, names: Seque
     }
 
 
-def one_step(name: str, strength: float, count: int = 1) -> dict[str, Tensor]:
+def one_step(name: str, strength: float, count: int = 1) -> dict[str, Any]:
     return {"steps": torch.full((count, 1), STEPS.index(name)), "strengths": torch.full((count, 1), strength)}
 
 
