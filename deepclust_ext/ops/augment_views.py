@@ -193,8 +193,8 @@ def _check(
         ("steps", steps, (count, length), torch.int64),
         ("strengths", strengths, (count, length), torch.float32),
     )
-    for name, tensor, shape, wanted in parameters:
-        _check_parameter(name, tensor, shape, wanted, first.device)
+    for name, tensor, expected, wanted in parameters:
+        _check_parameter(name, tensor, expected, wanted, first.device)
     if (steps is None) != (strengths is None):
         raise ValueError("steps, strengths: expected both or neither")
     if isinstance(blur_kernel, bool) or not isinstance(blur_kernel, int):

@@ -48,7 +48,7 @@ def draw_strength(generator: torch.Generator, name: str) -> float:
     return float(round(drawn)) if name in WHOLE else drawn
 
 
-def draw_steps(generator: torch.Generator, count: int, length: int, names: Sequence[str]) -> dict[str, Tensor]:
+def draw_steps(generator: torch.Generator, count: int, length: int, names: Sequence[str]) -> dict[str, Any]:
     """Return steps and strengths of so many images, in random order and with repetitions."""
     drawn = [
         [names[int(torch.randint(len(names), (), generator=generator))] for _ in range(length)] for _ in range(count)
@@ -60,7 +60,7 @@ def draw_steps(generator: torch.Generator, count: int, length: int, names: Seque
     }
 
 
-def one_step(name: str, strength: float, count: int = 1) -> dict[str, Tensor]:
+def one_step(name: str, strength: float, count: int = 1) -> dict[str, Any]:
     return {"steps": torch.full((count, 1), STEPS.index(name)), "strengths": torch.full((count, 1), strength)}
 
 
@@ -252,9 +252,9 @@ def test_instruction_sets_agree() -> None:
     best, baseline = results_by_instruction_set("""
 import torch
 from deepclust_ext.reference.augment_views import STEPS
-images = torch.arange(3 * 41 * 50).mul(7919).remainder(251).to(torch.uint8).reshape(1, 3, 41, 50)
-for size in ((41, 50), (30, 23)):
-    for name in STEPS if size[0] == 41 else ("contrast", "hue", "blur", "gamma", "sharpness"):
+images = torch.arange(3 * 21 * 26).mul(7919).remainder(251).to(torch.uint8).reshape(1, 3, 21, 26)
+for size in ((21, 26), (30, 13)):
+    for name in STEPS if size[0] == 21 else ("contrast", "hue", "blur", "gamma", "sharpness"):
         steps, strengths = torch.full((1, 1), STEPS.index(name)), torch.full((1, 1), 0.75)
         views = deepclust_ext.augment_views(images, size=size, steps=steps, strengths=strengths)
         print(*(x.hex() for x in views.flatten().tolist()))
