@@ -145,10 +145,11 @@ def _parts(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    for side in (height, width):
-        if isinstance(side, bool) or not isinstance(side, int):
-            raise TypeError(f"size: expected integers, got {type(side).__name__}")
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise TypeError(f"size: expected an integer, or two, got {size!r}")
+    height, width = sides
+    for side in sides:
         if side < 1:
             raise ValueError(f"size: expected a positive height and width, got {size}")
     return height, width

@@ -59,7 +59,7 @@ def augment_views(
             top, left, height, width = boxes[place].tolist()
             view = view[:, top : top + height, left : left + width]
         if view.shape[1:] != size:
-            view = interpolate(view[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+            view = _resized(view, size)
         if flips is not None and flips[place]:
             view = view.flip(2)
         if matrices is not None:
@@ -70,9 +70,15 @@ def augment_views(
         if mean is not None and std is not None:
             view = (view - view.new_tensor(mean).view(-1, 1, 1)) / view.new_tensor(std).view(-1, 1, 1)
         views.append(view)
-    first = images[0] if images else torch.empty(0, 0, *size)
+    first = images[0] if len(images) else torch.empty(0, 0, *size)
     result = torch.stack(views) if views else first.new_empty((0, first.shape[1], *size), dtype=torch.float32)
     return result.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _resized(view: Tensor, size: tuple[int, int]) -> Tensor:
+    if size[1] == 1 < size[0]:  # as a row: of a column, torch 2.14 spreads the first pixel over all of the result
+        return _resized(view.mT, (1, size[0])).mT
+    return interpolate(view[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def _step(view: Tensor, name: str, strength: float, blur_kernel: int) -> Tensor:
