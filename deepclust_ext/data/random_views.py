@@ -61,6 +61,8 @@ class RandomViews(nn.Module):
         ValueError: If an argument lies outside its range.
     """
 
+    any_size = True  # a batch may be a list of images of different sizes
+
     def __init__(
         self,
         size: int,

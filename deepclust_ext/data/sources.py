@@ -57,7 +57,7 @@ class Images(Dataset[Any]):
         store: Where the images lie.
         classes: Each image's class, for scores alone.
         size: Side of the square that images are resized to, with antialias and without keeping the aspect; None for the
-            images as they are, which training takes in one size only.
+            images as they are.
         scale: ``"type"``: what is black and white by the stored type becomes 0 and 1. ``"percentile"``: the values at
             0.1 and 99.9 percent of the data set do, and what lies beyond is not clipped.
         cache: ``"ram"`` keeps the images, resized, in memory, in the type of their file; ``"none"`` reads them again

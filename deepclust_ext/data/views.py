@@ -76,6 +76,8 @@ class ResizeView(nn.Module):
         ValueError: If an argument lies outside its range.
     """
 
+    any_size = True  # a batch may be a list of images of different sizes
+
     def __init__(
         self,
         size: int,
@@ -202,6 +204,8 @@ class PerImage(nn.Module):
     Args:
         transform: From an image (C, H, W), uint8, uint16 or floating, to another, all of one size.
     """
+
+    any_size = True  # a batch may be a list of images of different sizes
 
     def __init__(self, transform: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """What a method says of the images of a data set: rows and clusters, in the data set's order."""
 
-from deepclust_ext.inference.images import Images
+from deepclust_ext.inference.images import IndexedImages, moved, takes_any_size
 from deepclust_ext.inference.loop import assign, batches, device_of, embed, map_images
 
-__all__ = ["Images", "assign", "batches", "device_of", "embed", "map_images"]
+__all__ = ["IndexedImages", "assign", "batches", "device_of", "embed", "map_images", "moved", "takes_any_size"]

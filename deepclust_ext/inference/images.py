@@ -15,22 +15,24 @@ from torch.utils.data import Dataset, Subset
 PICTURE_MODES = {"L": "L", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "P": "RGB"}
 
 
-class Images(Dataset[Any]):
+class IndexedImages(Dataset[Any]):
     """The images of a data set with their indices; whatever else an item holds never leaves this class.
 
     An image is a tensor or array (C, H, W), whose values and dtype stay, or a picture of PIL, which becomes uint8.
 
     Args:
         data: Map-style, of images or of tuples that begin with one.
+        any_size: Whether images of one batch may differ in height and width.
 
     Raises:
         TypeError: If the data are not map-style.
     """
 
-    def __init__(self, data: Dataset[Any]) -> None:
+    def __init__(self, data: Dataset[Any], *, any_size: bool = False) -> None:
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise TypeError(f"data: expected a map-style data set, with items and a length, got {type(data).__name__}")
         self.data = data
+        self.any_size = any_size
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -45,20 +47,25 @@ class Images(Dataset[Any]):
         """
         return self._image(self._item(index), index), index
 
-    def collate(self, items: Sequence[tuple[Any, ...]]) -> tuple[Tensor, Any]:
-        """Return the images (B, C, H, W) of the items of a batch, and their places (B,).
+    def collate(self, items: Sequence[tuple[Any, ...]]) -> tuple[Tensor | list[Tensor], Any]:
+        """Return the images of the items of a batch, (B, C, H, W) or of different sizes a list, and their places (B,).
 
         Raises:
             ValueError: If the images differ in shape, or in dtype, whose values may then mean different things.
         """
         first, first_index = items[0][:2]
+        alike = True
         for image, index, *_ in items:
-            if (image.shape, image.dtype) != (first.shape, first.dtype):
+            same = image.shape == first.shape
+            if image.dtype != first.dtype or not (same or (self.any_size and len(image) == len(first))):
                 raise ValueError(
                     f"{self.name(index)}: expected the shape and dtype of {self.name(first_index)} in the same batch, "
                     f"{tuple(first.shape)} of {first.dtype}, got {tuple(image.shape)} of {image.dtype}"
                 )
-        return torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items], device="cpu")
+            alike = alike and same
+        images = [item[0] for item in items]
+        places = torch.tensor([item[1] for item in items], device="cpu")
+        return torch.stack(images) if alike else images, places
 
     def name(self, index: int) -> str:
         """Return what messages call an image: its place and, where the data set knows it, its file.
@@ -103,15 +110,15 @@ class Images(Dataset[Any]):
         return f"{self.name(index)}: expected an image that can be read, got {type(error).__name__}: {error}"
 
 
-class LabelledImages(Images):
+class LabelledImages(IndexedImages):
     """Images with their indices and classes, for evaluation alone."""
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         """Return an image (C, H, W), its place, and its class as an integer or a name.
 
         Raises:
-            TypeError: As :class:`Images`, or if the item has no class, or one of another type.
-            ValueError: As :class:`Images`.
+            TypeError: As :class:`IndexedImages`, or if the item has no class, or one of another type.
+            ValueError: As :class:`IndexedImages`.
         """
         item = self._item(index)
         if not isinstance(item, (tuple, list)) or len(item) < 2:
@@ -128,9 +135,21 @@ class LabelledImages(Images):
             )
         return self._image(item, index), index, label
 
-    def collate(self, items: Sequence[tuple[Any, ...]]) -> tuple[Tensor, Any]:
-        """Return the images (B, C, H, W) of the items of a batch, and the list of their classes."""
+    def collate(self, items: Sequence[tuple[Any, ...]]) -> tuple[Tensor | list[Tensor], Any]:
+        """Return the images of the items of a batch, and the list of their classes."""
         return super().collate(items)[0], [item[2] for item in items]
+
+
+def moved(images: Tensor | list[Tensor], device: torch.device | str) -> Tensor | list[Tensor]:
+    """Return the images of a batch on a device, one tensor or a list of them."""
+    if isinstance(images, Tensor):
+        return images.to(device, non_blocking=True)
+    return [image.to(device, non_blocking=True) for image in images]
+
+
+def takes_any_size(*views: Any) -> bool:
+    """Return whether all views take lists of images of different sizes, as their attribute ``any_size`` says."""
+    return all(getattr(view, "any_size", False) for view in views)
 
 
 def numbered(labels: Sequence[int | str]) -> Tensor:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deepclust_ext.inference.images import Images, LabelledImages, numbered
+from deepclust_ext.inference.images import IndexedImages, LabelledImages, moved, numbered, takes_any_size
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 
-View = Callable[[Tensor], Tensor]  # from a batch of images (B, C, H, W) to another (B, C, H', W')
+# From a batch of images (B, C, H, W), of different sizes a list of (C, H, W), to another (B, C, H', W').
+View = Callable[[Any], Tensor]
 
 
 def map_images(
@@ -27,8 +28,9 @@ def map_images(
 
     Args:
         function: From a batch of images (B, C, H, W) to a tuple of tensors (B, ...).
-        data: Map-style, of images or of tuples that begin with one, see :class:`Images`.
-        test_view: Of every batch, on the device; None for the images as they are.
+        data: Map-style, of images or of tuples that begin with one, see :class:`IndexedImages`.
+        test_view: Of every batch, on the device; None for the images as they are. Images may differ in size where it
+            takes lists of them and says so by an attribute ``any_size``, as all views of photographs here do.
         batch_size: Images at a time.
         num_workers: Processes that load images.
         device: Where the function computes.
@@ -43,27 +45,25 @@ def map_images(
         ValueError: If there is no image, one cannot be read, those of a batch differ in shape or dtype, or a pixel is
             not finite.
     """
-    source = LabelledImages(data) if with_labels else Images(data)
+    source = (LabelledImages if with_labels else IndexedImages)(data, any_size=takes_any_size(test_view))
     if not len(source):
         raise ValueError("data: expected at least one image, got none")
     parts: list[tuple[Tensor, ...]] = []
     labels: list[int | str] = []
     done = 0
     for images, numbers in batches(source, batch_size=batch_size, num_workers=num_workers):
-        if images.is_floating_point() and not images.isfinite().all():
-            bad = int((~images.isfinite().flatten(1).all(dim=1)).int().argmax()) + done
-            raise ValueError(f"{source.name(bad)}: expected finite pixels, got NaN or infinity")
+        for place, image in enumerate(images):
+            if image.is_floating_point() and not image.isfinite().all():
+                raise ValueError(f"{source.name(done + place)}: expected finite pixels, got NaN or infinity")
         done += len(images)
         if with_labels:
             labels += numbers
-        images = images.to(device)
-        if test_view is not None:
-            images = test_view(images)
-        parts.append(function(images))
+        images = moved(images, device)
+        parts.append(function(images if test_view is None else test_view(images)))
     return (*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), *([numbered(labels)] if with_labels else []))
 
 
-def batches(images: Images, **options: Any) -> Iterator[tuple[Tensor, Any]]:
+def batches(images: IndexedImages, **options: Any) -> Iterator[tuple[Any, Any]]:
     """Yield the batches of a data set; options are those of torch's DataLoader.
 
     Images are loaded on the CPU, whatever torch's default device is: a process that loads cannot use a GPU.

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from deepclust_ext.backbones import load_backbone
 from deepclust_ext.data import make_view
-from deepclust_ext.inference import Images
+from deepclust_ext.inference import IndexedImages
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.schema import Recipe
@@ -64,7 +64,7 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
     views = {"test_view": test_view} if test_view else {"the image itself": torch.nn.Identity()}
     views |= {f"views.{place}": view for place, view in enumerate(make_views(recipe))}
     for name, source in (data if isinstance(data, Mapping) else {MAIN: data}).items():
-        images = Images(source)
+        images = IndexedImages(source)
         count = {MAIN: expected.images, "unlabelled": expected.unlabelled}.get(name)
         if count is not None and len(images) != count:
             raise ValueError(f"data.{name}: expected {count} images, {as_in}, got {len(images)}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext import __version__
-from deepclust_ext.inference import Images
+from deepclust_ext.inference import IndexedImages
 
 Setting: TypeAlias = str | int | float | bool | None
 
@@ -76,7 +76,7 @@ def fingerprint(data: Dataset[Any]) -> dict[str, Setting]:
     ``names``, and the values of up to ``SAMPLE`` images, from the first to the last at equal distances: other values
     elsewhere go unseen. Values do not count where an image is not the same at every reading.
     """
-    images = Images(data)
+    images = IndexedImages(data)
     first, _ = images[0]
     found: dict[str, Setting] = {"count": len(images), "shape": str(tuple(first.shape)), "dtype": str(first.dtype)}
     places = sorted({i * (len(images) - 1) // (SAMPLE - 1) for i in range(SAMPLE)})

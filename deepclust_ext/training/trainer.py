@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from deepclust_ext.cluster import KMeans
-from deepclust_ext.inference import Images, assign, batches, device_of, embed
+from deepclust_ext.inference import IndexedImages, assign, batches, device_of, embed, moved, takes_any_size
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.methods.values import instance
@@ -44,7 +44,7 @@ STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-mean
 class _Batch(NamedTuple):
     data: str
     terms: str | None
-    images: Tensor  # (B, C, H, W), on the CPU
+    images: Tensor | list[Tensor]  # (B, C, H, W), of different sizes a list of (C, H, W), on the CPU
     places: Tensor  # (B,), of the images in the data set, on the CPU
 
 
@@ -55,7 +55,8 @@ class Trainer:
         method: What to train. It stays on its device, and batches are moved there.
         data: Map-style, of images (C, H, W) or of tuples that begin with one; or several of these by name, where
             "images" is the one to cluster and the phases say how the others are used.
-        views: One per view of the method, each from a batch (B, C, H, W) to a batch.
+        views: One per view of the method, each from a batch (B, C, H, W) to a batch. Images may differ in size where all
+            have an attribute ``any_size``.
         config: Settings.
         out: Folder for checkpoint and history, as a path or text; made if missing.
         test_view: From a batch to a batch, for pseudo-labels and clusters; None for the images as they are.
@@ -103,7 +104,8 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         if self.out.exists() and not self.out.is_dir():
             raise NotADirectoryError(f"out: expected a folder, got the file {self.out}")
-        self._images = {name: Images(source) for name, source in self.data.items()}
+        any_size = takes_any_size(*views)
+        self._images = {name: IndexedImages(source, any_size=any_size) for name, source in self.data.items()}
         for name, images in self._images.items():
             if len(images) < 2:
                 raise ValueError(f"data {name}: expected at least 2 images, got {len(images)}")
@@ -285,7 +287,7 @@ class Trainer:
         """Make one step and return its loss and terms, detached."""
         device = device_of(self.method)
         with record_function("data"):
-            images = batch.images.to(device, non_blocking=True)
+            images = moved(batch.images, device)
             all_labels = self._pseudo_labels if batch.data == MAIN else None
             labels = None if all_labels is None else all_labels[batch.places].to(device, non_blocking=True)
         with record_function("augment"):
@@ -320,7 +322,7 @@ class Trainer:
             if phase.resample and name == MAIN and self._pseudo_labels is not None:
                 order = balanced(self._pseudo_labels, steps * size, generator)
             else:
-                order = torch.randperm(len(images), generator=generator)
+                order = torch.randperm(len(images), generator=generator, device="cpu")
             places = order[: steps * size].view(steps, size).tolist()
             for stacked, index in batches(images, batch_sampler=places, num_workers=self.config.num_workers):
                 yield _Batch(name, terms, stacked, index)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from deepclust_ext.inference import Images, assign, embed, map_images
+from deepclust_ext.inference import IndexedImages, assign, embed, map_images
 from deepclust_ext.methods import ClusterHeadMethod
 from tests.methods.methodsamples import METHODS, NUM_CLUSTERS
 
@@ -50,7 +50,7 @@ def test_labels_come_only_when_asked_for() -> None:
     images, labels = map_images(lambda images: (images,), labelled(), batch_size=4, with_labels=True)
     assert torch.equal(images, IMAGES)
     assert labels.tolist() == list(range(0, 22, 2))
-    assert Images(labelled())[3][1] == 3  # its place, not its label
+    assert IndexedImages(labelled())[3][1] == 3  # its place, not its label
 
 
 def test_the_test_view_comes_first() -> None:
@@ -129,14 +129,14 @@ def test_arrays_and_pictures_become_tensors() -> None:
     for mode, picture in pictures.items():
         assert picture.mode == mode
         for item in (picture, (picture, 3)):
-            found, place = Images([item])[0]  # type: ignore[arg-type]
+            found, place = IndexedImages([item])[0]  # type: ignore[arg-type]
             assert (found.dtype, place) == (torch.uint8, 0)
             assert found.tolist() == expected[mode].tolist()
     with pytest.raises(ValueError, match=r"data, image 0: .* a picture of the mode CMYK; convert\('RGB'\)"):
-        Images([pictures["RGB"].convert("CMYK")])[0]  # type: ignore[arg-type]
+        IndexedImages([pictures["RGB"].convert("CMYK")])[0]  # type: ignore[arg-type]
     array = pixels.transpose(2, 0, 1)[:, ::-1].astype(np.float64) / 255  # strides below 0
     array.flags.writeable = False
-    found, _ = Images([array])[0]  # type: ignore[arg-type]
+    found, _ = IndexedImages([array])[0]  # type: ignore[arg-type]
     assert found.dtype == torch.float64
     assert found.tolist() == array.tolist()
 

@@ -18,7 +18,7 @@ from tests.training.runs import Scans, assert_same_run, config_of, make_trainer,
 
 
 class Halves(Scans):
-    """Images of another dtype."""
+    """IndexedImages of another dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
