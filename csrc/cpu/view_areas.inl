@@ -150,18 +150,17 @@ inline void equalize(const ViewRecipe& recipe, ViewMemory& memory) {
   }
 }
 
-// One coordinate of where pixels come from, in the order of torch's roundings to float32, by which the nearest pixel
-// is another; products are exact in double, so that no compiler joins them with a sum. Far outside, it is just outside.
-DEEPCLUST_INLINE float source_of(float products, float shift, int64_t side) {
+// Where the pixels of a row come from along a side, which `from` receives: ((across + down + shift) * 2 / side + 1) *
+// side / 2 - 1 / 2, each operation rounded as torch's grid_sample rounds it. A compiler that joins a product and a sum
+// into one rounding takes other pixels where a place lies halfway between two: each loop ends in memory, which none joins.
+inline void find_sources(const float* across, float down, float shift, int64_t side, int64_t count, float* from) {
   const float scale = static_cast<float>(2 / static_cast<double>(side)), half = static_cast<float>(side) / 2;
-  const float unit = static_cast<float>(static_cast<double>(products + shift) * static_cast<double>(scale));
-  const float place = static_cast<float>(static_cast<double>(unit + 1.0f) * static_cast<double>(half)) - 0.5f;
-  const float above = place > -2.0f ? place : -2.0f;
-  return above < static_cast<float>(side + 1) ? above : static_cast<float>(side + 1);
-}
-
-DEEPCLUST_INLINE float product_of(float a, float b) {
-  return static_cast<float>(static_cast<double>(a) * static_cast<double>(b));
+  for (int64_t x = 0; x < count; ++x) from[x] = (across[x] + down + shift) * scale;
+  for (int64_t x = 0; x < count; ++x) from[x] = (from[x] + 1.0f) * half;
+  for (int64_t x = 0; x < count; ++x) {
+    const float place = from[x] - 0.5f, above = place > -2.0f ? place : -2.0f;
+    from[x] = above < static_cast<float>(side + 1) ? above : static_cast<float>(side + 1);
+  }
 }
 
 // Takes every pixel from where the matrix says, into `spare`, which becomes the view.
@@ -173,19 +172,17 @@ inline void move_pixels(const ViewRecipe& recipe, const float* matrix /* (2, 3) 
   for (int64_t c = 0; c < recipe.channels; ++c) memory.values[c * stride + outside] = 0;
   for (int64_t x = 0; x < width; ++x) {
     const float place = static_cast<float>(x) - static_cast<float>(width - 1) / 2;
-    across_x[x] = product_of(matrix[0], place);
-    across_y[x] = product_of(matrix[3], place);
+    across_x[x] = matrix[0] * place;
+    across_y[x] = matrix[3] * place;
   }
   const auto place_of = [&](int64_t x, int64_t y) {
     return x >= 0 && x < width && y >= 0 && y < height ? y * width + x : outside;
   };
   for (int64_t y = 0; y < height; ++y) {
     const float place = static_cast<float>(y) - static_cast<float>(height - 1) / 2;
-    const float down_x = product_of(matrix[1], place), down_y = product_of(matrix[4], place);
-    for (int64_t x = 0; x < width; ++x) {
-      from_x[x] = source_of(across_x[x] + down_x, matrix[2], width);
-      from_y[x] = source_of(across_y[x] + down_y, matrix[5], height);
-    }
+    volatile float down_x = matrix[1] * place, down_y = matrix[4] * place;  // rounded before they are added
+    find_sources(across_x, down_x, matrix[2], width, width, from_x);
+    find_sources(across_y, down_y, matrix[5], height, width, from_y);
     float* to = memory.spare + y * width;
     if (is_nearest) {
       constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer, of two the even one

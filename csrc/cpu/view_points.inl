@@ -201,17 +201,23 @@ inline void find_extremes(const ViewRecipe& recipe, const float* values, const V
   const int64_t pixels = recipe.height * recipe.width;
   for (int64_t c = 0; c < recipe.channels; ++c, values += recipe.stride) {
     Vec<float> low = broadcast(values[0]), high = low;
+    Mask<float> is_nan{};
     int64_t i = 0;
     for (; i + kLanes <= pixels; i += kLanes) {
-      low = smallest_of(low, load(values + i));
-      high = largest_of(high, load(values + i));
+      const Vec<float> x = load(values + i);
+      low = smallest_of(low, x);
+      high = largest_of(high, x);
+      is_nan |= x != x;
     }
+    bool has_nan = any_lane<float>(is_nan);
     float lowest = -max_lanes<float>(-low), highest = max_lanes<float>(high);
     for (; i < pixels; ++i) {
       lowest = values[i] < lowest ? values[i] : lowest;
       highest = values[i] > highest ? values[i] : highest;
+      has_nan = has_nan || std::isnan(values[i]);
     }
-    facts.lowest[c] = lowest;
+    // A comparison forgets a NaN; as the lowest value it makes the whole channel NaN.
+    facts.lowest[c] = has_nan ? std::numeric_limits<float>::quiet_NaN() : lowest;
     facts.highest[c] = highest;
   }
 }

@@ -58,8 +58,8 @@ def map_images(
         done += len(images)
         if with_labels:
             labels += numbers
-        images = moved(images, device)
-        parts.append(function(images if test_view is None else test_view(images)))
+        given: Any = moved(images, device)
+        parts.append(function(given if test_view is None else test_view(given)))
     return (*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), *([numbered(labels)] if with_labels else []))
 
 

@@ -55,8 +55,8 @@ class Trainer:
         method: What to train. It stays on its device, and batches are moved there.
         data: Map-style, of images (C, H, W) or of tuples that begin with one; or several of these by name, where
             "images" is the one to cluster and the phases say how the others are used.
-        views: One per view of the method, each from a batch (B, C, H, W) to a batch. Images may differ in size where all
-            have an attribute ``any_size``.
+        views: One per view of the method, each from a batch (B, C, H, W) to a batch. Images may differ in size where
+            all have an attribute ``any_size``.
         config: Settings.
         out: Folder for checkpoint and history, as a path or text; made if missing.
         test_view: From a batch to a batch, for pseudo-labels and clusters; None for the images as they are.
