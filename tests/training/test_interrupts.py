@@ -18,11 +18,13 @@ ROOT = Path(__file__).parents[2]
 
 def test_ctrl_c_is_one_line_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     script = """if True:
+        import signal
         import sys
         from deepclust_ext.__main__ import main
         from deepclust_ext.commands import demo
         from deepclust_ext.training import Phase
         from tests.training.runs import config_of, make_trainer
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
         config = config_of(phases=[Phase("main", 10_000)])
         demo.run = lambda args: len(make_trainer(args.out, config=config, method="sacc").fit())
         sys.exit(main(["demo", "--out", sys.argv[1]]))
