@@ -179,7 +179,7 @@ class Stepper:
         self._arrivals.append(perf_counter())
 
 
-def _batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(trainer: Trainer) -> Iterator[tuple[Any, Tensor]]:
     """Yield images and their places in the data set, epoch after epoch of the last phase."""
     for epoch in count():
         for batch in trainer._batches(trainer.config.phases[-1], epoch):

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
+from deepclust_ext.ops._checks import check_bool, check_integer
 from deepclust_ext.reference.augment_views import STEPS
 
 MAX_CHANNELS = 64
@@ -106,6 +108,8 @@ def augment_views(
     Source: the views of SACC, https://arxiv.org/abs/2206.00380, and HaDis, https://arxiv.org/abs/2401.14038.
     """
     parts, size = _parts(images), _size(size)
+    blur_kernel = check_integer(blur_kernel, "blur_kernel", 1)
+    channels_last = check_bool(channels_last, "channels_last")
     _check(parts, size, boxes, flips, matrices, steps, strengths, blur_kernel, mean, std, dtype)
     if not _extension.uses_native(parts[0].device.type):
         return reference.augment_views(
@@ -145,13 +149,10 @@ def _parts(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+    sides = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(sides) != 2:
         raise TypeError(f"size: expected an integer, or two, got {size!r}")
-    height, width = sides
-    for side in sides:
-        if side < 1:
-            raise ValueError(f"size: expected a positive height and width, got {size}")
+    height, width = (check_integer(side, "size", 1) for side in sides)
     return height, width
 
 
@@ -197,8 +198,6 @@ def _check(
         _check_parameter(name, tensor, expected, wanted, first.device)
     if (steps is None) != (strengths is None):
         raise ValueError("steps, strengths: expected both or neither")
-    if isinstance(blur_kernel, bool) or not isinstance(blur_kernel, int):
-        raise TypeError(f"blur_kernel: expected an integer, got {type(blur_kernel).__name__}")
     if blur_kernel < 1 or blur_kernel % 2 == 0:
         raise ValueError(f"blur_kernel: expected an odd number of pixels above 0, got {blur_kernel}")
     if (mean is None) != (std is None):
@@ -233,9 +232,8 @@ def _check_parameter(
 def _check_values(parts: Sequence[Tensor], boxes: Tensor | None, steps: Tensor | None) -> None:
     """Require boxes within their images, and known steps."""
     if boxes is not None and len(boxes):
-        sides = torch.tensor([part.shape[2:] for part in parts]).repeat_interleave(
-            torch.tensor([part.shape[0] for part in parts]), dim=0
-        )
+        counts = torch.tensor([part.shape[0] for part in parts], device="cpu")
+        sides = torch.tensor([part.shape[2:] for part in parts], device="cpu").repeat_interleave(counts, dim=0)
         wrong = ((boxes[:, :2] < 0) | (boxes[:, 2:] < 1) | (boxes[:, :2] + boxes[:, 2:] > sides)).any(dim=1)
         if wrong.any():
             place = int(wrong.int().argmax())

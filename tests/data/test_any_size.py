@@ -21,7 +21,7 @@ SIDE = 8
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write 24 images of many sizes: color on its side, gray, palette, alpha, inks, 16 bits; and one that is cut off."""
+    """Write 24 images of many sizes: color on its side, gray, palette, alpha, inks, 16 bits; and one cut off."""
     root = tmp_path / "images"
     root.mkdir()
     for place in range(24):

@@ -281,5 +281,5 @@ def kmeans(rows: Tensor) -> Tensor:
 def test_errors_name_the_argument() -> None:
     with pytest.raises(ValueError, match=r"momentum: expected a number in \[0, 1\], got 1.5"):
         small_clc(momentum=1.5)
-    with pytest.raises(ValueError, match="queue_size: expected at least 1, since its keys are the negatives, got 0"):
+    with pytest.raises(ValueError, match="queue_size: expected at least 1, got 0"):
         small_clc(queue_size=0)

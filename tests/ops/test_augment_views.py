@@ -317,7 +317,7 @@ def images_of(*shape: int) -> Tensor:
             ValueError,
             "images: expected one number of channels, got 3 and 1",
         ),
-        (images_of(1, 3, 4, 4), {"size": 0}, ValueError, "size: expected a positive height and width, got 0"),
+        (images_of(1, 3, 4, 4), {"size": 0}, ValueError, "size: expected at least 1, got 0"),
         (images_of(1, 3, 4, 4), {"size": 2.0}, TypeError, "size: expected an integer, or two, got 2.0"),
         (images_of(1, 3, 4, 4), {"boxes": torch.zeros(1, 4)}, TypeError, "boxes: expected dtype torch.int64"),
         (images_of(1, 3, 4, 4), {"boxes": torch.zeros(2, 4).long()}, ValueError, r"boxes: expected shape \(1, 4\)"),

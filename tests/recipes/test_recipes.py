@@ -239,7 +239,7 @@ def test_other_epochs_keep_the_shares_of_the_phases() -> None:
 
 
 def test_the_same_seed_gives_the_same_method(tmp_path: Path) -> None:
-    recipe = recipes.load("sacc-digits", {"data.images": 128})
+    recipe = recipes.load("sacc-digits", {"data.images": 128, "batch_size": 128})
     first, second, other = (make_trainer(recipe, Pictures(recipe, 128), tmp_path, seed=seed) for seed in (1, 1, 2))
     weights = [torch.cat([p.flatten() for p in trainer.method.parameters()]) for trainer in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
