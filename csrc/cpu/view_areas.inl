@@ -152,7 +152,8 @@ inline void equalize(const ViewRecipe& recipe, ViewMemory& memory) {
 
 // Where the pixels of a row come from along a side, which `from` receives: ((across + down + shift) * 2 / side + 1) *
 // side / 2 - 1 / 2, each operation rounded as torch's grid_sample rounds it. A compiler that joins a product and a sum
-// into one rounding takes other pixels where a place lies halfway between two: each loop ends in memory, which none joins.
+// into one rounding takes other pixels where a place lies halfway between two: each loop ends in memory, which none
+// joins.
 inline void find_sources(const float* across, float down, float shift, int64_t side, int64_t count, float* from) {
   const float scale = static_cast<float>(2 / static_cast<double>(side)), half = static_cast<float>(side) / 2;
   for (int64_t x = 0; x < count; ++x) from[x] = (across[x] + down + shift) * scale;
