@@ -26,6 +26,7 @@ def check_interval(name: str, values: Sequence[float], *, most: float = math.inf
     """Require two finite numbers above 0, up to ``most``, the lower first; TypeError or ValueError otherwise."""
     limit = "" if most == math.inf else f" up to {most:g}"
     fault = f"{name}: expected two positive numbers{limit}, the lower first, got {values}"
+    check_sequence(name, values)
     if len(values) != 2:
         raise ValueError(fault)
     for value in values:
@@ -33,6 +34,14 @@ def check_interval(name: str, values: Sequence[float], *, most: float = math.inf
     low, high = values
     if not (0 < low <= high <= most and high < math.inf):
         raise ValueError(fault)
+
+
+def check_sequence(name: str, values: object) -> None:
+    """Require a list or tuple of numbers; TypeError otherwise."""
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"{name}: expected a list of numbers, got {values!r}")
+    for value in values:
+        _check_number(name, value)
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
@@ -52,13 +61,21 @@ def check_images(
         TypeError: If one is of another dtype, of which it is not known what is white.
         ValueError: If there is none, or a shape does not fit.
     """
+    if not isinstance(images, Tensor | list | tuple):
+        raise TypeError(f"images: expected a tensor or a list of tensors, got {type(images).__name__}")
+    if isinstance(images, Tensor) and images.dim() != 4:
+        raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
     if not len(images):
         raise ValueError("images: expected at least one, got none")
     for image in images[:1] if isinstance(images, Tensor) else images:
+        if not isinstance(image, Tensor):
+            raise TypeError(f"images: expected tensors, got {type(image).__name__}")
         if image.dim() != 3 or not image.numel():
             raise ValueError(f"images: expected shape (C, H, W) with at least one pixel, got {tuple(image.shape)}")
         if image.dtype not in (torch.uint8, torch.uint16) and not image.is_floating_point():
             raise TypeError(f"images: expected uint8, uint16 or a floating dtype, got {image.dtype}")
+        if image.dtype != images[0].dtype:
+            raise TypeError(f"images: expected one dtype, got {images[0].dtype} and {image.dtype}")
 
 
 def in_float32(

@@ -30,8 +30,9 @@ def read_image(path: Path) -> Pixels:
         ImageError: If the file is missing, truncated, too large (``PIL.Image.MAX_IMAGE_PIXELS``) or no image.
     """
     try:
-        data = path.read_bytes()
-        return read_tiff_or_other(data)
+        if path.exists() and not path.is_file():  # reading a pipe would wait forever
+            raise ImageError("expected a file, got a folder or a device")
+        return read_tiff_or_other(path.read_bytes())
     except (ImageError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ImageError(f"{path}: {reason}") from error

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepclust_ext.data.stores import read_text
+
 
 def number_classes(classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """Return each image's class as a number (N,) int64, and the classes' names in that order.
@@ -44,18 +46,17 @@ def read_classes(path: Path, names: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If a column or a label is missing, or an image is listed twice or not at all.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"path", "label"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path}: expected the columns path and label, got {rows.fieldnames}")
-        classes: dict[str, str] = {}
-        for row in rows:
-            name, label = Path(row["path"]).as_posix(), row["label"]
-            if not label:
-                raise ValueError(f"{path}, line {rows.line_num}: expected a label for {name}, got none")
-            if name in classes:
-                raise ValueError(f"{path}, line {rows.line_num}: expected each image once, got {name} again")
-            classes[name] = label.strip()
+    rows = csv.DictReader(read_text(path).splitlines())
+    if not {"path", "label"} <= set(rows.fieldnames or ()):
+        raise ValueError(f"{path}: expected the columns path and label, got {rows.fieldnames}")
+    classes: dict[str, str] = {}
+    for row in rows:
+        name, label = Path(row["path"]).as_posix(), row["label"]
+        if not label:
+            raise ValueError(f"{path}, line {rows.line_num}: expected a label for {name}, got none")
+        if name in classes:
+            raise ValueError(f"{path}, line {rows.line_num}: expected each image once, got {name} again")
+        classes[name] = label.strip()
     if missing := [name for name in names if name not in classes]:
         raise ValueError(f"{path}: expected a label for every image, got none for {len(missing)}, first {missing[0]}")
     return [classes[name] for name in names]
@@ -67,7 +68,10 @@ def array_classes(labels: Any, count: int) -> list[str]:
     Raises:
         ValueError: If the shape is another, as where an image has several classes, or a number is not whole.
     """
-    numbers = np.asarray(labels)
+    try:
+        numbers = np.asarray(labels)
+    except ValueError as error:
+        raise ValueError(f"labels: expected one class for each of {count} images: {error}") from error
     if numbers.shape not in ((count,), (count, 1)):
         raise ValueError(f"labels: expected one class for each of {count} images, got shape {numbers.shape}")
     if numbers.dtype.kind not in "iu":

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deepclust_ext.data._checks import check_amount, check_count, check_images, check_interval, check_probability
+from deepclust_ext.data._checks import (
+    check_amount,
+    check_count,
+    check_images,
+    check_interval,
+    check_probability,
+    check_sequence,
+)
 from deepclust_ext.data.operations import LEVELS, OPERATIONS, operation_tables
 from deepclust_ext.ops import augment_views
 from deepclust_ext.reference.augment_views import STEPS
@@ -91,6 +98,7 @@ class RandomViews(nn.Module):
         probabilities = {"flip_p": flip_p, "jitter_p": jitter_p, "grayscale_p": grayscale_p, "blur_p": blur_p}
         for name, value in (probabilities | {"operation_p": operation_p}).items():
             check_probability(name, value)
+        check_sequence("jitter", jitter)
         if len(jitter) != 4:
             raise ValueError(f"jitter: expected brightness, contrast, saturation and hue, got {jitter}")
         for value in jitter:
@@ -101,11 +109,14 @@ class RandomViews(nn.Module):
         if blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel: expected an odd number, got {blur_kernel}")
         check_count("num_operations", num_operations, least=0)
+        check_sequence("levels", levels)
         for level in levels:
             check_count("levels", level, least=0)
         if len(levels) != 2 or not levels[0] <= levels[1] <= LEVELS:
             raise ValueError(f"levels: expected two levels of 0 to {LEVELS}, the lower first, got {tuple(levels)}")
         check_normalization(mean, std)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
         self.size = size
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p = flip_p, jitter_p, grayscale_p, blur_p
@@ -237,6 +248,8 @@ def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | Non
         raise ValueError(f"mean, std: expected both or neither, got {mean} and {std}")
     if mean is None or std is None:
         return
+    check_sequence("mean", mean)
+    check_sequence("std", std)
     if len(mean) != len(std):
         raise ValueError(f"std: expected {len(mean)} numbers like mean, got {len(std)}")
     if not all(math.isfinite(value) for value in mean):

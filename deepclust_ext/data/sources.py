@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import inspect
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,11 +22,12 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from deepclust_ext.data._checks import check_count
 from deepclust_ext.data.labels import array_classes, folder_classes, number_classes, read_classes
 from deepclust_ext.data.pixels import ImageError, Pixels
-from deepclust_ext.data.stores import Array, Files, Joined, Store, find_images, read_list, read_npz
+from deepclust_ext.data.stores import Array, Files, Joined, Store, find_images, map_array, read_list, read_npz
 
-Source = str | Path | NDArray[Any]
+Source = str | os.PathLike[str] | NDArray[Any]
 PERCENTILES = (0.1, 99.9)
 _SAMPLES = 4096  # values of an image that take part in the percentiles
 _BLOCK = 1024  # images that wait to be looked at
@@ -95,8 +97,8 @@ class Images(Dataset[Any]):
         _check_choice("scale", scale, ("type", "percentile"))
         _check_choice("cache", cache, ("auto", "ram", "none"))
         _check_choice("on_error", on_error, ("skip", "raise"))
-        if size is not None and size < 1:
-            raise ValueError(f"size: expected a positive number of pixels, got {size}")
+        if size is not None:
+            check_count("size", size)
         self.store, self.size, self.scale = store, size, scale
         self.skipped, self.notes = list(skipped), []
         in_memory = isinstance(store, Array) and size is None
@@ -143,9 +145,9 @@ class Images(Dataset[Any]):
         image = image.expand(self.channels, -1, -1).contiguous()
         return image if self.labels is None else (image, int(self.labels[index]))
 
-    def write_skipped(self, path: Path) -> None:
+    def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Write the files that are not among the images as CSV: path, reason."""
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("path", "reason"), *self.skipped])
 
     def _fits(self) -> bool:
@@ -231,7 +233,7 @@ class Images(Dataset[Any]):
 
 def load_images(
     *sources: Source,
-    labels: str | Path | Sequence[int] | NDArray[Any] | Tensor | None = None,
+    labels: str | os.PathLike[str] | Sequence[int] | NDArray[Any] | Tensor | None = None,
     keys: Sequence[str] | None = None,
     **settings: Any,
 ) -> Images:
@@ -254,6 +256,11 @@ def load_images(
     """
     if not sources:
         raise ValueError("sources: expected folders, files or arrays, got none")
+    known = list(inspect.signature(Images).parameters)[2:]
+    if unknown := [name for name in settings if name not in known]:
+        raise TypeError(f"settings: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    if keys is not None and not any(str(source).endswith(".npz") for source in sources if not hasattr(source, "shape")):
+        raise ValueError(f"keys: expected an .npz file among the sources, got none for {list(keys)}")
     stores: list[Store] = []
     skipped: list[tuple[str, str]] = []
     for source in sources:
@@ -276,13 +283,13 @@ def load_images(
 
 def _title(source: Source) -> str:
     """Return what goes before the names of the images in one of several sources."""
-    return f"{Path(source).name}/" if isinstance(source, (str, Path)) and Path(source).is_dir() else ""
+    return f"{Path(source).name}/" if isinstance(source, (str, os.PathLike)) and Path(source).is_dir() else ""
 
 
 def _open(source: Source, keys: Sequence[str] | None) -> tuple[Store, list[tuple[str, str]]]:
     if isinstance(source, np.ndarray):
         return Array(source, "images"), []
-    if not isinstance(source, (str, Path)):
+    if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"sources: expected folders, files or arrays, got {type(source).__name__}")
     path = Path(source)
     if path.is_dir():
@@ -291,7 +298,7 @@ def _open(source: Source, keys: Sequence[str] | None) -> tuple[Store, list[tuple
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a folder or a file of images, found nothing")
     if path.suffix == ".npy":
-        return Array(partial(np.load, path, mmap_mode="r", allow_pickle=False), path.name), []
+        return Array(partial(map_array, path), path.name), []
     if path.suffix == ".npz":
         arrays = [Array(array, f"{path.name}:{key}") for key, array in read_npz(path, keys)]
         return arrays[0] if len(arrays) == 1 else Joined(arrays), []
@@ -301,10 +308,10 @@ def _open(source: Source, keys: Sequence[str] | None) -> tuple[Store, list[tuple
 def _classes(labels: Any, names: Sequence[str], sources: Sequence[Source]) -> Sequence[str] | None:
     if labels is None:
         return None
-    if not isinstance(labels, (str, Path)):
+    if not isinstance(labels, (str, os.PathLike)):
         return array_classes(labels, len(names))
     (source,) = sources if len(sources) == 1 else (None,)
-    if isinstance(source, (str, Path)) and Path(source).suffix == ".npz":
+    if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".npz":
         return array_classes(dict(read_npz(Path(source), [str(labels)]))[str(labels)], len(names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
         raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")

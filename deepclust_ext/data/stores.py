@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ class Array:
         values = self.array
         if values.dtype.kind not in "biuf":
             raise TypeError(f"{name}: expected real numbers, got {values.dtype}")
-        if values.ndim not in (3, 4):
+        if values.ndim not in (3, 4) or 0 in values.shape[1:]:
             raise ValueError(f"{name}: expected shape (N, H, W), (N, H, W, C) or (N, C, H, W), got {values.shape}")
         if values.ndim == 4 and values.shape[1] == values.shape[3]:
             raise ValueError(f"{name}: expected the second or the last side to be smaller, as C, got {values.shape}")
@@ -126,8 +127,8 @@ def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
         name = path.relative_to(root).as_posix()
         if path.suffix.lower() not in _suffixes():
             others.append((name, "no image by its name"))
-        elif not path.exists():
-            others.append((name, "a link to nothing"))
+        elif not path.is_file():
+            others.append((name, "no regular file" if path.exists() else "a link to nothing"))
         else:
             found.append(path)
     return found, others
@@ -159,11 +160,19 @@ def read_list(path: Path) -> list[Path]:
     Raises:
         ValueError: If it lists none.
     """
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     paths = [path.parent / line for line in lines if line]
     if not paths:
         raise ValueError(f"{path}: expected a path on each line, got an empty list")
     return paths
+
+
+def read_text(path: Path) -> str:
+    """Return a text file; ValueError if it is not in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8: {error}") from error
 
 
 def read_npz(path: Path, keys: Sequence[str] | None) -> list[tuple[str, NDArray[Any]]]:
@@ -175,14 +184,39 @@ def read_npz(path: Path, keys: Sequence[str] | None) -> list[tuple[str, NDArray[
 
     Raises:
         KeyError: If an array is missing.
-        ValueError: If several could be meant.
+        TypeError: If the keys are no list.
+        ValueError: If several could be meant, or the file is damaged.
     """
-    with np.load(path, allow_pickle=False) as arrays:
-        if keys is None:
-            keys = [key for key in arrays.files if arrays[key].ndim in (3, 4)]
-            if len(keys) != 1:
-                raise ValueError(f"{path}: expected keys, the arrays to take, as one of {arrays.files}")
-        for key in keys:
-            if key not in arrays.files:
-                raise KeyError(f"{path}: expected one of {arrays.files} as key, got {key!r}")
-        return [(key, arrays[key]) for key in keys]
+    if isinstance(keys, str):
+        raise TypeError(f"keys: expected a list of names, got {keys!r}")
+    names, arrays = _load_npz(path, keys)
+    if keys is None:
+        keys = [key for key, array in arrays.items() if array.ndim in (3, 4)]
+        if len(keys) != 1:
+            raise ValueError(f"{path}: expected keys, the arrays to take, as one of {names}")
+    for key in keys:
+        if key not in arrays:
+            raise KeyError(f"{path}: expected one of {names} as key, got {key!r}")
+    return [(key, arrays[key]) for key in keys]
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Return the array in a .npy file, mapped.
+
+    Raises:
+        ValueError: If the file is damaged, or holds objects, which are never read.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: expected an array of numbers in a whole .npy file: {error}") from error
+    return array
+
+
+def _load_npz(path: Path, keys: Sequence[str] | None) -> tuple[list[str], dict[str, NDArray[Any]]]:
+    """Return the names of all arrays, and those with these keys, by default all."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return arrays.files, {key: arrays[key] for key in arrays.files if keys is None or key in keys}
+    except (ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path}: expected arrays of numbers in a whole .npz file: {error}") from error

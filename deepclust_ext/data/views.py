@@ -106,18 +106,18 @@ class ResizeView(nn.Module):
         check_images(images)
         dtype = images[0].dtype
         view_dtype = dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
-        if self.interpolation == "bicubic":
-            # The op resizes by lines alone, and leaves what has the size already.
-            images = (
-                self._bicubic(images) if isinstance(images, Tensor) else [self._bicubic(i[None])[0] for i in images]
-            )
+        if self.interpolation == "bicubic":  # the op resizes by lines alone, and leaves what has the size already
+            if isinstance(images, Tensor):
+                images = self._bicubic(images)
+            else:
+                images = [self._bicubic(image[None])[0] for image in images]
         views = augment_views(images, size=self.size, mean=self.mean, std=self.std, dtype=view_dtype)
         return views.double() if dtype == torch.float64 else views
 
     def _bicubic(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] == (self.size, self.size):
-            return images
         values = images.float() / WHITE.get(images.dtype, 1.0)
+        if images.shape[-2:] == (self.size, self.size):
+            return values
         return interpolate(values, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
 
     def extra_repr(self) -> str:

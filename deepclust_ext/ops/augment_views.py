@@ -234,7 +234,9 @@ def _check_values(parts: Sequence[Tensor], boxes: Tensor | None, steps: Tensor |
     if boxes is not None and len(boxes):
         counts = torch.tensor([part.shape[0] for part in parts], device="cpu")
         sides = torch.tensor([part.shape[2:] for part in parts], device="cpu").repeat_interleave(counts, dim=0)
-        wrong = ((boxes[:, :2] < 0) | (boxes[:, 2:] < 1) | (boxes[:, :2] + boxes[:, 2:] > sides)).any(dim=1)
+        wrong = ((boxes[:, :2] < 0) | (boxes[:, 2:] < 1) | (boxes[:, 2:] > sides - boxes[:, :2])).any(
+            dim=1
+        )  # no sum that overflows
         if wrong.any():
             place = int(wrong.int().argmax())
             box, (height, width) = boxes[place].tolist(), sides[place].tolist()

@@ -67,7 +67,9 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
         images = IndexedImages(source)
         count = {MAIN: expected.images, "unlabelled": expected.unlabelled}.get(name)
         if count is not None and len(images) != count:
-            raise ValueError(f"data.{name}: expected {count} images, {as_in}, got {len(images)}")
+            setting = "data.images" if name == MAIN else f"data.{name}"
+            own = f'; recipes.load(..., {{"{setting}": {len(images)}}}) is for your own'
+            raise ValueError(f"{setting}: expected {count} images, {as_in}, got {len(images)}{own}")
         image = images[0][0].unsqueeze(0)
         if image.shape[1] != expected.channels:
             raise ValueError(f"data.channels: expected {expected.channels}, {as_in}, got {image.shape[1]} in {name}")

@@ -32,6 +32,7 @@ from deepclust_ext.training.checkpoint import (
     versions,
     with_epochs_of,
 )
+from deepclust_ext.training.checks import check_as_they_are, check_generators, check_trainable
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.files import FORMAT, RunFolder
 from deepclust_ext.training.phases import MAIN, Phase, locate
@@ -104,8 +105,8 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         if self.out.exists() and not self.out.is_dir():
             raise NotADirectoryError(f"out: expected a folder, got the file {self.out}")
-        any_size = takes_any_size(*views)
-        self._images = {name: IndexedImages(source, any_size=any_size) for name, source in self.data.items()}
+        check_generators(views)
+        self._images = {name: IndexedImages(each, any_size=takes_any_size(*views)) for name, each in self.data.items()}
         for name, images in self._images.items():
             if len(images) < 2:
                 raise ValueError(f"data {name}: expected at least 2 images, got {len(images)}")
@@ -114,6 +115,8 @@ class Trainer:
         self._warned = False
         if MAIN not in self.data:
             raise ValueError(f"data: expected a data set named {MAIN!r}, got {', '.join(self.data) or 'none'}")
+        if test_view is None:
+            check_as_they_are(self._images[MAIN])
         if len(views) != method.num_views:
             raise ValueError(f"views: expected {method.num_views} for {type(method).__name__}, got {len(views)}")
         if config.epochs < 1:
@@ -147,12 +150,13 @@ class Trainer:
         Raises:
             FileNotFoundError: If there is no checkpoint to resume from.
             FileExistsError: If ``out`` holds a run that is neither to be resumed nor to be overwritten.
-            RuntimeError: If another run uses ``out``; names its process.
+            RuntimeError: If another run uses ``out``; names its process. Or if gradients are not recorded.
             ValueError: If the checkpoint cannot be read, or was written with other settings, data or versions.
             FloatingPointError: If a loss or a weight is not finite; the checkpoint is that of the epoch before.
             OSError: If a file cannot be written; names it.
             KeyboardInterrupt: If the user interrupts; says where the run can be resumed.
         """
+        check_trainable(self.method)
         with self.folder as folder:
             folder.check(resume=resume, overwrite=overwrite)
             if resume:
@@ -167,11 +171,11 @@ class Trainer:
             folder.write_history(self.history)
             try:
                 self._train()
-            except KeyboardInterrupt as error:
+            except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"interrupted in epoch {len(self.history) + 1}; {folder.checkpoint} holds the run after epoch "
                     f"{len(self.history)}, and resume continues it"
-                ) from error
+                ) from None
         return self.history
 
     def embed(self) -> Tensor:

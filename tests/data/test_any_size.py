@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 from torch import nn
 
 from deepclust_ext.data import Images, load_images, resize_view, weak_view
 from deepclust_ext.inference import map_images
-from deepclust_ext.methods import ClusteringMethod
+from deepclust_ext.methods import SACC, ClusteringMethod
 from deepclust_ext.training import Phase, TrainConfig, Trainer
 from tests.methods.methodsamples import METHODS
 
@@ -71,3 +72,25 @@ def trainer_of(method: ClusteringMethod, images: Images, out: Path, labels: int 
 def test_views_that_need_one_size_name_the_image(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"data, image 1 \(1\.png\): expected the shape and dtype of data, image 0"):
         map_images(lambda batch: (batch,), load_images(folder))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_list_where_one_has_the_size_already(dtype: str, interpolation: str) -> None:
+    kind = getattr(torch, dtype)
+    white = 255 if dtype == "uint8" else 1
+    images = [(torch.rand(3, height, SIDE) * white).to(kind) for height in (SIDE, SIDE + 4)]
+    views = resize_view(SIDE, interpolation=interpolation)(images)
+    assert views.dtype == (torch.float32 if dtype == "uint8" else kind)
+    torch.testing.assert_close(views[0].float(), images[0].float() / white, rtol=0, atol=1e-6)
+
+
+def test_what_needs_a_test_view_is_told_before_training(folder: Path, tmp_path: Path) -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 16))
+    method = SACC(backbone, 16, 2, hidden_dim=16, embedding_dim=8)
+    views, config = [weak_view(SIDE)] * 3, TrainConfig([Phase("main", 1)], batch_size=8)
+    with pytest.raises(ValueError, match="expected images of one size where .*, got several; pass a test_view"):
+        Trainer(method, load_images(folder), views, config, tmp_path / "run")
+    integers: Any = [torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)] * 8
+    with pytest.raises(TypeError, match="image 0: expected a floating image, .* got torch.uint8; pass"):
+        Trainer(method, integers, views, config, tmp_path / "run")

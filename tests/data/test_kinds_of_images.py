@@ -110,7 +110,7 @@ def test_surroundings_change_nothing(name: str, around: str) -> None:
             TypeError,
             "expected uint8, uint16 or a floating dtype, got torch.bool",
         ),
-        (torch.ones(3, 8, 8), ValueError, r"expected shape \(C, H, W\) with at least one pixel, got \(8, 8\)"),
+        (torch.ones(3, 8, 8), ValueError, r"expected shape \(B, C, H, W\), got \(3, 8, 8\)"),
         (torch.ones(2, 3, 0, 8), ValueError, r"expected shape \(C, H, W\) with at least one pixel, got \(3, 0, 8\)"),
     ],
     ids=["integers", "truth values", "no batch", "no pixel"],

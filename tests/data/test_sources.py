@@ -75,12 +75,20 @@ class TestFolders:
         assert images.names == ["a.png"]
         assert dict(images.skipped).keys() == {"notes.txt", "empty.jpg", "cut.png"}
         assert "3 files skipped, first notes.txt: no image by its name" in images.notes
-        images.write_skipped(tmp_path / "skipped.csv")
+        images.write_skipped(str(tmp_path / "skipped.csv"))
         lines = (tmp_path / "skipped.csv").read_text().splitlines()
         assert lines[:2] == ["path,reason", "notes.txt,no image by its name"]
         assert len(lines) == 4
         with pytest.raises(ImageError, match="cut.png: |empty.jpg: "):
             load_images(tmp_path, on_error="raise")
+
+    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+        save(tmp_path / "a.png")
+        os.mkfifo(tmp_path / "pipe.png")
+        images = load_images(tmp_path)
+        assert images.skipped == [("pipe.png", "no regular file")]
+        with pytest.raises(ImageError, match="pipe.png: expected a file, got a folder or a device"):
+            load_images(tmp_path / "pipe.png")
 
     def test_no_image_at_all(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("hello")
@@ -150,6 +158,7 @@ class TestOtherSources:
         ("values", "error"),
         [
             (np.zeros((5, 8)), r"images: expected shape \(N, H, W\)"),
+            (np.zeros((3, 0, 8, 3)), r"images: expected shape \(N, H, W\)"),
             (np.zeros((5, 8, 8, 8)), "the second or the last side to be smaller"),
             (np.zeros((5, 8, 9), complex), "expected real numbers, got complex128"),
             (np.zeros((0, 8, 9)), "expected images, got none"),
@@ -173,6 +182,39 @@ class TestOtherSources:
         assert images.names[4] == "mnist.npz:test_images[0]"
         labelled = load_images(tmp_path / "mnist.npz", keys=["train_images"], labels="train_labels")
         assert [label for _, label in labelled] == [0, 1, 2, 0]
+
+    @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+    @pytest.mark.parametrize("data", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{", "cut", "objects"])
+    def test_damaged_arrays_are_named(self, tmp_path: Path, name: str, data: bytes | str) -> None:
+        path = tmp_path / name
+        whole = np.array([[[{}]]], dtype=object) if data == "objects" else pixels(40, 8, 9)
+        np.save(path, whole) if name == "a.npy" else np.savez(path, images=whole)
+        if data != "objects":
+            path.write_bytes(path.read_bytes()[:200] if isinstance(data, str) else data)
+        with pytest.raises((ValueError, KeyError), match=rf"{name}: expected"):
+            load_images(path)
+
+    def test_text_of_another_encoding_is_named(self, tmp_path: Path) -> None:
+        save(tmp_path / "data" / "a.png")
+        for name in ("labels.csv", "list.txt"):
+            (tmp_path / name).write_bytes("path,label\na.png,caf\xe9\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"labels\.csv: expected text in UTF-8"):
+            load_images(tmp_path / "data", labels=tmp_path / "labels.csv")
+        with pytest.raises(ValueError, match=r"list\.txt: expected text in UTF-8"):
+            load_images(tmp_path / "list.txt")
+
+    def test_settings_and_keys_are_named(self, tmp_path: Path) -> None:
+        save(tmp_path / "a.png")
+        with pytest.raises(TypeError, match="settings: expected some of size, scale, .*, got sizes"):
+            load_images(tmp_path, sizes=3)
+        with pytest.raises(ValueError, match="keys: expected an .npz file among the sources"):
+            load_images(tmp_path, keys=["a"])
+        np.savez(tmp_path / "a.npz", a=pixels(3, 8, 9))
+        with pytest.raises(TypeError, match="keys: expected a list of names, got 'a'"):
+            load_images(tmp_path / "a.npz", keys="a")
+        for size in (1.5, True, "7"):
+            with pytest.raises(TypeError, match="size: expected an integer"):
+                load_images(tmp_path, size=size)
 
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="none: expected a folder or a file of images, found nothing"):

@@ -309,3 +309,35 @@ def test_sacc_trains_on_them() -> None:
     method = SACC(nn.Flatten(), 3 * 12 * 12, 4, hidden_dim=8)
     loss, _ = method.training_step([weak(images), weak(images), strong(images)])
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scale": 0.5}, "scale: expected a list of numbers, got 0.5"),
+        ({"jitter": 0.4}, "jitter: expected a list of numbers, got 0.4"),
+        ({"levels": 3}, "levels: expected a list of numbers, got 3"),
+        ({"mean": 0.5, "std": 0.5}, "mean: expected a list of numbers, got 0.5"),
+        ({"mean": ("a",), "std": (1.0,)}, "mean: expected a number, got 'a'"),
+        ({"mean": (True,), "std": (1.0,)}, "mean: expected a number, got True"),
+        ({"generator": 3}, "generator: expected a torch.Generator or None, got int"),
+    ],
+)
+def test_types_of_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        weak_view(8, **settings)
+
+
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=list(MAKERS))
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (None, "images: expected a tensor or a list of tensors, got NoneType"),
+        (["a"], "images: expected tensors, got str"),
+        ([torch.zeros(3, 8, 8), torch.zeros(3, 8, 8).half()], "images: expected one dtype, got torch.float32 and"),
+        (torch.zeros(3, 8, 8), r"images: expected shape \(B, C, H, W\), got \(3, 8, 8\)"),
+    ],
+)
+def test_what_is_no_batch_is_named(maker: Callable[[int], nn.Module], images: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        maker(8)(images)

@@ -46,7 +46,7 @@ class Pixels(ClusteringMethod):
 
 
 def two_directions(count: int = 40) -> TensorDataset:
-    """IndexedImages near (1, 0) of class 3 and images near (0, 1) of class 7."""
+    """Images near (1, 0) of class 3 and images near (0, 1) of class 7."""
     directions = torch.eye(2)[torch.arange(count) % 2]
     images = directions + 0.1 * torch.rand(count, 2, generator=torch.Generator().manual_seed(0))
     return TensorDataset(images.view(count, 1, 1, 2), torch.tensor([3, 7])[torch.arange(count) % 2])

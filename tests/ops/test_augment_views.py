@@ -353,3 +353,11 @@ def images_of(*shape: int) -> Tensor:
 def test_messages(images: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         augment_views(images, **{"size": 4} | options)
+
+
+@pytest.mark.parametrize(
+    "box", [[2**63 - 1, 0, 1, 9], [2**62, 0, 2**62, 9], [0, 2**63 - 1, 9, 1], [0, 0, 2**63 - 1, 9]]
+)
+def test_boxes_whose_sum_overflows_are_refused(box: list[int]) -> None:
+    with pytest.raises(ValueError, match="boxes, 0: expected a box within 9 x 9 pixels"):
+        augment_views(torch.rand(1, 3, 9, 9), size=8, boxes=torch.tensor([box]))

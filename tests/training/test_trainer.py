@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deepclust_ext.data import RandomViews
 from deepclust_ext.methods import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.training import KMeansSettings, Phase, TrainConfig, Trainer
 from deepclust_ext.training import tally as tally_module
@@ -18,7 +19,7 @@ from tests.training.runs import Scans, assert_same_run, config_of, make_trainer,
 
 
 class Halves(Scans):
-    """IndexedImages of another dtype."""
+    """Images of another dtype."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -287,3 +288,21 @@ def test_deterministic_algorithms_suffice(tmp_path: Path, method: str) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert_same_run(plain, trainer)
+
+
+def test_what_cannot_train_is_told_before_a_run_is_written(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "run")
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, pytest.raises(RuntimeError, match="fit: expected gradients to be recorded"):
+            trainer.fit()
+    trainer.method.requires_grad_(False)
+    with pytest.raises(ValueError, match="method: expected a parameter with requires_grad, got none"):
+        trainer.fit()
+    assert not (tmp_path / "run" / CHECKPOINT_NAME).exists()
+
+
+def test_a_view_with_a_generator_of_its_own_is_refused(tmp_path: Path) -> None:
+    view = RandomViews(8, generator=torch.Generator())
+    method = METHODS["sacc"].method()
+    with pytest.raises(ValueError, match="views, 1: expected one that draws from .* got RandomViews"):
+        Trainer(method, Scans(), [nn.Identity(), nn.Sequential(view), view], config_of("sacc"), tmp_path)

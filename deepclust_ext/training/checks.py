@@ -1,0 +1,48 @@
+"""What would fail only after hours, or leave an empty run behind, asked before the first step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepclust_ext.inference import IndexedImages
+
+
+def check_generators(views: Sequence[Callable[[Any], torch.Tensor]]) -> None:
+    """Require views that draw from torch's global generator, whose state a checkpoint holds; ValueError otherwise."""
+    for place, view in enumerate(views):
+        for part in view.modules() if isinstance(view, nn.Module) else (view,):
+            if getattr(part, "generator", None) is not None:
+                raise ValueError(
+                    f"views, {place}: expected one that draws from torch's global generator, which a checkpoint holds, "
+                    f"got {type(part).__name__} with a generator of its own"
+                )
+
+
+def check_as_they_are(images: IndexedImages) -> None:
+    """Require images that a network can take without a test view, as far as the first and the data set itself tell.
+
+    Raises:
+        TypeError: If they are integers.
+        ValueError: If they differ in size.
+    """
+    cure = "pass a test_view, such as deepclust_ext.data.resize_view(size)"
+    first = images[0][0]
+    if not first.is_floating_point():
+        raise TypeError(f"{images.name(0)}: expected a floating image, without a test_view, got {first.dtype}; {cure}")
+    if getattr(images.data, "image_size", first.shape) is None:
+        raise ValueError(f"data: expected images of one size where there is no test_view, got several; {cure}")
+
+
+def check_trainable(method: nn.Module) -> None:
+    """Require that gradients are recorded and that some parameter takes one.
+
+    Raises:
+        RuntimeError: If torch records no gradients here.
+        ValueError: If all parameters are frozen.
+    """
+    if torch.is_inference_mode_enabled() or not torch.is_grad_enabled():
+        raise RuntimeError("fit: expected gradients to be recorded, got a call within torch.no_grad or inference_mode")
+    if not any(parameter.requires_grad for parameter in method.parameters()):
+        raise ValueError("method: expected a parameter with requires_grad, got none: all are frozen")
