@@ -6,6 +6,7 @@ DEEPCLUST_EXT_BACKEND chooses what happens where there is no native kernel:
     reference  the reference runs everywhere, without a warning
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -55,10 +56,13 @@ def _load() -> frozenset[str]:
     built_for = build_record().get("torch_version", torch.__version__)
     if built_for.split("+")[0] != torch.__version__.split("+")[0]:  # the ABI may differ: loading it could crash
         raise ImportError(f"it was built for torch {built_for}, running torch is {torch.__version__}")
-    try:
-        import deepclust_ext._C
-    except ModuleNotFoundError:
-        raise ImportError(_why_there_is_none()) from None
+    found = importlib.util.find_spec("deepclust_ext._C")
+    if found is None or found.origin is None:
+        raise ImportError(_why_there_is_none())
+    if Path(found.origin).resolve().parent != _PACKAGE.resolve():  # an editable install of another tree answers too
+        raise ImportError(f"{_PACKAGE} has none, and that of another tree is not taken: {found.origin}")
+    import deepclust_ext._C
+
     return frozenset(deepclust_ext._C.build_info()["devices"])
 
 

@@ -169,6 +169,27 @@ print(compiled(torch.zeros(())).item(), compiled(torch.zeros((), device="meta"))
 """
 
 
+def test_the_library_of_another_tree_is_not_taken(copied: Path) -> None:
+    library = library_of(PACKAGE)
+    hide(copied)
+    # As the finder of an editable install elsewhere does.
+    finder = f"""
+import importlib.util
+class Elsewhere:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return importlib.util.spec_from_file_location(name, {str(library)!r}) if name == "deepclust_ext._C" else None
+sys.meta_path.append(Elsewhere)
+"""
+    done = run(copied, finder + PROBE)
+    assert done.returncode == 0, done.stderr
+    said, devices, reason = json.loads(done.stdout)
+    assert devices == []
+    assert reason == f"{copied} has none, and that of another tree is not taken: {library}"
+    assert len(said) == 1
+    assert reason in said[0]
+
+
 @pytest.mark.parametrize(("backend", "expected"), [("auto", "1.0 meta"), ("reference", "-1.0 meta")])
 def test_the_choice_is_traced_without_a_graph_break(copied: Path, backend: str, expected: str) -> None:
     result = run(copied, COMPILE_PROBE, DEEPCLUST_EXT_BACKEND=backend)
