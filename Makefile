@@ -43,7 +43,7 @@ $(VENV)/.library: $(VENV)/.dependencies setup.py $(native_sources)
 	@touch $@
 
 demo: $(VENV)/.library
-	$(bin)/deepclust-ext demo
+	$(bin)/deepclust-ext demo --overwrite
 
 test: setup
 	$(pytest) $(TESTS)
