@@ -25,10 +25,25 @@ DEEPCLUST_INLINE void for_each_column(const T* scores /* (clusters,) */, const T
   }
 }
 
+// Whether the compiler joins a product and a sum into one rounding: x86 has no such instruction before AVX2, and the
+// sanitizer builds are not optimized enough.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kJoinsProducts = false;
+#else
+constexpr bool kJoinsProducts = !(DEEPCLUST_X86 && kVectorBytes == 16);
+#endif
+
 // s / epsilon + shift. The shift comes first: it leaves little, beside which the rest of 1 / epsilon is not lost.
 template <typename T>
 DEEPCLUST_INLINE Vec<T> exponent_of(const SinkhornProblem<T>& in, const Vec<T>& score, const Vec<T>& shift) {
-  return (score * in.inverse_epsilon + shift) + score * in.inverse_epsilon_rest;
+  if constexpr (!kJoinsProducts && sizeof(T) == 4) {  // far from zero the product's rounding would be all that is left
+    typedef double Wide __attribute__((vector_size(2 * DEEPCLUST_VECTOR_BYTES)));
+    const double inverse = static_cast<double>(in.inverse_epsilon) + static_cast<double>(in.inverse_epsilon_rest);
+    return __builtin_convertvector(
+        __builtin_convertvector(score, Wide) * inverse + __builtin_convertvector(shift, Wide), Vec<T>);
+  } else {
+    return (score * in.inverse_epsilon + shift) + score * in.inverse_epsilon_rest;
+  }
 }
 
 template <typename T>
