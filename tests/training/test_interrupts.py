@@ -73,7 +73,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
 def test_runs_killed_often_end_as_if_nothing_had_happened(tmp_path: Path, method: str) -> None:
     make_trainer(tmp_path / "whole", method=method).fit()
     met = 0
-    for seed in range(5):
-        met += run_killed(tmp_path / f"killed{seed}", method, 20, seed)
+    for seed in range(2):
+        met += run_killed(tmp_path / f"killed{seed}", method, 12, seed)
         assert_same_checkpoints(tmp_path / "whole", tmp_path / f"killed{seed}")
-    assert met > 10
+    assert met > 4
