@@ -29,7 +29,7 @@ def test_a_center_is_exact_for_any_number_of_rows(count: int, depth: int) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(EMULATED, reason="takes many minutes there")
+@pytest.mark.skipif(EMULATED, reason="a device emulated thread by thread takes many minutes for so many rows")
 @pytest.mark.usefixtures("backend")
 def test_more_rows_than_float32_counts() -> None:
     rows = torch.full((2**24 + 1, 1), 0.1)

@@ -160,8 +160,6 @@ def test_blur_kernels(kernel: int, device: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("length", [0, 1, 2, 5, 20, 40])
 def test_steps_in_a_row_are_the_steps_one_by_one(length: int, channels: int, device: str) -> None:
-    if not EMULATED and device == "cpu":
-        pytest.skip("the CPU kernel rounds a step in a vector and in the rest of a row apart")
     count, size = 5, (11, 35)
     steps, strengths = programs(count, length)
     numbers: dict[str, Any] = {"mean": [0.4] * channels, "std": [0.2] * channels}
@@ -174,7 +172,12 @@ def test_steps_in_a_row_are_the_steps_one_by_one(length: int, channels: int, dev
     for place in range(length):
         step, strength = steps[:, place : place + 1].to(device), strengths[:, place : place + 1].to(device)
         views = augment_views(views, size=size, steps=step, strengths=strength)
-    assert same_bits(together, augment_views(views, size=size, **numbers))
+    one_by_one = augment_views(views, size=size, **numbers)
+    if EMULATED or device != "cpu":
+        assert same_bits(together, one_by_one)
+    else:  # the CPU kernel rounds a step in a vector and in the rest of a row apart, and steps that jump enlarge that
+        apart = ~torch.isclose(together, one_by_one, rtol=0, atol=1e-5)
+        assert apart.double().mean() <= 0.01
 
 
 @pytest.mark.parametrize("device", DEVICES)
