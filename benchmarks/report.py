@@ -97,11 +97,11 @@ def csv_path(folder: Path, setting: Setting) -> Path:
     return folder / f"{slug(setting.machine)}-{slug(setting.instruction_set)}-{threads}.csv"
 
 
-def current_commit() -> str:
-    """Return the short commit, with "-dirty" if anything but results differs from it, or "unknown" without git."""
+def current_commit(folder: Path = ROOT) -> str:
+    """Return a checkout's short commit, "-dirty" if anything but results differs from it, or "unknown" without git."""
 
     def git(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
     try:
         commit = git("rev-parse", "--short=10", "HEAD").stdout.strip()

@@ -12,12 +12,18 @@ give the same loss and the same gradients; a case where it does not is WRONG and
 
 k-means, which some methods need once an epoch, is no part of a step. Rows go to the machine's CSV, under the op
 training_step.
+
+With `--against FOLDER` the steps of another checkout, which has its own built library, are timed in the same rounds, in
+a process of its own: the provider "fused at COMMIT". On the same weights and the same random views its first step has
+to give the loss and the norms of the gradients that this one gives. Its data are its own.
 """
 
 import argparse
+import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -67,6 +73,9 @@ PARTS = {
 
 #: Largest difference in the L2 norm, relative to the reference: rounding grows on its way back through the networks.
 TOLERANCE = 1e-4
+
+#: Result of a step -> its value, from a random batch that no augmentation made.
+Norms = dict[str, float]
 
 UNUSED_FOLDER = Path("runs")  # a trainer writes when it fits, and these do not
 
@@ -127,12 +136,30 @@ class Stepper:
 
     def step(self) -> Sample:
         """Make one step as the trainer does, and return the seconds of its parts."""
-        trainer, method = self.trainer, self.trainer.method
+        trainer = self.trainer
         start = perf_counter()
         images, index = next(self._batches)
         epoch = next(self._steps) / trainer.steps_per_epoch(trainer.config.phases[-1])
         labels = None if self.pseudo_labels is None else self.pseudo_labels[index]
         views = [view(images) for view in trainer.views]
+        return self._learn(views, labels, index, epoch, start)
+
+    def fixed_step(self) -> Norms:
+        """Make a step on random views and labels, and return its loss and the norm of each network's gradient."""
+        trainer = self.trainer
+        images, index = next(self._batches)
+        generator = torch.Generator().manual_seed(0)
+        views = [torch.rand(view(images).shape, generator=generator) for view in trainer.views]
+        labels = torch.arange(len(images)) % trainer.method.num_clusters
+        torch.manual_seed(0)
+        self._learn(views, labels, index, 0.0, perf_counter())
+        return {name: float(value.norm()) for name, value in self.results().items()}
+
+    def _learn(
+        self, views: Sequence[Tensor], labels: Tensor | None, index: Tensor, epoch: float, start: float
+    ) -> Sample:
+        """Make the rest of a step whose views are there, and return the seconds of all its parts."""
+        trainer, method = self.trainer, self.trainer.method
         have_data = perf_counter()
         self._in_networks = 0.0
         self._arrivals.clear()
@@ -186,9 +213,50 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Any, Tensor]]:
             yield batch.images, batch.places
 
 
+class OtherCheckout:
+    """A stepper in a process that has the package of another checkout; see `benchmarks.other_checkout`.
+
+    Args:
+        folder: Of the checkout.
+        case: Name of the case.
+        threads: Of torch.
+
+    Raises:
+        RuntimeError: If that process ends, for example without a native library; it has said why.
+    """
+
+    def __init__(self, folder: Path, case: str, threads: int) -> None:
+        self.folder = folder
+        command = [sys.executable, "-m", "benchmarks.other_checkout", str(folder.resolve()), case, str(threads)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def step(self) -> Sample:
+        """Make one step and return the seconds of its parts."""
+        return self._ask("step")
+
+    def fixed_step(self) -> Norms:
+        """Make a step on random views, as :meth:`Stepper.fixed_step`."""
+        return self._ask("fixed_step")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def _ask(self, request: str) -> dict[str, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # the answer is missing then
+            print(request, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.folder}: its process ended with status {self._process.wait()}")
+        result: dict[str, float] = json.loads(answer)
+        return result
+
+
 def provided_by(provider: str) -> AbstractContextManager[Any]:
     """Return a context in which the ops are fused, or all of them their reference."""
-    return nullcontext() if provider == "fused" else patch.object(_extension, "NATIVE_DEVICES", frozenset())
+    return nullcontext() if provider != "reference" else patch.object(_extension, "NATIVE_DEVICES", frozenset())
 
 
 def make_steppers(make: Callable[[], Trainer]) -> dict[str, Stepper]:
@@ -206,6 +274,15 @@ def make_steppers(make: Callable[[], Trainer]) -> dict[str, Stepper]:
     return {provider: Stepper(trainer, labels) for provider, trainer in trainers.items()}
 
 
+def find_difference(norms: Norms, truth: Norms) -> str | None:
+    """Return what another checkout's step gives otherwise, or None."""
+    for name, expected in truth.items():
+        off = abs(norms.get(name, torch.nan) - expected) / abs(expected)
+        if not off <= TOLERANCE:
+            return f"WRONG: {name} is off by {off:.1e} from this checkout's, allowed {TOLERANCE:.0e}"
+    return None
+
+
 def find_fault(results: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> str | None:
     """Return what is wrong with the fused step's results, or None."""
     for name, expected in truth.items():
@@ -215,26 +292,37 @@ def find_fault(results: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> st
     return None
 
 
-def measure(setting: Setting, seconds: float, case: str, make: Callable[[], Trainer]) -> list[Row]:
+def measure(
+    setting: Setting, seconds: float, case: str, make: Callable[[], Trainer], against: Path | None = None
+) -> list[Row]:
     """Check and time the parts of a step; a case that is wrong or not installed has one row that says so."""
     row = partial(Row, op="training_step", case=case, **asdict(setting))
     try:
-        steppers = make_steppers(make)
+        steppers: dict[str, Any] = {**make_steppers(make)}
     except ImportError as missing:
         return [row(provider="fused", mode="step", status=f"not installed: {missing}")]
 
     def step(provider: str) -> Sample:
         with provided_by(provider):
-            return steppers[provider].step()
+            taken: Sample = steppers[provider].step()
+            return taken
 
     results = {}
-    for provider, stepper in steppers.items():
-        torch.manual_seed(0)
-        step(provider)
-        results[provider] = stepper.results()
-    if fault := find_fault(results["fused"], results["reference"]):
-        return [row(provider="fused", mode="step", status=fault)]
-    times = sample_rounds({provider: partial(step, provider) for provider in PROVIDERS}, seconds)
+    with ExitStack() as processes:
+        if against:
+            other = OtherCheckout(against, case, setting.threads)
+            processes.callback(other.close)
+            provider = f"fused at {current_commit(against)}"
+            if fault := find_difference(other.fixed_step(), make_steppers(make)["fused"].fixed_step()):
+                return [row(provider=provider, mode="step", status=fault)]
+            steppers[provider] = other
+        for provider in PROVIDERS:
+            torch.manual_seed(0)
+            step(provider)
+            results[provider] = steppers[provider].results()
+        if fault := find_fault(results["fused"], results["reference"]):
+            return [row(provider="fused", mode="step", status=fault)]
+        times = sample_rounds({provider: partial(step, provider) for provider in steppers}, seconds)
     return [
         row(
             provider=provider,
@@ -257,16 +345,19 @@ def measure_digits(setting: Setting, seconds: float) -> list[Row]:
 def step_table(rows: Sequence[Row]) -> str:
     """Return the parts of one case's step in Markdown: ms and share of the step, and the ratios."""
     found = {(row.provider, row.mode): row for row in rows}
-    titles = ["part", *(title for provider in PROVIDERS for title in (f"{provider} ms", "share")), "reference / fused"]
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    rivals = [provider for provider in providers if provider != "fused"]
+    titles = ["part", *(title for provider in providers for title in (f"{provider} ms", "share"))]
+    titles += [f"{provider} / fused" for provider in rivals]
     lines = []
     for mode, name in PARTS.items():
         cells = [name]
-        for provider in PROVIDERS:
+        for provider in providers:
             taken, whole = (found[provider, part].median_ms for part in (mode, "step"))
             assert taken is not None
             assert whole is not None
             cells += [format_cell(taken), f"{taken / whole:.1%}"]
-        lines.append([*cells, format_cell(found["reference", mode].per_ours)])
+        lines.append(cells + [format_cell(found[provider, mode].per_ours) for provider in rivals])
     return markdown_table(titles, lines)
 
 
@@ -275,11 +366,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.steps", description=__doc__.splitlines()[0])
     parser.add_argument("--method", choices=DIGITS, help="this one only (default: all)")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each case; at least 9 rounds (default: 20)")
+    parser.add_argument("--case", choices=CASES, help="this one only (default: all)")
+    parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, built, timed in the same run")
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV")
     options = parser.parse_args(arguments)
     if missing := missing_kernels("cpu"):
         parser.error(missing)
+    if options.against and not (options.against / "deepclust_ext" / "__init__.py").is_file():
+        parser.error(f"--against: expected a checkout of deepclust_ext, got {options.against}")
     if options.threads:
         torch.set_num_threads(options.threads)
     setting = Setting(
@@ -293,9 +388,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     wrong = False
     for case, make in CASES.items():
-        if options.method and case.split("-")[0] != options.method:
+        if (options.method and case.split("-")[0] != options.method) or options.case not in (None, case):
             continue
-        rows = measure(setting, options.seconds, case, make)
+        rows = measure(setting, options.seconds, case, make, options.against)
         update_csv(csv_path(options.out, setting), rows)
         status = rows[0].status
         print(f"\n{case}\n\n{step_table(rows) if status == 'ok' else status}", flush=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from benchmarks import steps
-from benchmarks.report import Row, Setting
+from benchmarks.report import ROOT, Row, Setting, current_commit
 from deepclust_ext import _extension, fused_hsd_loss, reference
 from deepclust_ext.methods import ClusteringMethod, OptimizerSettings
 from deepclust_ext.training import Phase, TrainConfig, Trainer
@@ -92,6 +92,43 @@ def test_queues_are_full_and_pseudo_labels_shared() -> None:
     assert labels[0] is labels[1]
     assert labels[0] is not None
     assert labels[0].shape == (3 * BATCH,)
+
+
+@pytest.mark.slow
+def test_another_checkout_is_timed_beside() -> None:
+    case = next(name for name in steps.CASES if name.startswith("clc-digits"))
+    rows = steps.measure(SETTING, 0, case, steps.CASES[case], ROOT)
+    other = f"fused at {current_commit()}"
+    assert {(row.provider, row.mode) for row in rows} == {
+        (p, m) for p in (*steps.PROVIDERS, other) for m in steps.PARTS
+    }
+    assert {row.status for row in rows} == {"ok"}
+    assert f"| {other} / fused |" in steps.step_table(rows).splitlines()[0]
+
+
+def test_another_checkout_that_computes_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(self: steps.OtherCheckout, request: str) -> dict[str, float]:
+        right = stepper.fixed_step()
+        return right | {"gradient of student": 1.01 * right["gradient of student"]}
+
+    stepper = steps.make_steppers(lambda: small_trainer("hadis"))["fused"]
+    monkeypatch.setattr(steps.OtherCheckout, "_ask", answers)
+    (row,) = steps.measure(SETTING, 0, "hadis-small", lambda: small_trainer("hadis"), ROOT)
+    assert row.provider.startswith("fused at ")
+    assert row.status == "WRONG: gradient of student is off by 1.0e-02 from this checkout's, allowed 1e-04"
+
+
+def test_another_checkout_that_is_none_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        steps.main(["--against", str(tmp_path)])
+    assert f"--against: expected a checkout of deepclust_ext, got {tmp_path}" in capfd.readouterr().err
+    (tmp_path / "deepclust_ext").mkdir()
+    (tmp_path / "deepclust_ext" / "__init__.py").touch()
+    other = steps.OtherCheckout(tmp_path, "hadis-digits-64x8x8", 1)
+    assert other._process.wait() == 1
+    with pytest.raises(RuntimeError, match=f"{tmp_path}: its process ended with status 1"):
+        other.step()
+    other.close()
 
 
 class Clock:
