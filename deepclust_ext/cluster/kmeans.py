@@ -3,17 +3,17 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepclust_ext.cluster.inputs import RandomState, Rows, as_count, as_rows, check_random_state, make_generator
+from deepclust_ext.cluster.inputs import RandomState, Rows, as_rows, check_random_state, make_generator
 from deepclust_ext.cluster.steps import assign_and_sum, costs, exact_sum, fill_empty, seed_centers
 from deepclust_ext.cluster.stream import Stream
 from deepclust_ext.ops import kmeans_assign, kmeans_step, kmeans_update
+from deepclust_ext.ops._checks import check_integer, check_non_negative
 from deepclust_ext.reference.kmeans_assign import centers_of
 
 Init: TypeAlias = str | Rows | Callable[..., Rows]
@@ -103,18 +103,14 @@ class KMeans:
                 raise ValueError(f"init: expected 'k-means++', 'random', centers or a function, got {init!r}")
         elif not callable(init):
             as_rows(init, "init")
-        if isinstance(tol, bool) or not isinstance(tol, (float, Real)):
-            raise TypeError(f"tol: expected a number, got {tol!r}")
-        if not tol >= 0:
-            raise ValueError(f"tol: expected a number of at least 0, got {tol}")
         check_random_state(random_state)
-        self.n_clusters = as_count(n_clusters, "n_clusters")
+        self.n_clusters = check_integer(n_clusters, "n_clusters", 1)
         self.metric = metric
         self.init = init
-        self.n_init = n_init if isinstance(n_init, str) and n_init == "auto" else as_count(n_init, "n_init")
-        self.max_iter = as_count(max_iter, "max_iter")
-        self.tol = float(tol)
-        self.batch_size = None if batch_size is None else as_count(batch_size, "batch_size")
+        self.n_init = n_init if isinstance(n_init, str) and n_init == "auto" else check_integer(n_init, "n_init", 1)
+        self.max_iter = check_integer(max_iter, "max_iter", 1)
+        self.tol = check_non_negative(tol, "tol")
+        self.batch_size = None if batch_size is None else check_integer(batch_size, "batch_size", 1)
         self.random_state = random_state
         self._stream: Stream | None = None
 

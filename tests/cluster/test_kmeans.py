@@ -301,7 +301,7 @@ def test_errors_name_the_argument() -> None:
         ({"n_init": 0}, "n_init: expected at least 1, got 0"),
         ({"max_iter": 0}, "max_iter: expected at least 1, got 0"),
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),
-        ({"tol": -1.0}, "tol: expected a number of at least 0, got -1.0"),
+        ({"tol": -1.0}, "tol: expected a finite number of at least 0, got -1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             KMeans(**arguments)
