@@ -160,11 +160,17 @@ class CLC(ClusterHeadMethod):
 
     def _filled(self) -> int:
         """Return how many keys the queue holds."""
-        if not torch.compiler.is_compiling():
-            return min(self.num_enqueued, len(self.key_queue))
-        # By default torch.compile makes a graph for every value of a module's integer.
-        with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
-            return min(self.num_enqueued, len(self.key_queue))
+        return min(self.num_enqueued, len(self.key_queue))
+
+    @property
+    def num_enqueued(self) -> int:
+        """How many keys the queue has ever taken in."""
+        # A size, as torch.compile makes a graph for each value of a number, and one for all sizes.
+        return self._enqueued.shape[0]
+
+    @num_enqueued.setter
+    def num_enqueued(self, value: int) -> None:
+        self._enqueued = torch.empty(value, device="meta")
 
     def _shares(self, scores: Tensor) -> Tensor:
         return (scores / self.cluster_temperature).softmax(dim=1)
