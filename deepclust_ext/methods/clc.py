@@ -165,7 +165,7 @@ class CLC(ClusterHeadMethod):
     @property
     def num_enqueued(self) -> int:
         """How many keys the queue has ever taken in."""
-        # A size, as torch.compile makes a graph for each value of a number, and one for all sizes.
+        # Kept as a size: torch.compile makes one graph for all sizes, but one for each value of a global's integer.
         return self._enqueued.shape[0]
 
     @num_enqueued.setter
