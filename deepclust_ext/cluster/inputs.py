@@ -50,20 +50,6 @@ def _from_array(values: Any, name: str) -> Tensor:
         return torch.as_tensor(array, device="cpu")
 
 
-def as_count(value: object, name: str) -> int:
-    """Return a whole number of at least 1.
-
-    Raises:
-        TypeError: It is no integer, or a bool.
-        ValueError: It is less than 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return int(value)
-
-
 def check_random_state(state: object) -> None:
     """Require what :func:`make_generator` takes.
 

@@ -1,18 +1,19 @@
 """K-means with scikit-learn's names: Lloyd's iterations on all rows, or steps on batches of a stream."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
-from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepclust_ext.cluster.inputs import RandomState, Rows, as_count, as_rows, check_random_state, make_generator
+from deepclust_ext.cluster.inputs import RandomState, Rows, as_rows, check_random_state, make_generator
 from deepclust_ext.cluster.steps import assign_and_sum, costs, exact_sum, fill_empty, seed_centers
 from deepclust_ext.cluster.stream import Stream
 from deepclust_ext.ops import kmeans_assign, kmeans_step, kmeans_update
+from deepclust_ext.ops._checks import check_integer, check_non_negative
 from deepclust_ext.reference.kmeans_assign import centers_of
 
 Init: TypeAlias = str | Rows | Callable[..., Rows]
@@ -31,7 +32,8 @@ class KMeans:
 
     Rows are tensors (N, D), or numpy arrays and what numpy makes one of, which count as CPU tensors; results are always
     tensors, on the device of the rows. Integers are computed in float64, half precision in float32, in which its
-    centers are kept, and nothing below float32, autocast or not. There are no sample weights.
+    centers are kept, and nothing below float32, autocast or not. There are no sample weights. ``y`` of any method is
+    ignored: scikit-learn's pipelines and searches pass one.
 
     Data that does not fit has two ways. ``batch_size`` lets :meth:`fit` work on that many rows at a time, of a tensor
     that may lie in a file (``torch.from_file``). :meth:`partial_fit` takes the batches of any stream, as that of
@@ -100,21 +102,15 @@ class KMeans:
             if init not in ("k-means++", "random"):
                 raise ValueError(f"init: expected 'k-means++', 'random', centers or a function, got {init!r}")
         elif not callable(init):
-            init = as_rows(init, "init")
-        if isinstance(n_init, str) and n_init == "auto":
-            n_init = 10 if callable(init) or (isinstance(init, str) and init == "random") else 1
-        if isinstance(tol, bool) or not isinstance(tol, (float, Real)):
-            raise TypeError(f"tol: expected a number, got {tol!r}")
-        if not tol >= 0:
-            raise ValueError(f"tol: expected a number of at least 0, got {tol}")
+            as_rows(init, "init")
         check_random_state(random_state)
-        self.n_clusters = as_count(n_clusters, "n_clusters")
+        self.n_clusters = check_integer(n_clusters, "n_clusters", 1)
         self.metric = metric
         self.init = init
-        self.n_init = as_count(n_init, "n_init")
-        self.max_iter = as_count(max_iter, "max_iter")
-        self.tol = float(tol)
-        self.batch_size = None if batch_size is None else as_count(batch_size, "batch_size")
+        self.n_init = n_init if isinstance(n_init, str) and n_init == "auto" else check_integer(n_init, "n_init", 1)
+        self.max_iter = check_integer(max_iter, "max_iter", 1)
+        self.tol = check_non_negative(tol, "tol")
+        self.batch_size = None if batch_size is None else check_integer(batch_size, "batch_size", 1)
         self.random_state = random_state
         self._stream: Stream | None = None
 
@@ -123,6 +119,7 @@ class KMeans:
     def fit(
         self,
         features: Rows,  # (N, D)
+        y: object = None,
     ) -> "KMeans":
         """Find the centers of rows and return this estimator.
 
@@ -135,7 +132,7 @@ class KMeans:
         generator = make_generator(self.random_state)
         rows = self._checked(features) if self.batch_size is None else features
         best: tuple[float, int, Stream, Tensor] | None = None
-        for _ in range(self.n_init):
+        for _ in range(self._starts()):
             stream, n_iter = (self._lloyd if self.batch_size is None else self._passes)(rows, generator)
             labels, inertia = self._assign([rows] if self.batch_size is None else self._parts(rows), stream.centers)
             if best is None or inertia < best[0]:
@@ -148,15 +145,25 @@ class KMeans:
     def fit_predict(
         self,
         features: Rows,  # (N, D)
+        y: object = None,
     ) -> Tensor:
         """Fit and return the labels (N,) int64."""
         return self.fit(features).labels_
+
+    def fit_transform(
+        self,
+        features: Rows,  # (N, D)
+        y: object = None,
+    ) -> Tensor:
+        """Fit and return the distances (N, K) of :meth:`transform`."""
+        return self.fit(features).transform(features)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def partial_fit(
         self,
         features: Rows,  # (B, D)
+        y: object = None,
     ) -> "KMeans":
         """Move the centers by one batch of a stream and return this estimator; labels and inertia are of the batch.
 
@@ -169,17 +176,21 @@ class KMeans:
         """
         if hasattr(self, "cluster_centers_"):
             features, centers = self._fitted(features)
-            if self._stream is None or self._stream.centers is not self.cluster_centers_:  # assigned from outside
-                known = self._stream is not None and len(self._stream.counts) == len(centers)
-                counts = self._stream.counts.to(centers.device) if known and self._stream is not None else None
-                self._stream = Stream(centers, self.metric, counts)
-            rows = self._checked(features.to(self._stream.centers))
+            if not len(features):
+                raise ValueError("features: expected at least 1 row, got 0")
+            stream = self._stream
+            # Assigned from outside, or with another metric since.
+            if stream is None or stream.centers is not self.cluster_centers_ or stream.metric != self.metric:
+                known = stream is not None and len(stream.counts) == len(centers)
+                counts = stream.counts.to(centers.device) if known and stream is not None else None
+                stream = Stream(centers, self.metric, counts)
+            rows = self._checked(features.to(stream.centers))
         else:
             rows = self._checked(as_rows(features, "features"))
             self._check_count(len(rows))
-            self._stream = Stream(self._first_centers(rows, make_generator(self.random_state)), self.metric)
-        self._stream.step(rows)
-        self.cluster_centers_ = self._stream.centers
+            stream = Stream(self._first_centers(rows, make_generator(self.random_state)), self.metric)
+        stream.step(rows)
+        self._stream, self.cluster_centers_ = stream, stream.centers
         self.labels_, self.inertia_ = self._assign([rows], self.cluster_centers_)
         return self
 
@@ -207,10 +218,39 @@ class KMeans:
     def score(
         self,
         features: Rows,  # (N, D)
+        y: object = None,
     ) -> float:
         """Return minus the inertia of rows: the greater, the better they fit."""
         features, centers = self._fitted(features)
         return -self._assign(self._parts(features), centers)[1]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments of the constructor by name, as scikit-learn's ``clone`` asks for them."""
+        return {name: getattr(self, name) for name in _PARAMETERS}
+
+    def set_params(self, **params: Any) -> "KMeans":
+        """Change arguments of the constructor, all or none, and return this estimator; what was fitted stays.
+
+        Raises:
+            TypeError: As the constructor.
+            ValueError: As the constructor, or if there is no argument of that name.
+        """
+        for name in params:
+            if name not in _PARAMETERS:
+                raise ValueError(f"{name}: expected one of {', '.join(_PARAMETERS)}")
+        vars(self).update(type(self)(**self.get_params() | params).get_params())
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn's pipelines and searches ask about an estimator."""
+        from sklearn.utils import InputTags, Tags, TargetTags  # only they call this
+
+        return Tags("clusterer", TargetTags(required=False), input_tags=InputTags())
+
+    def _starts(self) -> int:
+        if isinstance(self.n_init, str):  # "auto"
+            return 10 if callable(self.init) or (isinstance(self.init, str) and self.init == "random") else 1
+        return self.n_init
 
     def _lloyd(
         self,
@@ -307,6 +347,8 @@ class KMeans:
         return self.tol * float(exact_sum(costs(distances, "euclidean"))) / rows.numel()
 
     def _check_count(self, count: int) -> None:
+        if not count:
+            raise ValueError(f"features: expected at least {self.n_clusters} rows, as many as n_clusters, got 0")
         if count < self.n_clusters:
             raise ValueError(f"n_clusters: expected at most {count}, the number of rows, got {self.n_clusters}")
 
@@ -344,3 +386,6 @@ def _shift(
 ) -> Tensor:
     """Return the squared distance of all centers together, ()."""
     return exact_sum((new.double() - old.double()).square().flatten())
+
+
+_PARAMETERS = tuple(name for name in inspect.signature(KMeans.__init__).parameters if name != "self")

@@ -2,24 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-
-def check_amount(name: str, value: float) -> None:
-    """Require a finite number of at least 0; TypeError or ValueError otherwise."""
-    _check_number(name, value)
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
-
-
-def check_probability(name: str, value: float) -> None:
-    """Require a number from 0 to 1; TypeError or ValueError otherwise."""
-    _check_number(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value}")
+from deepclust_ext.ops._checks import check_number
 
 
 def check_interval(name: str, values: Sequence[float], *, most: float = math.inf) -> None:
@@ -29,8 +16,6 @@ def check_interval(name: str, values: Sequence[float], *, most: float = math.inf
     check_sequence(name, values)
     if len(values) != 2:
         raise ValueError(fault)
-    for value in values:
-        _check_number(name, value)
     low, high = values
     if not (0 < low <= high <= most and high < math.inf):
         raise ValueError(fault)
@@ -41,15 +26,7 @@ def check_sequence(name: str, values: object) -> None:
     if not isinstance(values, list | tuple):
         raise TypeError(f"{name}: expected a list of numbers, got {values!r}")
     for value in values:
-        _check_number(name, value)
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Require an integer of at least ``least``; TypeError or ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+        check_number(value, name)
 
 
 def check_images(
@@ -83,8 +60,3 @@ def in_float32(
 ) -> Tensor:
     """Return what to compute with: half precision as float32, all else as it is."""
     return images.to(torch.promote_types(images.dtype, torch.float32)) if images.is_floating_point() else images
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")

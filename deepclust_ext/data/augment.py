@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-from deepclust_ext.data._checks import check_amount, in_float32
+from deepclust_ext.data._checks import in_float32
+from deepclust_ext.ops._checks import check_non_negative
 
 
 class RandomAffine(nn.Module):
@@ -40,7 +41,7 @@ class RandomAffine(nn.Module):
         super().__init__()
         limits = {"degrees": degrees, "shear": shear, "scale": scale, "stretch": stretch, "shift": shift}
         for name, limit in limits.items():
-            check_amount(name, limit)
+            check_non_negative(limit, name)
         self.degrees = degrees
         self.shear = shear
         self.scale = scale
@@ -100,7 +101,7 @@ class RandomGamma(nn.Module):
 
     def __init__(self, gamma: float = 0.7) -> None:
         super().__init__()
-        check_amount("gamma", gamma)
+        check_non_negative(gamma, "gamma")
         self.gamma = gamma
 
     def forward(

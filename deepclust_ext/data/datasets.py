@@ -3,6 +3,7 @@
 Which parts are pooled, and which classes and synsets make a set, are facts of the papers and of their authors' code.
 """
 
+import os
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from deepclust_ext.data.labels import array_classes
 from deepclust_ext.data.sources import Images
 from deepclust_ext.data.stores import Array, Files, Joined, Store, find_images
+from deepclust_ext.ops._checks import check_type
 
 IMAGENET_10 = (
     "n02056570",
@@ -76,11 +78,13 @@ def load_dataset(name: str, root: str | Path, **settings: Any) -> Images:
 
     Raises:
         FileNotFoundError: If a file is missing.
+        TypeError: If an argument is of another type.
         ValueError: If the name is unknown, or the files hold something else.
     """
+    check_type(name, "name", str, "text")
     if name not in DATASETS:
         raise ValueError(f"name: expected one of {', '.join(DATASETS)}, got {name!r}")
-    root = Path(root)
+    root = Path(check_type(root, "root", str | os.PathLike, "a path"))
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: expected the folder of {name}, found nothing")
     store, classes = DATASETS[name](root)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepclust_ext.data.stores import read_text
+from deepclust_ext.data.pixels import ImageError
+from deepclust_ext.data.stores import Store, read_text
 
 
 def number_classes(classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
@@ -36,12 +37,12 @@ def folder_classes(names: Sequence[str]) -> list[str]:
     return [name.split("/", 1)[0] for name in names]
 
 
-def read_classes(path: Path, names: Sequence[str]) -> list[str]:
+def read_classes(path: Path, store: Store) -> list[str]:
     """Return the class of each image from a CSV file with the columns path and label.
 
     Args:
         path: Of the file; its paths are names of images.
-        names: Of the images.
+        store: Of the images. What cannot be read needs no label; its class here is "".
 
     Raises:
         ValueError: If a column or a label is missing, or an image is listed twice or not at all.
@@ -57,9 +58,18 @@ def read_classes(path: Path, names: Sequence[str]) -> list[str]:
         if name in classes:
             raise ValueError(f"{path}, line {rows.line_num}: expected each image once, got {name} again")
         classes[name] = label.strip()
-    if missing := [name for name in names if name not in classes]:
-        raise ValueError(f"{path}: expected a label for every image, got none for {len(missing)}, first {missing[0]}")
-    return [classes[name] for name in names]
+    missing = [place for place, name in enumerate(store.names) if name not in classes]
+    if image := next((store.names[place] for place in missing if _can_read(store, place)), None):
+        raise ValueError(f"{path}: expected a label for every image, got none for {len(missing)}, such as {image}")
+    return [classes.get(name, "") for name in store.names]
+
+
+def _can_read(store: Store, place: int) -> bool:
+    try:
+        store.read(place)
+    except ImageError:
+        return False
+    return True
 
 
 def array_classes(labels: Any, count: int) -> list[str]:

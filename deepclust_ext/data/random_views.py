@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.data._checks import (
-    check_amount,
-    check_count,
     check_images,
     check_interval,
-    check_probability,
     check_sequence,
 )
 from deepclust_ext.data.operations import LEVELS, OPERATIONS, operation_tables
 from deepclust_ext.ops import augment_views
+from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative
 from deepclust_ext.reference.augment_views import STEPS
 
 _CROP_ATTEMPTS = 10  # boxes drawn for an image until one lies within it, as torchvision draws them
@@ -91,27 +89,27 @@ class RandomViews(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_count("size", size)
+        check_integer(size, "size", 1)
         check_interval("scale", scale, most=1)
         check_interval("ratio", ratio)
         check_interval("blur_sigma", blur_sigma)
         probabilities = {"flip_p": flip_p, "jitter_p": jitter_p, "grayscale_p": grayscale_p, "blur_p": blur_p}
         for name, value in (probabilities | {"operation_p": operation_p}).items():
-            check_probability(name, value)
+            check_fraction(value, name)
         check_sequence("jitter", jitter)
         if len(jitter) != 4:
             raise ValueError(f"jitter: expected brightness, contrast, saturation and hue, got {jitter}")
         for value in jitter:
-            check_amount("jitter", value)
+            check_non_negative(value, "jitter")
         if jitter[3] > 0.5:  # half of the circle of colors
             raise ValueError(f"jitter: expected a hue of at most 0.5, got {jitter[3]}")
-        check_count("blur_kernel", blur_kernel)
+        check_integer(blur_kernel, "blur_kernel", 1)
         if blur_kernel % 2 == 0:
             raise ValueError(f"blur_kernel: expected an odd number, got {blur_kernel}")
-        check_count("num_operations", num_operations, least=0)
+        check_integer(num_operations, "num_operations", 0)
         check_sequence("levels", levels)
         for level in levels:
-            check_count("levels", level, least=0)
+            check_integer(level, "levels", 0)
         if len(levels) != 2 or not levels[0] <= levels[1] <= LEVELS:
             raise ValueError(f"levels: expected two levels of 0 to {LEVELS}, the lower first, got {tuple(levels)}")
         check_normalization(mean, std)

@@ -22,10 +22,10 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from deepclust_ext.data._checks import check_count
 from deepclust_ext.data.labels import array_classes, folder_classes, number_classes, read_classes
 from deepclust_ext.data.pixels import ImageError, Pixels
 from deepclust_ext.data.stores import Array, Files, Joined, Store, find_images, map_array, read_list, read_npz
+from deepclust_ext.ops._checks import check_integer
 
 Source = str | os.PathLike[str] | NDArray[Any]
 PERCENTILES = (0.1, 99.9)
@@ -43,6 +43,7 @@ class _Seen:
     low: float
     high: float
     missing: int
+    reach: tuple[float, float] | None  # least and largest value, of floats
     notes: tuple[str, ...]
     checksum: int
     sample: NDArray[Any] | None
@@ -98,7 +99,7 @@ class Images(Dataset[Any]):
         _check_choice("cache", cache, ("auto", "ram", "none"))
         _check_choice("on_error", on_error, ("skip", "raise"))
         if size is not None:
-            check_count("size", size)
+            check_integer(size, "size", 1)
         self.store, self.size, self.scale = store, size, scale
         self.skipped, self.notes = list(skipped), []
         in_memory = isinstance(store, Array) and size is None
@@ -172,8 +173,10 @@ class Images(Dataset[Any]):
                 sample = _sampled(pixels) if sampled else None
                 missing = 0 if pixels.missing is None else int(pixels.missing.sum())
                 kept = self._resized(pixels) if keep else None
-                kind = values.dtype.name
-                return _Seen(values.shape, kind, pixels.low, pixels.high, missing, pixels.notes, checksum, sample, kept)
+                kind, reach = values.dtype.name, _reach(pixels)
+                return _Seen(
+                    values.shape, kind, pixels.low, pixels.high, missing, reach, pixels.notes, checksum, sample, kept
+                )
             except ImageError as error:
                 return error
 
@@ -213,6 +216,13 @@ class Images(Dataset[Any]):
         if missing := sum(image.missing for image in images):
             affected = sum(image.missing > 0 for image in images)
             self.notes.append(f"{affected} images lack {missing} values, which became 0")
+        beyond = [image.reach for image in images if image.reach and not 0 <= image.reach[0] <= image.reach[1] <= 1]
+        if beyond and self.range is None:
+            low, high = min(low for low, _ in beyond), max(high for _, high in beyond)
+            self.notes.append(
+                f"{len(beyond)} images of floats, of which 0 is black and 1 is white, go from {low:g} to {high:g}: "
+                "divide them, or use scale='percentile'"
+            )
         if self.skipped:
             self.notes.append(f"{len(self.skipped)} files skipped, first {self.skipped[0][0]}: {self.skipped[0][1]}")
 
@@ -277,7 +287,7 @@ def load_images(
     if isinstance(labels, str) and labels == "folders":
         classes: Sequence[str] | None = [name for part in stores for name in folder_classes(part.names)]
     else:
-        classes = _classes(labels, store.names, sources)
+        classes = _classes(labels, store, sources)
     return Images(store, classes=classes, skipped=skipped, **settings)
 
 
@@ -305,17 +315,17 @@ def _open(source: Source, keys: Sequence[str] | None) -> tuple[Store, list[tuple
     return Files(read_list(path) if path.suffix == ".txt" else [path]), []
 
 
-def _classes(labels: Any, names: Sequence[str], sources: Sequence[Source]) -> Sequence[str] | None:
+def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[str] | None:
     if labels is None:
         return None
     if not isinstance(labels, (str, os.PathLike)):
-        return array_classes(labels, len(names))
+        return array_classes(labels, len(store.names))
     (source,) = sources if len(sources) == 1 else (None,)
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".npz":
-        return array_classes(dict(read_npz(Path(source), [str(labels)]))[str(labels)], len(names))
+        return array_classes(dict(read_npz(Path(source), [str(labels)]))[str(labels)], len(store.names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
         raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")
-    return read_classes(Path(labels), names)
+    return read_classes(Path(labels), store)
 
 
 def _interpolated(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
@@ -329,6 +339,14 @@ def _sampled(pixels: Pixels) -> NDArray[Any]:
     """Return some values of an image, none of them missing, evenly over the image."""
     values = pixels.values.reshape(-1) if pixels.missing is None else pixels.values[~pixels.missing]
     return np.array(values[:: max(1, len(values) // _SAMPLES)])
+
+
+def _reach(pixels: Pixels) -> tuple[float, float] | None:
+    """Return the least and the largest value of an image of floats that has any."""
+    if pixels.values.dtype.kind != "f":
+        return None
+    values = pixels.values if pixels.missing is None else pixels.values[~pixels.missing]
+    return (float(values.min()), float(values.max())) if values.size else None
 
 
 def _percentiles(images: Sequence[_Seen], names: Sequence[str]) -> tuple[float, float]:

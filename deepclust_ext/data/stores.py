@@ -56,7 +56,7 @@ class Array:
 
     Raises:
         TypeError: If the values are no real numbers.
-        ValueError: If the shape is another, or both of these sides are equal.
+        ValueError: If the shape is another, both of these sides are equal, or three sides look like one image in color.
     """
 
     def __init__(self, array: NDArray[Any] | Callable[[], NDArray[Any]], name: str) -> None:
@@ -67,6 +67,11 @@ class Array:
             raise TypeError(f"{name}: expected real numbers, got {values.dtype}")
         if values.ndim not in (3, 4) or 0 in values.shape[1:]:
             raise ValueError(f"{name}: expected shape (N, H, W), (N, H, W, C) or (N, C, H, W), got {values.shape}")
+        if values.ndim == 3 and values.shape[2] in (3, 4) and min(values.shape[:2]) > 4:
+            raise ValueError(
+                f"{name}: expected shape (N, H, W), (N, H, W, C) or (N, C, H, W), got {values.shape}, which looks like "
+                "one image (H, W, C): array[None] is one image, array[..., None] are gray ones"
+            )
         if values.ndim == 4 and values.shape[1] == values.shape[3]:
             raise ValueError(f"{name}: expected the second or the last side to be smaller, as C, got {values.shape}")
         self.channels_first = values.ndim == 4 and values.shape[1] < values.shape[3]

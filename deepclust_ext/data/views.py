@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from deepclust_ext.data._checks import check_count, check_images, in_float32
+from deepclust_ext.data._checks import check_images, in_float32
 from deepclust_ext.data.augment import RandomAffine, RandomGamma
 from deepclust_ext.data.random_views import RandomViews, check_normalization
 from deepclust_ext.ops import augment_views
+from deepclust_ext.ops._checks import check_integer
 from deepclust_ext.reference.augment_views import WHITE
 
 # Mean and deviation of each channel's values in [0, 1]. CIFAR's are those that most published code carries; its
@@ -87,7 +88,7 @@ class ResizeView(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        check_count("size", size)
+        check_integer(size, "size", 1)
         if interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation: expected 'bicubic' or 'bilinear', got {interpolation!r}")
         check_normalization(mean, std)

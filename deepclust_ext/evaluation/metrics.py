@@ -22,7 +22,7 @@ def clustering_accuracy(
     fewer clusters the surplus classes do; their samples count as errors. The matching is the Hungarian method's.
 
     Raises:
-        ValueError: If an argument is not one-dimensional, is empty, or the lengths differ.
+        ValueError: If an argument is not one-dimensional, is empty or holds NaN, or the lengths differ.
     """
     table = contingency(labels_true, labels_pred)
     return float(table[linear_sum_assignment(table, maximize=True)].sum() / table.sum())
@@ -73,6 +73,8 @@ def _checked(labels_true: Labels, labels_pred: Labels) -> tuple[NDArray[Any], ND
             raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
         if array.size == 0:
             raise ValueError(f"{name}: expected at least one label, got none")
+        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+            raise ValueError(f"{name}: expected a label for each sample, got NaN or infinity")
         arrays.append(array)
     if arrays[0].size != arrays[1].size:
         raise ValueError(f"labels_pred: expected {arrays[0].size} labels as in labels_true, got {arrays[1].size}")

@@ -1,9 +1,7 @@
 """One evaluation for every method: neighbors, k-means and, where there is one, the cluster head against true labels."""
 
-import math
 from collections.abc import Sized
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +16,7 @@ from deepclust_ext.evaluation.metrics import Labels, adjusted_rand, clustering_a
 from deepclust_ext.inference import device_of, map_images
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
+from deepclust_ext.ops._checks import check_integer, check_positive
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS, nearest_neighbors
 
 #: Rows that the silhouette is taken of at most, since it needs all distances among them.
@@ -101,6 +100,7 @@ def evaluate(
     if count < method.num_clusters:
         raise ValueError(f"num_clusters: expected at most {count}, the number of images, got {method.num_clusters}")
     _check_vote(knn_k, knn_t, count - 1, ("knn_k", "knn_t"))
+    seed = check_integer(seed, "seed", 0, 2**64 - 1)
     kmeans = KMeans(method.num_clusters, metric="cosine", n_init=n_init, random_state=seed)
 
     def rows_and_head(images: Tensor) -> tuple[Tensor, ...]:
@@ -206,11 +206,5 @@ def _labels(name: str, labels: Labels, count: int) -> NDArray[Any]:
 
 def _check_vote(k: object, temperature: float, others: int, names: tuple[str, str]) -> int:
     """Return how many of so many others vote."""
-    if isinstance(k, bool) or not isinstance(k, Integral):
-        raise TypeError(f"{names[0]}: expected an integer, got {k!r}")
-    count = int(k)
-    if count < 1 or min(count, others) > MAX_NEIGHBORS:
-        raise ValueError(f"{names[0]}: expected 1 to {MAX_NEIGHBORS}, got {k}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{names[1]}: expected a finite number above 0, got {temperature}")
-    return min(count, others)
+    check_positive(temperature, names[1])
+    return min(check_integer(k, names[0], 1, MAX_NEIGHBORS if others > MAX_NEIGHBORS else None), others)

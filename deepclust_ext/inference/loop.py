@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deepclust_ext.inference.images import IndexedImages, LabelledImages, moved, numbered, takes_any_size
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
+from deepclust_ext.ops._checks import check_integer
 
 # From a batch of images (B, C, H, W), of different sizes a list of (C, H, W), to another (B, C, H', W').
 View = Callable[[Any], Tensor]
@@ -41,10 +42,13 @@ def map_images(
         One tensor (N, ...) for each of the function's.
 
     Raises:
-        TypeError: If the data are not map-style, or an item has no image, or no class where it needs one.
+        TypeError: If the data are not map-style, or an item has no image, or no class where it needs one, or a number
+            is no integer.
         ValueError: If there is no image, one cannot be read, those of a batch differ in shape or dtype, or a pixel is
-            not finite.
+            not finite, or a number is out of range.
     """
+    batch_size = check_integer(batch_size, "batch_size", 1)
+    num_workers = check_integer(num_workers, "num_workers", 0)
     source = (LabelledImages if with_labels else IndexedImages)(data, any_size=takes_any_size(test_view))
     if not len(source):
         raise ValueError("data: expected at least one image, got none")

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from deepclust_ext.ops._checks import check_integer, check_temperature, plain
 from deepclust_ext.reference.normalize import l2_normalize
+from deepclust_ext.reference.temperature import positive_or_nan
 
 
 class PrototypeLoss(nn.Module):
@@ -40,11 +41,13 @@ class PrototypeLoss(nn.Module):
         """Return the loss, (), in the dtype of ``query``; float16 and bfloat16 are computed in float32.
 
         Raises:
-            ValueError: If a shape does not fit or ``num_clusters`` is below 1.
+            ValueError: If a shape does not fit, ``num_clusters`` is below 1, or a learned temperature is not above 0;
+                on CUDA, where looking at it would wait, the loss is then NaN.
             TypeError: If ``labels`` is not an integer tensor.
         """
         _check(query, key, labels)
         num_clusters = check_integer(num_clusters, "num_clusters", 1)
+        temperature = positive_or_nan(check_temperature(self.temperature))
         wide = torch.promote_types(query.dtype, torch.float32)
         with torch.autocast(query.device.type, enabled=False):
             clusters = torch.arange(num_clusters, device=labels.device)
@@ -52,8 +55,8 @@ class PrototypeLoss(nn.Module):
             # The mean and the sum differ by a factor that the normalisation takes out again.
             centers = l2_normalize(members @ l2_normalize(query.to(wide), dim=1), dim=1)  # (K, D)
             targets = l2_normalize(members @ l2_normalize(key.to(wide), dim=1), dim=1)  # (K, D)
-            positive = (centers * targets).sum(dim=1) / self.temperature  # (K,)
-            logits = centers @ centers.T / self.temperature
+            positive = (centers * targets).sum(dim=1) / temperature  # (K,)
+            logits = centers @ centers.T / temperature
             logits = torch.where(torch.eye(num_clusters, dtype=torch.bool, device=logits.device), positive, logits)
             present = members.sum(dim=1) > 0  # (K,)
             # An empty cluster's own diagonal entry stays, so that its row is finite before it is left out.

@@ -1,7 +1,6 @@
 """What the trainer asks of a method."""
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from deepclust_ext.methods.values import integer, number
+from deepclust_ext.ops._checks import check_integer, check_non_negative, check_share
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,16 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         if self.name not in ("sgd", "adam"):
             raise ValueError(f"optimizer: expected 'sgd' or 'adam', got {self.name!r}")
-        for name in ("lr", "momentum", "weight_decay"):
-            object.__setattr__(self, name, number(getattr(self, name), f"optimizer.{name}"))
-        if not 0 <= self.lr < math.inf:
-            raise ValueError(f"optimizer.lr: expected a finite number of at least 0, got {self.lr}")
+        for name, check in (
+            ("lr", check_non_negative),
+            ("momentum", check_share),
+            ("weight_decay", check_non_negative),
+        ):
+            object.__setattr__(self, name, check(getattr(self, name), f"optimizer.{name}"))
         if self.lr_batch_size is not None:
-            object.__setattr__(self, "lr_batch_size", integer(self.lr_batch_size, "optimizer.lr_batch_size", 1))
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optimizer.momentum: expected a number in [0, 1), got {self.momentum}")
+            object.__setattr__(self, "lr_batch_size", check_integer(self.lr_batch_size, "optimizer.lr_batch_size", 1))
         if self.name == "adam" and self.momentum:
             raise ValueError(f"optimizer.momentum: expected none for 'adam', got {self.momentum}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"optimizer.weight_decay: expected a finite number of at least 0, got {self.weight_decay}")
 
     def rate(self, batch_size: int) -> float:
         """Return the peak learning rate for batches of ``batch_size`` images."""

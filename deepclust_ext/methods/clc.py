@@ -15,7 +15,7 @@ from deepclust_ext.losses import ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import as_input, check_views, mlp, spread, update_average
 from deepclust_ext.ops import sinkhorn_knopp
-from deepclust_ext.ops._checks import check_integer, check_momentum, check_non_negative, check_positive
+from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_positive
 
 
 class CLC(ClusterHeadMethod):
@@ -105,7 +105,7 @@ class CLC(ClusterHeadMethod):
         self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
         self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
         self.queue_size = check_integer(queue_size, "queue_size", 1)
-        self.momentum = check_momentum(momentum)
+        self.momentum = check_fraction(momentum, "momentum")
         self.temperature = check_positive(temperature, "temperature")
         self.class_temperature = check_positive(class_temperature, "class_temperature")
         self.cluster_temperature = check_positive(cluster_temperature, "cluster_temperature")
@@ -160,11 +160,17 @@ class CLC(ClusterHeadMethod):
 
     def _filled(self) -> int:
         """Return how many keys the queue holds."""
-        if not torch.compiler.is_compiling():
-            return min(self.num_enqueued, len(self.key_queue))
-        # By default torch.compile makes a graph for every value of a module's integer.
-        with torch._dynamo.patch_dynamo_config(allow_unspec_int_on_nn_module=True):
-            return min(self.num_enqueued, len(self.key_queue))
+        return min(self.num_enqueued, len(self.key_queue))
+
+    @property
+    def num_enqueued(self) -> int:
+        """How many keys the queue has ever taken in."""
+        # Kept as a size: torch.compile makes one graph for all sizes, but one for each value of a global's integer.
+        return self._enqueued.shape[0]
+
+    @num_enqueued.setter
+    def num_enqueued(self, value: int) -> None:
+        self._enqueued = torch.empty(value, device="meta")
 
     def _shares(self, scores: Tensor) -> Tensor:
         return (scores / self.cluster_temperature).softmax(dim=1)

@@ -15,7 +15,7 @@ from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods.base import ClusteringMethod, OptimizerSettings
 from deepclust_ext.methods.shared import as_input, check_views, mlp, rising_momentum, spread, update_average
 from deepclust_ext.ops import diffused_neighbor_gather
-from deepclust_ext.ops._checks import check_bool, check_integer, check_momentum, check_non_negative, check_positive
+from deepclust_ext.ops._checks import check_bool, check_fraction, check_integer, check_non_negative, check_positive
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
 
 
@@ -106,7 +106,7 @@ class HaDis(ClusteringMethod):
         self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
         self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
         self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
-        self.momentum = check_momentum(momentum)
+        self.momentum = check_fraction(momentum, "momentum")
         self.momentum_rises = self.uses_progress = check_bool(momentum_rises, "momentum_rises")
         self.noise_std = check_non_negative(noise_std, "noise_std")
         self.temperature = check_positive(temperature, "temperature")

@@ -5,9 +5,11 @@ The C++ ops check again what protects memory, for callers that reach them throug
 
 import math
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -124,7 +126,7 @@ def check_number(value: object, name: str) -> float:
     if type(value) is float:  # the common case: the rest costs more
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected a number, got {value!r:.80}")
     return float(value)
 
 
@@ -152,7 +154,7 @@ def check_share(value: object, name: str) -> float:
     return number
 
 
-def check_momentum(value: object, name: str = "momentum") -> float:
+def check_fraction(value: object, name: str) -> float:
     """Return a number in [0, 1] as a float; TypeError or ValueError otherwise."""
     number = check_number(value, name)
     if not 0 <= number <= 1:
@@ -161,11 +163,13 @@ def check_momentum(value: object, name: str = "momentum") -> float:
 
 
 def check_temperature(value: float | Tensor, name: str = "temperature") -> float | Tensor:
-    """Return a finite number above 0 as a float, or a 0-dimensional floating tensor, whose value is not looked at.
+    """Return a finite number above 0 as a float, or a 0-dimensional floating tensor.
+
+    The value of a tensor is looked at where that waits for nothing: on the CPU, outside of compilers and transforms.
 
     Raises:
         TypeError: It is neither a number nor a floating tensor.
-        ValueError: The number is out of range, or the tensor has dimensions.
+        ValueError: The number is out of range, the tensor has dimensions, or it is seen to be 0 or less.
     """
     if not isinstance(value, Tensor):
         return check_positive(value, name)
@@ -173,7 +177,20 @@ def check_temperature(value: float | Tensor, name: str = "temperature") -> float
         raise TypeError(f"{name}: expected a number or a floating tensor, got a tensor of {value.dtype}")
     if value.dim():
         raise ValueError(f"{name}: expected a number or a tensor of shape (), got {tuple(value.shape)}")
+    if can_look_at(value) and value.item() <= 0:
+        raise ValueError(f"{name}: expected a number above 0, got {value.item():g}")
     return value
+
+
+def can_look_at(tensor: Tensor) -> bool:
+    """Return whether a tensor has values, and reading them neither waits for a device nor breaks a trace."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
+        and not is_in_torch_dispatch_mode()
+    )
 
 
 def plain(temperature: float | Tensor) -> float:
@@ -189,7 +206,7 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
         ValueError: It is out of range; ``condition`` says when the range is that.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
     number = int(value)
     if number < low or (high is not None and number > high):
         expected = f"at least {low}" if high is None else f"{low} to {high}"
@@ -200,7 +217,14 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
 def check_bool(value: object, name: str) -> bool:
     """Return True or False; TypeError for what is only taken for one of them, such as None, 0 or "no"."""
     if value is not True and value is not False:
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
+        raise TypeError(f"{name}: expected True or False, got {value!r:.80}")
+    return value
+
+
+def check_type(value: Any, name: str, kind: Any, expected: str) -> Any:
+    """Return a value of a kind, which ``expected`` describes; TypeError otherwise."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
     return value
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import check_bool, check_integer
+from deepclust_ext.ops._checks import check_bool, check_integer, check_number
 from deepclust_ext.reference.augment_views import STEPS
 
 MAX_CHANNELS = 64
@@ -78,7 +78,8 @@ def augment_views(
         boxes: Top, left, height and width in pixels of the part of each image that its view shows; by default all. A
             box beyond its image is an error on the CPU; on CUDA, where checking would wait for the device, it is cut.
         flips: Which views are mirrored; by default none.
-        matrices: By default none.
+        matrices: By default none. A number that is not finite, here or in ``strengths``, is an error on the CPU; on
+            CUDA the pixels of that view are undefined.
         steps: Numbers of steps, S for each image; by default none. An unknown number is an error on the CPU and no step
             on CUDA.
         strengths: One for each step.
@@ -205,12 +206,19 @@ def _check(
     for name, numbers in (("mean", mean), ("std", std)):
         if numbers is not None and len(numbers) != first.shape[1]:
             raise ValueError(f"{name}: expected {first.shape[1]} numbers, one for each channel, got {len(numbers)}")
-    if std is not None and not all(math.isfinite(number) and number > 0 for number in std):
+        if numbers is not None and not all(math.isfinite(check_number(number, name)) for number in numbers):
+            raise ValueError(f"{name}: expected finite numbers, got {tuple(numbers)}")
+    if std is not None and not all(number > 0 for number in std):
         raise ValueError(f"std: expected finite numbers above 0, got {tuple(std)}")
     if dtype not in _VIEW_DTYPES:
         raise TypeError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
     if first.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(parts, boxes, steps)
+        for name, tensor in (("matrices", matrices), ("strengths", strengths)):
+            # The sum, which is quicker, tells all but numbers that are huge.
+            if tensor is not None and not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
+                place = int((~tensor.isfinite()).flatten(1).any(dim=1).int().argmax())
+                raise ValueError(f"{name}, {place}: expected finite numbers, got {tensor[place].tolist()}")
 
 
 def _check_parameter(

@@ -66,8 +66,8 @@ def fused_contrastive_loss(
         z_a: Features (B, D) of one view, float16, bfloat16, float32 or float64. B may be 0 or 1.
         z_b: Features (B, D) of the other view, row i being the same sample; same dtype and device.
         temperature: Divides the cosines; above 0. It may be a floating tensor (), such as a parameter that is learned,
-            which receives a gradient; where its value is not positive, the loss is NaN. Memory is then that of a copy
-            of the rows more.
+            which receives a gradient; a value that is not positive is an error on the CPU, and on CUDA and in compiled
+            code, where looking would wait, the loss is NaN. Memory is then that of a copy of the rows more.
         hardness: How much the hardest negatives are preferred, at least 0. Published values are 0.5 to 2.
         debias: Assumed probability that a negative is of the anchor's class, in [0, 1).
         class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; not normalized. Same dtype and

@@ -63,7 +63,8 @@ def fused_hsd_loss(
         teacher: Features (N, D) of the teacher, float16, bfloat16, float32 or float64. N may be 0.
         student: Features (N, D) of the student, row i being the same sample; same dtype and device.
         temperature: Divides the logits; above 0. The published value is 0.5. It may be a floating tensor (), such as a
-            parameter that is learned, which receives a gradient; where its value is not positive, that is not noticed.
+            parameter that is learned, which receives a gradient; a value that is not positive is an error on the CPU,
+            and on CUDA and in compiled code, where looking would wait, the loss is NaN.
         normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
             type (about 1e19 in float32) count as not finite. A row whose norm is below 1e-12 gets gradient 0.
         reduction: "mean" over anchors, "sum", or "none" for the (N,) losses. Mean and sum of no anchor are 0.

@@ -1,6 +1,7 @@
 """The recipes that come with the package, and those of a user's files."""
 
 import inspect
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +13,7 @@ import yaml
 from deepclust_ext import methods
 from deepclust_ext.data import VIEWS
 from deepclust_ext.methods import ClusteringMethod
+from deepclust_ext.ops._checks import check_type
 from deepclust_ext.recipes.checks import build, check, check_keys, nearest
 from deepclust_ext.recipes.schema import Recipe
 
@@ -39,10 +41,11 @@ def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe
 
     Raises:
         FileNotFoundError: If there is no such file.
+        TypeError: If the name is none.
         ValueError: If there is no such recipe, the file is no YAML, a key is unknown, missing or given twice, or a
             value is of the wrong type or out of range.
     """
-    path = Path(name)
+    path = Path(check_type(name, "name", str | os.PathLike, "the name of a recipe or a path"))
     if path.suffix != ".yaml":
         if str(name) not in names():
             known = ", ".join(names())

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, grid_sample, interpolate, pad
 
+from deepclust_ext.reference.tangents import refuse_tangents
+
 #: What a step of an image does, by its number; see :func:`deepclust_ext.augment_views` for the formulas.
 STEPS = (
     "none",
@@ -51,6 +53,7 @@ def augment_views(
 
     Computes in float32, and of images in float64 in float64.
     """
+    refuse_tangents("augment_views", *images)
     views = []
     for place, image in enumerate(image for part in images for image in part):
         wide = torch.float64 if image.dtype == torch.float64 else torch.float32

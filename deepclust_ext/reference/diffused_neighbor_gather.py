@@ -33,14 +33,14 @@ def diffused_neighbor_gather(
     for step in range(num_steps if num_neighbors else 0):
         chances = uniform(seed, *size, step, query.device).unsqueeze(-1)
         if step == 0:
-            found = nearest_neighbors(query, bank, k=num_neighbors, exclude=exclude, valid=valid)
+            found = nearest_neighbors(query.detach(), bank.detach(), k=num_neighbors, exclude=exclude, valid=valid)
             cosines, candidates = (x.unsqueeze(1).expand(-1, num_samples, -1) for x in found)
             counts = candidates >= 0
         else:  # one more, of which the query's excluded row is taken out again
             left_out = indices if exclude is None else torch.where(indices >= 0, indices, exclude.unsqueeze(1))
             count = num_neighbors + (exclude is not None)
             rows = _standing(query, bank, indices).flatten(0, 1)
-            found = nearest_neighbors(rows, bank, k=count, exclude=left_out.flatten(), valid=valid)
+            found = nearest_neighbors(rows.detach(), bank.detach(), k=count, exclude=left_out.flatten(), valid=valid)
             cosines, candidates = (x.unflatten(0, size) for x in found)
             counts = candidates >= 0
             if exclude is not None:

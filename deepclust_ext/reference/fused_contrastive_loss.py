@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from deepclust_ext.reference.normalize import l2_normalize
+from deepclust_ext.reference.temperature import positive_or_nan
 
 
 def fused_contrastive_loss(
@@ -28,6 +29,7 @@ def fused_contrastive_loss(
     finite = torch.stack(
         [x.isfinite().all() for x in (z_a, z_b, class_a, class_b, queue, class_queue) if x is not None]
     )
+    temperature = positive_or_nan(temperature)
     if normalize:
         z_a, z_b = l2_normalize(z_a, dim=1), l2_normalize(z_b, dim=1)
         queue = None if queue is None else l2_normalize(queue, dim=1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from deepclust_ext.reference.batch_hard_mining import HardPairs, batch_hard_mining
+from deepclust_ext.reference.temperature import positive_or_nan
 
 
 class HSDStats(NamedTuple):
@@ -38,6 +39,7 @@ def fused_hsd_loss(
 
 def hsd_loss_of_pairs(pairs: HardPairs, temperature: float | Tensor, reduction: str) -> tuple[Tensor, HSDStats]:
     """Return the loss of pairs that have been mined, and its statistics."""
+    temperature = positive_or_nan(temperature)
     positive_weight = (pairs.positive_distance - pairs.positive_teacher_distance).clamp(min=0).detach()
     negative_weight = (pairs.negative_teacher_distance - pairs.negative_distance).clamp(min=0).detach()
     positive_logit = positive_weight * pairs.positive_distance / temperature

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from deepclust_ext.reference.tangents import refuse_tangents
+
 
 @torch.no_grad()
 def kmeans_assign(
@@ -15,6 +17,7 @@ def kmeans_assign(
     metric: str = "euclidean",
 ) -> tuple[Tensor, Tensor]:
     """Assign by a full N x K matrix; see :func:`deepclust_ext.kmeans_assign` for the contract."""
+    refuse_tangents("kmeans_assign", features, centroids)
     accumulation = torch.promote_types(features.dtype, torch.float32)
     rows, columns = features.to(accumulation), centroids.to(accumulation)
     finite = torch.isfinite(rows).all(dim=1) & torch.isfinite(columns).all()  # (N,)
@@ -36,6 +39,7 @@ def kmeans_step(
     metric: str = "euclidean",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Assign, then move the centers; see :func:`deepclust_ext.ops.kmeans_step` for the contract."""
+    refuse_tangents("kmeans_step", features, centroids)
     labels, _ = kmeans_assign(features, centroids, metric=metric)
     sums, counts = kmeans_update(features, labels, len(centroids))
     centers = centers_of(sums, counts, centroids, metric)
@@ -50,6 +54,7 @@ def kmeans_update(
     num_clusters: int,
 ) -> tuple[Tensor, Tensor]:
     """Add the rows of each label; see :func:`deepclust_ext.ops.kmeans_update` for the contract."""
+    refuse_tangents("kmeans_update", features)
     accumulation = torch.promote_types(features.dtype, torch.float32)
     target = torch.where((labels >= 0) & (labels < num_clusters), labels, num_clusters)
     # In float64 the error does not grow with the number of rows.

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import normalize as l2_normalize
 from torch.nn.functional import pad
 
+from deepclust_ext.reference.tangents import refuse_tangents
+
 
 def nearest_neighbors(
     query: Tensor,  # (B, D)
@@ -17,6 +19,7 @@ def nearest_neighbors(
     valid: Tensor | None = None,  # (M,) bool
 ) -> tuple[Tensor, Tensor]:
     """Sort the full (B, M) matrix of cosines; see :func:`deepclust_ext.nearest_neighbors` for the contract."""
+    refuse_tangents("nearest_neighbors", query, bank)
     query, bank = query.detach(), bank.detach()
     if valid is not None:
         bank = torch.where(valid.unsqueeze(1), bank, 0)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from deepclust_ext.reference.tangents import refuse_tangents
+
 
 def sinkhorn_knopp(
     scores: Tensor,  # (..., N, K)
@@ -18,6 +20,7 @@ def sinkhorn_knopp(
     return_num_iters: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Iterate with full logarithmic sums; see :func:`deepclust_ext.sinkhorn_knopp` for the contract."""
+    refuse_tangents("sinkhorn_knopp", None if differentiable else scores, sample_marginals, cluster_marginals)
     if not differentiable:
         scores = scores.detach()
     *batch, num_samples, num_clusters = scores.shape

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deepclust_ext.methods.base import OptimizerSettings
-from deepclust_ext.methods.values import instance, integer, number
+from deepclust_ext.ops._checks import check_integer, check_non_negative, check_type
 from deepclust_ext.training.phases import Phase
 from deepclust_ext.training.schedule import LearningRate
 
@@ -31,10 +31,8 @@ class KMeansSettings:
 
     def __post_init__(self) -> None:
         for name in ("n_init", "final_n_init", "max_iter"):
-            object.__setattr__(self, name, integer(getattr(self, name), f"kmeans.{name}", 1))
-        object.__setattr__(self, "tol", number(self.tol, "kmeans.tol"))
-        if not self.tol >= 0:
-            raise ValueError(f"kmeans.tol: expected a number of at least 0, got {self.tol}")
+            object.__setattr__(self, name, check_integer(getattr(self, name), f"kmeans.{name}", 1))
+        object.__setattr__(self, "tol", check_non_negative(self.tol, "kmeans.tol"))
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,14 @@ class TrainConfig:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        for place, phase in enumerate(instance(self.phases, "phases", Sequence, "a sequence of Phase")):
-            instance(phase, f"phases.{place}", Phase, "a Phase")
-        instance(self.learning_rate, "learning_rate", LearningRate, "a LearningRate")
+        for place, phase in enumerate(check_type(self.phases, "phases", Sequence, "a sequence of Phase")):
+            check_type(phase, f"phases.{place}", Phase, "a Phase")
+        check_type(self.learning_rate, "learning_rate", LearningRate, "a LearningRate")
         if self.optimizer is not None:
-            instance(self.optimizer, "optimizer", OptimizerSettings, "OptimizerSettings or None")
-        instance(self.kmeans, "kmeans", KMeansSettings, "KMeansSettings")
-        for name, least in (("batch_size", 2), ("seed", 0), ("num_workers", 0)):
-            object.__setattr__(self, name, integer(getattr(self, name), name, least))
-        if self.seed >= 2**32:
-            raise ValueError(f"seed: expected less than 2^32, got {self.seed}")
+            check_type(self.optimizer, "optimizer", OptimizerSettings, "OptimizerSettings or None")
+        check_type(self.kmeans, "kmeans", KMeansSettings, "KMeansSettings")
+        for name, low, high in (("batch_size", 2, None), ("seed", 0, 2**32 - 1), ("num_workers", 0, None)):
+            object.__setattr__(self, name, check_integer(getattr(self, name), name, low, high))
 
     @property
     def epochs(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from deepclust_ext.methods.base import ClusteringMethod
-from deepclust_ext.methods.values import instance, integer
+from deepclust_ext.ops._checks import check_integer, check_type
 
 #: The data set that is clustered: pseudo-labels and final clusters are of its images.
 MAIN = "images"
@@ -38,15 +38,15 @@ class Phase:
     resample: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", str(instance(self.name, "phase, name", str, "text")))
+        object.__setattr__(self, "name", str(check_type(self.name, "phase, name", str, "text")))
         where = f"phase {self.name}"
-        object.__setattr__(self, "epochs", integer(self.epochs, f"{where}, epochs", 0))
-        instance(self.resample, f"{where}, resample", bool, "True or False")
+        object.__setattr__(self, "epochs", check_integer(self.epochs, f"{where}, epochs", 0))
+        check_type(self.resample, f"{where}, resample", bool, "True or False")
         expected = "a mapping from data sets to terms"
-        for data, terms in instance(self.passes, f"{where}, passes", Mapping, expected).items():
-            instance(data, f"{where}, passes", str, "names of data sets")
+        for data, terms in check_type(self.passes, f"{where}, passes", Mapping, expected).items():
+            check_type(data, f"{where}, passes", str, "names of data sets")
             if terms is not None:
-                instance(terms, f"{where}, passes.{data}", str, "the name of terms or None")
+                check_type(terms, f"{where}, passes.{data}", str, "the name of terms or None")
         if not self.passes:
             raise ValueError(f"{where}, passes: expected at least one data set, got none")
         labels = self.pseudo_labels

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from deepclust_ext.methods.values import number
+from deepclust_ext.ops._checks import check_fraction, check_non_negative, check_positive
 
 SCHEDULES = ("constant", "warmup_cosine")
 
@@ -39,16 +39,11 @@ class LearningRate:
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise ValueError(f"learning_rate.name: expected one of {', '.join(SCHEDULES)}, got {self.name!r}")
-        for name in ("warmup", "floor", *(() if self.horizon is None else ("horizon",))):
-            object.__setattr__(self, name, number(getattr(self, name), f"learning_rate.{name}"))
+        for name, check in (("warmup", check_non_negative), ("floor", check_fraction), ("horizon", check_positive)):
+            if name != "horizon" or self.horizon is not None:
+                object.__setattr__(self, name, check(getattr(self, name), f"learning_rate.{name}"))
         if self.name == "constant" and (self.warmup, self.floor, self.horizon) != (0.0, 0.0, None):
             raise ValueError("learning_rate: expected no warmup, floor or horizon for 'constant', got one")
-        if not 0 <= self.warmup < math.inf:
-            raise ValueError(f"learning_rate.warmup: expected a finite number of at least 0, got {self.warmup}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"learning_rate.floor: expected a number in [0, 1], got {self.floor}")
-        if self.horizon is not None and not self.horizon > 0:
-            raise ValueError(f"learning_rate.horizon: expected more than 0, or None, got {self.horizon}")
 
     @property
     def open_ended(self) -> bool:

@@ -19,7 +19,7 @@ from deepclust_ext.cluster import KMeans
 from deepclust_ext.inference import IndexedImages, assign, batches, device_of, embed, moved, takes_any_size
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
-from deepclust_ext.methods.values import instance
+from deepclust_ext.ops._checks import check_type
 from deepclust_ext.training.checkpoint import (
     Setting,
     check_settings,
@@ -85,15 +85,15 @@ class Trainer:
         test_view: View | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        instance(method, "method", ClusteringMethod, "a ClusteringMethod")
-        instance(config, "config", TrainConfig, "a TrainConfig")
-        instance(out, "out", str | os.PathLike, "a path")
-        for place, view in enumerate(instance(views, "views", Sequence, f"a sequence of {method.num_views} functions")):
-            instance(view, f"views.{place}", Callable, "a function of a batch")
+        check_type(method, "method", ClusteringMethod, "a ClusteringMethod")
+        check_type(config, "config", TrainConfig, "a TrainConfig")
+        check_type(out, "out", str | os.PathLike, "a path")
+        for place, view in enumerate(check_type(views, "views", Sequence, f"a list of {method.num_views} functions")):
+            check_type(view, f"views.{place}", Callable, "a function of a batch")
         if test_view is not None:
-            instance(test_view, "test_view", Callable, "a function of a batch or None")
+            check_type(test_view, "test_view", Callable, "a function of a batch or None")
         if recipe is not None:
-            instance(recipe, "recipe", Mapping, "a mapping or None")
+            check_type(recipe, "recipe", Mapping, "a mapping or None")
         self.method = method
         self.data = dict(data) if isinstance(data, Mapping) else {MAIN: data}
         self.views = views

@@ -170,8 +170,6 @@ def test_more_starts_keep_the_best() -> None:
     rows = scans()
     one, many = (KMeans(10, init="random", n_init=count, random_state=0).fit(rows) for count in (1, 8))
     assert many.inertia_ < one.inertia_
-    assert KMeans(3, init="random").n_init == 10
-    assert KMeans(3).n_init == 1
 
 
 def test_empty_clusters_take_the_farthest_rows() -> None:
@@ -303,7 +301,7 @@ def test_errors_name_the_argument() -> None:
         ({"n_init": 0}, "n_init: expected at least 1, got 0"),
         ({"max_iter": 0}, "max_iter: expected at least 1, got 0"),
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),
-        ({"tol": -1.0}, "tol: expected a number of at least 0, got -1.0"),
+        ({"tol": -1.0}, "tol: expected a finite number of at least 0, got -1.0"),
     ):
         with pytest.raises(ValueError, match=message):
             KMeans(**arguments)

@@ -114,7 +114,7 @@ def test_sources_of_random_numbers(kind: str) -> None:
         ({"batch_size": False}, TypeError, "batch_size: expected an integer, got False"),
         ({"n_init": True}, TypeError, "n_init: expected an integer, got True"),
         ({"tol": "small"}, TypeError, "tol: expected a number, got 'small'"),
-        ({"tol": float("nan")}, ValueError, "tol: expected a number of at least 0"),
+        ({"tol": float("nan")}, ValueError, "tol: expected a finite number of at least 0"),
     ],
 )
 def test_errors_at_construction(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

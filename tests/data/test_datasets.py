@@ -164,6 +164,10 @@ def test_class_folders(tmp_path: Path, name: str) -> None:
 def test_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name: expected one of cifar10, cifar20"):
         load_dataset("mnist", tmp_path)
+    with pytest.raises(TypeError, match="root: expected a path, got NoneType"):
+        load_dataset("cifar10", None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="name: expected text, got list"):
+        load_dataset([], tmp_path)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="none: expected the folder of cifar10, found nothing"):
         load_dataset("cifar10", tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="expected the folder cifar-10-batches-py or cifar-10-batches-bin"):

@@ -224,6 +224,26 @@ class TestOtherSources:
         with pytest.raises(TypeError, match="sources: expected folders, files or arrays, got int"):
             load_images(3)  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("channels", [3, 4])
+    def test_an_array_that_looks_like_one_image(self, channels: int) -> None:
+        values = pixels(8, 9, channels)
+        with pytest.raises(ValueError, match=rf"got \(8, 9, {channels}\), which looks like one image .* array\[None\]"):
+            load_images(values)
+        assert load_images(values[None])[0].shape == (channels, 8, 9)
+        assert load_images(values[..., None])[0].shape == (1, 9, channels)
+        assert len(load_images(pixels(4, 3, 3))) == 4  # images of 3 x 3
+
+    def test_floats_beyond_0_to_1_are_noted(self) -> None:
+        within, beyond = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8), pixels(2, 8, 8).astype(np.float32)
+        assert not any("floats" in note for note in load_images(within).notes)
+        within[0, 0, 0] = np.nan
+        assert not any("floats" in note for note in load_images(within).notes)
+        beyond[0] /= 255
+        (note,) = (note for note in load_images(beyond).notes if "floats" in note)
+        low, high = beyond[1].min(), beyond[1].max()
+        assert note.startswith(f"1 images of floats, of which 0 is black and 1 is white, go from {low:g} to {high:g}")
+        assert not any("floats" in note for note in load_images(beyond, scale="percentile").notes)
+
 
 class TestLabels:
     def test_by_folders(self, tmp_path: Path) -> None:
@@ -247,7 +267,7 @@ class TestLabels:
         assert images.labels.tolist() == [0, 1]
         for text, error in (
             ("file,label\na.png,1\n", "expected the columns path and label"),
-            ("path,label\na.png,1\n", "none for 1, first x/b.png"),
+            ("path,label\na.png,1\n", "none for 1, such as x/b.png"),
             ("path,label\na.png,1\na.png,2\n", "line 3: expected each image once, got a.png again"),
             ("path,label\na.png,\n", "line 2: expected a label for a.png, got none"),
         ):
@@ -262,6 +282,22 @@ class TestLabels:
         images = load_images(tmp_path, labels="folders")
         assert images.names == ["a/1.png", "b/2.png"]
         assert [label for _, label in images] == [0, 1]
+
+    def test_what_is_skipped_needs_no_label(self, tmp_path: Path) -> None:
+        for name in ("a.png", "b.png", "c.png"):
+            save(tmp_path / "data" / name)
+        (tmp_path / "data/a.png").write_bytes(b"broken")
+        table = tmp_path / "labels.csv"
+        table.write_text("path,label\nb.png,dog\nc.png,cat\n")
+        images = load_images(tmp_path / "data", labels=table)
+        assert images.names == ["b.png", "c.png"]
+        assert [label for _, label in images] == [1, 0]
+        assert images.classes == ("cat", "dog")
+        with pytest.raises(ImageError, match=r"a\.png"):
+            load_images(tmp_path / "data", labels=table, on_error="raise")
+        table.write_text("path,label\nc.png,cat\n")
+        with pytest.raises(ValueError, match=r"expected a label for every image, got none for 2, such as b\.png"):
+            load_images(tmp_path / "data", labels=table)
 
     @pytest.mark.parametrize(
         ("labels", "error"),

@@ -214,7 +214,7 @@ def test_views_by_name_are_the_functions_and_classes() -> None:
         ),
         (
             {"name": "contrastive", "size": 32, "flip_p": 1.5},
-            "flip_p: expected a probability from 0 to 1, got 1.5",
+            "flip_p: expected a number in .0, 1., got 1.5",
         ),
         (
             {"name": "strong", "size": 32, "blur_kernel": 4},
@@ -256,7 +256,7 @@ def test_views_by_name_are_the_functions_and_classes() -> None:
         ),
         (
             {"name": "contrastive", "size": 32, "operation_p": math.nan},
-            "operation_p: expected a probability .* got nan",
+            "operation_p: expected a number .* got nan",
         ),
         ({"name": "contrastive", "size": 32, "levels": [9, 1]}, r"levels: expected two levels .*, got \(9, 1\)"),
         ({"name": "contrastive", "size": 32, "num_operations": -1}, "num_operations: expected at least 0, got -1"),

@@ -1,5 +1,7 @@
 """Clustering metrics: hand cases, invariances, and errors that say what is wrong."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,10 @@ def test_errors_name_the_argument(metric: object) -> None:
     assert callable(metric)
     with pytest.raises(ValueError, match="labels_true: expected at least one label, got none"):
         metric([], [])
+    with pytest.raises(ValueError, match="labels_pred: expected a label for each sample, got NaN or infinity"):
+        metric([0, 1], [0.0, math.nan])
+    with pytest.raises(ValueError, match="labels_true: expected a label for each sample, got NaN or infinity"):
+        metric(torch.tensor([1.0, math.nan]), [0, 1])
     with pytest.raises(ValueError, match="labels_pred: expected 2 labels as in labels_true, got 3"):
         metric([0, 1], [0, 1, 2])
     with pytest.raises(ValueError, match=r"labels_pred: expected one dimension, got shape \(2, 1\)"):

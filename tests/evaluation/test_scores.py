@@ -158,6 +158,10 @@ class Unseen(Pixels):
         ({"knn_t": 0.0}, ValueError, "knn_t: expected a finite number above 0, got 0.0"),
         ({"knn_t": math.nan}, ValueError, "knn_t: expected a finite number above 0, got nan"),
         ({"n_init": 0}, ValueError, "n_init: expected at least 1, got 0"),
+        ({"seed": None}, TypeError, "seed: expected an integer, got None"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
+        ({"batch_size": None}, TypeError, "batch_size: expected an integer, got None"),
+        ({"num_workers": 1.0}, TypeError, "num_workers: expected an integer, got 1.0"),
     ],
 )
 def test_settings_are_checked_before_anything_is_embedded(

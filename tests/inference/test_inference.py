@@ -1,5 +1,6 @@
 """The loop over all images: order, parts, the test view, and labels that only evaluation gets."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,26 @@ def test_labels_come_only_when_asked_for() -> None:
     assert torch.equal(images, IMAGES)
     assert labels.tolist() == list(range(0, 22, 2))
     assert IndexedImages(labelled())[3][1] == 3  # its place, not its label
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "^batch_size: expected at least 1, got 0$"),
+        ({"batch_size": 1.5}, TypeError, "^batch_size: expected an integer, got 1.5$"),
+        ({"batch_size": None}, TypeError, "^batch_size: expected an integer, got None$"),
+        ({"batch_size": True}, TypeError, "^batch_size: expected an integer, got True$"),
+        ({"num_workers": -1}, ValueError, "^num_workers: expected at least 0, got -1$"),
+        ({"num_workers": "2"}, TypeError, "^num_workers: expected an integer, got '2'$"),
+    ],
+)
+def test_numbers_are_checked_by_name(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    clc = METHODS["clc"].method()
+    for function in (partial(embed, clc), partial(assign, clc), partial(map_images, lambda images: (images,))):
+        with pytest.raises(error, match=message):
+            function(Plain(), **settings)
+    (seen,) = map_images(lambda images: (images,), Plain(), batch_size=np.int64(4))  # type: ignore[arg-type]
+    assert torch.equal(seen, IMAGES)
 
 
 def test_the_test_view_comes_first() -> None:

@@ -89,6 +89,10 @@ def test_errors_name_the_argument() -> None:
     rows, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="temperature: expected a finite number above 0, got 0"):
         PrototypeLoss(0)
+    learned = PrototypeLoss(torch.nn.Parameter(torch.tensor(0.5)))
+    learned.temperature.data.fill_(-0.1)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="temperature: expected a number above 0, got -0.1"):
+        learned(rows, rows, labels, 3)
     with pytest.raises(ValueError, match=r"query: expected shape \(B, D\), got \(3, 4, 1\)"):
         PrototypeLoss()(rows.unsqueeze(2), rows, labels, 3)
     with pytest.raises(ValueError, match=r"key: expected the shape of query \(3, 4\), got \(2, 4\)"):

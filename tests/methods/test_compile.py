@@ -16,19 +16,34 @@ CASES = [
     ("sacc", {}, 1, 0),
     ("clc", {}, 2, 1),
 ]
+#: What a function reaches as users' scripts do: torch.compile treats globals in ways of its own.
+GLOBALS: dict[str, Any] = {}
 
 
+def global_training_step(*args: Any, **options: Any) -> Any:
+    return GLOBALS["method"].training_step(*args, **options)
+
+
+def global_after_step(*args: Any) -> None:
+    GLOBALS["method"].after_step(*args)
+
+
+@pytest.mark.parametrize("is_global", [False, True])
 @pytest.mark.parametrize(("name", "options", "of_step", "of_after_step"), CASES)
-def test_graphs_of_fourteen_steps(name: str, options: dict[str, Any], of_step: int, of_after_step: int) -> None:
+def test_graphs_of_fourteen_steps(
+    name: str, options: dict[str, Any], of_step: int, of_after_step: int, is_global: bool
+) -> None:
     torch._dynamo.reset()
     counts = CompileCounterWithBackend("eager"), CompileCounterWithBackend("eager")
     compiled, plain = METHODS[name].method(**options), METHODS[name].method(**options)
+    GLOBALS["method"] = compiled
+    calls = (global_training_step, global_after_step) if is_global else (compiled.training_step, compiled.after_step)
     steps = (
         (
             compiled,
             compiled.make_optimizer(16),
-            torch.compile(compiled.training_step, backend=counts[0], fullgraph=True),
-            torch.compile(compiled.after_step, backend=counts[1], fullgraph=True),
+            torch.compile(calls[0], backend=counts[0], fullgraph=True),
+            torch.compile(calls[1], backend=counts[1], fullgraph=True),
         ),
         (plain, plain.make_optimizer(16), plain.training_step, plain.after_step),
     )

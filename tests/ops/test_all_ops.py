@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import deepclust_ext
 from deepclust_ext import _extension, reference
@@ -235,6 +236,25 @@ def test_what_torch_func_cannot_do_says_so(op: str, device: str) -> None:
     if not sample.constant:
         with pytest.raises(RuntimeError, match=f"derivative for deepclust_ext::{op}_backward is not implemented"):
             torch.func.grad(lambda x: torch.func.grad(total)(x).sum())(sample.tensors[0])
+
+
+def test_the_reference_drops_no_tangent(op: str, device: str) -> None:
+    """Where results are constants a tangent is an error, as natively; elsewhere it is that of the gradient."""
+    for sample in SAMPLE_INPUTS[op](torch.float64, device):
+
+        def total(first: Tensor, sample: Any = sample) -> Tensor:
+            results = call(by_reference(op), sample.with_tensors((first, *sample.tensors[1:])))
+            return torch.stack([x.sum() for x in results if x.is_floating_point()]).sum()
+
+        first = sample.tensors[0]
+        if sample.constant:
+            with pytest.raises(NotImplementedError, match=f"{op}: has no forward-mode derivative"):
+                torch.func.jvp(total, (first,), (first,))
+            with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="has no forward-mode derivative"):
+                total(forward_ad.make_dual(first, first))
+        else:
+            tangent = torch.func.jvp(total, (first,), (first,))[1]
+            torch.testing.assert_close(tangent, (torch.func.grad(total)(first) * first).sum())
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

@@ -102,5 +102,5 @@ def test_number_of_clusters() -> None:
         strict=True,
     ):
         assert same_bits(ours, plain)
-    with pytest.raises(TypeError, match="^num_clusters: expected an integer, got bool"):
+    with pytest.raises(TypeError, match="^num_clusters: expected an integer, got True"):
         kmeans_update(features, labels, True)

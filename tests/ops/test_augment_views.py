@@ -272,13 +272,14 @@ def test_values_that_are_no_colors(name: str) -> None:
     images = torch.rand(6, 3, 17, 13, generator=generator)
     for i, value in enumerate((math.nan, math.inf, -math.inf, 1e30, -1e30, -0.5)):
         images[i, :, ::3, ::2] = value
+    op = torch.ops.deepclust_ext.augment_views  # which takes what the public function refuses
     for strength in (0.5, 0.0, -1.0, 1e30, -1e30, math.nan, math.inf, -math.inf):
-        views = augment_views(images, size=(17, 13), **one_step(name, strength, 6))
-        augment_views(images, size=(9, 20), **one_step(name, strength, 6))
+        views = op([images], (17, 13), **one_step(name, strength, 6))
+        op([images], (9, 20), **one_step(name, strength, 6))
         if name == "equalize":
             assert bool(views.isfinite().all())
     moves = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -1e30, 0.0]).reshape(6, 1, 1).expand(6, 2, 3)
-    assert bool((augment_views(torch.ones(6, 1, 5, 5), size=5, matrices=moves)[:3] == 0).all())
+    assert bool((op([torch.ones(6, 1, 5, 5)], (5, 5), matrices=moves)[:3] == 0).all())
 
 
 @pytest.mark.skipif(EMULATED, reason="there the CUDA kernel answers, which test_views_sweep gives such boxes and steps")
@@ -342,9 +343,21 @@ def images_of(*shape: int) -> Tensor:
             "expected 0 to 17",
         ),
         (images_of(1, 3, 4, 4), {"blur_kernel": 4}, ValueError, "blur_kernel: expected an odd number"),
-        (images_of(1, 3, 4, 4), {"blur_kernel": 3.0}, TypeError, "blur_kernel: expected an integer, got float"),
+        (images_of(1, 3, 4, 4), {"blur_kernel": 3.0}, TypeError, "blur_kernel: expected an integer, got 3.0"),
         (images_of(1, 3, 4, 4), {"mean": [0.5] * 3}, ValueError, "mean, std: expected both or neither"),
         (images_of(1, 3, 4, 4), {"mean": [0.5], "std": [0.5]}, ValueError, "mean: expected 3 numbers"),
+        (images_of(1, 1, 4, 4), {"mean": [math.nan], "std": [1.0]}, ValueError, r"mean: expected finite .* \(nan,\)"),
+        (images_of(1, 1, 4, 4), {"mean": ["a"], "std": [1.0]}, TypeError, "mean: expected a number, got 'a'"),
+        (
+            images_of(2, 3, 4, 4),
+            {"matrices": torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[1, 0, math.nan], [0, 1, 0]]])},
+            ValueError,
+            r"matrices, 1: expected finite numbers, got \[\[1.0, 0.0, nan\], \[0.0, 1.0, 0.0\]\]",
+        ),
+        *(
+            (images_of(1, 3, 4, 4), one_step(name, value), ValueError, f"strengths, 0: expected finite .*{value}")
+            for name, value in (("rotate", math.nan), ("blur", math.inf), ("posterize", -math.inf))
+        ),
         (images_of(1, 1, 4, 4), {"mean": [0.5], "std": [0.0]}, ValueError, "std: expected finite numbers above 0"),
         (images_of(1, 3, 4, 4), {"dtype": torch.float64}, TypeError, "dtype: expected float32, float16 or bfloat16"),
     ],

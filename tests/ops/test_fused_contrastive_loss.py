@@ -297,9 +297,9 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"class_temperature": -1}, ValueError, "class_temperature: expected a finite number above 0, got -1"),
     ({"hardness": -0.5}, ValueError, "hardness: expected a finite number of at least 0, got -0.5"),
     ({"hardness": math.inf}, ValueError, "hardness: expected a finite number of at least 0, got inf"),
-    ({"hardness": "hard"}, TypeError, "hardness: expected a number, got str"),
+    ({"hardness": "hard"}, TypeError, "hardness: expected a number, got 'hard'"),
     ({"debias": 1}, ValueError, r"debias: expected a number in \[0, 1\), got 1"),
-    ({"debias": True}, TypeError, "debias: expected a number, got bool"),
+    ({"debias": True}, TypeError, "debias: expected a number, got True"),
     ({"reduction": "max"}, ValueError, "reduction: expected 'none', 'mean' or 'sum', got 'max'"),
     ({"queue": torch.ones(9, 2)}, ValueError, r"queue: expected shape \(any number, 3\), got \(9, 2\)"),
     ({"queue": torch.ones(9)}, ValueError, r"queue: expected shape \(any number, 3\), got \(9,\)"),
@@ -338,7 +338,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exceptio
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD_CALLS)
 def test_bad_arguments_are_named_by_the_op_too(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    if message.endswith(("got list", "got int", "got str", "got bool")):
+    if error is TypeError and message.endswith(("got list", "got int", "'hard'", "True")):
         pytest.skip("refused by the schema")
     name = message.split(":")[0]
     with pytest.raises(error, match=f"^{name}: expected "):

@@ -295,7 +295,7 @@ BAD_INPUTS: list[tuple[Callable[..., Any], tuple[Any, ...], type[Exception], str
     (kmeans_update, (FEATURES, LABELS.int(), 3), TypeError, "labels: expected dtype torch.int64, got torch.int32"),
     (kmeans_update, (FEATURES, LABELS[:3], 3), ValueError, r"labels: expected shape \(4,\), one .*, got \(3,\)"),
     (kmeans_update, (FEATURES, LABELS.to("meta"), 3), ValueError, "labels: expected device cpu .*, got meta"),
-    (kmeans_update, (FEATURES, LABELS, 1.5), TypeError, "num_clusters: expected an integer, got float"),
+    (kmeans_update, (FEATURES, LABELS, 1.5), TypeError, "num_clusters: expected an integer, got 1.5"),
     (kmeans_update, (FEATURES, LABELS, 0), ValueError, "num_clusters: expected at least 1, got 0"),
 ]
 

@@ -345,9 +345,9 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"scores": torch.ones(3)}, ValueError, r"scores: expected shape \(..., N, K\), got \(3,\)"),
     ({"scores": SCORES.int()}, TypeError, "scores: expected dtype float16, .* or float64, got torch.int32"),
     ({"epsilon": 0}, ValueError, "epsilon: expected a finite number above 0, got 0"),
-    ({"epsilon": "small"}, TypeError, "epsilon: expected a number, got str"),
+    ({"epsilon": "small"}, TypeError, "epsilon: expected a number, got 'small'"),
     ({"num_iters": 0}, ValueError, "num_iters: expected at least 1, got 0"),
-    ({"num_iters": 2.0}, TypeError, "num_iters: expected an integer, got float"),
+    ({"num_iters": 2.0}, TypeError, "num_iters: expected an integer, got 2.0"),
     ({"tolerance": -0.1}, ValueError, "tolerance: expected a finite number of at least 0, got -0.1"),
 ]
 for side, size, other in (("sample_marginals", 4, 3), ("cluster_marginals", 3, 4)):
@@ -369,7 +369,7 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exceptio
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD_CALLS)
 def test_bad_arguments_are_named_by_the_op_too(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    if message.endswith(("got list", "got str", "got float", "got bool")):
+    if error is TypeError and message.endswith(("got list", "'small'", "2.0", "got bool")):
         pytest.skip("refused or converted by the schema")
     name = message.split(":")[0]
     with pytest.raises(error, match=f"^{name}: expected "):

@@ -140,3 +140,21 @@ def test_what_is_refused(function: Any, native: bool, monkeypatch: pytest.Monkey
         TypeError, match=r"^temperature: expected a number or a floating tensor, got a tensor of torch.int"
     ):
         function(first, second, temperature=torch.tensor(1))
+
+
+@pytest.mark.parametrize("function", [fused_contrastive_loss, fused_hsd_loss])
+@pytest.mark.parametrize("native", [True, False])
+def test_what_is_not_positive(function: Any, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused where it can be looked at, and NaN where it cannot, as within compilers and transforms."""
+    if not native:
+        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    (first, second, _), _ = rows(torch.float32)
+    compiled = torch.compile(lambda temperature: function(first, second, temperature=temperature), backend="eager")
+    for value in (0.0, -0.5):
+        for temperature in (torch.tensor(value), nn.Parameter(torch.tensor(value, dtype=torch.float64))):
+            with pytest.raises(ValueError, match=f"^temperature: expected a number above 0, got {value:g}$"):
+                function(first, second, temperature=temperature)
+        assert compiled(torch.tensor(value)).isnan()
+        assert torch.func.grad(lambda t: function(first, second, temperature=t))(torch.tensor(value)).isnan()
+    assert function(first, second, temperature=torch.tensor(torch.nan)).isnan()
+    assert compiled(torch.tensor(0.5)) == function(first, second, temperature=torch.tensor(0.5))

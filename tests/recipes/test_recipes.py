@@ -207,6 +207,8 @@ def test_what_is_no_recipe_is_named(tmp_path: Path) -> None:
         ValueError, match="recipe: expected one of .*, got 'hadis-cifar1'; did you mean 'hadis-cifar10'?"
     ):
         recipes.load("hadis-cifar1")
+    with pytest.raises(TypeError, match="name: expected the name of a recipe or a path, got NoneType"):
+        recipes.load(None)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         recipes.load(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("é".encode("latin-1"))

@@ -50,7 +50,7 @@ def test_constant() -> None:
             "learning_rate.warmup: expected a finite number .*, got -1.0",
         ),
         ({"name": "warmup_cosine", "floor": 2.0}, r"learning_rate.floor: expected a number in \[0, 1\], got 2.0"),
-        ({"name": "warmup_cosine", "horizon": 0.0}, "learning_rate.horizon: expected more than 0, or None, got 0.0"),
+        ({"name": "warmup_cosine", "horizon": 0.0}, "learning_rate.horizon: expected a finite number above 0, got 0.0"),
     ],
 )
 def test_errors_name_the_setting(settings: dict[str, Any], message: str) -> None:
