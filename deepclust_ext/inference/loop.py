@@ -52,8 +52,8 @@ def map_images(
     labels: list[int | str] = []
     done = 0
     for images, numbers in batches(source, batch_size=batch_size, num_workers=num_workers):
-        for place, image in enumerate(images):
-            if image.is_floating_point() and not image.isfinite().all():
+        for place, image in enumerate(images if images[0].is_floating_point() else ()):
+            if not image.isfinite().all():
                 raise ValueError(f"{source.name(done + place)}: expected finite pixels, got NaN or infinity")
         done += len(images)
         if with_labels:
