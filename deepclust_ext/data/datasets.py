@@ -6,7 +6,6 @@ Which parts are pooled, and which classes and synsets make a set, are facts of t
 import pickle
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from deepclust_ext.data.labels import array_classes
 from deepclust_ext.data.sources import Images
-from deepclust_ext.data.stores import Array, Files, Joined, Store, find_images
+from deepclust_ext.data.stores import Array, Files, Joined, Mapped, Store, find_images
 
 IMAGENET_10 = (
     "n02056570",
@@ -171,7 +170,7 @@ def _cifar100(key: str, column: int) -> Callable[[Path], Loaded]:
 
 
 def _stl_images(path: Path) -> Array:
-    return Array(partial(_map_stl, _file(path)), path.name)
+    return Array(Mapped(_file(path), _map_stl), path.name)
 
 
 def _map_stl(path: Path) -> NDArray[np.uint8]:

@@ -57,6 +57,12 @@ def test_labels_come_only_when_asked_for() -> None:
 PIXELS = (IMAGES * 255).to(torch.uint8)
 
 
+def collated(source: IndexedImages, items: Any) -> tuple[Tensor, Tensor]:
+    images, places = source.collate(items)
+    assert isinstance(images, Tensor)
+    return images, places
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -71,21 +77,21 @@ PIXELS = (IMAGES * 255).to(torch.uint8)
 )
 def test_a_batch_at_once_is_that_of_its_items(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     source, places = IndexedImages(data), [3, 1, 1, 0]
-    expected, numbers = source.collate([source[place] for place in places])
+    expected, numbers = collated(source, [source[place] for place in places])
     monkeypatch.setattr(IndexedImages, "__getitem__", lambda self, index: pytest.fail("one by one"))
-    images, found = source.collate(source.__getitems__(places))
+    images, found = collated(source, source.__getitems__(places))
     assert torch.equal(images, expected)
     assert (images.dtype, images.stride()) == (expected.dtype, expected.stride())
     assert torch.equal(found, numbers)
     images.zero_()
-    assert source.collate(source.__getitems__(places))[0].any()  # a copy
+    assert collated(source, source.__getitems__(places))[0].any()  # a copy
 
 
 class Flipped(TensorDataset):
     """What a data set makes of its tensors is not known."""
 
     def __getitem__(self, index: int) -> Any:
-        return super().__getitem__(index)[0].flip(2)
+        return IMAGES[index].flip(1)
 
 
 class Broken(Plain):
@@ -106,10 +112,10 @@ class Broken(Plain):
 
 def test_a_batch_one_by_one_where_that_is_the_only_way() -> None:
     source = IndexedImages(Flipped(IMAGES))
-    assert torch.equal(source.collate(source.__getitems__([4, 2]))[0], IMAGES[[4, 2]].flip(3))
+    assert torch.equal(collated(source, source.__getitems__([4, 2]))[0], IMAGES[[4, 2]].flip(3))
     data = Broken()
     source = IndexedImages(data)
-    assert torch.equal(source.collate(source.__getitems__([4, 1]))[0], IMAGES[[4, 1]])
+    assert torch.equal(collated(source, source.__getitems__([4, 1]))[0], IMAGES[[4, 1]])
     with pytest.raises(ValueError, match="data, image 2: expected an image that can be read, got OSError: cut off"):
         source.__getitems__([4, 2])
     assert data.calls == [[4, 1], [4, 2]]
