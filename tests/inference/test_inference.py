@@ -91,7 +91,7 @@ class Flipped(TensorDataset):
     """What a data set makes of its tensors is not known."""
 
     def __getitem__(self, index: int) -> Any:
-        return IMAGES[index].flip(1)
+        return IMAGES[index].flip(2)
 
 
 class Broken(Plain):
