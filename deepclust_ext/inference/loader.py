@@ -1,6 +1,6 @@
 """Batches of a data set, loaded ahead by other processes where there are any."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Loader:
                 generator=self._generator,
             )
 
-    def batches(self, order: Iterable[list[int]], seed: int = 0) -> Iterator[tuple[Any, Any]]:
+    def batches(self, order: Iterable[list[int]], seed: int = 0) -> Generator[tuple[Any, Any], None, None]:
         """Yield what the data set's ``collate`` returns for each batch.
 
         Args:
@@ -55,9 +55,15 @@ class Loader:
         self._generator.manual_seed(seed)
         with torch.device("cpu"):
             loading = iter(self._loader)
-        while True:
-            with torch.device("cpu"):
-                batch = next(loading, None)
-            if batch is None:
-                return
-            yield batch
+        try:
+            while True:
+                with torch.device("cpu"):
+                    batch = next(loading, None)
+                if batch is None:
+                    return
+                yield batch
+        except BaseException as error:
+            # Else torch's frames would keep its workers alive for as long as anybody keeps the error.
+            raise error.with_traceback(None) from error.__cause__
+        finally:
+            del loading
