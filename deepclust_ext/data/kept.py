@@ -51,7 +51,7 @@ class Kept:
         if not self._alike:
             return [self[index] for index in indices]
         images = self._flat().reshape(len(self.sides), self.channels, *self.sides[0].tolist())
-        return torch.from_numpy(images.take(indices, axis=0))
+        return torch.from_numpy(images.take(np.asarray(indices, np.int64), axis=0))
 
     def _flat(self) -> NDArray[Any]:
         values = self._values.numpy() if isinstance(self._values, Tensor) else self._values.array

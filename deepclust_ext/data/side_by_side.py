@@ -1,13 +1,14 @@
 """Calls on all cores by threads, for what lets go of the interpreter: reading files, and Pillow and numpy at work."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
 
-_BLOCK = 256  # results that may wait at a time
+_AHEAD = 4  # results for each thread that may wait: a million images would be too many
 _Result = TypeVar("_Result")
 
 
@@ -21,12 +22,20 @@ def side_by_side(
         count: Of the calls.
         title: Of a bar on a terminal; by default there is none.
     """
-    with ThreadPoolExecutor(min(count, os.cpu_count() or 1)) as pool:
+    threads = max(1, min(count, os.cpu_count() or 1))
+    waiting: deque[Future[_Result]] = deque()
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(desc=title, total=count, leave=False, disable=None if title else True) as bar,
+    ):
         try:
-            with tqdm(desc=title, total=count, leave=False, disable=None if title else True) as bar:
-                for start in range(0, count, _BLOCK):  # a million results would wait otherwise
-                    for result in pool.map(function, range(start, min(start + _BLOCK, count))):
-                        yield result
-                        bar.update()
+            for number in range(count):
+                waiting.append(pool.submit(function, number))
+                if len(waiting) == _AHEAD * threads:
+                    yield waiting.popleft().result()
+                    bar.update()
+            while waiting:
+                yield waiting.popleft().result()
+                bar.update()
         finally:
             pool.shutdown(cancel_futures=True)

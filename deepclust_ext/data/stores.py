@@ -123,7 +123,7 @@ class Array:
 
     def read_several(self, indices: Sequence[int]) -> Pixels:
         """Return several images as one, (B, H, W, C)."""
-        values = self.array[np.asarray(indices)]
+        values = self.array[np.asarray(indices, np.int64)]
         if values.ndim == 3:
             values = values[:, :, :, None]
         return by_type(np.moveaxis(values, 1, 3) if self.channels_first else values)

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.nn import functional
 
 from deepclust_ext.data import ImageError, Images, load_images
+from deepclust_ext.data.stores import Files
 from deepclust_ext.inference import map_images
 
 RNG = np.random.default_rng(0)
@@ -106,6 +107,14 @@ class TestFolders:
         (tmp_path / "a.png").write_bytes(b"x")
         with pytest.raises(ImageError, match="expected images, got none; 2 files were skipped"):
             load_images(tmp_path)
+
+    def test_no_image_in_a_batch_or_a_store(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match="expected images, got none; 0 files were skipped"):
+            Images(Files([]))
+        save(tmp_path / "a.png")
+        for cache in ("ram", "none"):
+            assert not len(load_images(tmp_path, cache=cache).images_at([]))
+        assert not len(load_images(pixels(3, 8, 9)).images_at([]))
 
     def test_a_file_that_vanishes_or_changes_is_named(self, tmp_path: Path) -> None:
         save(tmp_path / "a.png", pixels(8, 8))
