@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext.ops._checks import check_number
+from deepclust_ext.reference.augment_views import WHITE
 
 
 def check_interval(name: str, values: Sequence[float], *, most: float = math.inf) -> None:
@@ -58,5 +59,7 @@ def check_images(
 def in_float32(
     images: Tensor,  # any shape
 ) -> Tensor:
-    """Return what to compute with: half precision as float32, all else as it is."""
-    return images.to(torch.promote_types(images.dtype, torch.float32)) if images.is_floating_point() else images
+    """Return what to compute with: uint8 and uint16 between 0 and 1, float64 as it is, all else as float32."""
+    if images.is_floating_point():
+        return images.to(torch.promote_types(images.dtype, torch.float32))
+    return images.to(torch.float32) / WHITE[images.dtype]

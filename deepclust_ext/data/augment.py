@@ -54,13 +54,16 @@ class RandomAffine(nn.Module):
     ) -> Tensor:
         """Return the resampled images, (B, C, H, W), in their dtype; half precision is computed in float32.
 
+        uint8 and uint16 become float32 between 0 and 1 first.
+
         Raises:
-            TypeError: If ``images`` is not floating.
+            TypeError: If ``images`` is of another dtype.
             ValueError: If ``images`` is not four-dimensional.
         """
         _check_images(images)
+        wide = in_float32(images)
         if not images.numel():
-            return images.clone()
+            return wide.to(_result_dtype(images), copy=True)
         # The grid spans -1 to 1, so a shift by the whole side is 2.
         limits = (math.radians(self.degrees), self.shear, self.scale, self.stretch, 2 * self.shift, 2 * self.shift)
         drawn = torch.rand(6, len(images), device=images.device, dtype=torch.float32) * 2 - 1
@@ -71,11 +74,10 @@ class RandomAffine(nn.Module):
         ratio = images.shape[2] / images.shape[3]
         above, below = width * (shear * cos - sin) * ratio, height * sin / ratio
         rows = [width * cos, above, right, below, height * (shear * sin + cos), down]
-        wide = in_float32(images)
         with torch.autocast(images.device.type, enabled=False):
             changes = torch.stack(rows, dim=1).view(-1, 2, 3).to(wide.dtype)
             grid = affine_grid(changes, list(images.shape), align_corners=False)
-            return grid_sample(wide, grid, align_corners=False).to(images.dtype)
+            return grid_sample(wide, grid, align_corners=False).to(_result_dtype(images))
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
@@ -89,7 +91,7 @@ class RandomGamma(nn.Module):
     """Raise the brightness of every image of a batch to its own random power: strokes get thicker or thinner.
 
     The logarithm of the power is drawn evenly from ``-gamma`` to ``gamma``, from torch's global generator of the
-    batch's device. Images are floating, in [0, 1]; what is exactly 0 or 1 stays.
+    batch's device. Images are floating, in [0, 1], or uint8 or uint16, which become so; what is exactly 0 or 1 stays.
 
     Args:
         gamma: Largest logarithm of the power.
@@ -110,14 +112,16 @@ class RandomGamma(nn.Module):
     ) -> Tensor:
         """Return the images (B, C, H, W) with their new brightness, in their dtype; half precision is float32 inside.
 
+        uint8 and uint16 become float32.
+
         Raises:
-            TypeError: If ``images`` is not floating.
+            TypeError: If ``images`` is of another dtype.
             ValueError: If ``images`` is not four-dimensional.
         """
         _check_images(images)
         drawn = torch.rand(len(images), 1, 1, 1, device=images.device, dtype=torch.float32) * 2 - 1
         wide = in_float32(images)
-        return wide.pow((self.gamma * drawn).exp().to(wide.dtype)).to(images.dtype)
+        return wide.pow((self.gamma * drawn).exp().to(wide.dtype)).to(_result_dtype(images))
 
     def extra_repr(self) -> str:
         """Show the argument when the module is printed."""
@@ -127,7 +131,9 @@ class RandomGamma(nn.Module):
 def _check_images(images: Tensor) -> None:
     if images.dim() != 4:
         raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
-    if not images.is_floating_point():
-        raise TypeError(
-            f"images: expected a floating dtype, got {images.dtype}; the view 'resize' makes one of integers"
-        )
+    if images.dtype not in (torch.uint8, torch.uint16) and not images.is_floating_point():
+        raise TypeError(f"images: expected uint8, uint16 or a floating dtype, got {images.dtype}")
+
+
+def _result_dtype(images: Tensor) -> torch.dtype:
+    return images.dtype if images.is_floating_point() else torch.float32

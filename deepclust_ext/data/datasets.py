@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from deepclust_ext.data.labels import array_classes
 from deepclust_ext.data.sources import Images
-from deepclust_ext.data.stores import Array, Files, Joined, Store, find_images
+from deepclust_ext.data.stores import Array, Files, Joined, Mapped, Store, find_images
 from deepclust_ext.ops._checks import check_type
 
 IMAGENET_10 = (
@@ -175,7 +174,7 @@ def _cifar100(key: str, column: int) -> Callable[[Path], Loaded]:
 
 
 def _stl_images(path: Path) -> Array:
-    return Array(partial(_map_stl, _file(path)), path.name)
+    return Array(Mapped(_file(path), _map_stl), path.name)
 
 
 def _map_stl(path: Path) -> NDArray[np.uint8]:

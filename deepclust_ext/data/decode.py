@@ -137,7 +137,7 @@ def _read_with_pillow(image: Image.Image) -> Pixels:
     gray = mode in ("1", "L", "LA", "La")
     if transparent is not None or mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         return over_background(by_type(np.asarray(image.convert("LA" if gray else "RGBA"))), 1 if gray else 3)
-    return by_type(np.asarray(image if gray else image.convert("RGB")))
+    return by_type(np.asarray(image if gray or mode == "RGB" else image.convert("RGB")))
 
 
 def _with_codec(name: str, data: bytes, what: str) -> NDArray[Any]:

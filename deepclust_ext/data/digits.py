@@ -1,12 +1,14 @@
 """The 1,797 scanned digits that ship with scikit-learn."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
-    """Grey 8 x 8 scans of hand-written digits, ten classes, nothing to download (scikit-learn ``load_digits``).
+    """Gray 8 x 8 scans of hand-written digits, ten classes, nothing to download (scikit-learn ``load_digits``).
 
     Attributes:
         images: (1797, 1, 8, 8) float32 in [0, 1].
@@ -27,3 +29,7 @@ class Digits(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return one scan (1, 8, 8) and its class."""
         return self.images[index], int(self.labels[index])
+
+    def images_at(self, indices: Sequence[int]) -> Tensor:
+        """Return the scans at these places, (B, 1, 8, 8)."""
+        return self.images[torch.tensor(indices, device="cpu")]

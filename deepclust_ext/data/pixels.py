@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+#: What is white in the integers that images can be handed over in; of floats 1 is.
+WHITE: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 # What shows through transparent pixels, as a share of the range: white, as on a page.
 BACKGROUND = 1.0
 # Where a value is missing, as a share of the range.
@@ -48,6 +50,31 @@ class Pixels:
         if self.missing is not None:
             scaled[self.missing] = MISSING
         return scaled
+
+    @property
+    def exact_type(self) -> np.dtype[Any]:
+        """The smallest of uint8, uint16 and float32 whose values for black and white leave all others exact."""
+        integers = self.values.dtype.kind in "iu"
+        for dtype, white in WHITE.items():
+            if integers and white % (self.high - self.low) == 0:
+                return dtype
+        return np.dtype(np.float32)
+
+    def as_type(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return ``scaled`` times what is white in ``exact_type`` or a larger type, where values stay exact.
+
+        Args:
+            dtype: Of uint8, uint16 and float32.
+        """
+        if dtype not in WHITE:
+            return self.scaled()
+        low, factor = int(self.low), WHITE[dtype] // int(self.high - self.low)
+        values = self.values
+        if (low, factor) != (0, 1):
+            values = (values.astype(np.int32) - low) * factor
+        if self.missing is not None:
+            values = np.where(self.missing, 0, values)
+        return values.astype(dtype, copy=False)
 
     def with_high(self, high: float) -> "Pixels":
         """Return the same image with another largest value."""

@@ -4,12 +4,11 @@ import csv
 import hashlib
 import inspect
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -19,24 +18,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset, get_worker_info
 
+from deepclust_ext.data.kept import Kept, free_memory, keep_in_file, keep_in_memory
 from deepclust_ext.data.labels import array_classes, folder_classes, number_classes, read_classes
-from deepclust_ext.data.pixels import ImageError, Pixels
-from deepclust_ext.data.stores import Array, Files, Joined, Store, find_images, map_array, read_list, read_npz
+from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
+from deepclust_ext.data.side_by_side import side_by_side
+from deepclust_ext.data.stores import Array, Files, Joined, Mapped, Store, find_images, read_list, read_npz
 from deepclust_ext.ops._checks import check_integer
 
 Source = str | os.PathLike[str] | NDArray[Any]
 PERCENTILES = (0.1, 99.9)
 _SAMPLES = 4096  # values of an image that take part in the percentiles
-_BLOCK = 1024  # images that wait to be looked at
 _SHARE_OF_MEMORY = 0.25  # of what is free, that images may take
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """What the first reading of an image leaves: its kind, a checksum, a sample of its values, and itself if kept."""
+    """What the first reading of an image leaves: its kind, a checksum, and a sample of its values."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -47,24 +46,29 @@ class _Seen:
     notes: tuple[str, ...]
     checksum: int
     sample: NDArray[Any] | None
-    pixels: Pixels | None
+    exact_type: np.dtype[Any]
 
 
 class Images(Dataset[Any]):
-    """Images with names, of one number of channels, float32 between 0 and 1 by the range that their files can hold.
+    """Images with names, of one number of channels and one type, scaled by the range that their files can hold.
 
-    An item is an image (C, H, W), or where there are labels an image and its class. Every image is read once when this
-    is made, so that what cannot be read is known before training.
+    An item is an image (C, H, W), or where there are labels an image and its class. The type is uint8 or uint16 where
+    all files hold such values, as photographs do, or fewer bits that are exact in it; 0 is black, and white is 255 or
+    65535. Otherwise, and with ``scale="percentile"``, it is float32, of which 1 is white. All views here take each.
+
+    Every image is read once when this is made, so that what cannot be read is known before training.
 
     Args:
         store: Where the images lie.
         classes: Each image's class, for scores alone.
         size: Side of the square that images are resized to, with antialias and without keeping the aspect; None for the
             images as they are.
-        scale: ``"type"``: what is black and white by the stored type becomes 0 and 1. ``"percentile"``: the values at
-            0.1 and 99.9 percent of the data set do, and what lies beyond is not clipped.
-        cache: ``"ram"`` keeps the images, resized, in memory, in the type of their file; ``"none"`` reads them again
-            each time. By default they are kept if they take a quarter of the free memory or less.
+        scale: ``"type"``: what is black and white by the stored type becomes so. ``"percentile"``: the values at 0.1
+            and 99.9 percent of the data set become 0 and 1, and what lies beyond is not clipped.
+        cache: ``"ram"`` keeps the images, resized, in memory; ``"disk"`` in a file that is used again by the next run
+            on the same images; ``"none"`` reads them again each time. By default they are kept in memory if they take a
+            quarter of what is free or less, else on disk if there is a ``cache_folder``; what was chosen is printed.
+        cache_folder: Where that file is written, about as large as the images in memory.
         on_error: ``"skip"`` leaves out images that cannot be read and lists them in ``skipped``; ``"raise"`` stops.
         skipped: Files left out before, each with its reason.
 
@@ -73,6 +77,7 @@ class Images(Dataset[Any]):
         labels: (N,) int64, or None.
         classes: The names of the classes, or None.
         channels: C.
+        dtype: Of the images, of torch.
         image_size: (H, W) of every image, or None where they differ.
         skipped: Name and reason of all files that are not among the images.
         notes: What was chosen or found on the way, for people.
@@ -81,7 +86,8 @@ class Images(Dataset[Any]):
     Raises:
         ImageError: If no image is left, numbers of channels cannot be matched, or, with ``on_error="raise"``, an image
             cannot be read; the message names the file.
-        ValueError: If an argument is wrong.
+        OSError: If the file of kept images cannot be written; names it.
+        ValueError: If an argument is wrong, or the file of kept images is damaged.
     """
 
     def __init__(
@@ -92,37 +98,45 @@ class Images(Dataset[Any]):
         size: int | None = None,
         scale: str = "type",
         cache: str = "auto",
+        cache_folder: str | os.PathLike[str] | None = None,
         on_error: str = "skip",
         skipped: Sequence[tuple[str, str]] = (),
     ) -> None:
         _check_choice("scale", scale, ("type", "percentile"))
-        _check_choice("cache", cache, ("auto", "ram", "none"))
+        _check_choice("cache", cache, ("auto", "ram", "disk", "none"))
         _check_choice("on_error", on_error, ("skip", "raise"))
         if size is not None:
             check_integer(size, "size", 1)
+        if cache == "disk" and cache_folder is None:
+            raise ValueError("cache_folder: expected a folder with cache='disk', got None")
         self.store, self.size, self.scale = store, size, scale
         self.skipped, self.notes = list(skipped), []
-        in_memory = isinstance(store, Array) and size is None
-        kept = cache == "ram" or (cache == "auto" and not in_memory and self._fits())
-        seen = self._read_all(keep=kept, sampled=scale == "percentile", on_error=on_error)
+        seen = self._read_all(sampled=scale == "percentile", on_error=on_error)
         self.indices = [index for index, image in enumerate(seen) if image is not None]
         images = [image for image in seen if image is not None]
         self.names = [store.names[index] for index in self.indices]
         self.channels = self._match_channels(images)
         self.range = _percentiles(images, self.names) if scale == "percentile" else None
-        sizes = {image.shape[:2] for image in images}
-        self.image_size = (size, size) if size else (next(iter(sizes)) if len(sizes) == 1 else None)
+        largest = max((image.exact_type for image in images), key=lambda dtype: dtype.itemsize)
+        self._type = np.dtype(np.float32) if self.range else largest
+        self.dtype = torch.from_numpy(np.empty(0, self._type)).dtype
+        sides = np.array([(size, size) if size else image.shape[:2] for image in images], np.int64)
+        self.image_size = tuple(sides[0].tolist()) if (sides == sides[0]).all() else None
         self.labels, self.classes = None, None
         if classes is not None:
             self.labels, self.classes = number_classes([classes[index] for index in self.indices])
-        self._kept = [image.pixels for image in images] if kept else None
-        where = "kept in memory" if kept else "in an array" if in_memory else "read from their files each time"
-        self.notes.append(f"{len(images)} images, {where}")
-        self._note(images)
+        self._checksums = [image.checksum for image in images]
         digest = hashlib.sha256(repr((size, scale, self.range, self.channels)).encode())
         for name, image in zip(self.names, images, strict=True):
             digest.update(repr((name, image.shape, image.dtype, image.checksum)).encode())
         self.fingerprint = digest.hexdigest()
+        # Such an array can be indexed by a batch, and needs no more than another type.
+        self._array = store if isinstance(store, Array) and self.image_size == images[0].shape[:2] else None
+        self._kept, where = self._keep(cache, cache_folder, sides)
+        self.notes.append(f"{len(images)} images, {where}")
+        if cache == "auto":
+            print(f"deepclust-ext: {self.notes[-1]}", file=sys.stderr)
+        self._note(images)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -138,65 +152,92 @@ class Images(Dataset[Any]):
         Raises:
             ImageError: If the image cannot be read any more, or has become another.
         """
-        pixels = self._resized(self.store.read(self.indices[index])) if self._kept is None else self._kept[index]
-        assert pixels is not None
-        if pixels.values.shape[2] not in (1, self.channels):
-            raise ImageError(f"{self.names[index]}: expected {self.channels} channels, got {pixels.values.shape[2]}")
-        image = torch.from_numpy(pixels.scaled(*(self.range or ()))).permute(2, 0, 1)
-        image = image.expand(self.channels, -1, -1).contiguous()
+        image = self.images_at([index])[0]
         return image if self.labels is None else (image, int(self.labels[index]))
+
+    def images_at(self, indices: Sequence[int]) -> Tensor | list[Tensor]:
+        """Return a batch of images without classes, (B, C, H, W), or a list of (C, H, W) where all are read one by one.
+
+        Files are decoded side by side, except in a worker process: there are others beside it.
+
+        Raises:
+            ImageError: If an image cannot be read any more, or has become another.
+        """
+        if self._kept is not None:
+            return self._kept.images_at(indices)
+        if self._array is not None:
+            return torch.from_numpy(self._converted(self._array.read_several(indices)))
+        if len(indices) == 1 or get_worker_info() is not None:
+            return [torch.from_numpy(self._decoded(index)) for index in indices]
+        return [
+            torch.from_numpy(image) for image in side_by_side(lambda place: self._decoded(indices[place]), len(indices))
+        ]
 
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Write the files that are not among the images as CSV: path, reason."""
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("path", "reason"), *self.skipped])
 
-    def _fits(self) -> bool:
-        """Return whether all images take a quarter of the free memory or less, by the first few that can be read."""
-        bytes_of, count = [], len(self.store.names)
-        for index in np.linspace(0, count - 1, min(count, 8)).astype(int).tolist():
-            try:
-                bytes_of.append(self._resized(self.store.read(index)).values.nbytes)
-            except ImageError:
-                continue
-        pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-        free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-        return bool(bytes_of) and float(np.mean(bytes_of)) * count <= _SHARE_OF_MEMORY * free
-
-    def _read_all(self, *, keep: bool, sampled: bool, on_error: str) -> list[_Seen | None]:
+    def _read_all(self, *, sampled: bool, on_error: str) -> list[_Seen | None]:
         """Read every image once, side by side, and list what cannot be read."""
 
         def look(index: int) -> _Seen | ImageError:
             try:
                 pixels = self.store.read(index)
-                values, checksum = pixels.values, crc32(np.ascontiguousarray(pixels.values).tobytes())
-                sample = _sampled(pixels) if sampled else None
-                missing = 0 if pixels.missing is None else int(pixels.missing.sum())
-                kept = self._resized(pixels) if keep else None
-                kind, reach = values.dtype.name, _reach(pixels)
-                return _Seen(
-                    values.shape, kind, pixels.low, pixels.high, missing, reach, pixels.notes, checksum, sample, kept
-                )
             except ImageError as error:
                 return error
+            values, missing = pixels.values, 0 if pixels.missing is None else int(pixels.missing.sum())
+            sample = _sampled(pixels) if sampled else None
+            kind, exact, reach = values.dtype.name, pixels.exact_type, _reach(pixels)
+            ends = (pixels.low, pixels.high)
+            return _Seen(values.shape, kind, *ends, missing, reach, pixels.notes, _checksum(pixels), sample, exact)
 
-        count = len(self.store.names)
         seen: list[_Seen | None] = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            # By blocks: a million results would wait otherwise.
-            blocks = (pool.map(look, range(start, min(start + _BLOCK, count))) for start in range(0, count, _BLOCK))
-            looked = tqdm(chain.from_iterable(blocks), "reading images", count, leave=False, disable=None)
-            for index, result in enumerate(looked):
-                if isinstance(result, ImageError):
-                    if on_error == "raise":
-                        pool.shutdown(cancel_futures=True)
-                        raise result
-                    self.skipped.append((self.store.names[index], str(result)))
-                seen.append(None if isinstance(result, ImageError) else result)
+        for index, result in enumerate(side_by_side(look, len(self.store.names), "reading images")):
+            if isinstance(result, ImageError):
+                if on_error == "raise":
+                    raise result
+                self.skipped.append((self.store.names[index], str(result)))
+            seen.append(None if isinstance(result, ImageError) else result)
         if not any(seen):
             first = f", first {self.skipped[0][0]}: {self.skipped[0][1]}" if self.skipped else ""
             raise ImageError(f"expected images, got none; {len(self.skipped)} files were skipped{first}")
         return seen
+
+    def _keep(
+        self, cache: str, folder: str | os.PathLike[str] | None, sides: NDArray[np.int64]
+    ) -> tuple[Kept | None, str]:
+        """Return the kept images, if any, and where they are now, for people."""
+        if cache == "auto":
+            fits = (
+                self.channels * int(sides.prod(axis=1).sum()) * self._type.itemsize <= _SHARE_OF_MEMORY * free_memory()
+            )
+            cache = "none" if self._array else "ram" if fits else "none" if folder is None else "disk"
+        if cache == "none":
+            return None, "in an array" if self._array else "read from their files each time"
+        with closing(side_by_side(self._decoded, len(self), "keeping images")) as decoded:
+            if cache == "ram":
+                return keep_in_memory(decoded, self._type, self.channels, sides), "kept in memory"
+            assert folder is not None
+            path = Path(folder) / f"images-{self.fingerprint[:16]}.npy"
+            kept, found = keep_in_file(path, self.fingerprint, decoded, self._type, self.channels, sides)
+            return kept, f"{'found' if found else 'kept'} in {path}"
+
+    def _decoded(self, index: int) -> NDArray[Any]:
+        """Return an image (C, H, W) from its file."""
+        pixels = self.store.read(self.indices[index])
+        if _checksum(pixels) != self._checksums[index]:
+            raise ImageError(f"{self.names[index]}: expected the image that was read first, got another one since")
+        return self._converted(pixels)
+
+    def _converted(self, pixels: Pixels) -> NDArray[Any]:
+        """Return an image or several, (..., H, W, C), as (..., C, H, W) of this type, channels and size."""
+        if self.size is not None and pixels.values.shape[-3:-1] != (self.size, self.size):
+            values = self._resized(pixels)
+        else:
+            values = pixels.scaled(*self.range) if self.range else pixels.as_type(self._type)
+        values = np.moveaxis(values, -1, -3)
+        return np.array(np.broadcast_to(values, (*values.shape[:-3], self.channels, *values.shape[-2:])), order="C")
 
     def _match_channels(self, images: Sequence[_Seen]) -> int:
         """Return the number of channels: that of all, or 3 where gray images lie among colored ones."""
@@ -226,19 +267,18 @@ class Images(Dataset[Any]):
         if self.skipped:
             self.notes.append(f"{len(self.skipped)} files skipped, first {self.skipped[0][0]}: {self.skipped[0][1]}")
 
-    def _resized(self, pixels: Pixels) -> Pixels:
-        """Return an image on the canvas, in its own type and range."""
-        if self.size is None or pixels.values.shape[:2] == (self.size, self.size):
-            return pixels
-        scaled, missing = pixels.scaled(), pixels.missing
+    def _resized(self, pixels: Pixels) -> NDArray[Any]:
+        """Return an image on the canvas, (size, size, C) of this type."""
+        assert self.size is not None
+        scaled, missing = pixels.scaled(*(self.range or ())), pixels.missing
         if missing is not None and not missing.all():
             scaled[missing] = scaled[~missing].min()  # darker than dark would bleed into its neighbors
-        square = _interpolated(scaled, self.size).astype(np.float64)
-        values = square * (pixels.high - pixels.low) + pixels.low
-        if pixels.values.dtype.kind in "iu":
-            values = np.rint(values).clip(pixels.low, pixels.high)
-        left = None if missing is None else _interpolated(missing.astype(np.float32), self.size) > 0.5
-        return replace(pixels, values=values.astype(pixels.values.dtype), missing=left)
+        square = _interpolated(scaled, self.size)
+        if missing is not None:
+            square[_interpolated(missing.astype(np.float32), self.size) > 0.5] = MISSING
+        if self._type in WHITE:
+            square = np.rint(square * WHITE[self._type]).clip(0, WHITE[self._type]).astype(self._type)
+        return square
 
 
 def load_images(
@@ -308,7 +348,7 @@ def _open(source: Source, keys: Sequence[str] | None) -> tuple[Store, list[tuple
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a folder or a file of images, found nothing")
     if path.suffix == ".npy":
-        return Array(partial(map_array, path), path.name), []
+        return Array(Mapped(path), path.name), []
     if path.suffix == ".npz":
         arrays = [Array(array, f"{path.name}:{key}") for key, array in read_npz(path, keys)]
         return arrays[0] if len(arrays) == 1 else Joined(arrays), []
@@ -326,6 +366,12 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
         raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")
     return read_classes(Path(labels), store)
+
+
+def _checksum(pixels: Pixels) -> int:
+    """Return what tells an image from another one."""
+    kind = (pixels.values.shape, pixels.values.dtype.name, pixels.low, pixels.high)
+    return crc32(np.ascontiguousarray(pixels.values).data, crc32(repr(kind).encode()))
 
 
 def _interpolated(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from deepclust_ext.data.decode import read_image
-from deepclust_ext.data.pixels import Pixels, by_type
+from deepclust_ext.data.pixels import ImageError, Pixels, by_type
 
 
 class Store(Protocol):
@@ -46,12 +46,52 @@ class Files:
         return read_image(self.paths[index])
 
 
+class Mapped:
+    """An array in a file: each process that uses it maps it, and all share the file's pages.
+
+    Args:
+        path: Of the file.
+        open_file: What maps it.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+
+    def __init__(self, path: Path, open_file: Callable[[Path], NDArray[Any]] | None = None) -> None:
+        self._path, self._open = path, open_file or map_array
+        self._array: NDArray[Any] | None = None
+        self._stamp = self._status()
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """All of it.
+
+        Raises:
+            ImageError: If the file has vanished or changed since it was opened first.
+        """
+        if self._status() != self._stamp:
+            raise ImageError(f"{self._path}: expected the file that was opened first, got one that has changed since")
+        if self._array is None:
+            self._array = self._open(self._path)
+        return self._array
+
+    def _status(self) -> tuple[int, ...]:
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise ImageError(f"{self._path}: {error.strerror}") from error
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs to map the file too."""
+        return self.__dict__ | {"_array": None}
+
+
 class Array:
     """Images in one array.
 
     Args:
-        array: (N, H, W), (N, H, W, C) or (N, C, H, W): the smaller one of the second and the last side is C. Or what
-            maps such an array from a file: each process that loads images calls it, and all share the file's pages.
+        array: (N, H, W), (N, H, W, C) or (N, C, H, W): the smaller one of the second and the last side is C.
         name: What the array is called; image 3 is then ``name[3]``.
 
     Raises:
@@ -59,9 +99,8 @@ class Array:
         ValueError: If the shape is another, both of these sides are equal, or three sides look like one image in color.
     """
 
-    def __init__(self, array: NDArray[Any] | Callable[[], NDArray[Any]], name: str) -> None:
-        self._open = array if callable(array) else None
-        self._array = None if callable(array) else array
+    def __init__(self, array: NDArray[Any] | Mapped, name: str) -> None:
+        self._array = array
         values = self.array
         if values.dtype.kind not in "biuf":
             raise TypeError(f"{name}: expected real numbers, got {values.dtype}")
@@ -80,19 +119,19 @@ class Array:
     @property
     def array(self) -> NDArray[Any]:
         """All images."""
-        if self._array is None:
-            assert self._open is not None
-            self._array = self._open()
-        return self._array
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs: of a file, how to map it."""
-        return self.__dict__ | ({} if self._open is None else {"_array": None})
+        return self._array.array if isinstance(self._array, Mapped) else self._array
 
     def read(self, index: int) -> Pixels:
         """Return one image, whose range is that of the array's type."""
         values = np.asarray(self.array[index])
         return by_type(np.moveaxis(values, 0, 2) if self.channels_first else values)
+
+    def read_several(self, indices: Sequence[int]) -> Pixels:
+        """Return several images as one, (B, H, W, C)."""
+        values = self.array[np.asarray(indices, np.int64)]
+        if values.ndim == 3:
+            values = values[:, :, :, None]
+        return by_type(np.moveaxis(values, 1, 3) if self.channels_first else values)
 
 
 class Joined:

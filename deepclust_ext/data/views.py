@@ -14,7 +14,6 @@ from deepclust_ext.data.augment import RandomAffine, RandomGamma
 from deepclust_ext.data.random_views import RandomViews, check_normalization
 from deepclust_ext.ops import augment_views
 from deepclust_ext.ops._checks import check_integer
-from deepclust_ext.reference.augment_views import WHITE
 
 # Mean and deviation of each channel's values in [0, 1]. CIFAR's are those that most published code carries; its
 # deviations for CIFAR-10 are means over images, below the 0.247, 0.244, 0.262 of all pixels together.
@@ -116,7 +115,7 @@ class ResizeView(nn.Module):
         return views.double() if dtype == torch.float64 else views
 
     def _bicubic(self, images: Tensor) -> Tensor:
-        values = images.float() / WHITE.get(images.dtype, 1.0)
+        values = in_float32(images).float()
         if images.shape[-2:] == (self.size, self.size):
             return values
         return interpolate(values, (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
@@ -200,10 +199,11 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 class PerImage(nn.Module):
     """Apply a transform to each image of a batch by itself: torchvision's draw one set of random numbers per call.
 
-    Half precision is transformed in float32, and the result is in its dtype.
+    uint8 and uint16 become float32 between 0 and 1 first, as in all views here. Half precision is transformed in
+    float32, and the result is in its dtype.
 
     Args:
-        transform: From an image (C, H, W), uint8, uint16 or floating, to another, all of one size.
+        transform: From a floating image (C, H, W) to another, all of one size.
     """
 
     any_size = True  # a batch may be a list of images of different sizes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 #: Modes of PIL's pictures, and what each is taken as; of the others it is not known what white is.
 PICTURE_MODES = {"L": "L", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "P": "RGB"}
@@ -19,6 +19,9 @@ class IndexedImages(Dataset[Any]):
     """The images of a data set with their indices; whatever else an item holds never leaves this class.
 
     An image is a tensor or array (C, H, W), whose values and dtype stay, or a picture of PIL, which becomes uint8.
+
+    A batch is taken at once from torch's ``TensorDataset``, from what has a method ``images_at``, and from subsets of
+    them: from a list of places it returns images alone, (B, C, H, W) or a list of (C, H, W).
 
     Args:
         data: Map-style, of images or of tuples that begin with one.
@@ -47,12 +50,31 @@ class IndexedImages(Dataset[Any]):
         """
         return self._image(self._item(index), index), index
 
-    def collate(self, items: Sequence[tuple[Any, ...]]) -> tuple[Tensor | list[Tensor], Any]:
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Return what ``collate`` takes for the images at these places; torch's loader calls this for a batch.
+
+        Raises:
+            TypeError: As for one of them.
+            ValueError: As for one of them.
+        """
+        try:
+            images = self._at_once(indices)
+        except Exception:  # which image it was, the items say
+            images = None
+        if isinstance(images, Tensor) and images.dim() == 4:
+            return images.contiguous(), torch.tensor(indices, device="cpu")
+        if isinstance(images, list):
+            return list(zip(images, indices, strict=True))
+        return [self[index] for index in indices]
+
+    def collate(self, items: Any) -> tuple[Tensor | list[Tensor], Any]:
         """Return the images of the items of a batch, (B, C, H, W) or of different sizes a list, and their places (B,).
 
         Raises:
             ValueError: If the images differ in shape, or in dtype, whose values may then mean different things.
         """
+        if isinstance(items, tuple):  # a batch already
+            return items
         first, first_index = items[0][:2]
         alike = True
         for image, index, *_ in items:
@@ -83,6 +105,15 @@ class IndexedImages(Dataset[Any]):
                 if isinstance(file, (str, os.PathLike)):
                     return f"data, image {index} ({os.fspath(file)})"
         return f"data, image {index}"
+
+    def _at_once(self, indices: Sequence[int]) -> Any:
+        """Return the images at these places without their items, or None where the data set has no way to."""
+        data: Any = self.data
+        while type(data) is Subset:
+            data, indices = data.dataset, [int(data.indices[index]) for index in indices]
+        if type(data) is TensorDataset:
+            return data.tensors[0][torch.tensor(indices, device="cpu")]
+        return data.images_at(indices) if hasattr(data, "images_at") else None
 
     def _item(self, index: int) -> Any:
         try:
@@ -135,7 +166,11 @@ class LabelledImages(IndexedImages):
             )
         return self._image(item, index), index, label
 
-    def collate(self, items: Sequence[tuple[Any, ...]]) -> tuple[Tensor | list[Tensor], Any]:
+    def __getitems__(self, indices: list[int]) -> Any:
+        """Return the images at these places with their classes."""
+        return [self[index] for index in indices]
+
+    def collate(self, items: Any) -> tuple[Tensor | list[Tensor], Any]:
         """Return the images of the items of a batch, and the list of their classes."""
         return super().collate(items)[0], [item[2] for item in items]
 

@@ -1,13 +1,14 @@
 """The one loop over all images of a data set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from deepclust_ext.inference.images import IndexedImages, LabelledImages, moved, numbered, takes_any_size
+from deepclust_ext.inference.loader import Loader
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.ops._checks import check_integer
 
@@ -55,9 +56,11 @@ def map_images(
     parts: list[tuple[Tensor, ...]] = []
     labels: list[int | str] = []
     done = 0
-    for images, numbers in batches(source, batch_size=batch_size, num_workers=num_workers):
-        for place, image in enumerate(images):
-            if image.is_floating_point() and not image.isfinite().all():
+    places = list(range(len(source)))
+    order = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+    for images, numbers in Loader(source, num_workers=num_workers, device=device).batches(order):
+        for place, image in enumerate(images if images[0].is_floating_point() else ()):
+            if not image.isfinite().all():
                 raise ValueError(f"{source.name(done + place)}: expected finite pixels, got NaN or infinity")
         done += len(images)
         if with_labels:
@@ -65,21 +68,6 @@ def map_images(
         given: Any = moved(images, device)
         parts.append(function(given if test_view is None else test_view(given)))
     return (*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), *([numbered(labels)] if with_labels else []))
-
-
-def batches(images: IndexedImages, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the batches of a data set; options are those of torch's DataLoader.
-
-    Images are loaded on the CPU, whatever torch's default device is: a process that loads cannot use a GPU.
-    """
-    with torch.device("cpu"):
-        loader = iter(DataLoader(images, collate_fn=images.collate, **options))
-    while True:
-        with torch.device("cpu"):
-            batch = next(loader, None)
-        if batch is None:
-            return
-        yield batch
 
 
 def embed(

@@ -22,6 +22,8 @@ Setting: TypeAlias = str | int | float | bool | None
 
 #: Images at most whose values count in a fingerprint.
 SAMPLE = 32
+#: What counts for the values of images that are others at every reading.
+NEVER_THE_SAME = "not the same twice"
 
 
 def check_settings(stored: Mapping[str, Setting], own: Mapping[str, Setting], path: Path) -> None:
@@ -82,7 +84,7 @@ def fingerprint(data: Dataset[Any]) -> dict[str, Setting]:
     places = sorted({i * (len(images) - 1) // (SAMPLE - 1) for i in range(SAMPLE)})
     first_time, second_time = ([_digest(images[place][0]) for place in places] for _ in range(2))
     same = first_time == second_time
-    found["content"] = hashlib.sha256("".join(first_time).encode()).hexdigest() if same else "not the same twice"
+    found["content"] = hashlib.sha256("".join(first_time).encode()).hexdigest() if same else NEVER_THE_SAME
     names = getattr(data, "names", None)
     if names is not None:
         found["names"] = hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()

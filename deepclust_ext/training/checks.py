@@ -29,10 +29,10 @@ def check_as_they_are(images: IndexedImages) -> None:
     """
     cure = "pass a test_view, such as deepclust_ext.data.resize_view(size)"
     first = images[0][0]
-    if not first.is_floating_point():
-        raise TypeError(f"{images.name(0)}: expected a floating image, without a test_view, got {first.dtype}; {cure}")
     if getattr(images.data, "image_size", first.shape) is None:
         raise ValueError(f"data: expected images of one size where there is no test_view, got several; {cure}")
+    if not first.is_floating_point():
+        raise TypeError(f"{images.name(0)}: expected a floating image, without a test_view, got {first.dtype}; {cure}")
 
 
 def check_trainable(method: nn.Module) -> None:

@@ -4,23 +4,24 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from deepclust_ext.cluster import KMeans
-from deepclust_ext.inference import IndexedImages, assign, batches, device_of, embed, moved, takes_any_size
+from deepclust_ext.inference import IndexedImages, Loader, assign, device_of, embed, moved, takes_any_size
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.ops._checks import check_type
 from deepclust_ext.training.checkpoint import (
+    NEVER_THE_SAME,
     Setting,
     check_settings,
     fingerprint,
@@ -35,18 +36,12 @@ from deepclust_ext.training.checkpoint import (
 from deepclust_ext.training.checks import check_as_they_are, check_generators, check_trainable
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.files import FORMAT, RunFolder
+from deepclust_ext.training.loading import Batch, epoch_batches
 from deepclust_ext.training.phases import MAIN, Phase, locate
 from deepclust_ext.training.tally import Step, Tally
 
 #: Names under which torch's profiler shows the stages of an epoch.
 STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-means")
-
-
-class _Batch(NamedTuple):
-    data: str
-    terms: str | None
-    images: Tensor | list[Tensor]  # (B, C, H, W), of different sizes a list of (C, H, W), on the CPU
-    places: Tensor  # (B,), of the images in the data set, on the CPU
 
 
 class Trainer:
@@ -111,6 +106,7 @@ class Trainer:
             if len(images) < 2:
                 raise ValueError(f"data {name}: expected at least 2 images, got {len(images)}")
         self._fingerprints = {name: fingerprint(source) for name, source in self.data.items()}
+        self._loaders: dict[str, Loader] = {}
         self._pseudo_labels: Tensor | None = None  # (N,) int64, on the CPU
         self._warned = False
         if MAIN not in self.data:
@@ -176,6 +172,8 @@ class Trainer:
                     f"interrupted in epoch {len(self.history) + 1}; {folder.checkpoint} holds the run after epoch "
                     f"{len(self.history)}, and resume continues it"
                 ) from None
+            finally:
+                self._loaders.clear()  # no worker outlives the run
         return self.history
 
     def embed(self) -> Tensor:
@@ -273,13 +271,12 @@ class Trainer:
             self._label(phase, epoch_in_phase, epoch)
         self.method.train()
         tally = Tally()
-        batches = self._batches(phase, epoch)
-        for step in range(steps):
-            # Images are loaded on the CPU whatever torch's default device is.
-            with record_function("data"), torch.device("cpu"):
-                batch = next(batches)
-            loss_terms = self._step(batch, epoch + step / steps, (first_step + step) / self._total_steps)
-            tally.add(Step(first_step + step, epoch + 1, phase.name, batch.data, loss_terms, batch.places))
+        with closing(self._batches(phase, epoch)) as batches:
+            for step in range(steps):
+                with record_function("data"):
+                    batch = next(batches)
+                loss_terms = self._step(batch, epoch + step / steps, (first_step + step) / self._total_steps)
+                tally.add(Step(first_step + step, epoch + 1, phase.name, batch.data, loss_terms, batch.places))
         means = tally.means()  # the only wait for the device in an epoch of fewer steps than between two looks
         bad = not_finite(self.method.state_dict())
         if bad:
@@ -287,7 +284,7 @@ class Trainer:
         rates = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
         return rates | means | {"seconds": time.perf_counter() - start}
 
-    def _step(self, batch: _Batch, epoch: float, progress: float) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, epoch: float, progress: float) -> dict[str, Tensor]:
         """Make one step and return its loss and terms, detached."""
         device = device_of(self.method)
         with record_function("data"):
@@ -316,20 +313,19 @@ class Trainer:
     def _epoch_seed(self, epoch: int) -> int:
         return self.config.seed * 1000 + epoch
 
-    def _batches(self, phase: Phase, epoch: int) -> Iterator[_Batch]:
+    def _batches(self, phase: Phase, epoch: int) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch, one data set after the other."""
-        generator = torch.Generator().manual_seed(self._epoch_seed(epoch))
-        size = self.config.batch_size
-        for name, terms in phase.passes.items():
-            images = self._images[name]
-            steps = len(images) // size
-            if phase.resample and name == MAIN and self._pseudo_labels is not None:
-                order = balanced(self._pseudo_labels, steps * size, generator)
-            else:
-                order = torch.randperm(len(images), generator=generator, device="cpu")
-            places = order[: steps * size].view(steps, size).tolist()
-            for stacked, index in batches(images, batch_sampler=places, num_workers=self.config.num_workers):
-                yield _Batch(name, terms, stacked, index)
+        for name, images in self._images.items():
+            if name not in self._loaders:
+                self._loaders[name] = Loader(
+                    images,
+                    num_workers=self.config.num_workers,
+                    device=device_of(self.method),
+                    # Random numbers of workers that stay would be others in a resumed run.
+                    stay=self._fingerprints[name]["content"] != NEVER_THE_SAME,
+                )
+        size, seed = self.config.batch_size, self._epoch_seed(epoch)
+        return epoch_batches(self._loaders, self._images, phase, size, seed, self._pseudo_labels)
 
     def _set_rates(self, epoch: float) -> None:
         factor = self.config.learning_rate.factor(epoch, self.config.epochs)
@@ -388,13 +384,3 @@ class Trainer:
         self._pseudo_labels = state["pseudo_labels"]
         self.history = state["history"]
         restore_random_state(state["random"])
-
-
-def balanced(
-    labels: Tensor,  # (N,) int64
-    count: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Return ``count`` indices drawn with replacement, each with the weight 1 / (size of its cluster)."""
-    weights = 1.0 / labels.bincount()[labels].double()
-    return torch.multinomial(weights, count, replacement=True, generator=generator)

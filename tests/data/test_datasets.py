@@ -18,9 +18,10 @@ RNG = np.random.default_rng(0)
 
 
 def stacked(images: Images) -> NDArray[Any]:
-    """Return all images (N, C, H, W) as the numbers from 0 to 255 that they were."""
-    pictures = [item[0] if images.labels is not None else item for item in images]
-    return (torch.stack(pictures) * 255).round().to(torch.uint8).numpy()
+    """Return all images (N, C, H, W), which are the numbers from 0 to 255 that they were."""
+    pictures = torch.stack([item[0] if images.labels is not None else item for item in images])
+    assert pictures.dtype == torch.uint8
+    return pictures.numpy()
 
 
 def rows(count: int) -> NDArray[np.uint8]:

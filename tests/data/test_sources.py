@@ -15,6 +15,7 @@ from PIL import Image
 from torch.nn import functional
 
 from deepclust_ext.data import ImageError, Images, load_images
+from deepclust_ext.data.stores import Files
 from deepclust_ext.inference import map_images
 
 RNG = np.random.default_rng(0)
@@ -33,8 +34,15 @@ def save(path: Path, values: NDArray[Any] | None = None) -> NDArray[Any]:
     return scaled if scaled.ndim == 3 else scaled[:, :, None]
 
 
+def scaled(image: torch.Tensor) -> NDArray[Any]:
+    """Return an image that is handed over as what its files hold, between 0 and 1."""
+    whites = {torch.uint8: 255, torch.uint16: 65535}
+    values: NDArray[Any] = image.numpy().astype(np.float32) / np.float32(whites.get(image.dtype, 1))
+    return values
+
+
 def hwc(image: torch.Tensor) -> NDArray[Any]:
-    return image.permute(1, 2, 0).numpy()
+    return scaled(image).transpose(1, 2, 0)
 
 
 class TestFolders:
@@ -100,12 +108,21 @@ class TestFolders:
         with pytest.raises(ImageError, match="expected images, got none; 2 files were skipped"):
             load_images(tmp_path)
 
+    def test_no_image_in_a_batch_or_a_store(self, tmp_path: Path) -> None:
+        with pytest.raises(ImageError, match="expected images, got none; 0 files were skipped"):
+            Images(Files([]))
+        save(tmp_path / "a.png")
+        for cache in ("ram", "none"):
+            assert not len(load_images(tmp_path, cache=cache).images_at([]))
+        assert not len(load_images(pixels(3, 8, 9)).images_at([]))
+
     def test_a_file_that_vanishes_or_changes_is_named(self, tmp_path: Path) -> None:
         save(tmp_path / "a.png", pixels(8, 8))
         images = load_images(tmp_path, cache="none")
-        save(tmp_path / "a.png")
-        with pytest.raises(ImageError, match=r"a\.png: expected 1 channels, got 3"):
-            images[0]
+        for changed in (pixels(8, 8, 3), pixels(8, 8)):
+            save(tmp_path / "a.png", changed)
+            with pytest.raises(ImageError, match=r"a\.png: expected the image that was read first, got another one"):
+                images[0]
         (tmp_path / "a.png").unlink()
         with pytest.raises(ImageError, match=r"a\.png: No such file"):
             images[0]
@@ -145,7 +162,8 @@ class TestOtherSources:
         )
         for source in (values, tmp_path / "a.npy", str(tmp_path / "a.npy")):
             images = load_images(source)
-            np.testing.assert_array_equal(images[2].numpy(), expected[2] / np.float32(255))
+            np.testing.assert_array_equal(images[2], expected[2])
+            np.testing.assert_array_equal(images.images_at([2, 0, 2]), expected[[2, 0, 2]])
         assert images.names[2] == "a.npy[2]"
 
     def test_a_mapped_array_is_not_carried_to_other_processes(self, tmp_path: Path) -> None:
@@ -178,7 +196,7 @@ class TestOtherSources:
         with pytest.raises(KeyError, match="val_images"):
             load_images(tmp_path / "mnist.npz", keys=["val_images"])
         images = load_images(tmp_path / "mnist.npz", keys=["train_images", "test_images"])
-        np.testing.assert_array_equal(torch.stack(list(images))[:, 0], values / np.float32(255))
+        np.testing.assert_array_equal(torch.stack(list(images))[:, 0], values)
         assert images.names[4] == "mnist.npz:test_images[0]"
         labelled = load_images(tmp_path / "mnist.npz", keys=["train_images"], labels="train_labels")
         assert [label for _, label in labelled] == [0, 1, 2, 0]
@@ -360,7 +378,7 @@ class TestKinds:
         assert images.image_size == (16, 16)
         image = torch.from_numpy(stored).permute(2, 0, 1)[None]
         expected = functional.interpolate(image, (16, 16), mode="bilinear", antialias=True)[0]
-        assert (images[0] - expected).abs().max() < 0.51 / 255  # kept as uint8
+        assert np.abs(scaled(images[0]) - expected.numpy()).max() < 0.51 / 255  # kept as uint8
 
     def test_fingerprint(self, tmp_path: Path) -> None:
         values = pixels(3, 8, 9)
@@ -379,7 +397,7 @@ class TestKinds:
         assert "1 images, read from their files each time" in load_images(tmp_path).notes
 
     @pytest.mark.parametrize(
-        "settings", [{"size": 0}, {"scale": "minmax"}, {"cache": "disk"}, {"on_error": "ignore"}], ids=str
+        "settings", [{"size": 0}, {"scale": "minmax"}, {"cache": "tape"}, {"on_error": "ignore"}], ids=str
     )
     def test_settings(self, settings: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=f"{next(iter(settings))}: expected"):
@@ -390,8 +408,8 @@ class TestKinds:
             save(tmp_path / f"{place}.png")
         images: Images = load_images(tmp_path, labels=list(range(6)), cache="none")
         means, labels = map_images(
-            lambda batch: (batch.mean((1, 2, 3)),), images, batch_size=4, num_workers=2, with_labels=True
+            lambda batch: (batch.float().mean((1, 2, 3)),), images, batch_size=4, num_workers=2, with_labels=True
         )
         np.testing.assert_array_equal(labels, np.arange(6))
-        expected = torch.stack([image.mean() for image, _ in copy.copy(images)])
+        expected = torch.stack([image.float().mean() for image, _ in copy.copy(images)])
         torch.testing.assert_close(means, expected)

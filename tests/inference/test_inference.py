@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from deepclust_ext.data import Digits
 from deepclust_ext.inference import IndexedImages, assign, embed, map_images
 from deepclust_ext.methods import ClusterHeadMethod
 from tests.methods.methodsamples import METHODS, NUM_CLUSTERS
@@ -72,6 +73,75 @@ def test_numbers_are_checked_by_name(settings: dict[str, Any], error: type[Excep
             function(Plain(), **settings)
     (seen,) = map_images(lambda images: (images,), Plain(), batch_size=np.int64(4))  # type: ignore[arg-type]
     assert torch.equal(seen, IMAGES)
+
+
+PIXELS = (IMAGES * 255).to(torch.uint8)
+
+
+def collated(source: IndexedImages, items: Any) -> tuple[Tensor, Tensor]:
+    images, places = source.collate(items)
+    assert isinstance(images, Tensor)
+    return images, places
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        labelled(),
+        TensorDataset(PIXELS),
+        TensorDataset(IMAGES.contiguous(memory_format=torch.channels_last)),
+        TensorDataset(IMAGES[:1].expand(11, -1, -1, -1)),
+        Digits(),
+        Subset(Subset(labelled(), np.arange(10)[::-1]), [9, -1, 3, 0, 5]),  # type: ignore[arg-type]
+        TensorDataset(IMAGES, *[torch.arange(11)] * 3),
+    ],
+)
+def test_a_batch_at_once_is_that_of_its_items(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, places = IndexedImages(data), [3, 1, 1, 0]
+    expected, numbers = collated(source, [source[place] for place in places])
+    monkeypatch.setattr(IndexedImages, "__getitem__", lambda self, index: pytest.fail("one by one"))
+    images, found = collated(source, source.__getitems__(places))
+    assert torch.equal(images, expected)
+    assert (images.dtype, images.stride()) == (expected.dtype, expected.stride())
+    assert torch.equal(found, numbers)
+    images.zero_()
+    assert collated(source, source.__getitems__(places))[0].any()  # a copy
+
+
+class Flipped(TensorDataset):
+    """What a data set makes of its tensors is not known."""
+
+    def __getitem__(self, index: int) -> Any:
+        return IMAGES[index].flip(2)
+
+
+class Broken(Plain):
+    """A data set whose batches fail where one of its images does."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 2:
+            raise OSError("cut off")
+        return IMAGES[index]
+
+    def images_at(self, indices: list[int]) -> list[Tensor]:
+        self.calls.append(indices)
+        return [self[index] for index in indices]
+
+
+def test_a_batch_one_by_one_where_that_is_the_only_way() -> None:
+    source = IndexedImages(Flipped(IMAGES))
+    assert torch.equal(collated(source, source.__getitems__([4, 2]))[0], IMAGES[[4, 2]].flip(3))
+    data = Broken()
+    source = IndexedImages(data)
+    assert torch.equal(collated(source, source.__getitems__([4, 1]))[0], IMAGES[[4, 1]])
+    with pytest.raises(ValueError, match="data, image 2: expected an image that can be read, got OSError: cut off"):
+        source.__getitems__([4, 2])
+    assert data.calls == [[4, 1], [4, 2]]
+    with pytest.raises(ValueError, match=r"data, image 0: expected shape \(C, H, W\), got \(8, 8\)"):
+        IndexedImages(TensorDataset(IMAGES[:, 0])).__getitems__([0])
 
 
 def test_the_test_view_comes_first() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from deepclust_ext.methods import ClusteringMethod
-from deepclust_ext.training import Phase, TrainConfig
+from deepclust_ext.training import Phase, TrainConfig, Trainer
+from deepclust_ext.training.loading import balanced
 from deepclust_ext.training.phases import locate, scaled
-from deepclust_ext.training.trainer import Trainer, balanced
 from tests.training.runs import Scans, config_of, make_trainer
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from deepclust_ext.training import KMeansSettings, Phase, TrainConfig, Trainer
 from deepclust_ext.training import tally as tally_module
 from deepclust_ext.training.files import CHECKPOINT_NAME, HISTORY_NAME, load_checkpoint
 from tests.methods.methodsamples import METHODS, collapsed
-from tests.training.runs import Scans, assert_same_run, config_of, make_trainer, without_seconds
+from tests.training.runs import Scans, Stop, assert_same_run, config_of, make_trainer, stop, without_seconds
 
 
 class Halves(Scans):
@@ -48,6 +49,43 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     helped = make_trainer(tmp_path / "helped", config=TrainConfig(**{**vars(config), "num_workers": 1}))
     helped.fit()
     assert_same_run(alone, helped)
+
+
+class Moving(Scans):
+    """Images that are others at every reading."""
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index) + torch.rand(())
+
+
+def test_images_that_workers_draw_are_those_of_the_whole_run(tmp_path: Path) -> None:
+    config = config_of("clc", num_workers=2)
+    whole = make_trainer(tmp_path / "whole", Moving(), config, "clc")
+    whole.fit()
+    stop(tmp_path / "part", 2, 1, "clc", data=Moving(), config=config)
+    resumed = make_trainer(tmp_path / "part", Moving(), config, "clc")
+    resumed.fit(resume=True)
+    assert_same_run(whole, resumed)
+
+
+@pytest.mark.parametrize("step", [None, 0, 5])
+@pytest.mark.parametrize("method", ["clc", "sacc"])
+def test_workers_stay_for_the_run_and_end_with_it(tmp_path: Path, method: str, step: int | None) -> None:
+    processes = []
+    spy = nn.Identity()
+    spy.register_forward_pre_hook(lambda *_: processes.append({child.pid for child in active_children()}))
+    config = config_of(method, num_workers=2)
+    trainer = make_trainer(tmp_path, config=config, method=method)
+    trainer.views = [spy, *trainer.views[1:-1], Stop(-1 if step is None else step)]
+    if step is None:
+        trainer.views[-1] = spy
+        trainer.fit()
+        assert processes[0] == processes[-2] & processes[0]
+        assert len(set().union(*processes)) == (4 if method == "sacc" else 2)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+    assert not active_children()
 
 
 def test_the_history_is_written_as_it_grows(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""Decoded images that are kept: one after the other in memory, or in a file that all processes map."""
+
+import fcntl
+import io
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from deepclust_ext.data.stores import Mapped
+
+_BLOCK_BYTES = 1 << 22
+#: How the end of a whole file begins; a fingerprint and a checksum follow. The number changes with what decodes.
+_SEAL = b"deepclust_ext images 1 "
+_SEAL_BYTES = len(_SEAL) + 64 + 1 + 8
+
+
+class Kept:
+    """Images of one type and number of channels, one after the other.
+
+    Args:
+        values: All of them, flat, in memory or mapped.
+        channels: C.
+        sides: (N, 2), height and width of each.
+    """
+
+    def __init__(self, values: Tensor | Mapped, channels: int, sides: NDArray[np.int64]) -> None:
+        self._values, self.channels, self.sides = values, channels, sides  # torch shares tensors with its workers
+        self._ends = np.cumsum(channels * sides.prod(axis=1))
+        self._alike = bool((sides == sides[0]).all())
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return a copy of an image (C, H, W)."""
+        height, width = self.sides[index].tolist()
+        end = int(self._ends[index])
+        image = self._flat()[end - self.channels * height * width : end]
+        return torch.from_numpy(image.reshape(self.channels, height, width).copy())
+
+    def images_at(self, indices: Sequence[int]) -> Tensor | list[Tensor]:
+        """Return copies of images, (B, C, H, W), or a list where the N images differ in size."""
+        if not self._alike:
+            return [self[index] for index in indices]
+        images = self._flat().reshape(len(self.sides), self.channels, *self.sides[0].tolist())
+        return torch.from_numpy(images.take(np.asarray(indices, np.int64), axis=0))
+
+    def _flat(self) -> NDArray[Any]:
+        values = self._values.numpy() if isinstance(self._values, Tensor) else self._values.array
+        return values.reshape(-1)
+
+
+def keep_in_memory(
+    images: Iterable[NDArray[Any]], dtype: np.dtype[Any], channels: int, sides: NDArray[np.int64]
+) -> Kept:
+    """Return images (C, H, W) of a type, number of channels and sides (N, 2) as one tensor."""
+    values = np.empty(_count(channels, sides), dtype)
+    end = 0
+    for image in images:
+        values[end : end + image.size] = image.reshape(-1)
+        end += image.size
+    return Kept(torch.from_numpy(values), channels, sides)
+
+
+def keep_in_file(
+    path: Path,
+    fingerprint: str,
+    images: Iterable[NDArray[Any]],
+    dtype: np.dtype[Any],
+    channels: int,
+    sides: NDArray[np.int64],
+) -> tuple[Kept, bool]:
+    """Return images (C, H, W) mapped from a .npy file, and whether it was there; otherwise it is written.
+
+    The file holds the array (N, C, H, W), of images of different sizes a flat one, and behind it a seal: the
+    fingerprint and a checksum of all bytes. It is written to another name, synced and renamed. Where two processes want
+    the same file, one waits for the other.
+
+    Raises:
+        OSError: If the file cannot be written; names it.
+        ValueError: If there is a file of this name that is not whole or holds other images.
+    """
+    alike = bool((sides == sides[0]).all())
+    shape = (len(sides), channels, *sides[0].tolist()) if alike else (_count(channels, sides),)
+    found = path.exists()
+    if not found:
+        unfinished = path.with_name(f"{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
+                with suppress(OSError):  # not every file system has locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                found = path.exists()  # another process has written it meanwhile
+                if found:
+                    unfinished.unlink(missing_ok=True)
+                else:
+                    _write(file, fingerprint, images, dtype, shape)
+                    unfinished.replace(path)
+        except BaseException as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            if isinstance(error, OSError):
+                named = OSError(f"{path}: cannot be written: {error.strerror or error}")
+                named.errno = error.errno
+                raise named from error
+            raise
+    if (fault := _fault(path, fingerprint)) is not None:
+        raise ValueError(
+            f"{path}: expected the decoded images of this data set, got {fault}; remove it, and they are decoded again"
+        )
+    return Kept(Mapped(path), channels, sides), found
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that are free, or where the system does not tell, all that there are."""
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _count(channels: int, sides: NDArray[np.int64]) -> int:
+    return channels * int(sides.prod(axis=1).sum())
+
+
+def _write(
+    file: BinaryIO, fingerprint: str, images: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: Sequence[int]
+) -> None:
+    """Write the array and the seal from the beginning of a file to its end, and sync it."""
+    file.truncate(0)
+    header = io.BytesIO()
+    description = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+    npy.write_array_header_1_0(header, description)
+    # A full disk shows before hours of decoding.
+    os.posix_fallocate(file.fileno(), 0, len(header.getvalue()) + prod(shape) * dtype.itemsize + _SEAL_BYTES)
+    checksum = crc32(header.getvalue())
+    file.write(header.getvalue())
+    for image in images:
+        checksum = crc32(image.data, checksum)
+        file.write(image.data)
+    file.write(_seal(fingerprint, checksum))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _seal(fingerprint: str, checksum: int) -> bytes:
+    return _SEAL + f"{fingerprint} {checksum:08x}".encode()
+
+
+def _fault(path: Path, fingerprint: str) -> str | None:
+    """Return what is wrong with a file of decoded images, or None."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        left = max(size - _SEAL_BYTES, 0)
+        file.seek(left)
+        seal = file.read()
+        if not seal.startswith(_SEAL):
+            return "a file that is incomplete or of another kind"
+        if not seal.startswith(_SEAL + fingerprint.encode()):
+            return "those of another one"
+        file.seek(0)
+        checksum = 0
+        with tqdm(desc="checking images", total=left, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            while left and (block := file.read(min(left, _BLOCK_BYTES))):
+                checksum = crc32(block, checksum)
+                left -= len(block)
+                bar.update(len(block))
+    return None if seal == _seal(fingerprint, checksum) else "a damaged file: its checksum is not that of its bytes"

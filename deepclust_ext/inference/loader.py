@@ -1,0 +1,69 @@
+"""Batches of a data set, loaded ahead by other processes where there are any."""
+
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from deepclust_ext.inference.images import IndexedImages
+
+
+class Loader:
+    """Batches of a data set, at each call in another order.
+
+    Images are loaded on the CPU, whatever torch's default device is: a process that loads cannot use a GPU. Each worker
+    loads two batches ahead. Torch's global generator is left as it is.
+
+    Args:
+        images: The data set.
+        num_workers: Processes that load images; with 0 they are loaded when they are asked for.
+        device: Where batches go: for CUDA they come in pinned memory.
+        stay: Whether workers wait for the next call instead of ending. For images that are the same at every reading:
+            the random numbers of a worker that stays depend on what it has done before.
+    """
+
+    def __init__(
+        self,
+        images: IndexedImages,
+        *,
+        num_workers: int = 0,
+        device: torch.device | str = "cpu",
+        stay: bool = False,
+    ) -> None:
+        self._order: list[list[int]] = []
+        self._generator = torch.Generator("cpu")
+        with torch.device("cpu"):
+            self._loader = DataLoader(
+                images,
+                batch_sampler=self._order,
+                collate_fn=images.collate,
+                num_workers=num_workers,
+                pin_memory=torch.device(device).type == "cuda",
+                persistent_workers=stay and num_workers > 0,
+                generator=self._generator,
+            )
+
+    def batches(self, order: Iterable[list[int]], seed: int = 0) -> Generator[tuple[Any, Any], None, None]:
+        """Yield what the data set's ``collate`` returns for each batch.
+
+        Args:
+            order: The places of the images of each batch.
+            seed: Of the random numbers of workers that have not stayed.
+        """
+        self._order[:] = order
+        self._generator.manual_seed(seed)
+        with torch.device("cpu"):
+            loading = iter(self._loader)
+        try:
+            while True:
+                with torch.device("cpu"):
+                    batch = next(loading, None)
+                if batch is None:
+                    return
+                yield batch
+        except BaseException as error:
+            # Else torch's frames would keep its workers alive for as long as anybody keeps the error.
+            raise error.with_traceback(None) from error.__cause__
+        finally:
+            del loading

@@ -1,0 +1,103 @@
+"""Batches of a data set: workers that stay or not, what they load ahead, and random numbers that nobody else misses."""
+
+import multiprocessing
+import os
+import time
+from contextlib import closing
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deepclust_ext.inference import IndexedImages, Loader
+
+
+class Watched(Dataset[Any]):
+    """Images that hold the process which loads them, a random number and their place; counts what was loaded."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 39:
+            raise OSError("cut off")
+        self.count += 1
+        return torch.tensor([os.getpid(), float(torch.rand(())), index], dtype=torch.float64).view(3, 1, 1)
+
+
+ORDER = [[place, place + 1] for place in range(0, 38, 2)]
+
+
+def loaded(loader: Loader, seed: int = 0) -> Tensor:
+    """Return process, random number and place of the images of an epoch, (38, 3)."""
+    return torch.cat([images for images, _ in loader.batches(ORDER, seed)])[:, :, 0, 0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("stay", [False, True])
+def test_workers_stay_and_orders_follow_each_other(num_workers: int, stay: bool) -> None:
+    loader = Loader(IndexedImages(Watched()), num_workers=num_workers, stay=stay)
+    processes = []
+    for order in (ORDER, ORDER[::-1], ORDER[:3]):
+        batches = list(loader.batches(order))
+        assert [places.tolist() for _, places in batches] == order
+        assert [images[:, 2, 0, 0].tolist() for images, _ in batches] == order
+        processes.append({int(images[0, 0, 0, 0]) for images, _ in batches})
+    if num_workers:
+        assert os.getpid() not in processes[0]
+        assert len(processes[0]) == num_workers
+        assert (processes[0] == processes[1] == processes[2]) == stay
+    else:
+        assert processes == [{os.getpid()}] * 3
+    del loader
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_that_ends_early(num_workers: int) -> None:
+    loader = Loader(IndexedImages(Watched()), num_workers=num_workers, stay=True)
+    with closing(loader.batches(ORDER)) as batches:
+        next(batches)
+    assert [places.tolist() for _, places in loader.batches(ORDER[::-1])] == ORDER[::-1]
+    with pytest.raises(ValueError, match="data, image 39: expected an image that can be read, got OSError: cut off"):
+        list(loader.batches([[38, 39], *ORDER]))
+    assert [places.tolist() for _, places in loader.batches(ORDER)] == ORDER
+    del loader
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_two_batches_for_each_worker_are_loaded_ahead(num_workers: int) -> None:
+    data = Watched()
+    with closing(Loader(IndexedImages(data), num_workers=num_workers).batches(ORDER)) as batches:
+        next(batches)
+        deadline = time.monotonic() + 30
+        while int(data.count) < 2 * (1 + 2 * num_workers) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert int(data.count) == 2 * (1 + 2 * num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_seed_decides_the_numbers_of_workers_and_torch_s_stay(num_workers: int) -> None:
+    loader = Loader(IndexedImages(Watched()), num_workers=num_workers)
+    before = torch.get_rng_state()
+    first, again, other = (loaded(loader, seed)[:, 1] for seed in (3, 3, 4))
+    if num_workers:
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+    else:  # the data set's own numbers, and no other
+        torch.set_rng_state(before)
+        assert torch.rand(3 * 38).double().tolist() == torch.cat([first, again, other]).tolist()
+
+
+def test_batches_for_cuda_are_pinned() -> None:
+    images = IndexedImages(Watched())
+    assert Loader(images, device="cuda")._loader.pin_memory
+    assert Loader(images, device=torch.device("cuda", 1))._loader.pin_memory
+    assert not Loader(images)._loader.pin_memory
