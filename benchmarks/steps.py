@@ -19,11 +19,9 @@ to give the loss and the norms of the gradients that this one gives. Its data ar
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import count
@@ -39,6 +37,7 @@ from torch.utils.data import TensorDataset
 from benchmarks.clock import Sample, paired_ratio, sample_rounds, summarize
 from benchmarks.floors import markdown_table
 from benchmarks.harness import missing_kernels
+from benchmarks.other_checkout import Norms, OtherCheckout
 from benchmarks.report import (
     ROOT,
     Row,
@@ -73,9 +72,6 @@ PARTS = {
 
 #: Largest difference in the L2 norm, relative to the reference: rounding grows on its way back through the networks.
 TOLERANCE = 1e-4
-
-#: Result of a step -> its value, from a random batch that no augmentation made.
-Norms = dict[str, float]
 
 UNUSED_FOLDER = Path("runs")  # a trainer writes when it fits, and these do not
 
@@ -211,47 +207,6 @@ def _batches(trainer: Trainer) -> Iterator[tuple[Any, Tensor]]:
     for epoch in count():
         for batch in trainer._batches(trainer.config.phases[-1], epoch):
             yield batch.images, batch.places
-
-
-class OtherCheckout:
-    """A stepper in a process that has the package of another checkout; see `benchmarks.other_checkout`.
-
-    Args:
-        folder: Of the checkout.
-        case: Name of the case.
-        threads: Of torch.
-
-    Raises:
-        RuntimeError: If that process ends, for example without a native library; it has said why.
-    """
-
-    def __init__(self, folder: Path, case: str, threads: int) -> None:
-        self.folder = folder
-        command = [sys.executable, "-m", "benchmarks.other_checkout", str(folder.resolve()), case, str(threads)]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def step(self) -> Sample:
-        """Make one step and return the seconds of its parts."""
-        return self._ask("step")
-
-    def fixed_step(self) -> Norms:
-        """Make a step on random views, as :meth:`Stepper.fixed_step`."""
-        return self._ask("fixed_step")
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-    def _ask(self, request: str) -> dict[str, float]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # the answer is missing then
-            print(request, file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self.folder}: its process ended with status {self._process.wait()}")
-        result: dict[str, float] = json.loads(answer)
-        return result
 
 
 def provided_by(provider: str) -> AbstractContextManager[Any]:

@@ -8,10 +8,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import torch
@@ -23,30 +21,13 @@ from torch.utils.data import Dataset, get_worker_info
 from deepclust_ext.data.kept import Kept, free_memory, keep_in_file, keep_in_memory
 from deepclust_ext.data.labels import array_classes, folder_classes, number_classes, read_classes
 from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
+from deepclust_ext.data.seen import Seen, checksum, look_at, percentiles
 from deepclust_ext.data.side_by_side import side_by_side
 from deepclust_ext.data.stores import Array, Files, Joined, Mapped, Store, find_images, read_list, read_npz
 from deepclust_ext.ops._checks import check_integer
 
 Source = str | os.PathLike[str] | NDArray[Any]
-PERCENTILES = (0.1, 99.9)
-_SAMPLES = 4096  # values of an image that take part in the percentiles
 _SHARE_OF_MEMORY = 0.25  # of what is free, that images may take
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the first reading of an image leaves: its kind, a checksum, and a sample of its values."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    low: float
-    high: float
-    missing: int
-    reach: tuple[float, float] | None  # least and largest value, of floats
-    notes: tuple[str, ...]
-    checksum: int
-    sample: NDArray[Any] | None
-    exact_type: np.dtype[Any]
 
 
 class Images(Dataset[Any]):
@@ -116,7 +97,7 @@ class Images(Dataset[Any]):
         images = [image for image in seen if image is not None]
         self.names = [store.names[index] for index in self.indices]
         self.channels = self._match_channels(images)
-        self.range = _percentiles(images, self.names) if scale == "percentile" else None
+        self.range = percentiles(images, self.names) if scale == "percentile" else None
         largest = max((image.exact_type for image in images), key=lambda dtype: dtype.itemsize)
         self._type = np.dtype(np.float32) if self.range else largest
         self.dtype = torch.from_numpy(np.empty(0, self._type)).dtype
@@ -178,21 +159,16 @@ class Images(Dataset[Any]):
         with Path(path).open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("path", "reason"), *self.skipped])
 
-    def _read_all(self, *, sampled: bool, on_error: str) -> list[_Seen | None]:
+    def _read_all(self, *, sampled: bool, on_error: str) -> list[Seen | None]:
         """Read every image once, side by side, and list what cannot be read."""
 
-        def look(index: int) -> _Seen | ImageError:
+        def look(index: int) -> Seen | ImageError:
             try:
-                pixels = self.store.read(index)
+                return look_at(self.store.read(index), sampled=sampled)
             except ImageError as error:
                 return error
-            values, missing = pixels.values, 0 if pixels.missing is None else int(pixels.missing.sum())
-            sample = _sampled(pixels) if sampled else None
-            kind, exact, reach = values.dtype.name, pixels.exact_type, _reach(pixels)
-            ends = (pixels.low, pixels.high)
-            return _Seen(values.shape, kind, *ends, missing, reach, pixels.notes, _checksum(pixels), sample, exact)
 
-        seen: list[_Seen | None] = []
+        seen: list[Seen | None] = []
         for index, result in enumerate(side_by_side(look, len(self.store.names), "reading images")):
             if isinstance(result, ImageError):
                 if on_error == "raise":
@@ -226,7 +202,7 @@ class Images(Dataset[Any]):
     def _decoded(self, index: int) -> NDArray[Any]:
         """Return an image (C, H, W) from its file."""
         pixels = self.store.read(self.indices[index])
-        if _checksum(pixels) != self._checksums[index]:
+        if checksum(pixels) != self._checksums[index]:
             raise ImageError(f"{self.names[index]}: expected the image that was read first, got another one since")
         return self._converted(pixels)
 
@@ -239,7 +215,7 @@ class Images(Dataset[Any]):
         values = np.moveaxis(values, -1, -3)
         return np.array(np.broadcast_to(values, (*values.shape[:-3], self.channels, *values.shape[-2:])), order="C")
 
-    def _match_channels(self, images: Sequence[_Seen]) -> int:
+    def _match_channels(self, images: Sequence[Seen]) -> int:
         """Return the number of channels: that of all, or 3 where gray images lie among colored ones."""
         counts = Counter(image.shape[2] for image in images)
         if len(counts) > 1 and set(counts) != {1, 3}:
@@ -250,7 +226,7 @@ class Images(Dataset[Any]):
             self.notes.append(f"{counts[1]} gray images among colored ones: their values stand for all three colors")
         return max(counts)
 
-    def _note(self, images: Sequence[_Seen]) -> None:
+    def _note(self, images: Sequence[Seen]) -> None:
         """Say what files left open, how much was missing, and what was left out."""
         for note, count in Counter(note for image in images for note in image.notes).items():
             self.notes.append(f"{count} images: {note}")
@@ -368,46 +344,11 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
     return read_classes(Path(labels), store)
 
 
-def _checksum(pixels: Pixels) -> int:
-    """Return what tells an image from another one."""
-    kind = (pixels.values.shape, pixels.values.dtype.name, pixels.low, pixels.high)
-    return crc32(np.ascontiguousarray(pixels.values).data, crc32(repr(kind).encode()))
-
-
 def _interpolated(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """Return an image (H, W, C) as (size, size, C), with antialias."""
     image = torch.from_numpy(values).permute(2, 0, 1)[None]
     square = functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
     return square[0].permute(1, 2, 0).numpy()
-
-
-def _sampled(pixels: Pixels) -> NDArray[Any]:
-    """Return some values of an image, none of them missing, evenly over the image."""
-    values = pixels.values.reshape(-1) if pixels.missing is None else pixels.values[~pixels.missing]
-    return np.array(values[:: max(1, len(values) // _SAMPLES)])
-
-
-def _reach(pixels: Pixels) -> tuple[float, float] | None:
-    """Return the least and the largest value of an image of floats that has any."""
-    if pixels.values.dtype.kind != "f":
-        return None
-    values = pixels.values if pixels.missing is None else pixels.values[~pixels.missing]
-    return (float(values.min()), float(values.max())) if values.size else None
-
-
-def _percentiles(images: Sequence[_Seen], names: Sequence[str]) -> tuple[float, float]:
-    """Return the values at 0.1 and 99.9 percent of all images."""
-    for name, image in zip(names, images, strict=True):
-        if (image.dtype, image.high) != (images[0].dtype, images[0].high):
-            kinds = (
-                f"{images[0].dtype} up to {images[0].high:g} as in {names[0]}, got {image.dtype} up to {image.high:g}"
-            )
-            raise ImageError(f"{name}: scale='percentile' expected {kinds}")
-    values = np.concatenate([image.sample for image in images if image.sample is not None])
-    if not len(values):
-        raise ImageError(f"{names[0]}: scale='percentile' expected values, got none that is not missing")
-    low, high = (float(end) for end in np.percentile(values.astype(np.float64), PERCENTILES))
-    return low, high if high > low else low + 1.0
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

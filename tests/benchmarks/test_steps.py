@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from benchmarks import steps
+from benchmarks import other_checkout, steps
 from benchmarks.report import ROOT, Row, Setting, current_commit
 from deepclust_ext import _extension, fused_hsd_loss, reference
 from deepclust_ext.methods import ClusteringMethod, OptimizerSettings
@@ -107,12 +107,12 @@ def test_another_checkout_is_timed_beside() -> None:
 
 
 def test_another_checkout_that_computes_something_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def answers(self: steps.OtherCheckout, request: str) -> dict[str, float]:
+    def answers(self: other_checkout.OtherCheckout, request: str) -> dict[str, float]:
         right = stepper.fixed_step()
         return right | {"gradient of student": 1.01 * right["gradient of student"]}
 
     stepper = steps.make_steppers(lambda: small_trainer("hadis"))["fused"]
-    monkeypatch.setattr(steps.OtherCheckout, "_ask", answers)
+    monkeypatch.setattr(other_checkout.OtherCheckout, "_ask", answers)
     (row,) = steps.measure(SETTING, 0, "hadis-small", lambda: small_trainer("hadis"), ROOT)
     assert row.provider.startswith("fused at ")
     assert row.status == "WRONG: gradient of student is off by 1.0e-02 from this checkout's, allowed 1e-04"
@@ -124,7 +124,7 @@ def test_another_checkout_that_is_none_is_refused(tmp_path: Path, capfd: pytest.
     assert f"--against: expected a checkout of deepclust_ext, got {tmp_path}" in capfd.readouterr().err
     (tmp_path / "deepclust_ext").mkdir()
     (tmp_path / "deepclust_ext" / "__init__.py").touch()
-    other = steps.OtherCheckout(tmp_path, "hadis-digits-64x8x8", 1)
+    other = other_checkout.OtherCheckout(tmp_path, "hadis-digits-64x8x8", 1)
     assert other._process.wait() == 1
     with pytest.raises(RuntimeError, match=f"{tmp_path}: its process ended with status 1"):
         other.step()

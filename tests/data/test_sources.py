@@ -17,32 +17,7 @@ from torch.nn import functional
 from deepclust_ext.data import ImageError, Images, load_images
 from deepclust_ext.data.stores import Files
 from deepclust_ext.inference import map_images
-
-RNG = np.random.default_rng(0)
-
-
-def pixels(*shape: int) -> NDArray[np.uint8]:
-    return RNG.integers(0, 256, shape).astype(np.uint8)
-
-
-def save(path: Path, values: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Write an image of 12 x 16 pixels, or these, and return it (H, W, C) float32 between 0 and 1."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = pixels(12, 16, 3) if values is None else values
-    Image.fromarray(values).save(path)
-    scaled: NDArray[Any] = values.astype(np.float32) / np.float32(255)
-    return scaled if scaled.ndim == 3 else scaled[:, :, None]
-
-
-def scaled(image: torch.Tensor) -> NDArray[Any]:
-    """Return an image that is handed over as what its files hold, between 0 and 1."""
-    whites = {torch.uint8: 255, torch.uint16: 65535}
-    values: NDArray[Any] = image.numpy().astype(np.float32) / np.float32(whites.get(image.dtype, 1))
-    return values
-
-
-def hwc(image: torch.Tensor) -> NDArray[Any]:
-    return scaled(image).transpose(1, 2, 0)
+from tests.data.imagefiles import RNG, hwc, pixels, save, scaled
 
 
 class TestFolders:
@@ -261,74 +236,6 @@ class TestOtherSources:
         low, high = beyond[1].min(), beyond[1].max()
         assert note.startswith(f"1 images of floats, of which 0 is black and 1 is white, go from {low:g} to {high:g}")
         assert not any("floats" in note for note in load_images(beyond, scale="percentile").notes)
-
-
-class TestLabels:
-    def test_by_folders(self, tmp_path: Path) -> None:
-        for name in ("10/a.png", "9/a.png", "9/deep/b.png"):
-            save(tmp_path / name)
-        images = load_images(tmp_path, labels="folders")
-        assert images.classes == ("9", "10")  # as numbers
-        assert [label for _, label in images] == [1, 0, 0]
-        save(tmp_path / "loose.png")
-        with pytest.raises(ValueError, match="expected every image in a folder of its class, got loose.png"):
-            load_images(tmp_path, labels="folders")
-
-    def test_by_csv(self, tmp_path: Path) -> None:
-        for name in ("a.png", "x/b.png"):
-            save(tmp_path / "data" / name)
-        table = tmp_path / "labels.csv"
-        table.write_text("path,label\nx/b.png,dog\na.png,cat\nunused.png,cow\n")
-        images = load_images(tmp_path / "data", labels=table)
-        assert images.classes == ("cat", "dog")
-        assert images.labels is not None
-        assert images.labels.tolist() == [0, 1]
-        for text, error in (
-            ("file,label\na.png,1\n", "expected the columns path and label"),
-            ("path,label\na.png,1\n", "none for 1, such as x/b.png"),
-            ("path,label\na.png,1\na.png,2\n", "line 3: expected each image once, got a.png again"),
-            ("path,label\na.png,\n", "line 2: expected a label for a.png, got none"),
-        ):
-            table.write_text(text)
-            with pytest.raises(ValueError, match=error):
-                load_images(tmp_path / "data", labels=table)
-
-    def test_labels_stay_with_their_images_when_one_is_skipped(self, tmp_path: Path) -> None:
-        for name in ("a/1.png", "b/1.png", "b/2.png"):
-            save(tmp_path / name)
-        (tmp_path / "b/1.png").write_bytes(b"")
-        images = load_images(tmp_path, labels="folders")
-        assert images.names == ["a/1.png", "b/2.png"]
-        assert [label for _, label in images] == [0, 1]
-
-    def test_what_is_skipped_needs_no_label(self, tmp_path: Path) -> None:
-        for name in ("a.png", "b.png", "c.png"):
-            save(tmp_path / "data" / name)
-        (tmp_path / "data/a.png").write_bytes(b"broken")
-        table = tmp_path / "labels.csv"
-        table.write_text("path,label\nb.png,dog\nc.png,cat\n")
-        images = load_images(tmp_path / "data", labels=table)
-        assert images.names == ["b.png", "c.png"]
-        assert [label for _, label in images] == [1, 0]
-        assert images.classes == ("cat", "dog")
-        with pytest.raises(ImageError, match=r"a\.png"):
-            load_images(tmp_path / "data", labels=table, on_error="raise")
-        table.write_text("path,label\nc.png,cat\n")
-        with pytest.raises(ValueError, match=r"expected a label for every image, got none for 2, such as b\.png"):
-            load_images(tmp_path / "data", labels=table)
-
-    @pytest.mark.parametrize(
-        ("labels", "error"),
-        [
-            ([0, 1], "one class for each of 3 images, got shape"),
-            (np.zeros((3, 14), int), r"got shape \(3, 14\)"),
-            ([0.0, 1.0, 2.0], "expected whole numbers, got float64"),
-            ("classes", "expected 'folders', whole numbers or a CSV file, got 'classes'"),
-        ],
-    )
-    def test_other_labels(self, labels: Any, error: str) -> None:
-        with pytest.raises(ValueError, match=error):
-            load_images(pixels(3, 8, 9), labels=labels)
 
 
 class TestKinds:

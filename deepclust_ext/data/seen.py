@@ -1,0 +1,86 @@
+"""What is remembered of an image that has been read once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepclust_ext.data.pixels import ImageError, Pixels
+
+PERCENTILES = (0.1, 99.9)
+_SAMPLES = 4096  # values of an image that take part in the percentiles
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image's kind, a checksum, and a sample of its values.
+
+    Attributes:
+        shape: (H, W, C).
+        dtype: Name of the type of its values.
+        low: Value of black.
+        high: Value of white.
+        missing: How many values are missing.
+        reach: Least and largest value, of floats.
+        notes: What its file left open.
+        checksum: See :func:`checksum`.
+        sample: Some of its values where they are asked for.
+        exact_type: See :attr:`~deepclust_ext.data.pixels.Pixels.exact_type`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: float
+    high: float
+    missing: int
+    reach: tuple[float, float] | None
+    notes: tuple[str, ...]
+    checksum: int
+    sample: NDArray[Any] | None
+    exact_type: np.dtype[Any]
+
+
+def look_at(pixels: Pixels, *, sampled: bool) -> Seen:
+    """Return what to remember of an image, with a sample of its values or without."""
+    values = pixels.values
+    there = values.reshape(-1) if pixels.missing is None else values[~pixels.missing]
+    return Seen(
+        shape=values.shape,
+        dtype=values.dtype.name,
+        low=pixels.low,
+        high=pixels.high,
+        missing=values.size - there.size,
+        reach=(float(there.min()), float(there.max())) if values.dtype.kind == "f" and there.size else None,
+        notes=pixels.notes,
+        checksum=checksum(pixels),
+        sample=np.array(there[:: max(1, len(there) // _SAMPLES)]) if sampled else None,
+        exact_type=pixels.exact_type,
+    )
+
+
+def checksum(pixels: Pixels) -> int:
+    """Return what tells an image from another one."""
+    kind = (pixels.values.shape, pixels.values.dtype.name, pixels.low, pixels.high)
+    return crc32(np.ascontiguousarray(pixels.values).data, crc32(repr(kind).encode()))
+
+
+def percentiles(images: Sequence[Seen], names: Sequence[str]) -> tuple[float, float]:
+    """Return the values at 0.1 and 99.9 percent of all images, whose samples are there.
+
+    Raises:
+        ImageError: If the images differ in type or white, or all values are missing.
+    """
+    for name, image in zip(names, images, strict=True):
+        if (image.dtype, image.high) != (images[0].dtype, images[0].high):
+            kinds = (
+                f"{images[0].dtype} up to {images[0].high:g} as in {names[0]}, got {image.dtype} up to {image.high:g}"
+            )
+            raise ImageError(f"{name}: scale='percentile' expected {kinds}")
+    values = np.concatenate([image.sample for image in images if image.sample is not None])
+    if not len(values):
+        raise ImageError(f"{names[0]}: scale='percentile' expected values, got none that is not missing")
+    low, high = (float(end) for end in np.percentile(values.astype(np.float64), PERCENTILES))
+    return low, high if high > low else low + 1.0

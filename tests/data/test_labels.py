@@ -1,0 +1,78 @@
+"""Classes of images: by folders, CSV files and arrays, and what is wrong with them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepclust_ext.data import ImageError, load_images
+from tests.data.imagefiles import pixels, save
+
+
+class TestLabels:
+    def test_by_folders(self, tmp_path: Path) -> None:
+        for name in ("10/a.png", "9/a.png", "9/deep/b.png"):
+            save(tmp_path / name)
+        images = load_images(tmp_path, labels="folders")
+        assert images.classes == ("9", "10")  # as numbers
+        assert [label for _, label in images] == [1, 0, 0]
+        save(tmp_path / "loose.png")
+        with pytest.raises(ValueError, match="expected every image in a folder of its class, got loose.png"):
+            load_images(tmp_path, labels="folders")
+
+    def test_by_csv(self, tmp_path: Path) -> None:
+        for name in ("a.png", "x/b.png"):
+            save(tmp_path / "data" / name)
+        table = tmp_path / "labels.csv"
+        table.write_text("path,label\nx/b.png,dog\na.png,cat\nunused.png,cow\n")
+        images = load_images(tmp_path / "data", labels=table)
+        assert images.classes == ("cat", "dog")
+        assert images.labels is not None
+        assert images.labels.tolist() == [0, 1]
+        for text, error in (
+            ("file,label\na.png,1\n", "expected the columns path and label"),
+            ("path,label\na.png,1\n", "none for 1, such as x/b.png"),
+            ("path,label\na.png,1\na.png,2\n", "line 3: expected each image once, got a.png again"),
+            ("path,label\na.png,\n", "line 2: expected a label for a.png, got none"),
+        ):
+            table.write_text(text)
+            with pytest.raises(ValueError, match=error):
+                load_images(tmp_path / "data", labels=table)
+
+    def test_labels_stay_with_their_images_when_one_is_skipped(self, tmp_path: Path) -> None:
+        for name in ("a/1.png", "b/1.png", "b/2.png"):
+            save(tmp_path / name)
+        (tmp_path / "b/1.png").write_bytes(b"")
+        images = load_images(tmp_path, labels="folders")
+        assert images.names == ["a/1.png", "b/2.png"]
+        assert [label for _, label in images] == [0, 1]
+
+    def test_what_is_skipped_needs_no_label(self, tmp_path: Path) -> None:
+        for name in ("a.png", "b.png", "c.png"):
+            save(tmp_path / "data" / name)
+        (tmp_path / "data/a.png").write_bytes(b"broken")
+        table = tmp_path / "labels.csv"
+        table.write_text("path,label\nb.png,dog\nc.png,cat\n")
+        images = load_images(tmp_path / "data", labels=table)
+        assert images.names == ["b.png", "c.png"]
+        assert [label for _, label in images] == [1, 0]
+        assert images.classes == ("cat", "dog")
+        with pytest.raises(ImageError, match=r"a\.png"):
+            load_images(tmp_path / "data", labels=table, on_error="raise")
+        table.write_text("path,label\nc.png,cat\n")
+        with pytest.raises(ValueError, match=r"expected a label for every image, got none for 2, such as b\.png"):
+            load_images(tmp_path / "data", labels=table)
+
+    @pytest.mark.parametrize(
+        ("labels", "error"),
+        [
+            ([0, 1], "one class for each of 3 images, got shape"),
+            (np.zeros((3, 14), int), r"got shape \(3, 14\)"),
+            ([0.0, 1.0, 2.0], "expected whole numbers, got float64"),
+            ("classes", "expected 'folders', whole numbers or a CSV file, got 'classes'"),
+        ],
+    )
+    def test_other_labels(self, labels: Any, error: str) -> None:
+        with pytest.raises(ValueError, match=error):
+            load_images(pixels(3, 8, 9), labels=labels)
