@@ -16,6 +16,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -111,7 +112,10 @@ void make_views(const std::vector<at::Tensor>& parts, const ViewRecipe& recipe, 
   const int64_t floats = 2 * recipe.channels * recipe.stride + size_of(kResizeRows * (most_columns + kViewSlack)) +
                          size_of((most_rows + kResizeRows) * (recipe.width + kViewSlack)) +
                          size_of(recipe.width * across_taps) + size_of(recipe.height * down_taps) + 4 * size_of(side);
-  at::parallel_for(0, static_cast<int64_t>(images.size()), 1, [&](int64_t begin, int64_t end) {
+  // Views differ in what they take (a blur or none), so each thread takes the next that nobody has.
+  const int64_t count = static_cast<int64_t>(images.size());
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
     Scratch<float> scratch(floats);
     Scratch<int32_t> places(5 * size_of(side));
     ViewMemory memory;
@@ -123,7 +127,7 @@ void make_views(const std::vector<at::Tensor>& parts, const ViewRecipe& recipe, 
     memory.down = {0, places.take(side), places.take(side), scratch.take(recipe.height * down_taps)};
     memory.line = scratch.take(4 * side);
     memory.places = places.take(side);
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = next++; i < count; i = next++) {
       const ImagePlace<Pixel>& image = images[i];
       ViewRequest request{0,
                           0,
