@@ -235,8 +235,8 @@ def _check_values(parts: Sequence[Tensor], boxes: Tensor | None, steps: Tensor |
         sides = torch.tensor([part.shape[2:] for part in parts], device="cpu")
         if len(parts) > 1:
             sides = sides.repeat_interleave(torch.tensor([part.shape[0] for part in parts], device="cpu"), dim=0)
-        # No sum, which may overflow.
-        wrong = torch.cat([boxes < torch.tensor([0, 0, 1, 1], device="cpu"), boxes[:, 2:] > sides - boxes[:, :2]], 1)
+        corners, lengths = boxes.split(2, dim=1)
+        wrong = (corners < 0) | (lengths < 1) | (lengths > sides - corners)  # no sum, which may overflow
         if wrong.any():
             place = int(wrong.any(dim=1).int().argmax())
             box, (height, width) = boxes[place].tolist(), sides.expand(len(boxes), 2)[place].tolist()
