@@ -43,6 +43,7 @@ struct ViewRecipe {
   int64_t num_steps, blur_kernel;
   float white;                      // what 1 is in the images
   const float *mean, *inverse_std;  // (C,)
+  bool channels_last;               // of the result
 };
 
 // One view to make. Its box lies within the image.
@@ -94,7 +95,7 @@ struct ImagePlace {
 template <typename Pixel>
 void make_views(const std::vector<at::Tensor>& parts, const ViewRecipe& recipe, const int64_t* boxes, const bool* flips,
                 const float* matrices, const int64_t* steps, const float* strengths,
-                float* views  // (B, C, height, width)
+                float* views  // (B, C, height, width) or, with the channels last, (B, height, width, C)
 ) {
   std::vector<ImagePlace<Pixel>> images;
   int64_t most_rows = 1, most_columns = 1;
@@ -191,8 +192,10 @@ at::Tensor augment_views_cpu(at::TensorList images, at::IntArrayRef size, const 
                           : given == at::kUInt16 ? 65535.0f
                                                  : 1.0f,
                           means.data(),
-                          inverse_stds.data()};
-  const at::Tensor views = at::empty({count, channels, size[0], size[1]}, images[0].options().dtype(at::kFloat));
+                          inverse_stds.data(),
+                          channels_last};
+  const at::Tensor views = at::empty({count, channels, size[0], size[1]}, images[0].options().dtype(at::kFloat),
+                                     channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   const at::Tensor box = contiguous_of(boxes), flip = contiguous_of(flips), matrix = contiguous_of(matrices),
                    step = contiguous_of(steps), strength = contiguous_of(strengths);
   const auto run = [&](auto pixel) {
@@ -207,8 +210,7 @@ at::Tensor augment_views_cpu(at::TensorList images, at::IntArrayRef size, const 
   } else {
     run(float{});
   }
-  const at::MemoryFormat layout = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return views.to(views.options().dtype(dtype), /*non_blocking=*/false, /*copy=*/false, layout);
+  return views.to(dtype);
 }
 
 }  // namespace
