@@ -41,7 +41,7 @@ STRENGTHS: dict[str, list[float]] = {
     "brightness": [0.0, 0.6, 1.0, 1.4],
     "contrast": [0.0, 0.6, 1.0, 1.4],
     "saturation": [0.0, 0.6, 1.0, 1.4],
-    "hue": [-0.9, -0.5, -0.1, 0.0, 0.1, 1 / 3, 0.5],
+    "hue": [-1.3, -0.5, -0.1, 0.0, 0.1, 1 / 3, 0.5],
     "gray": [0.0],
     "blur": [-1.0, 0.0, 1e-30, 0.1, 1.0, 2.0, 100.0],
     "solarize": [-1.0, 0.0, 0.5, 128 / 255, 1.0, 2.0],
@@ -147,7 +147,8 @@ def test_what_lies_outside_of_the_box_does_not_count(device: str) -> None:
 def test_types_and_layouts(dtype: torch.dtype, result: torch.dtype, device: str) -> None:
     for channels in (3, 4):
         images = make_images(3, channels, (20, 37), dtype)
-        options: dict[str, Any] = {"size": (9, 34), "dtype": result, "boxes": make_boxes(3, (20, 37))}
+        numbers: dict[str, Any] = {"mean": [0.4] * channels, "std": [0.25] * channels}
+        options: dict[str, Any] = {"size": (9, 34), "dtype": result, "boxes": make_boxes(3, (20, 37)), **numbers}
         for layout in (images, images.contiguous(memory_format=torch.channels_last), images[:1].expand(3, -1, -1, -1)):
             for channels_last in (False, True):
                 assert_like_reference(layout, device, channels_last=channels_last, **options)
@@ -176,6 +177,16 @@ def test_equalize_of_other_values(device: str) -> None:
     few = torch.randint(3, (2, 3, 18, 35), generator=generator(0)) / 8
     for images in (between, few):
         assert_like_reference(images, device, exact=True, size=(18, 35), steps=steps, strengths=strengths)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocontrast_finds_extremes_in_any_row(device: str) -> None:
+    rows = torch.arange(18)
+    images = torch.full((18, 3, 18, 35), 0.5)
+    images[rows, :, rows, rows] = 0.25
+    images[rows, :, rows, 34 - rows] = 0.875
+    steps, strengths = torch.full((18, 1), STEPS.index("autocontrast")), torch.zeros(18, 1)
+    assert_like_reference(images, device, size=(18, 35), steps=steps, strengths=strengths)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -223,29 +234,31 @@ def test_images_of_many_sizes(device: str) -> None:
         images[2] = images[2].transpose(1, 2)
         boxes = torch.cat([make_boxes(2, (image.shape[1], image.shape[2]))[1:] for image in images])
         assert_like_reference(images, device, size=(12, 12), boxes=boxes)
-        steps = torch.tensor([STEPS.index(name) for name in ("contrast", "blur", "autocontrast")])
-        strengths = torch.tensor([0.7, 1.5, 0.0])
-        assert_like_reference(
-            images, device, size=(12, 12), steps=steps.expand(5, -1), strengths=strengths.expand(5, -1)
-        )
+        order = (torch.arange(5).view(5, 1) + torch.arange(3)) % 3  # each image its own
+        steps = torch.tensor([STEPS.index(name) for name in ("contrast", "blur", "autocontrast")])[order]
+        strengths = torch.tensor([0.7, 1.5, 0.0])[order]
+        assert_like_reference(images, device, size=(12, 12), steps=steps, strengths=strengths)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_several_images_of_each_size(device: str) -> None:
+    parts = [make_images(count, 3, size).to(device) for count, size in ((2, (9, 7)), (3, (5, 12)))]
+    views = torch.ops.deepclust_ext.augment_views(parts, (5, 6))
+    assert same_bits(views, torch.cat([augment_views(part, size=(5, 6)) for part in parts]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_more_images_than_there_is_room_for(device: str) -> None:
-    count = 40 if EMULATED or device == "cpu" else 1000
-    images = make_images(count, 3, (6, 5))
+    times = 13 if EMULATED or device == "cpu" else 333
+    images = make_images(3, 3, (6, 5)).to(device)
     names = [STEPS.index(name) for name in ("blur", "contrast", "equalize", "blur")]
-    steps = torch.tensor(names).roll(1).expand(count, -1)
-    strengths = torch.linspace(0.5, 1.5, count)[:, None].expand(-1, len(names))
-    views = augment_views(images.to(device), size=(6, 5), steps=steps.to(device), strengths=strengths.to(device))
-    for place in (0, 1, count // 2, count - 1):
-        alone = augment_views(
-            images[place : place + 1].to(device),
-            size=(6, 5),
-            steps=steps[place : place + 1].to(device),
-            strengths=strengths[place : place + 1].to(device),
-        )
-        assert same_bits(views[place : place + 1], alone)
+    steps = torch.tensor(names).roll(1).expand(3, -1).to(device)
+    strengths = torch.linspace(0.5, 1.5, 3)[:, None].expand(-1, len(names)).to(device)
+    few = augment_views(images, size=(6, 5), steps=steps, strengths=strengths)
+    many = augment_views(
+        images.repeat(times, 1, 1, 1), size=(6, 5), steps=steps.repeat(times, 1), strengths=strengths.repeat(times, 1)
+    )
+    assert same_bits(many, few.repeat(times, 1, 1, 1))
 
 
 @pytest.mark.parametrize("device", DEVICES)
