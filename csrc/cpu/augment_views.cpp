@@ -16,6 +16,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -42,6 +43,7 @@ struct ViewRecipe {
   int64_t num_steps, blur_kernel;
   float white;                      // what 1 is in the images
   const float *mean, *inverse_std;  // (C,)
+  bool channels_last;               // of the result
 };
 
 // One view to make. Its box lies within the image.
@@ -93,7 +95,7 @@ struct ImagePlace {
 template <typename Pixel>
 void make_views(const std::vector<at::Tensor>& parts, const ViewRecipe& recipe, const int64_t* boxes, const bool* flips,
                 const float* matrices, const int64_t* steps, const float* strengths,
-                float* views  // (B, C, height, width)
+                float* views  // (B, C, height, width) or, with the channels last, (B, height, width, C)
 ) {
   std::vector<ImagePlace<Pixel>> images;
   int64_t most_rows = 1, most_columns = 1;
@@ -111,7 +113,10 @@ void make_views(const std::vector<at::Tensor>& parts, const ViewRecipe& recipe, 
   const int64_t floats = 2 * recipe.channels * recipe.stride + size_of(kResizeRows * (most_columns + kViewSlack)) +
                          size_of((most_rows + kResizeRows) * (recipe.width + kViewSlack)) +
                          size_of(recipe.width * across_taps) + size_of(recipe.height * down_taps) + 4 * size_of(side);
-  at::parallel_for(0, static_cast<int64_t>(images.size()), 1, [&](int64_t begin, int64_t end) {
+  // Views differ in what they take (a blur or none), so each thread takes the next that nobody has.
+  const int64_t count = static_cast<int64_t>(images.size());
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(count, at::get_num_threads()), 1, [&](int64_t, int64_t) {
     Scratch<float> scratch(floats);
     Scratch<int32_t> places(5 * size_of(side));
     ViewMemory memory;
@@ -123,7 +128,7 @@ void make_views(const std::vector<at::Tensor>& parts, const ViewRecipe& recipe, 
     memory.down = {0, places.take(side), places.take(side), scratch.take(recipe.height * down_taps)};
     memory.line = scratch.take(4 * side);
     memory.places = places.take(side);
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = next++; i < count; i = next++) {
       const ImagePlace<Pixel>& image = images[i];
       ViewRequest request{0,
                           0,
@@ -187,8 +192,10 @@ at::Tensor augment_views_cpu(at::TensorList images, at::IntArrayRef size, const 
                           : given == at::kUInt16 ? 65535.0f
                                                  : 1.0f,
                           means.data(),
-                          inverse_stds.data()};
-  const at::Tensor views = at::empty({count, channels, size[0], size[1]}, images[0].options().dtype(at::kFloat));
+                          inverse_stds.data(),
+                          channels_last};
+  const at::Tensor views = at::empty({count, channels, size[0], size[1]}, images[0].options().dtype(at::kFloat),
+                                     channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   const at::Tensor box = contiguous_of(boxes), flip = contiguous_of(flips), matrix = contiguous_of(matrices),
                    step = contiguous_of(steps), strength = contiguous_of(strengths);
   const auto run = [&](auto pixel) {
@@ -203,8 +210,7 @@ at::Tensor augment_views_cpu(at::TensorList images, at::IntArrayRef size, const 
   } else {
     run(float{});
   }
-  const at::MemoryFormat layout = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return views.to(views.options().dtype(dtype), /*non_blocking=*/false, /*copy=*/false, layout);
+  return views.to(dtype);
 }
 
 }  // namespace

@@ -45,11 +45,30 @@ inline bool is_area(AugmentStep step) {
          (step >= AugmentStep::kSharpness && step <= AugmentStep::kShiftY);
 }
 
-// Normalizes a strip into the result.
-inline void write_strip(const ViewRecipe& recipe, const float* values, int64_t count, float* view) {
+// The strip's values of some channels, each pixel's after the other's.
+template <int64_t kChannels>
+DEEPCLUST_INLINE void write_interleaved(const ViewRecipe& recipe, const float* values, int64_t channel, int64_t count,
+                                        float* view /* (count, C) */) {
+  for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 3
+    for (int64_t c = 0; c < kChannels; ++c) {
+      view[i * recipe.channels + channel + c] =
+          (values[(channel + c) * recipe.stride + i] - recipe.mean[channel + c]) * recipe.inverse_std[channel + c];
+    }
+  }
+}
+
+// Normalizes the strip from pixel `first` on into the result.
+inline void write_strip(const ViewRecipe& recipe, const float* values, int64_t first, int64_t count, float* view) {
   constexpr int64_t kLanes = VecOf<float>::kLanes;
-  const int64_t pixels = recipe.height * recipe.width;
-  for (int64_t c = 0; c < recipe.channels; ++c, values += recipe.stride, view += pixels) {
+  if (recipe.channels_last) {
+    view += first * recipe.channels;
+    if (recipe.channels == 3) return write_interleaved<3>(recipe, values, 0, count, view);
+    for (int64_t c = 0; c < recipe.channels; ++c) write_interleaved<1>(recipe, values, c, count, view);
+    return;
+  }
+  view += first;
+  for (int64_t c = 0; c < recipe.channels; ++c, values += recipe.stride, view += recipe.height * recipe.width) {
     const float mean = recipe.mean[c], inverse_std = recipe.inverse_std[c];
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) store(view + i, (load(values + i) - mean) * inverse_std);
@@ -59,7 +78,7 @@ inline void write_strip(const ViewRecipe& recipe, const float* values, int64_t c
 
 template <typename Pixel>
 void make_view(const ViewRecipe& recipe, const ViewRequest& request, const Pixel* image /* (C, H, W) */,
-               ViewMemory& memory, float* view /* (C, height, width) */) {
+               ViewMemory& memory, float* view /* (C, height, width) or (height, width, C) */) {
   load_view(recipe, request, image, memory);
   if (request.matrix != nullptr) move_pixels(recipe, request.matrix, false, memory);
   const int64_t pixels = recipe.height * recipe.width;
@@ -81,7 +100,7 @@ void make_view(const ViewRecipe& recipe, const ViewRequest& request, const Pixel
       for (int64_t k = first; k < s; ++k) {
         apply_point(recipe, step_of(k), request.strengths[k], facts, memory.values + i, count);
       }
-      if (s == recipe.num_steps) write_strip(recipe, memory.values + i, count, view + i);
+      if (s == recipe.num_steps) write_strip(recipe, memory.values + i, i, count, view);
     }
   } while (s < recipe.num_steps);
 }

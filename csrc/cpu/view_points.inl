@@ -12,12 +12,11 @@ DEEPCLUST_INLINE Vec<float> clamp_unit(const Vec<float>& x) {
 DEEPCLUST_INLINE Vec<float> largest_of(const Vec<float>& a, const Vec<float>& b) { return a > b ? a : b; }
 DEEPCLUST_INLINE Vec<float> smallest_of(const Vec<float>& a, const Vec<float>& b) { return a < b ? a : b; }
 
-// The largest integer up to x. From 2^23 on, all are integers; they are not converted, nor is NaN.
+// The largest integer up to x, which is at least 0 or NaN. From 2^23 on, all are integers; they are not converted.
 DEEPCLUST_INLINE Vec<float> floor_of(const Vec<float>& x) {
-  const Mask<float> fits = (x < 0x1p23f) & (x > -0x1p23f);
+  const Mask<float> fits = x < 0x1p23f;
   const Vec<float> safe = fits ? x : Vec<float>{};
-  const Vec<float> truncated = __builtin_convertvector(__builtin_convertvector(safe, Mask<float>), Vec<float>);
-  return fits ? (truncated > safe ? truncated - 1.0f : truncated) : x;
+  return fits ? __builtin_convertvector(__builtin_convertvector(safe, Mask<float>), Vec<float>) : x;
 }
 
 DEEPCLUST_INLINE Vec<float> gray_of(const Vec<float>& red, const Vec<float>& green, const Vec<float>& blue) {
@@ -100,8 +99,7 @@ inline void raise(float* values, int64_t count, float power) {
 inline void posterize(float* values, int64_t count, float bits) {
   const float levels = static_cast<float>(std::pow(2.0, static_cast<double>(bits)));
   change_values(values, count, [&](const Vec<float>& x) __attribute__((always_inline)) {
-    const Vec<float> level = floor_of(x * levels);
-    const Vec<float> above = level < 0.0f ? Vec<float>{} : level;
+    const Vec<float> level = x * levels, above = floor_of(level < 0.0f ? Vec<float>{} : level);
     return (above > levels - 1 ? broadcast(levels - 1) : above) / levels;
   });
 }

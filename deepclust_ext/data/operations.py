@@ -1,6 +1,7 @@
 """The fourteen operations of SACC's strong view, as steps of :func:`deepclust_ext.augment_views`."""
 
 from collections.abc import Callable
+from functools import cache
 
 from torch import Tensor, float32, tensor
 
@@ -36,10 +37,14 @@ OPERATIONS: dict[str, tuple[str, Callable[[int, int], float], bool]] = {
 }
 
 
-def operation_tables(side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return of every operation the step (14,) int64, the strength of each level (14, 11), and which go either way."""
-    steps = [STEPS.index(step) for step, _, _ in OPERATIONS.values()]
-    strengths = [[strength(level, side) for level in range(LEVELS + 1)] for _, strength, _ in OPERATIONS.values()]
-    either_way = [either for _, _, either in OPERATIONS.values()]
-    table = tensor(strengths, dtype=float32, device="cpu")
-    return tensor(steps, device="cpu"), table, tensor(either_way, device="cpu")
+@cache
+def operation_table(side: int, lowest: int, highest: int) -> tuple[Tensor, Tensor]:
+    """Return the step (N,) int64 and strength (N,) float32 of every operation at each level, either way; read-only."""
+    every = [
+        (STEPS.index(step), sign * strength(level, side) if either else strength(level, side))
+        for step, strength, either in OPERATIONS.values()
+        for level in range(lowest, highest + 1)
+        for sign in (1, -1)
+    ]
+    steps, strengths = zip(*every, strict=True)
+    return tensor(steps, device="cpu"), tensor(strengths, dtype=float32, device="cpu")

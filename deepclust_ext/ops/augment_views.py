@@ -240,17 +240,19 @@ def _check_parameter(
 def _check_values(parts: Sequence[Tensor], boxes: Tensor | None, steps: Tensor | None) -> None:
     """Require boxes within their images, and known steps."""
     if boxes is not None and len(boxes):
-        counts = torch.tensor([part.shape[0] for part in parts], device="cpu")
-        sides = torch.tensor([part.shape[2:] for part in parts], device="cpu").repeat_interleave(counts, dim=0)
-        wrong = ((boxes[:, :2] < 0) | (boxes[:, 2:] < 1) | (boxes[:, 2:] > sides - boxes[:, :2])).any(
-            dim=1
-        )  # no sum that overflows
+        sides = torch.tensor([part.shape[2:] for part in parts], device="cpu")
+        if len(parts) > 1:
+            sides = sides.repeat_interleave(torch.tensor([part.shape[0] for part in parts], device="cpu"), dim=0)
+        corners, lengths = boxes.split(2, dim=1)
+        wrong = (corners < 0) | (lengths < 1) | (lengths > sides - corners)  # no sum, which may overflow
         if wrong.any():
-            place = int(wrong.int().argmax())
-            box, (height, width) = boxes[place].tolist(), sides[place].tolist()
+            place = int(wrong.any(dim=1).int().argmax())
+            box, (height, width) = boxes[place].tolist(), sides.expand(len(boxes), 2)[place].tolist()
             raise ValueError(f"boxes, {place}: expected a box within {height} x {width} pixels, got {box}")
-    if steps is not None and steps.numel() and not 0 <= int(steps.min()) <= int(steps.max()) < len(STEPS):
-        raise ValueError(f"steps: expected 0 to {len(STEPS) - 1}, got {int(steps.min())} to {int(steps.max())}")
+    if steps is not None and steps.numel():
+        lowest, highest = (int(end) for end in steps.aminmax())
+        if lowest < 0 or highest >= len(STEPS):
+            raise ValueError(f"steps: expected 0 to {len(STEPS) - 1}, got {lowest} to {highest}")
 
 
 def _fake(
