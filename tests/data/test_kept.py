@@ -84,6 +84,8 @@ def test_images_of_different_sizes(folder: Path) -> None:
         for place in range(6):
             assert torch.equal(images[place], expected[place])
         assert torch.equal(images[-1], expected[5])
+        images[3].zero_()
+        assert torch.equal(images[3], expected[3])  # that was a copy
 
 
 def test_other_images_and_settings_have_files_of_their_own(folder: Path) -> None:
