@@ -138,6 +138,18 @@ def test_a_full_disk_is_named_and_leaves_nothing(folder: Path, monkeypatch: pyte
     assert not list((folder.parent / "cache").iterdir())
 
 
+def test_a_disk_that_cannot_reserve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    expected = stacked(load_images(folder, cache="none"))
+    assert torch.equal(stacked(on_disk(folder)), expected)
+    monkeypatch.delattr(os, "posix_fallocate")
+    file_of(folder).unlink()
+    assert torch.equal(stacked(on_disk(folder)), expected)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("cache", ["disk", "ram", "none"])
 def test_what_interrupts_leaves_no_file_and_no_thread(
