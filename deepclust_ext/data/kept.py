@@ -1,5 +1,6 @@
 """Decoded images that are kept: one after the other in memory, or in a file that all processes map."""
 
+import errno
 import fcntl
 import io
 import os
@@ -137,8 +138,7 @@ def _write(
     header = io.BytesIO()
     description = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
     npy.write_array_header_1_0(header, description)
-    # A full disk shows before hours of decoding.
-    os.posix_fallocate(file.fileno(), 0, len(header.getvalue()) + prod(shape) * dtype.itemsize + _SEAL_BYTES)
+    _reserve(file, len(header.getvalue()) + prod(shape) * dtype.itemsize + _SEAL_BYTES)
     checksum = crc32(header.getvalue())
     file.write(header.getvalue())
     for image in images:
@@ -147,6 +147,15 @@ def _write(
     file.write(_seal(fingerprint, checksum))
     file.flush()
     os.fsync(file.fileno())
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Fail now where the disk is too full, and not after hours of decoding; some systems and disks cannot tell."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 def _seal(fingerprint: str, checksum: int) -> bytes:

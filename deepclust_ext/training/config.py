@@ -47,7 +47,8 @@ class TrainConfig:
         optimizer: None for the method's default.
         kmeans: Of pseudo-labels and final clusters.
         seed: Of torch, numpy, python, the order of the images and k-means; below 2^32, as numpy has it.
-        num_workers: Processes that load images; the one setting that changes nothing in the result.
+        num_workers: Processes that load images, each two batches ahead; the one setting that changes nothing in the
+            result.
 
     Raises:
         TypeError: If a value is of another type.

@@ -84,6 +84,8 @@ def test_images_of_different_sizes(folder: Path) -> None:
         for place in range(6):
             assert torch.equal(images[place], expected[place])
         assert torch.equal(images[-1], expected[5])
+        images[3].zero_()
+        assert torch.equal(images[3], expected[3])  # that was a copy
 
 
 def test_other_images_and_settings_have_files_of_their_own(folder: Path) -> None:
@@ -134,6 +136,18 @@ def test_a_full_disk_is_named_and_leaves_nothing(folder: Path, monkeypatch: pyte
         on_disk(folder)
     assert caught.value.errno == errno.ENOSPC
     assert not list((folder.parent / "cache").iterdir())
+
+
+def test_a_disk_that_cannot_reserve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    expected = stacked(load_images(folder, cache="none"))
+    assert torch.equal(stacked(on_disk(folder)), expected)
+    monkeypatch.delattr(os, "posix_fallocate")
+    file_of(folder).unlink()
+    assert torch.equal(stacked(on_disk(folder)), expected)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])

@@ -83,8 +83,9 @@ def test_workers_stay_for_the_run_and_end_with_it(tmp_path: Path, method: str, s
         assert processes[0] == processes[-2] & processes[0]
         assert len(set().union(*processes)) == (4 if method == "sacc" else 2)
     else:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             trainer.fit()
+        assert caught.value.__context__ is not None  # which keeps the frames of the run
     assert not active_children()
 
 
