@@ -2,8 +2,8 @@
 
 Rows and dims of a case are the pixels of a side; the number of images stands in its name. Ours gets parameters that
 were drawn beforehand, and so does "torchvision functionals", whose results are compared. What draws its own is only
-asked for finite values of the right shape; "RandomViews" is ours with the drawing. Everybody gets uint8 and gives
-float32: the harness hands out floating images in [0, 1], of which the bytes are taken once, before the clock runs.
+asked for finite values of the right shape; "RandomViews" beside them is ours with the drawing. Everybody gets uint8 and
+gives float32: the harness hands out floating images in [0, 1], of which the bytes are taken once, before the clock.
 """
 
 import math
@@ -127,7 +127,7 @@ def load_torchvision(view: str, side: int) -> Function:
     return lambda images: torch.stack([module(image) for image in bytes_of(images)])
 
 
-def load_random_views(view: str, side: int) -> Function:
+def random_views(view: str, side: int) -> Function:
     """Return this package's module, which draws the parameters too."""
     module = strong_view(side) if view == "strong" else weak_view(side, blur_p=0.5 if view == "blur" else 0.0)
     return lambda images: module(bytes_of(images))
@@ -230,10 +230,7 @@ def view_work(rows: int, dims: int, dtype: str, *, view: str, count: int) -> Wor
 def make_case(view: str, count: int, side: int) -> Case:
     """Return a case of one of the views "weak", "blur" and "strong"."""
     options = draw_parameters(view, count, side)
-    rivals = {
-        "torchvision": Provider(partial(load_torchvision, view, side), check=check_shape),
-        "RandomViews": Provider(partial(load_random_views, view, side), check=check_shape),
-    }
+    rivals = {"torchvision": Provider(partial(load_torchvision, view, side), check=check_shape)}
     if view == "strong":
         options |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     else:
@@ -245,6 +242,7 @@ def make_case(view: str, count: int, side: int) -> Case:
         side,
         partial(random_images, count),
         rivals=rivals,
+        beside={"RandomViews": random_views(view, side)},
         options=options,
         works={"forward": partial(view_work, view=view, count=count)},
     )
