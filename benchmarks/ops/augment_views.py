@@ -2,7 +2,7 @@
 
 Rows and dims of a case are the pixels of a side; the number of images stands in its name. Ours gets parameters that
 were drawn beforehand, and so does "torchvision functionals", whose results are compared. What draws its own is only
-asked for finite values of the right shape; "RandomViews" beside them is ours with the drawing. Everybody gets uint8 and
+asked for finite values of the right shape; "ours with the drawing" is RandomViews. Everybody gets uint8 and
 gives float32: the harness hands out floating images in [0, 1], of which the bytes are taken once, before the clock.
 """
 
@@ -242,7 +242,7 @@ def make_case(view: str, count: int, side: int) -> Case:
         side,
         partial(random_images, count),
         rivals=rivals,
-        beside={"RandomViews": random_views(view, side)},
+        beside={"ours with the drawing": random_views(view, side)},
         options=options,
         works={"forward": partial(view_work, view=view, count=count)},
     )
