@@ -1,11 +1,12 @@
-"""augment_views against torchvision applied per image, as this package's views do, and kornia applied to the batch.
+"""augment_views against torchvision applied per image and kornia applied to the batch.
 
 Rows and dims of a case are the pixels of a side; the number of images stands in its name. Ours gets parameters that
-were drawn beforehand, and so does "torchvision functionals", whose results are compared; what draws its own is only
-asked for finite values of the right shape. Everybody gets uint8 and gives float32: the harness hands out floating
-images in [0, 1], of which the bytes are taken once, before the clock runs.
+were drawn beforehand, and so does "torchvision functionals", whose results are compared. What draws its own is only
+asked for finite values of the right shape; "ours with the drawing" is RandomViews. Everybody gets uint8 and
+gives float32: the harness hands out floating images in [0, 1], of which the bytes are taken once, before the clock.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from benchmarks.clock import Function
 from benchmarks.floors import BF16, Work, WorkOf
 from benchmarks.harness import Case, Provider, Yardstick
 from deepclust_ext import augment_views, reference
-from deepclust_ext.data.views import strong_view, weak_view
+from deepclust_ext.data.views import IMAGENET_MEAN, IMAGENET_STD, strong_view, weak_view
 from deepclust_ext.reference.augment_views import STEPS
 
 MODES = ("forward",)
@@ -47,19 +48,41 @@ def make_ours(images: Tensor, **options: Any) -> Tensor:
     return augment_views(views, **placed)
 
 
-def load_functionals() -> Function:
-    """Return torchvision's functions, image by image, with the parameters that ours has."""
+def load_steps() -> dict[str, Function]:
+    """Return torchvision's functions of an image (C, H, W) and a strength, by the names of steps."""
     from torchvision.transforms.v2 import functional
 
-    steps = {
+    def move(image: Tensor, shift: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)) -> Tensor:
+        degrees = [math.degrees(math.atan(factor)) for factor in shear]
+        moved: Tensor = functional.affine(image, 0.0, [int(pixels) for pixels in shift], 1.0, degrees, center=[0, 0])
+        return moved
+
+    return {
+        "none": lambda image, _: image,
         "brightness": functional.adjust_brightness,
         "contrast": functional.adjust_contrast,
         "saturation": functional.adjust_saturation,
         "hue": functional.adjust_hue,
         "gray": lambda image, _: functional.rgb_to_grayscale(image, 3),
         "blur": lambda image, sigma: functional.gaussian_blur(image, [BLUR_KERNEL] * 2, [sigma] * 2),
-        "none": lambda image, _: image,
+        "autocontrast": lambda image, _: functional.autocontrast(image),
+        "equalize": lambda image, _: functional.equalize(image),
+        "sharpness": functional.adjust_sharpness,
+        "posterize": lambda image, bits: functional.posterize(image, int(bits)),
+        "solarize": lambda image, threshold: functional.solarize(image, round(255 * threshold)),  # of uint8
+        "rotate": functional.rotate,
+        "shear_x": lambda image, factor: move(image, shear=(factor, 0)),
+        "shear_y": lambda image, factor: move(image, shear=(0, factor)),
+        "shift_x": lambda image, pixels: move(image, shift=(pixels, 0)),
+        "shift_y": lambda image, pixels: move(image, shift=(0, pixels)),
     }
+
+
+def load_functionals() -> Function:
+    """Return torchvision's functions, image by image, with the parameters that ours has."""
+    from torchvision.transforms.v2 import functional
+
+    steps = load_steps()
 
     def make(images: Tensor, **options: Any) -> Tensor:
         views = []
@@ -74,9 +97,39 @@ def load_functionals() -> Function:
     return make
 
 
-def load_views(view: Function, side: int, **settings: Any) -> Function:
-    """Return this package's view of torchvision's modules, which draws for itself."""
-    module = view(side, **settings)
+def load_torchvision(view: str, side: int) -> Function:
+    """Return torchvision's modules, image by image, which draw for themselves; uint8 up to the end."""
+    from torchvision.transforms import v2
+
+    steps = load_steps()
+
+    def operate(image: Tensor) -> Tensor:
+        for _ in range(5):
+            if float(torch.rand(())) < 0.5:
+                name, strength = draw_operation(lambda low, high: low + (high - low) * float(torch.rand(())), side)
+                image = steps[name](image, strength)
+        return image
+
+    transforms: list[Any] = [
+        v2.RandomResizedCrop(side),
+        v2.RandomHorizontalFlip(),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        v2.RandomGrayscale(0.2),
+    ]
+    if view != "weak":
+        transforms.append(v2.RandomApply([v2.GaussianBlur(BLUR_KERNEL, (0.1, 2.0))], p=0.5))
+    if view == "strong":
+        transforms.append(operate)
+    transforms.append(v2.ToDtype(torch.float32, scale=True))
+    if view == "strong":
+        transforms.append(v2.Normalize(IMAGENET_MEAN, IMAGENET_STD))
+    module = v2.Compose(transforms)
+    return lambda images: torch.stack([module(image) for image in bytes_of(images)])
+
+
+def random_views(view: str, side: int) -> Function:
+    """Return this package's module, which draws the parameters too."""
+    module = strong_view(side) if view == "strong" else weak_view(side, blur_p=0.5 if view == "blur" else 0.0)
     return lambda images: module(bytes_of(images))
 
 
@@ -176,16 +229,12 @@ def view_work(rows: int, dims: int, dtype: str, *, view: str, count: int) -> Wor
 
 def make_case(view: str, count: int, side: int) -> Case:
     """Return a case of one of the views "weak", "blur" and "strong"."""
-    rivals: dict[str, Provider] = {}
     options = draw_parameters(view, count, side)
-    blur = {"blur_p": 0.5, "blur_kernel": BLUR_KERNEL} if view == "blur" else {}
-    module = strong_view if view == "strong" else weak_view
-    rivals["torchvision"] = Provider(partial(load_views, module, side, **blur), check=check_shape)
+    rivals = {"torchvision": Provider(partial(load_torchvision, view, side), check=check_shape)}
     if view == "strong":
-        options |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+        options |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     else:
-        functionals = load_functionals
-        rivals["torchvision functionals"] = Provider(lambda: partial(functionals(), **options))
+        rivals["torchvision functionals"] = Provider(lambda: partial(load_functionals(), **options))
         rivals["kornia"] = Provider(partial(load_kornia, view == "blur", side), check=check_shape)
     return Case(
         f"{view}-b{count}",
@@ -193,6 +242,7 @@ def make_case(view: str, count: int, side: int) -> Case:
         side,
         partial(random_images, count),
         rivals=rivals,
+        beside={"ours with the drawing": random_views(view, side)},
         options=options,
         works={"forward": partial(view_work, view=view, count=count)},
     )

@@ -171,6 +171,16 @@ def test_each_step(name: str, channels: int, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_more_pixels_than_a_strip(channels: int, device: str) -> None:
+    size = (37, 40)
+    steps = torch.tensor([[STEPS.index(name) for name in ("contrast", "brightness", "autocontrast")]])
+    strengths = torch.tensor([[0.7, 1.1, 0.0]])
+    images = make_images(1, channels, size)
+    assert_like_reference(images, device, size=size, steps=steps, strengths=strengths)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_equalize_of_other_values(device: str) -> None:
     steps, strengths = torch.full((2, 1), STEPS.index("equalize")), torch.zeros(2, 1)
     between = torch.rand(2, 3, 18, 35, generator=generator(0))  # no levels of 8 bits
