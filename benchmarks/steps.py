@@ -1,8 +1,8 @@
 """One training step of each method, taken apart: `python -m benchmarks.steps`.
 
 Two copies of a trainer make their steps in turn: one with the fused ops, one with the plain-PyTorch reference of all of
-them, as DEEPCLUST_EXT_BACKEND=reference would. The first step of both, on the same parameters, batch and seed, has to
-give the same loss and the same gradients; a case where it does not is WRONG and not timed. The parts of a step:
+them, as DEEPCLUST_EXT_BACKEND=reference would. The first step of both, on the same parameters, random views and seed,
+has to give the same loss and the same gradients; a case where it does not is WRONG and not timed. The parts of a step:
 
 - data: one batch from the trainer's loader, and its views
 - forward: the calls of the method's networks, the teacher's or momentum network's too
@@ -272,8 +272,8 @@ def measure(
                 return [row(provider=provider, mode="step", status=fault)]
             steppers[provider] = other
         for provider in PROVIDERS:
-            torch.manual_seed(0)
-            step(provider)
+            with provided_by(provider):
+                steppers[provider].fixed_step()
             results[provider] = steppers[provider].results()
         if fault := find_fault(results["fused"], results["reference"]):
             return [row(provider="fused", mode="step", status=fault)]

@@ -123,9 +123,8 @@ def test_file_keeps_rows_with_another_key_and_replaces_the_same(tmp_path: Path) 
     assert set(KEY) < set(COLUMNS)
 
 
-def test_commit_is_unknown_outside_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "ROOT", tmp_path)
-    assert report.current_commit() == "unknown"
+def test_commit_is_unknown_outside_git(tmp_path: Path) -> None:
+    assert report.current_commit(tmp_path) == "unknown"
 
 
 def test_table_is_aligned_and_says_why_a_row_is_empty() -> None:
