@@ -13,7 +13,7 @@ class Loader:
     """Batches of a data set, at each call in another order.
 
     Images are loaded on the CPU, whatever torch's default device is: a process that loads cannot use a GPU. Each worker
-    loads two batches ahead. Torch's global generator is left as it is.
+    loads two batches ahead. Their random numbers follow torch's global generator, of which each call takes one number.
 
     Args:
         images: The data set.
@@ -44,15 +44,15 @@ class Loader:
                 generator=self._generator,
             )
 
-    def batches(self, order: Iterable[list[int]], seed: int = 0) -> Generator[tuple[Any, Any], None, None]:
+    def batches(self, order: Iterable[list[int]]) -> Generator[tuple[Any, Any], None, None]:
         """Yield what the data set's ``collate`` returns for each batch.
 
         Args:
             order: The places of the images of each batch.
-            seed: Of the random numbers of workers that have not stayed.
         """
         self._order[:] = order
-        self._generator.manual_seed(seed)
+        # Torch's loader would take a number only where it starts workers: a resumed run would have others.
+        self._generator.manual_seed(int(torch.empty((), dtype=torch.int64, device="cpu").random_()))
         with torch.device("cpu"):
             loading = iter(self._loader)
         try:

@@ -36,7 +36,7 @@ def epoch_batches(
         else:
             order = torch.randperm(len(images[name]), generator=generator, device="cpu")
         places = order[: steps * batch_size].view(steps, batch_size).tolist()
-        for stacked, index in loaders[name].batches(places, seed):
+        for stacked, index in loaders[name].batches(places):
             yield Batch(name, terms, stacked, index)
 
 

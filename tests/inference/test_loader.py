@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from deepclust_ext.inference import IndexedImages, Loader
 
@@ -31,11 +31,6 @@ class Watched(Dataset[Any]):
 
 
 ORDER = [[place, place + 1] for place in range(0, 38, 2)]
-
-
-def loaded(loader: Loader, seed: int = 0) -> Tensor:
-    """Return process, random number and place of the images of an epoch, (38, 3)."""
-    return torch.cat([images for images, _ in loader.batches(ORDER, seed)])[:, :, 0, 0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
@@ -83,17 +78,29 @@ def test_two_batches_for_each_worker_are_loaded_ahead(num_workers: int) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_seed_decides_the_numbers_of_workers_and_torch_s_stay(num_workers: int) -> None:
-    loader = Loader(IndexedImages(Watched()), num_workers=num_workers)
-    before = torch.get_rng_state()
-    first, again, other = (loaded(loader, seed)[:, 1] for seed in (3, 3, 4))
-    if num_workers:
-        assert torch.equal(torch.get_rng_state(), before)
-        assert torch.equal(first, again)
-        assert not torch.equal(first, other)
-    else:  # the data set's own numbers, and no other
-        torch.set_rng_state(before)
-        assert torch.rand(3 * 38).double().tolist() == torch.cat([first, again, other]).tolist()
+@pytest.mark.parametrize("stay", [False, True])
+def test_an_epoch_takes_one_of_torch_s_numbers(num_workers: int, stay: bool) -> None:
+    torch.manual_seed(0)
+    for _ in range(2):
+        list(DataLoader(TensorDataset(torch.zeros(4))))  # torch's own loader makes anew at each epoch
+    expected = torch.rand(())
+    data = IndexedImages(TensorDataset(torch.zeros(40, 1, 2, 2)))
+    loader = Loader(data, num_workers=num_workers, stay=stay)
+    torch.manual_seed(0)
+    for _ in range(2):
+        list(loader.batches(ORDER))
+    assert torch.rand(()) == expected
+
+
+def test_torch_s_seed_decides_the_numbers_of_workers() -> None:
+    loader = Loader(IndexedImages(Watched()), num_workers=2)
+    numbers = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        numbers.append(torch.cat([images for images, _ in loader.batches(ORDER)])[:, 1, 0, 0])
+    first, again, other = numbers
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_batches_for_cuda_are_pinned() -> None:
