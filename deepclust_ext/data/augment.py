@@ -128,7 +128,9 @@ class RandomGamma(nn.Module):
         return f"gamma={self.gamma}"
 
 
-def _check_images(images: Tensor) -> None:
+def _check_images(images: object) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a tensor (B, C, H, W), got {type(images).__name__}")
     if images.dim() != 4:
         raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
     if images.dtype not in (torch.uint8, torch.uint16) and not images.is_floating_point():

@@ -4,8 +4,8 @@ import errno
 import fcntl
 import io
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -96,28 +96,39 @@ def keep_in_file(
         unfinished = path.with_name(f"{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
-                with suppress(OSError):  # not every file system has locks
-                    fcntl.flock(file, fcntl.LOCK_EX)
+            with _locked(unfinished) as file:
                 found = path.exists()  # another process has written it meanwhile
-                if found:
+                try:
+                    if not found:
+                        _write(file, fingerprint, images, dtype, shape)
+                        unfinished.replace(path)
+                finally:  # while no other process can have it
                     unfinished.unlink(missing_ok=True)
-                else:
-                    _write(file, fingerprint, images, dtype, shape)
-                    unfinished.replace(path)
-        except BaseException as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            if isinstance(error, OSError):
-                named = OSError(f"{path}: cannot be written: {error.strerror or error}")
-                named.errno = error.errno
-                raise named from error
-            raise
+        except OSError as error:
+            named = OSError(f"{path}: cannot be written: {error.strerror or error}")
+            named.errno = error.errno
+            raise named from error
     if (fault := _fault(path, fingerprint)) is not None:
         raise ValueError(
             f"{path}: expected the decoded images of this data set, got {fault}; remove it, and they are decoded again"
         )
     return Kept(Mapped(path), channels, sides), found
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, made if missing, that no other process has; wait until that is so."""
+    while True:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                same = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:  # who had it has renamed or removed it
+                same = False
+            if same:
+                yield file
+                return
 
 
 def free_memory() -> int:

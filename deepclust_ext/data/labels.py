@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def folder_classes(names: Sequence[str]) -> list[str]:
         ValueError: If an image lies in no folder.
     """
     for name in names:
-        if "/" not in name:
+        if "/" not in name.lstrip("/") or name.startswith(("/", "../")):
             raise ValueError(f"labels='folders': expected every image in a folder of its class, got {name}")
     return [name.split("/", 1)[0] for name in names]
 
@@ -47,7 +48,7 @@ def read_classes(path: Path, store: Store) -> list[str]:
     Raises:
         ValueError: If a column or a label is missing, or an image is listed twice or not at all.
     """
-    rows = csv.DictReader(read_text(path).splitlines())
+    rows = csv.DictReader(StringIO(read_text(path), newline=""))  # a quoted name may hold the end of a line
     if not {"path", "label"} <= set(rows.fieldnames or ()):
         raise ValueError(f"{path}: expected the columns path and label, got {rows.fieldnames}")
     classes: dict[str, str] = {}

@@ -64,7 +64,10 @@ def look_at(pixels: Pixels, *, sampled: bool) -> Seen:
 def checksum(pixels: Pixels) -> int:
     """Return what tells an image from another one."""
     kind = (pixels.values.shape, pixels.values.dtype.name, pixels.low, pixels.high)
-    return crc32(np.ascontiguousarray(pixels.values).data, crc32(repr(kind).encode()))
+    start = crc32(repr(kind).encode())
+    if pixels.missing is not None and pixels.missing.any():
+        start = crc32(np.packbits(pixels.missing).data, start)
+    return crc32(np.ascontiguousarray(pixels.values).data, start)
 
 
 def percentiles(images: Sequence[Seen], names: Sequence[str]) -> tuple[float, float]:

@@ -156,7 +156,7 @@ class Images(Dataset[Any]):
 
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Write the files that are not among the images as CSV: path, reason."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows([("path", "reason"), *self.skipped])
 
     def _read_all(self, *, sampled: bool, on_error: str) -> list[Seen | None]:
@@ -282,7 +282,7 @@ def load_images(
     """
     if not sources:
         raise ValueError("sources: expected folders, files or arrays, got none")
-    known = list(inspect.signature(Images).parameters)[2:]
+    known = [name for name in inspect.signature(Images).parameters if name not in ("store", "classes", "skipped")]
     if unknown := [name for name in settings if name not in known]:
         raise TypeError(f"settings: expected some of {', '.join(known)}, got {', '.join(unknown)}")
     if keys is not None and not any(str(source).endswith(".npz") for source in sources if not hasattr(source, "shape")):
@@ -293,7 +293,7 @@ def load_images(
         store, others = _open(source, keys)
         stores.append(store)
         skipped += others
-    store = stores[0] if len(stores) == 1 else Joined(stores, [_title(source) for source in sources])
+    store = stores[0] if len(stores) == 1 else Joined(stores, _titles(sources))
     if not store.names:
         first = f", first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise ImageError(f"{sources[0]}: expected images, got none; {len(skipped)} files were skipped{first}")
@@ -307,9 +307,15 @@ def load_images(
     return Images(store, classes=classes, skipped=skipped, **settings)
 
 
-def _title(source: Source) -> str:
-    """Return what goes before the names of the images in one of several sources."""
-    return f"{Path(source).name}/" if isinstance(source, (str, os.PathLike)) and Path(source).is_dir() else ""
+def _titles(sources: Sequence[Source]) -> list[str]:
+    """Return what goes before the names of images, by source: of a folder its name, or if two have it its path."""
+    folders = [
+        Path(source) if isinstance(source, (str, os.PathLike)) and Path(source).is_dir() else None for source in sources
+    ]
+    names = Counter(folder.name for folder in folders if folder)
+    return [
+        "" if not folder else f"{folder.name if names[folder.name] == 1 else folder.as_posix()}/" for folder in folders
+    ]
 
 
 def _open(source: Source, keys: Sequence[str] | None) -> tuple[Store, list[tuple[str, str]]]:

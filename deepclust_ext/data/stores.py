@@ -169,7 +169,9 @@ def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     others: list[tuple[str, str]] = []
     for path in _walk(root, set()):
         name = path.relative_to(root).as_posix()
-        if path.suffix.lower() not in _suffixes():
+        if path.is_dir():
+            others.append((name, "a folder that cannot be read"))
+        elif path.suffix.lower() not in _suffixes():
             others.append((name, "no image by its name"))
         elif not path.is_file():
             others.append((name, "no regular file" if path.exists() else "a link to nothing"))
@@ -189,9 +191,13 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     if (status.st_dev, status.st_ino) in seen:
         return
     seen.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        ordered = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in ordered:
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except PermissionError:
+        yield folder
+        return
+    for entry in sorted(shown, key=lambda entry: entry.name):
         if entry.is_dir():
             yield from _walk(Path(entry.path), seen)
         else:
@@ -204,7 +210,7 @@ def read_list(path: Path) -> list[Path]:
     Raises:
         ValueError: If it lists none.
     """
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).split("\n")]
     paths = [path.parent / line for line in lines if line]
     if not paths:
         raise ValueError(f"{path}: expected a path on each line, got an empty list")

@@ -141,7 +141,9 @@ def resize_view(size: int, **settings: Any) -> nn.Module:
 
 def sequential(views: Sequence[Mapping[str, Any]]) -> nn.Module:
     """Return several views one after the other, each given as the arguments of :func:`make_view`."""
-    return nn.Sequential(*(make_view(**view) for view in views))
+    made = nn.Sequential(*(make_view(**view) for view in views))
+    vars(made)["any_size"] = any(getattr(view, "any_size", False) for view in made[:1])  # it makes them of one size
+    return made
 
 
 #: Name -> what makes the view, and what is changed of its defaults.

@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 #: Modes of PIL's pictures, and what each is taken as; of the others it is not known what white is.
-PICTURE_MODES = {"L": "L", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "P": "RGB"}
+PICTURE_MODES = {"L": "L", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "P": "RGB", "I;16": "I;16"}
 
 
 class IndexedImages(Dataset[Any]):
     """The images of a data set with their indices; whatever else an item holds never leaves this class.
 
-    An image is a tensor or array (C, H, W), whose values and dtype stay, or a picture of PIL, which becomes uint8.
+    An image is a tensor or array (C, H, W), whose values and dtype stay, or a picture of PIL, which becomes uint8, or
+    uint16 if it has 16 bits.
 
-    A batch is taken at once from torch's ``TensorDataset``, from what has a method ``images_at``, and from subsets of
-    them: from a list of places it returns images alone, (B, C, H, W) or a list of (C, H, W).
+    A batch is taken at once from torch's ``TensorDataset``, from classes that have a method ``images_at``, and from
+    subsets of them: from a list of places it returns images alone, (B, C, H, W) or a list of (C, H, W).
 
     Args:
         data: Map-style, of images or of tuples that begin with one.
@@ -113,7 +114,7 @@ class IndexedImages(Dataset[Any]):
             data, indices = data.dataset, [int(data.indices[index]) for index in indices]
         if type(data) is TensorDataset:
             return data.tensors[0][torch.tensor(indices, device="cpu")]
-        return data.images_at(indices) if hasattr(data, "images_at") else None
+        return data.images_at(indices) if _gives_batches(type(data)) else None
 
     def _item(self, index: int) -> Any:
         try:
@@ -195,12 +196,22 @@ def numbered(labels: Sequence[int | str]) -> Tensor:
     return torch.tensor([places[str(label)] for label in labels], device="cpu")
 
 
+def _gives_batches(kind: type) -> bool:
+    """Return whether a class has ``images_at``, and no subclass of it has changed what an item is."""
+    ways = ({"images_at", "__getitem__"} & vars(base).keys() for base in kind.__mro__)
+    return "images_at" in next(filter(None, ways), ())
+
+
 def _as_tensor(image: Any) -> Any:
     """Return arrays and pictures of PIL as tensors (C, H, W), and all else as it is."""
     pil = sys.modules.get("PIL.Image")  # where nobody has loaded PIL, there are no pictures
     if pil is not None and isinstance(image, pil.Image):
         if image.mode not in PICTURE_MODES:
-            raise ValueError(f"a picture of the mode {image.mode}; convert('RGB') makes one that is known")
+            known = ", ".join(PICTURE_MODES)
+            raise ValueError(
+                f"a picture of the mode {image.mode}, known are {known}; return an array (C, H, W) of uint8, uint16 or "
+                "floats between 0 and 1 instead"
+            )
         image = np.atleast_3d(np.array(image.convert(PICTURE_MODES[image.mode]))).transpose(2, 0, 1)
     if isinstance(image, np.ndarray):
         return torch.from_numpy(image.copy())  # the data set may go on to write into its own

@@ -1,5 +1,6 @@
 """Batches of a data set, loaded ahead by other processes where there are any."""
 
+import signal
 from collections.abc import Generator, Iterable
 from typing import Any
 
@@ -53,9 +54,16 @@ class Loader:
         self._order[:] = order
         # Torch's loader would take a number only where it starts workers: a resumed run would have others.
         self._generator.manual_seed(int(torch.empty((), dtype=torch.int64, device="cpu").random_()))
-        with torch.device("cpu"):
-            loading = iter(self._loader)
+        loading = None
         try:
+            # A worker that is interrupted while it begins would be missed: they begin without the signal, which waits
+            # here, and this process ends them.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                with torch.device("cpu"):
+                    loading = iter(self._loader)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             while True:
                 with torch.device("cpu"):
                     batch = next(loading, None)

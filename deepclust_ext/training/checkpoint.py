@@ -87,7 +87,7 @@ def fingerprint(data: Dataset[Any]) -> dict[str, Setting]:
     found["content"] = hashlib.sha256("".join(first_time).encode()).hexdigest() if same else NEVER_THE_SAME
     names = getattr(data, "names", None)
     if names is not None:
-        found["names"] = hashlib.sha256("\n".join(map(str, names)).encode()).hexdigest()
+        found["names"] = hashlib.sha256("\n".join(map(str, names)).encode(errors="surrogateescape")).hexdigest()
     return found
 
 

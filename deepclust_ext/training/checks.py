@@ -20,6 +20,19 @@ def check_generators(views: Sequence[Callable[[Any], torch.Tensor]]) -> None:
                 )
 
 
+def check_sizes(name: str, images: IndexedImages) -> None:
+    """Require images of one size where a view takes no others, as far as the data set itself tells.
+
+    Raises:
+        ValueError: If they differ in size.
+    """
+    if not images.any_size and getattr(images.data, "image_size", ()) is None:
+        raise ValueError(
+            f"views: expected views with the attribute any_size, such as 'contrastive', since images of data {name} "
+            "differ in size, got one without; or load the images with a size"
+        )
+
+
 def check_as_they_are(images: IndexedImages) -> None:
     """Require images that a network can take without a test view, as far as the first and the data set itself tell.
 

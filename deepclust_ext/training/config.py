@@ -48,7 +48,7 @@ class TrainConfig:
         kmeans: Of pseudo-labels and final clusters.
         seed: Of torch, numpy, python, the order of the images and k-means; below 2^32, as numpy has it.
         num_workers: Processes that load images, each two batches ahead; the one setting that changes nothing in the
-            result.
+            result, unless the data set draws random numbers itself.
 
     Raises:
         TypeError: If a value is of another type.

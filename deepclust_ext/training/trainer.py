@@ -33,7 +33,7 @@ from deepclust_ext.training.checkpoint import (
     versions,
     with_epochs_of,
 )
-from deepclust_ext.training.checks import check_as_they_are, check_generators, check_trainable
+from deepclust_ext.training.checks import check_as_they_are, check_generators, check_sizes, check_trainable
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.files import FORMAT, RunFolder
 from deepclust_ext.training.loading import Batch, epoch_batches
@@ -105,6 +105,7 @@ class Trainer:
         for name, images in self._images.items():
             if len(images) < 2:
                 raise ValueError(f"data {name}: expected at least 2 images, got {len(images)}")
+            check_sizes(name, images)
         self._fingerprints = {name: fingerprint(source) for name, source in self.data.items()}
         self._loaders: dict[str, Loader] = {}
         self._pseudo_labels: Tensor | None = None  # (N,) int64, on the CPU

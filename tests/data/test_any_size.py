@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from deepclust_ext.data import Images, load_images, resize_view, weak_view
+from deepclust_ext.data import Images, load_images, make_view, resize_view, weak_view
 from deepclust_ext.inference import map_images
 from deepclust_ext.methods import SACC, ClusteringMethod
 from deepclust_ext.training import Phase, TrainConfig, Trainer
@@ -83,6 +83,20 @@ def test_a_list_where_one_has_the_size_already(dtype: str, interpolation: str) -
     views = resize_view(SIDE, interpolation=interpolation)(images)
     assert views.dtype == (torch.float32 if dtype == "uint8" else kind)
     torch.testing.assert_close(views[0].float(), images[0].float() / white, rtol=0, atol=1e-6)
+
+
+def test_a_view_that_takes_one_size_alone_is_told_before_training(folder: Path, tmp_path: Path) -> None:
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 16))
+    method = SACC(backbone, 16, 2, hidden_dim=16, embedding_dim=8)
+    images, config = load_images(folder), TrainConfig([Phase("main", 1)], batch_size=8)
+    parts = [{"name": "contrastive", "size": SIDE}, {"name": "gamma"}]
+    first, last = (make_view("sequential", views=order) for order in (parts, parts[::-1]))
+    with pytest.raises(
+        ValueError, match=r"views: .* any_size, .* images of data images differ in size, got one without"
+    ):
+        Trainer(method, images, [last] * 3, config, tmp_path / "run", test_view=resize_view(SIDE))
+    assert not (tmp_path / "run").exists()
+    Trainer(method, images, [first] * 3, config, tmp_path / "run", test_view=resize_view(SIDE)).fit()
 
 
 def test_what_needs_a_test_view_is_told_before_training(folder: Path, tmp_path: Path) -> None:

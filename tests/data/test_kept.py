@@ -1,6 +1,7 @@
 """Images that are kept in a file: written once, whole, found again, and never used where they are others."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -231,6 +233,51 @@ def test_of_two_that_want_the_same_file_one_waits(folder: Path, monkeypatch: pyt
     assert sorted(images.notes[0].split()[2] for images in found) == ["found", "kept"]
     assert torch.equal(stacked(found[0]), stacked(found[1]))
     assert file_of(folder).suffix == ".npy"
+
+
+def test_who_waits_in_vain_leaves_the_writer_s_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    unfinished = folder / "images.npy.tmp"
+    with kept._locked(unfinished):
+        monkeypatch.setattr(fcntl, "flock", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kept.keep_in_file(folder / "images.npy", "", [], np.dtype(np.uint8), 1, np.ones((1, 2), np.int64))
+        assert unfinished.exists()
+
+
+def test_who_waits_does_not_write_into_a_file_that_is_gone(folder: Path) -> None:
+    unfinished = folder / "images.npy.tmp"
+    waiting, written = threading.Event(), []
+
+    def wait() -> None:
+        waiting.set()
+        with kept._locked(unfinished) as file:
+            written.append(os.path.samestat(os.fstat(file.fileno()), unfinished.stat()))
+
+    thread = threading.Thread(target=wait)
+    with kept._locked(unfinished):
+        thread.start()
+        assert waiting.wait(20)
+        time.sleep(0.2)
+        unfinished.unlink()  # as a writer does that fails
+    thread.join()
+    assert written == [True]
+
+
+def test_a_value_that_is_missing_now_is_another_image(tmp_path: Path) -> None:
+    values = np.full((8, 8), 200, np.uint8)
+    values[:4] = 100
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    before = load_images(tmp_path / "a.tif", cache="disk", cache_folder=tmp_path)
+    late = load_images(tmp_path / "a.tif", cache="none")
+    tifffile.imwrite(tmp_path / "a.tif", values, extratags=[(42113, 2, 0, "200", True)])
+    after = load_images(tmp_path / "a.tif", cache="disk", cache_folder=tmp_path)
+    assert before.fingerprint != after.fingerprint
+    assert (before[0].unique().tolist(), after[0].unique().tolist()) == ([100, 200], [0, 100])
+    with pytest.raises(ImageError, match=r"a\.tif: expected the image that was read first"):
+        late.images_at([0])
 
 
 def test_what_a_killed_process_left_is_written_again(folder: Path) -> None:

@@ -48,6 +48,19 @@ class TestLabels:
         assert images.names == ["a/1.png", "b/2.png"]
         assert [label for _, label in images] == [0, 1]
 
+    def test_names_with_ends_of_lines(self, tmp_path: Path) -> None:
+        for name in ("a\nb.png", "c\u2028d.png"):
+            save(tmp_path / "data" / name)
+        table = tmp_path / "labels.csv"
+        table.write_text('path,label\n"a\nb.png",cat\nc\u2028d.png,dog\n', encoding="utf-8")
+        assert [label for _, label in load_images(tmp_path / "data", labels=table)] == [0, 1]
+
+    def test_absolute_paths_lie_in_no_class(self, tmp_path: Path) -> None:
+        save(tmp_path / "cat" / "a.png")
+        (tmp_path / "list.txt").write_text(f"{tmp_path / 'cat' / 'a.png'}\n")
+        with pytest.raises(ValueError, match=r"expected every image in a folder of its class, got .*/cat/a\.png"):
+            load_images(tmp_path / "list.txt", labels="folders")
+
     def test_what_is_skipped_needs_no_label(self, tmp_path: Path) -> None:
         for name in ("a.png", "b.png", "c.png"):
             save(tmp_path / "data" / name)

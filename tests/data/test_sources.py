@@ -17,6 +17,7 @@ from torch.nn import functional
 from deepclust_ext.data import ImageError, Images, load_images
 from deepclust_ext.data.stores import Files
 from deepclust_ext.inference import map_images
+from deepclust_ext.training.checkpoint import fingerprint
 from tests.data.imagefiles import RNG, hwc, pixels, save, scaled
 
 
@@ -125,7 +126,7 @@ class TestOtherSources:
         assert images.labels is not None
         assert images.labels.tolist() == [0, 0, 1]
         assert images.classes == ("x", "y")
-        with pytest.raises(ValueError, match="expected every image once, got train/x/a.png again"):
+        with pytest.raises(ValueError, match="expected every image once, got .*/train/x/a.png again"):
             load_images(tmp_path / "train", tmp_path / "train")
 
     @pytest.mark.parametrize("shape", [(5, 8, 9), (5, 8, 9, 3), (5, 3, 8, 9), (5, 8, 9, 1), (5, 13, 20, 24)])
@@ -236,6 +237,41 @@ class TestOtherSources:
         low, high = beyond[1].min(), beyond[1].max()
         assert note.startswith(f"1 images of floats, of which 0 is black and 1 is white, go from {low:g} to {high:g}")
         assert not any("floats" in note for note in load_images(beyond, scale="percentile").notes)
+
+    def test_two_folders_of_one_name(self, tmp_path: Path) -> None:
+        for name in ("1/images/a.png", "2/images/a.png", "3/others/a.png"):
+            save(tmp_path / name)
+        images = load_images(tmp_path / "1/images", tmp_path / "2/images", tmp_path / "3/others")
+        first, second = (f"{(tmp_path / name).as_posix()}/images/a.png" for name in ("1", "2"))
+        assert images.names == [first, second, "others/a.png"]
+        with pytest.raises(ValueError, match="expected every image once"):
+            load_images(tmp_path / "1/images", tmp_path / "1/images")
+
+    def test_a_name_that_is_no_text(self, tmp_path: Path) -> None:
+        for name, whole in ((b"caf\xe9.png", True), (b"th\xe9.png", False)):
+            path = tmp_path / "data" / os.fsdecode(name)
+            save(path)
+            if not whole:
+                path.write_bytes(b"broken")
+        images = load_images(tmp_path / "data")
+        assert fingerprint(images) != fingerprint(load_images(pixels(1, 12, 16, 3)))
+        images.write_skipped(tmp_path / "skipped.csv")
+        assert b"th\xe9.png" in (tmp_path / "skipped.csv").read_bytes()
+
+    def test_a_folder_that_cannot_be_read_is_skipped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save(tmp_path / "a.png")
+        save(tmp_path / "closed" / "b.png")
+        right = os.scandir
+
+        def scan(folder: Path) -> Any:
+            if folder.name == "closed":
+                raise PermissionError(13, "Permission denied", str(folder))
+            return right(folder)
+
+        monkeypatch.setattr(os, "scandir", scan)
+        images = load_images(tmp_path)
+        assert images.names == ["a.png"]
+        assert images.skipped == [("closed", "a folder that cannot be read")]
 
 
 class TestKinds:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -131,6 +132,46 @@ class Broken(Plain):
         return [self[index] for index in indices]
 
 
+class Batched(Plain):
+    """A data set whose batches would show."""
+
+    def images_at(self, indices: list[int]) -> Tensor:
+        pytest.fail("not asked for")
+
+
+class Negative(Batched):
+    """What a subclass makes of an item counts."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        return -IMAGES[index]
+
+
+class Around:
+    """A data set that has everything else from another."""
+
+    def __len__(self) -> int:
+        return len(IMAGES)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return -IMAGES[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Batched(), name)
+
+
+@pytest.mark.parametrize("data", [Negative(), Around()])
+def test_a_batch_is_no_way_around_an_item(data: Any) -> None:
+    source = IndexedImages(data)
+    assert torch.equal(collated(source, source.__getitems__([4, 1]))[0], -IMAGES[[4, 1]])
+
+
+def test_a_picture_of_16_bits() -> None:
+    values = np.array([[0, 1024], [32768, 65535]], np.uint16)
+    image, _ = IndexedImages([Image.fromarray(values)])[0]  # type: ignore[arg-type]
+    assert image.dtype == torch.uint16
+    assert np.array_equal(image[0].numpy(), values)
+
+
 def test_a_batch_one_by_one_where_that_is_the_only_way() -> None:
     source = IndexedImages(Flipped(IMAGES))
     assert torch.equal(collated(source, source.__getitems__([4, 2]))[0], IMAGES[[4, 2]].flip(3))
@@ -223,7 +264,9 @@ def test_arrays_and_pictures_become_tensors() -> None:
             found, place = IndexedImages([item])[0]  # type: ignore[arg-type]
             assert (found.dtype, place) == (torch.uint8, 0)
             assert found.tolist() == expected[mode].tolist()
-    with pytest.raises(ValueError, match=r"data, image 0: .* a picture of the mode CMYK; convert\('RGB'\)"):
+    with pytest.raises(
+        ValueError, match=r"data, image 0: .* a picture of the mode CMYK, known are L, .* return an array"
+    ):
         IndexedImages([pictures["RGB"].convert("CMYK")])[0]  # type: ignore[arg-type]
     array = pixels.transpose(2, 0, 1)[:, ::-1].astype(np.float64) / 255  # strides below 0
     array.flags.writeable = False

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from contextlib import closing
 from typing import Any
@@ -90,6 +91,20 @@ def test_an_epoch_takes_one_of_torch_s_numbers(num_workers: int, stay: bool) -> 
     for _ in range(2):
         list(loader.batches(ORDER))
     assert torch.rand(()) == expected
+
+
+class Interruptible(Watched):
+    """Images that say whether the process which loads them has put off its interruption."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((1, 1, 1), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_are_ended_by_the_run_alone(num_workers: int) -> None:
+    loader = Loader(IndexedImages(Interruptible()), num_workers=num_workers)
+    assert all(images.all() == (num_workers > 0) for images, _ in loader.batches(ORDER))
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_torch_s_seed_decides_the_numbers_of_workers() -> None:
