@@ -12,6 +12,9 @@
 #else
 #define DEEPCLUST_X86 0
 #endif
+#if !defined(DEEPCLUST_AVX512)  // 0 leaves its kernels out
+#define DEEPCLUST_AVX512 DEEPCLUST_X86
+#endif
 
 namespace deepclust {
 
@@ -23,7 +26,7 @@ inline Capability processor_capability() {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Capability::kBaseline;
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has_avx512 ? Capability::kAvx512 : Capability::kAvx2;
+  return DEEPCLUST_AVX512 && has_avx512 ? Capability::kAvx512 : Capability::kAvx2;
 #else
   return Capability::kBaseline;
 #endif
@@ -56,11 +59,15 @@ inline const char* capability_name(Capability capability) {
 
 }  // namespace deepclust
 
-#if DEEPCLUST_X86
+#if DEEPCLUST_AVX512
 #define DEEPCLUST_SELECT(function)                                                                   \
   (::deepclust::cpu_capability() == ::deepclust::Capability::kAvx512 ? ::deepclust::avx512::function \
    : ::deepclust::cpu_capability() == ::deepclust::Capability::kAvx2 ? ::deepclust::avx2::function   \
                                                                      : ::deepclust::baseline::function)
+#elif DEEPCLUST_X86
+#define DEEPCLUST_SELECT(function)                                                               \
+  (::deepclust::cpu_capability() == ::deepclust::Capability::kAvx2 ? ::deepclust::avx2::function \
+                                                                   : ::deepclust::baseline::function)
 #else
 #define DEEPCLUST_SELECT(function) (::deepclust::baseline::function)
 #endif

@@ -1,7 +1,8 @@
 // Compiles one kernel file once for each x86 instruction set, so that one build runs everywhere and fast where it can.
 //
 // A .cpp file defines DEEPCLUST_KERNEL_FILE and includes this header; the named file is then compiled in the namespaces
-// deepclust::baseline, deepclust::avx2 and deepclust::avx512, each time after common/vec.inl.
+// deepclust::baseline, deepclust::avx2 and, unless DEEPCLUST_AVX512 is 0, deepclust::avx512, each time after
+// common/vec.inl.
 // DEEPCLUST_SELECT(function) gives the one for this machine. All standard and torch headers must be included before
 // this one: code compiled inside a target region must not define functions that other translation units share, or an
 // AVX-512 copy could be the one that the linker keeps.
@@ -38,7 +39,9 @@ DEEPCLUST_BEGIN_TARGET("avx2,fma")
 #undef DEEPCLUST_VECTOR_BYTES
 #undef DEEPCLUST_TILE_ROWS
 DEEPCLUST_END_TARGET
+#endif
 
+#if DEEPCLUST_AVX512
 DEEPCLUST_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #define DEEPCLUST_CAPABILITY avx512
 #define DEEPCLUST_VECTOR_BYTES 64
