@@ -124,9 +124,7 @@ def compiler_flags(environment: Mapping[str, str], platform: str, processor: str
         flags.append("-Werror")
     if environment.get("DEEPCLUST_EXT_SANITIZE") == "1":
         flags += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *SANITIZERS]
-        if (
-            "avx512f" not in processor
-        ):  # for tests on this machine: a third of the compiling is for kernels that cannot run
+        if "avx512f" not in processor:  # tests run here, so kernels that cannot are not worth compiling
             flags.append("-DDEEPCLUST_AVX512=0")
     return flags
 
@@ -229,9 +227,8 @@ def native_library() -> dict[str, Any]:
 
     headers = (*include_paths("cuda" if use_cuda else "cpu"), sysconfig.get_path("include"))
     processor = CPUINFO.read_text() if CPUINFO.is_file() else ""
-    cxx_flags = compiler_flags(os.environ, sys.platform, processor) + [
-        f"-isystem{path}" for path in headers
-    ]  # no warnings there
+    cxx_flags = compiler_flags(os.environ, sys.platform, processor)
+    cxx_flags += [f"-isystem{path}" for path in headers]  # no warnings there
     units = ["bindings", *["cuda"] * use_cuda]
     alone = [*ALONE, *CUDA_ALONE * use_cuda]
     make_extension: Any = CUDAExtension if use_cuda else CppExtension
