@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch torchvision
 EXTRAS_TO_RUN ?= plot
-EXTRAS ?= dev,bench,plot,codecs,tensorboard
+EXTRAS ?= dev,bench,plot,codecs,tensorboard,export
 TESTS ?=
 
 bin := $(abspath $(VENV))/bin

@@ -33,8 +33,10 @@ LEVELS = {
     "training": 7,
     "evaluation": 7,
     "recipes": 8,
-    "commands": 9,
-    "__main__": 10,
+    "runs": 9,
+    "commands": 10,
+    "clusterer": 10,
+    "__main__": 11,
 }
 
 FILES_OF_AN_OP = (

@@ -1,0 +1,85 @@
+"""A trained method as one function, from images to rows and clusters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.data import Dataset
+
+from deepclust_ext.inference.images import moved
+from deepclust_ext.inference.loop import View, device_of, map_images
+from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
+
+#: Of the softmax over cosines with the centers. It ranks images by how clear their cluster is: rows of two clusters have
+#: cosines that differ by tenths.
+TEMPERATURE = 0.1
+
+
+class Trained(nn.Module):
+    """A trained method, from images to rows and shares of clusters.
+
+    The cluster of an image is where its shares are largest, and that share is its confidence, which orders images by how
+    clear they are; it is no probability that somebody has calibrated.
+
+    Args:
+        method: Trained; on its device.
+        test_view: From a batch of images to what the method takes; None for the images as they are.
+        centers: (K, D) of spherical k-means on the method's rows, which a method without a cluster head needs for
+            shares: these are softmax(cosines with the centers / 0.1).
+
+    Raises:
+        ValueError: If the method has no cluster head and there are no centers.
+    """
+
+    centers: Tensor | None
+
+    def __init__(self, method: ClusteringMethod, test_view: View | None = None, centers: Tensor | None = None) -> None:
+        super().__init__()
+        if centers is None and not isinstance(method, ClusterHeadMethod):
+            raise ValueError(f"centers: expected those of k-means for {type(method).__name__}, got None")
+        self.method, self.test_view = method, test_view
+        unit = None if centers is None else normalize(centers.float(), dim=1).to(device_of(method))
+        self.register_buffer("centers", unit)
+        self.eval()
+
+    def forward(
+        self,
+        images: Any,  # (B, C, H, W), or where the test view takes them a list of (C, H, W), on any device
+    ) -> tuple[Tensor, Tensor]:
+        """Return a unit row (B, D) float32 for each image, and the shares (B, K) float32 of its clusters."""
+        given = moved(images, device_of(self.method))
+        return self.of_views(given if self.test_view is None else self.test_view(given))
+
+    def of_views(
+        self,
+        views: Tensor,  # (B, C, H, W), what the test view makes of images
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows (B, D) and shares (B, K) as a call does, of images that the test view has seen already."""
+        rows = self.method.embed(views).float()
+        if self.centers is not None:
+            return rows, (rows @ self.centers.T / TEMPERATURE).softmax(dim=1)
+        assert isinstance(self.method, ClusterHeadMethod)
+        return rows, self.method.assign(views).float()
+
+    def infer(self, images: Dataset[Any], *, batch_size: int = 512, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+        """Return rows (N, D) and shares (N, K) of all images of a data set, in its order, on the CPU.
+
+        Args:
+            images: Map-style, see :func:`deepclust_ext.inference.map_images`.
+            batch_size: Images at a time.
+            num_workers: Processes that load images.
+
+        Raises:
+            TypeError: As :func:`~deepclust_ext.inference.map_images`.
+            ValueError: As :func:`~deepclust_ext.inference.map_images`.
+        """
+        rows, shares = map_images(
+            lambda views: tuple(part.cpu() for part in self.of_views(views)),
+            images,
+            test_view=self.test_view,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device_of(self.method),
+        )
+        return rows, shares
