@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
@@ -11,15 +10,15 @@ from deepclust_ext.inference.images import moved
 from deepclust_ext.inference.loop import View, device_of, map_images
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 
-#: Of the softmax over cosines with the centers. It ranks images by how clear their cluster is: rows of two clusters have
-#: cosines that differ by tenths.
+#: Of the softmax over cosines with the centers, to rank images by how clear their cluster is: cosines of two clusters
+#: differ by tenths.
 TEMPERATURE = 0.1
 
 
 class Trained(nn.Module):
     """A trained method, from images to rows and shares of clusters.
 
-    The cluster of an image is where its shares are largest, and that share is its confidence, which orders images by how
+    The cluster of an image is where its shares are largest. That share is its confidence, which orders images by how
     clear they are; it is no probability that somebody has calibrated.
 
     Args:
