@@ -111,7 +111,7 @@ def _from_array(values: Any, name: str) -> Tensor:
         raise TypeError(f"{name}: expected a dense array, got sparse {type(values).__name__}; toarray() makes one")
     try:
         array = np.asarray(values)
-        if array.dtype == object:
+        if array.dtype == object and array.ndim:  # of None alone numpy would make NaN
             array = array.astype(np.float64)
     except (TypeError, ValueError) as error:  # rows of different lengths, or what are no numbers
         raise TypeError(f"{name}: expected an array of numbers, got {type(values).__name__}: {error}") from None

@@ -21,7 +21,7 @@ from deepclust_ext.cluster.inputs import (
     make_generator,
 )
 from deepclust_ext.cluster.lloyd import assigned, best_of_starts, first_centers, parts_of
-from deepclust_ext.cluster.settings import Init, Settings
+from deepclust_ext.cluster.settings import Init, Settings, check_how
 from deepclust_ext.cluster.stream import Stream
 
 _NO_METADATA = {"features": UNUSED}  # scikit-learn knows rows by the name X alone
@@ -147,7 +147,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         best = best_of_starts(weighty, positive, settings, make_generator(self.random_state))
         labels = best.labels
         if len(weighty) < len(rows):
-            labels, _ = assigned(parts_of(rows, settings), best.stream.centers, settings.metric)
+            labels, _ = assigned(
+                parts_of(rows, settings.metric, settings.batch_size), best.stream.centers, settings.metric
+            )
         self._name_columns(features, rows)
         self._show(best.stream, labels, best.inertia, features)
         self.n_iter_ = best.n_iter
@@ -189,23 +191,24 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             ValueError: As :meth:`fit`.
         """
         is_first = not hasattr(self, "cluster_centers_")
+        metric, _ = check_how(self)
         if is_first:
             settings = Settings.of(self)
-            rows = checked_rows(as_rows(features, "features"), settings.metric)
+            rows = checked_rows(as_rows(features, "features"), metric)
         else:
-            given, centers, settings = self._fitted(features)
+            given, centers = self._fitted(features)
             if not len(given):
                 raise ValueError("features: expected at least 1 row, got 0")
-            stream = self._continued(centers, settings.metric)
-            rows = checked_rows(given.to(stream.centers), settings.metric)
+            stream = self._continued(centers, metric)
+            rows = checked_rows(given.to(stream.centers), metric)
         weights = as_weights(sample_weight, rows)
         weighty, positive = _weighty(rows, weights)
         if is_first:
             _check_count(weighty, settings.n_clusters)
             first = first_centers(weighty, positive, settings, make_generator(self.random_state))
-            stream = Stream(first, settings.metric)
+            stream = Stream(first, metric)
         stream.step(weighty, positive)
-        labels, inertia = assigned([rows], stream.centers, settings.metric, weights)
+        labels, inertia = assigned([rows], stream.centers, metric, weights)
         if is_first:
             self._name_columns(features, rows)
         self._show(stream, labels, inertia, features)
@@ -216,8 +219,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         features: Rows,  # (N, D)
     ) -> Any:
         """Return the index of the nearest center for each row, (N,) int64."""
-        rows, centers, settings = self._fitted(features)
-        return as_given(assigned(parts_of(rows, settings), centers, settings.metric)[0], features)
+        rows, centers = self._fitted(features)
+        metric, batch_size = check_how(self)
+        return as_given(assigned(parts_of(rows, metric, batch_size), centers, metric)[0], features)
 
     @torch.no_grad()
     def transform(
@@ -225,9 +229,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         features: Rows,  # (N, D)
     ) -> Any:
         """Return the distances (N, K) of all rows to all centers: Euclidean, or 1 - cosine."""
-        given, centers, settings = self._fitted(features)
-        rows = checked_rows(given, settings.metric)
-        if settings.metric == "cosine":
+        given, centers = self._fitted(features)
+        metric, _ = check_how(self)
+        rows = checked_rows(given, metric)
+        if metric == "cosine":
             with torch.autocast(rows.device.type, enabled=False):
                 return as_given(1 - rows @ normalize(centers, dim=1).T, features)
         return as_given(torch.cdist(rows, centers, compute_mode="donot_use_mm_for_euclid_dist"), features)
@@ -239,9 +244,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         sample_weight: Weights = None,  # (N,)
     ) -> float:
         """Return minus the inertia of rows: the greater, the better they fit."""
-        rows, centers, settings = self._fitted(features)
-        weights = as_weights(sample_weight, rows)
-        return -assigned(parts_of(rows, settings), centers, settings.metric, weights)[1]
+        rows, centers = self._fitted(features)
+        metric, batch_size = check_how(self)
+        return -assigned(parts_of(rows, metric, batch_size), centers, metric, as_weights(sample_weight, rows))[1]
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn's pipelines and checks ask about an estimator."""
@@ -285,8 +290,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _fitted(
         self,
         features: Rows,  # (N, D)
-    ) -> tuple[Tensor, Tensor, Settings]:
-        """Return rows as a tensor, the centers that fit them, and the settings."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows as a tensor, and the centers that fit them."""
         if not hasattr(self, "cluster_centers_"):
             raise UnfittedError("KMeans: expected fit or partial_fit to be called first")
         rows, centers = as_rows(features, "features"), as_rows(self.cluster_centers_, "cluster_centers_")
@@ -296,7 +301,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             raise ValueError(f"features: expected {columns} columns, got {rows.shape[1]}: {peer}")
         if not isinstance(features, Tensor):
             validate_data(self, features, reset=False, skip_check_array=True)
-        return rows, centers.to(rows.device, torch.promote_types(rows.dtype, torch.float32)), Settings.of(self)
+        return rows, centers.to(rows.device, torch.promote_types(rows.dtype, torch.float32))
 
 
 def _weighty(

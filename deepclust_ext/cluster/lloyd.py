@@ -36,7 +36,7 @@ def best_of_starts(
     best: Fitted | None = None
     for _ in range(settings.n_init):
         stream, n_iter = (_passes if in_batches else _lloyd)(rows, weights, settings, generator)
-        parts = parts_of(rows, settings) if in_batches else [rows]
+        parts = parts_of(rows, settings.metric, settings.batch_size) if in_batches else [rows]
         found = Fitted(stream, *assigned(parts, stream.centers, settings.metric, weights), n_iter)
         if best is None or found.inertia < best.inertia:
             best = found
@@ -103,11 +103,12 @@ def _passes(
 
 def parts_of(
     features: Tensor,  # (N, D)
-    settings: Settings,
+    metric: str,
+    batch_size: int | None,
 ) -> Iterator[Tensor]:
     """Yield checked rows, as many at a time as there are in a batch."""
-    for part in features.split(settings.batch_size or max(len(features), 1)):
-        yield checked_rows(part, settings.metric)
+    for part in features.split(batch_size or max(len(features), 1)):
+        yield checked_rows(part, metric)
 
 
 @torch.no_grad()

@@ -28,11 +28,8 @@ class Settings(NamedTuple):
             TypeError: One is of the wrong type.
             ValueError: One is out of range.
         """
-        metric, init, n_init, batch_size = (
-            getattr(estimator, name) for name in ("metric", "init", "n_init", "batch_size")
-        )
-        if not isinstance(metric, str) or metric not in ("euclidean", "cosine"):
-            raise ValueError(f"metric: expected 'euclidean' or 'cosine', got {metric!r}")
+        metric, batch_size = check_how(estimator)
+        init, n_init = estimator.init, estimator.n_init
         is_random = callable(init) or (isinstance(init, str) and init == "random")
         if isinstance(init, str):
             if init not in ("k-means++", "random"):
@@ -48,5 +45,18 @@ class Settings(NamedTuple):
             (10 if is_random else 1) if is_auto else check_integer(n_init, "n_init", 1),
             check_integer(estimator.max_iter, "max_iter", 1),
             check_non_negative(estimator.tol, "tol"),
-            None if batch_size is None else check_integer(batch_size, "batch_size", 1),
+            batch_size,
         )
+
+
+def check_how(estimator: Any) -> tuple[str, int | None]:
+    """Return metric and batch size of an estimator, which all of its methods need.
+
+    Raises:
+        TypeError: The batch size is no integer.
+        ValueError: One is out of range.
+    """
+    metric, batch_size = estimator.metric, estimator.batch_size
+    if not isinstance(metric, str) or metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric: expected 'euclidean' or 'cosine', got {metric!r}")
+    return metric, None if batch_size is None else check_integer(batch_size, "batch_size", 1)

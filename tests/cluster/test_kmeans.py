@@ -303,9 +303,9 @@ def test_errors_name_the_argument() -> None:
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),
         ({"tol": -1.0}, "tol: expected a finite number of at least 0, got -1.0"),
     ):
-        for method in ("fit", "partial_fit"):
+        for name in ("fit", "partial_fit"):
             with pytest.raises(ValueError, match=message):
-                getattr(KMeans(**arguments), method)(rows)
+                getattr(KMeans(**arguments), name)(rows)
     with pytest.raises(TypeError, match="n_clusters: expected an integer, got 2.5"):
         KMeans(2.5).fit(rows)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="n_init: expected an integer, got 'many'"):

@@ -53,11 +53,20 @@ def test_parameters_change_and_what_was_fitted_stays() -> None:
     for estimator in (kmeans, PeerKMeans(2)):
         with pytest.raises(ValueError, match="Invalid parameter 'k'"):
             estimator.set_params(k=3)
-    # As in scikit-learn, values are looked at by the methods that use them, by the next one too.
-    kmeans.set_params(max_iter=0)
-    for method in (kmeans.fit, kmeans.partial_fit, kmeans.predict, kmeans.transform, kmeans.score):
-        with pytest.raises(ValueError, match="max_iter: expected at least 1, got 0"):
-            method(ROWS)
+    # As in scikit-learn, values are looked at by the methods that use them.
+    every = (kmeans.fit, kmeans.partial_fit, kmeans.predict, kmeans.transform, kmeans.score)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"batch_size": None, "metric": "l1"}, "metric: expected 'euclidean' or 'cosine', got 'l1'"),
+    ]
+    for parameters, message in wrong:
+        kmeans.set_params(**parameters)
+        for method in every:
+            with pytest.raises(ValueError, match=message):
+                method(ROWS)
+    kmeans.set_params(metric="cosine", max_iter=0)
+    with pytest.raises(ValueError, match="max_iter: expected at least 1, got 0"):
+        kmeans.fit(ROWS)
     kmeans.n_clusters, kmeans.max_iter = np.int64(4), np.int32(9)
     assert kmeans.fit(ROWS).cluster_centers_.shape == (4, 4)
 

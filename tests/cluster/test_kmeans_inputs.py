@@ -93,7 +93,8 @@ def test_sources_of_random_numbers(kind: str) -> None:
     rows = torch.randn(200, 3)
 
     def centers(kmeans: KMeans) -> list[Any]:
-        return kmeans.fit(rows).cluster_centers_.tolist()
+        result: list[Any] = kmeans.fit(rows).cluster_centers_.tolist()
+        return result
 
     first = KMeans(9, max_iter=1, random_state=RANDOM_STATES[kind]())
     again = KMeans(9, max_iter=1, random_state=RANDOM_STATES[kind]())
@@ -158,8 +159,8 @@ def test_kinds_of_rows(kind: str, batch_size: int | None) -> None:
     results = kmeans.labels_, kmeans.predict(rows), kmeans.fit_predict(rows)
     for labels in results:
         assert labels.tolist() == expected.labels_.tolist()
-    kind = Tensor if isinstance(rows, Tensor) else np.ndarray
-    assert all(type(each) is kind for each in (*results, kmeans.cluster_centers_, kmeans.transform(rows)))
+    expected_type: type = Tensor if isinstance(rows, Tensor) else np.ndarray
+    assert all(type(each) is expected_type for each in (*results, kmeans.cluster_centers_, kmeans.transform(rows)))
     assert type(kmeans.predict(ROWS)) is Tensor  # as this call was given rows
     assert kmeans.transform(rows).shape == (120, 3)
     assert kmeans.score(rows) == pytest.approx(-kmeans.inertia_)
@@ -327,7 +328,7 @@ def test_restored_centers_are_where_a_stream_goes_on_from() -> None:
     kmeans = KMeans(2)
     for centers in (torch.tensor([[0.0], [10.0]]), np.array([[0.0], [10.0]]), [[0.0], [10.0]]):
         kmeans = KMeans(2)
-        kmeans.cluster_centers_ = centers  # type: ignore[assignment]
+        kmeans.cluster_centers_ = centers
         assert kmeans.predict([[1.0], [9.0]]).tolist() == [0, 1]
         assert kmeans.transform([[1.0]]).tolist() == [[1.0, 9.0]]
         kmeans.partial_fit([[2.0]])

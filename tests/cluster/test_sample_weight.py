@@ -88,11 +88,12 @@ def test_weights_give_one_result_on_any_number_of_threads(settings: dict[str, An
 
 
 def test_weights_count_where_rows_are_drawn() -> None:
-    """Of two groups as large the one of a thousandth of the weight has few of the first centers, and no say in means."""
+    """Of two equal groups the one of a thousandth of the weight has few of the first centers, and no say in means."""
     rows = torch.cat([torch.randn(2000, 1) + 3, torch.randn(2000, 1) - 3])
     weights = torch.cat([torch.full((2000,), 1e-3), torch.ones(2000)])
-    for settings in ({"init": "random"}, {"batch_size": 40}):
-        one = KMeans(1, random_state=0, **settings).fit(rows, sample_weight=weights)  # type: ignore[arg-type]
+    each: tuple[dict[str, Any], ...] = {"init": "random"}, {"batch_size": 40}
+    for settings in each:
+        one = KMeans(1, random_state=0, **settings).fit(rows, sample_weight=weights)
         assert float(one.cluster_centers_) == pytest.approx(-3, abs=0.2)
     many = KMeans(40, init="random", max_iter=1, n_init=1, random_state=0).fit(rows, sample_weight=weights)
     assert int((many.cluster_centers_ < 0).sum()) > 36
