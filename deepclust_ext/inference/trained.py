@@ -55,7 +55,7 @@ class Trained(nn.Module):
         images: Any,  # (B, C, H, W), or where the test view takes them a list of (C, H, W), on any device
     ) -> tuple[Tensor, Tensor]:
         """Return a unit row (B, D) float32 for each image, and the shares (B, K) float32 of its clusters."""
-        given = moved(images, device_of(self.method))
+        given: Any = moved(images, device_of(self.method))
         return self.of_views(given if self.test_view is None else self.test_view(given))
 
     def of_views(

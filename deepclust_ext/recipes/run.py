@@ -102,7 +102,7 @@ def _evaluate(trainer: Trainer) -> Evaluation:
     )
 
 
-def _profiled_fit(trainer: Trainer, **options: bool) -> str:
+def _profiled_fit(trainer: Trainer, **options: Any) -> str:
     """Train under torch's profiler and return a table of the labelled stages of an epoch."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         history = trainer.fit(**options)

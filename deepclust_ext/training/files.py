@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-FORMAT = "deepclust_ext checkpoint 2"
+FORMAT = "deepclust_ext checkpoint 3"
 #: What a resumed run reads.
-ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "history", "random")
+ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "epoch_so_far", "history", "random")
 
 CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
