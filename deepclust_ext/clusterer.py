@@ -125,11 +125,11 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         seed = self._seed()
         check_integer(self.n_clusters, "n_clusters", 1)
         data, scaling = _opened(X), None
+        if len(data) < 2:
+            raise ValueError(f"X: expected at least 2 images or rows, got n_samples = {len(data)}")
         if not isinstance(data, Images):
             deviation, mean = torch.std_mean(data, dim=0, correction=0)
             scaling = mean, torch.where(deviation > 0, deviation, 1)
-        if len(data) < 2:
-            raise ValueError(f"X: expected at least 2 images or rows, got n_samples = {len(data)}")
         recipe = self._recipe_of(data)
         size, resized = recipe.data.size, None
         if isinstance(data, Images) and data.image_size != (size, size) and not takes_any_size(*make_views(recipe)):
@@ -163,7 +163,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: N803
         """Return the cluster of each image, (N,) int64, of a folder in the order of ``data.load_images(X).names``."""
-        return self.predict_proba(X).argmax(axis=1)
+        labels: NDArray[np.int64] = self.predict_proba(X).argmax(axis=1)
+        return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Return the shares of the clusters in each image, (N, K), which nobody has calibrated as probabilities."""
@@ -211,7 +212,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     @property
     def _n_features_out(self) -> int:
         """Columns of :meth:`transform`, which scikit-learn asks for to name them."""
-        return self.cluster_centers_.shape[1]
+        return int(self.cluster_centers_.shape[1])
 
     def _seed(self) -> int:
         check_random_state(self.random_state)
@@ -289,7 +290,7 @@ def _opened(X: Any, size: int | None = None, *, cache: str = "auto") -> Images |
 
 def _num_dimensions(X: Any) -> int:  # noqa: N803
     try:
-        return X.dim() if isinstance(X, Tensor) else np.ndim(X)
+        return X.dim() if isinstance(X, Tensor) else np.asarray(X).ndim
     except ValueError:  # lists of different lengths
         return 0
 
