@@ -3,8 +3,8 @@
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         method: "hadis", "sacc", "clc", in any letters; without a recipe alone, which has its own.
         n_clusters: K, also where a recipe has another.
         recipe: Name of a bundled recipe, path of a file, or a Recipe, whose number of images and channels become those
-            of X; None for one chosen by what X is.
+            of X, and whose batches are no larger than X; None for one chosen by what X is.
         epochs: Passes over the images; None for the recipe's.
         random_state: Seed below 2^32 of everything random, or what to draw it from, see
             :class:`deepclust_ext.cluster.KMeans`.
@@ -135,17 +135,14 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if isinstance(data, Images) and data.image_size != (size, size) and not takes_any_size(*make_views(recipe)):
             resized, data = size, _opened(X, size)
         images = data if isinstance(data, Images) else _as_images(data, scaling)
-        state = random_state()
-        try:
-            with ExitStack() as stack:
-                out = self.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="deepclust-"))
-                settings = {"seed": seed, "num_workers": self.num_workers, "device": self._device()}
-                trainer = make_trainer(recipe, images, out, **settings)  # type: ignore[arg-type]
-                self.history_ = trainer.fit()
+        with ExitStack() as stack:
+            stack.enter_context(_random_state_kept())
+            out = self.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="deepclust-"))
+            settings = {"seed": seed, "num_workers": self.num_workers, "device": self._device()}
+            trainer = make_trainer(recipe, images, out, **settings)  # type: ignore[arg-type]
+            history = trainer.fit()
             trained = Trained(trainer.method, trainer.test_view, _centers(trainer))
-        finally:
-            restore_random_state(state)
-        self.recipe_, self.n_iter_, self.trained_ = recipe, len(self.history_), trained
+        self.recipe_, self.history_, self.n_iter_, self.trained_ = recipe, history, len(history), trained
         self._scaling, self._resized = scaling, resized
         rows, shares = self._inferred(images)
         labels = shares.argmax(dim=1)
@@ -238,11 +235,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 recipe = rows_recipe(count, channels, self.n_clusters, method=method)
         else:
             recipe = self.recipe if isinstance(self.recipe, Recipe) else recipes.load(self.recipe)  # type: ignore[arg-type]
-            own: dict[str, Any] = {
-                "data.images": count,
-                "data.channels": channels,
-                "data.num_clusters": self.n_clusters,
-            }
+            own: dict[str, Any] = {"data.images": count, "data.channels": channels}
+            own |= {"data.num_clusters": self.n_clusters, "batch_size": min(recipe.batch_size, count)}
             if recipe.test_view is None and isinstance(data, Images) and not data.dtype.is_floating_point:
                 own["test_view"] = {"name": "resize", "size": recipe.data.size}  # values between 0 and 1
             recipe = recipes.changed(recipe, own)
@@ -264,8 +258,19 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return data
 
     def _inferred(self, images: Dataset[Any]) -> tuple[Tensor, Tensor]:
-        self.trained_.to(self._device())
-        return self.trained_.infer(images, batch_size=self.recipe_.batch_size, num_workers=self.num_workers)
+        settings = {"batch_size": self.recipe_.batch_size, "num_workers": self.num_workers}
+        with _random_state_kept():  # of which loading takes a number
+            return self.trained_.to(self._device()).infer(images, **settings)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Leave the random numbers outside as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)
 
 
 def _opened(X: Any, size: int | None = None, *, cache: str = "auto") -> Images | Tensor:  # noqa: N803

@@ -151,7 +151,7 @@ def test_random_numbers_outside_go_on_as_if_nothing_was() -> None:
     np.random.seed(4), torch.manual_seed(4)
     expected = np.random.rand(), torch.rand(())
     np.random.seed(4), torch.manual_seed(4)
-    DeepClusterer(n_clusters=3, **SETTINGS).fit(scans())
+    DeepClusterer(n_clusters=3, **SETTINGS).fit(scans()).predict(scans())
     assert (np.random.rand(), torch.rand(())) == expected
 
 
@@ -198,7 +198,8 @@ def test_without_a_recipe_the_default_one_is_asked_for(monkeypatch: pytest.Monke
 
     def default_recipe(images: Images, num_clusters: int, **settings: Any) -> tuple[Recipe, list[str]]:
         asked.append((len(images), num_clusters, settings))
-        own = {"data.images": 24, "data.num_clusters": num_clusters, "test_view": {"name": "resize", "size": 8}}
+        own = {"data.images": 24, "data.num_clusters": num_clusters, "batch_size": 8}
+        own |= {"test_view": {"name": "resize", "size": 8}}
         return recipes.load("sacc-digits", own), ["because"]
 
     module = types.ModuleType("deepclust_ext.recipes.defaults")
