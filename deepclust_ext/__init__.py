@@ -1,6 +1,6 @@
 """Fused kernels and training methods for contrastive deep clustering."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deepclust_ext.ops import (
     HardPairs,
@@ -14,9 +14,6 @@ from deepclust_ext.ops import (
     nearest_neighbors,
     sinkhorn_knopp,
 )
-
-if TYPE_CHECKING:
-    from deepclust_ext.clusterer import DeepClusterer
 
 __version__ = "0.1.0"
 

@@ -237,8 +237,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             recipe = self.recipe if isinstance(self.recipe, Recipe) else recipes.load(self.recipe)  # type: ignore[arg-type]
             own: dict[str, Any] = {"data.images": count, "data.channels": channels}
             own |= {"data.num_clusters": self.n_clusters, "batch_size": min(recipe.batch_size, count)}
-            if recipe.test_view is None and isinstance(data, Images) and not data.dtype.is_floating_point:
-                own["test_view"] = {"name": "resize", "size": recipe.data.size}  # values between 0 and 1
+            if recipe.test_view is None and isinstance(data, Images):  # integers and other sizes may come later
+                own["test_view"] = {"name": "resize", "size": recipe.data.size}
             recipe = recipes.changed(recipe, own)
         return recipe if self.epochs is None else recipe.with_epochs(check_integer(self.epochs, "epochs", 1))
 

@@ -1,6 +1,7 @@
 """DeepClusterer: kinds of X, what it leaves, that a copy is the same to the bit, and errors."""
 
 import copy
+import doctest
 import pickle
 import subprocess
 import sys
@@ -198,7 +199,7 @@ def test_without_a_recipe_the_default_one_is_asked_for(monkeypatch: pytest.Monke
 
     def default_recipe(images: Images, num_clusters: int, **settings: Any) -> tuple[Recipe, list[str]]:
         asked.append((len(images), num_clusters, settings))
-        own = {"data.images": 24, "data.num_clusters": num_clusters, "batch_size": 8}
+        own: dict[str, Any] = {"data.images": 24, "data.num_clusters": num_clusters, "batch_size": 12}
         own |= {"test_view": {"name": "resize", "size": 8}}
         return recipes.load("sacc-digits", own), ["because"]
 
@@ -272,6 +273,13 @@ def test_a_file_of_a_list_that_cannot_be_read_is_an_error(tmp_path: Path) -> Non
     assert clusterer.names_ is not None
     assert paths[3].name not in clusterer.names_
     assert len(clusterer.labels_) == 23
+
+
+def test_the_examples_of_the_page() -> None:
+    page = Path(__file__).parents[1] / "docs" / "estimators.md"
+    found = doctest.testfile(str(page), module_relative=False)
+    assert found.attempted > 10
+    assert not found.failed
 
 
 def test_the_package_imports_the_estimator_when_it_is_asked_for() -> None:
