@@ -1,5 +1,6 @@
 """Fused kernels and training methods for contrastive deep clustering."""
 
+import importlib
 from typing import Any
 
 from deepclust_ext.ops import (
@@ -35,7 +36,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Return the estimator, which takes scikit-learn and all rooms: they are imported by who asks for it."""
     if name == "DeepClusterer":
-        from deepclust_ext.clusterer import DeepClusterer
-
-        return DeepClusterer
+        return importlib.import_module("deepclust_ext.clusterer").DeepClusterer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -160,9 +160,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     @overload
     def fit_predict(self, features: Tensor, y: object = None, sample_weight: Weights = None) -> Tensor: ...
     @overload
-    def fit_predict(
-        self, features: ArrayRows, y: object = None, sample_weight: Weights = None
-    ) -> NDArray[np.int64]: ...
+    def fit_predict(self, features: ArrayRows, y: object = None, sample_weight: Weights = None) -> NDArray[Any]: ...
     def fit_predict(
         self,
         features: Rows,  # (N, D)
