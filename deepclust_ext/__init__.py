@@ -1,7 +1,6 @@
 """Fused kernels and training methods for contrastive deep clustering."""
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepclust_ext.ops import (
     HardPairs,
@@ -15,6 +14,9 @@ from deepclust_ext.ops import (
     nearest_neighbors,
     sinkhorn_knopp,
 )
+
+if TYPE_CHECKING:
+    from deepclust_ext.clusterer import DeepClusterer
 
 __version__ = "0.1.0"
 
@@ -36,5 +38,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Return the estimator, which takes scikit-learn and all rooms: they are imported by who asks for it."""
     if name == "DeepClusterer":
-        return importlib.import_module("deepclust_ext.clusterer").DeepClusterer
+        from deepclust_ext.clusterer import DeepClusterer
+
+        return DeepClusterer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
