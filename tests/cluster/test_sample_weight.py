@@ -56,13 +56,12 @@ def test_a_start_ends_where_scikit_learn_s_does(scale: float) -> None:
 
 
 def test_tolerance_is_the_share_of_the_weighted_variance() -> None:
-    """One heavy row far away: without weights the variance of the others would let the start go on."""
-    rows = torch.cat([ROWS, torch.full((1, 5), 300.0)])
-    counts = torch.ones(241, dtype=torch.int64)
-    counts[-1] = 300
-    for tol in (1e-4, 1e-3, 1e-2):
-        weighted = KMeans(6, init=ROWS[:6], tol=tol).fit(rows, sample_weight=counts)
-        assert weighted.n_iter_ == KMeans(6, init=ROWS[:6], tol=tol).fit(rows.repeat_interleave(counts, dim=0)).n_iter_
+    rows = torch.randn(240, 3, generator=torch.Generator().manual_seed(0))
+    counts = torch.full((240,), 9)
+    for exponent in range(12):
+        settings: dict[str, Any] = {"init": rows[:6], "tol": 0.3 / 2**exponent}
+        weighted = KMeans(6, **settings).fit(rows, sample_weight=counts)
+        assert weighted.n_iter_ == KMeans(6, **settings).fit(rows.repeat_interleave(counts, dim=0)).n_iter_
 
 
 @pytest.mark.parametrize("settings", [{}, {"init": "random"}, {"batch_size": 50}, {"metric": "cosine", "n_init": 2}])
