@@ -1,0 +1,252 @@
+"""A run as one HTML file to look at, which needs no network: what the clusters hold, where they lie, how they came."""
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import deepclust_ext
+from deepclust_ext.evaluation.colors import LIGHTNESS, palette
+from deepclust_ext.evaluation.embedding_map import embedding_map
+from deepclust_ext.evaluation.galleries import Galleries, Indices, make_galleries
+from deepclust_ext.evaluation.kept import keep_images, positions
+from deepclust_ext.evaluation.metrics import Labels
+from deepclust_ext.evaluation.scores import score_clusters
+from deepclust_ext.evaluation.text import as_text
+
+#: Points of the map at most.
+MAP_POINTS = 100_000
+#: Rows and columns of the confusion matrix at most, and files that are listed as skipped.
+CONFUSION_SIDE, SKIPPED_LISTED = 60, 200
+_CLASSES_LISTED = 3  # of a cluster
+_GRID = 10_000  # of the map's points
+_TEMPLATE = Path(__file__).with_name("report.html")
+
+
+def report_html(
+    images: Dataset[Any],
+    rows: Tensor,  # (N, D) unit
+    shares: Tensor,  # (N, K)
+    *,
+    title: str,
+    recipe: str = "",
+    history: Sequence[Mapping[str, float]] = (),
+    axes: Mapping[str, Sequence[str]] | None = None,
+    labels: Labels | None = None,  # (N,)
+    classes: Sequence[str] | None = None,
+    scores: Mapping[str, Any] | None = None,
+) -> str:
+    """Return a page of ASCII text that shows a clustering: equal input gives equal text.
+
+    For every cluster its size and confidence, and the images at its middle (the cosine with the mean of its rows is
+    largest), at its edge (smallest) and the least certain ones (the two largest shares differ least). A click on an
+    image shows its nearest neighbors by cosine. A map of the rows is colored by cluster or label. Further the curves of
+    the run, scores and confusion matrix where labels are known, and the recipe.
+
+    With many images, those of the galleries and their neighbors have pictures, and of the others the most typical ones
+    as far as 13 million characters go. The page says what it leaves out. Names are text for it, whatever they hold.
+
+    Args:
+        images: Map-style, of images (C, H, W) of any size and type, or tuples that begin with one. Attributes ``names``,
+            ``skipped`` and ``notes``, as :class:`deepclust_ext.data.Images` has them, are shown where there are any.
+        rows: The method's, floating and finite.
+        shares: Of clusters; an image's cluster is where its are largest.
+        title: Of the page.
+        recipe: Text.
+        history: One record of mean terms for each epoch.
+        axes: Which terms share an axis, by what it shows; by default each has its own.
+        labels: True classes, as integers or names.
+        classes: What the integers from 0 on are called.
+        scores: Numbers by name, and others as :class:`deepclust_ext.evaluation.ClusterScores` has them; by default
+            those of the clusters against the labels, if there are any.
+
+    Raises:
+        TypeError: If an item is no image.
+        ValueError: If there is no image, a shape does not fit or a number is not finite, or an image cannot be read.
+    """
+    rows, shares = _checked("rows", rows, len(images)), _checked("shares", shares, len(images))
+    galleries = make_galleries(rows, shares)
+    names = getattr(images, "names", None) or [f"image {place}" for place in range(len(rows))]
+    true, class_names = _numbered(labels, classes, len(rows))
+    kept = keep_images(images, names, rows, galleries)
+    points, note = embedding_map(rows)
+    page = {"names": kept.names, "pictures": kept.pictures, "searched": kept.searched}
+    page |= {"neighbors": kept.neighbors, "cosines": kept.cosines, "notes": [f"Map: {note}.", *kept.notes]}
+    page |= _points(kept.places, points, galleries, true)
+    page |= _clusters(kept.places, galleries, shares.shape[1], true, class_names)
+    if true is not None:
+        page |= _confusion(galleries.clusters, true, shares.shape[1], len(class_names))
+        if scores is None:
+            scores = asdict(score_clusters(true, galleries.clusters, rows, shares.shape[1]))
+    skipped = list(getattr(images, "skipped", ()))
+    page |= {
+        "title": as_text(title),
+        "version": deepclust_ext.__version__,
+        "recipe": "\n".join(map(as_text, recipe.splitlines())),
+        "curves": _curves(history, axes),
+        "scores": {as_text(name): value for name, value in (scores or {}).items() if _is_number(value)},
+        "skipped": [[as_text(name), as_text(reason)] for name, reason in skipped[:SKIPPED_LISTED]],
+        "numSkipped": len(skipped),
+        "dataNotes": [as_text(note) for note in getattr(images, "notes", ())],
+    }
+    return _filled(page)
+
+
+def _filled(page: Mapping[str, Any]) -> str:
+    """Return the template with the data as JSON that cannot end its element, and with a policy that allows one script.
+
+    The policy's hash admits the template's script alone, and no address, so that nothing in the data can run or call.
+    """
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    script = template.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    data = json.dumps(page, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":  # which in JSON stand within texts alone
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    parts = {"TITLE": html.escape(page["title"]), "DIGEST": f"sha256-{digest}", "DATA": data}
+    return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: parts[found[1]], template)
+
+
+def _points(
+    kept: Indices, points: NDArray[np.float64], galleries: Galleries, true: Indices | None
+) -> dict[str, Any]:
+    """Return what is known of every image on the map, those with pictures first and in their order."""
+    others = np.setdiff1d(np.arange(len(points)), kept)
+    if len(points) > MAP_POINTS:
+        drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(0), device="cpu").numpy()
+        others = np.sort(others[drawn[: max(0, MAP_POINTS - len(kept))]])
+    order = np.concatenate([kept, others])
+    across, down = np.rint(points[order].T * _GRID).astype(int).tolist()
+    return {
+        "count": len(points),
+        "x": across,
+        "y": down,
+        "cluster": galleries.clusters[order].tolist(),
+        "second": galleries.seconds[order[: len(kept)]].tolist(),
+        "confidence": np.rint(galleries.confidences[order].astype(np.float64) * 1000).astype(int).tolist(),
+        "label": None if true is None else true[order].tolist(),
+    }
+
+
+def _clusters(
+    kept: Indices, galleries: Galleries, num_clusters: int, true: Indices | None, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return size, confidence, classes and galleries of every cluster, and the colors of clusters and classes."""
+    number = positions(kept, len(galleries.clusters))
+    sizes = np.bincount(galleries.clusters, minlength=num_clusters)
+    sums = np.bincount(galleries.clusters, galleries.confidences.astype(np.float64), num_clusters)
+    table = np.zeros((num_clusters, len(classes)), np.int64)
+    if true is not None:
+        np.add.at(table, (galleries.clusters, true), 1)
+    clusters = []
+    for cluster in range(num_clusters):
+        largest = np.argsort(-table[cluster], kind="stable")[:_CLASSES_LISTED]
+        parts = {
+            name: [place for place in number[gallery[cluster]].tolist() if place >= 0]
+            for name, gallery in (
+                ("middle", galleries.middle),
+                ("edge", galleries.edge),
+                ("uncertain", galleries.uncertain),
+            )
+        }
+        size = int(sizes[cluster])
+        clusters.append(
+            {"size": size, "confidence": float(sums[cluster] / size) if size else None, **parts}
+            | {"classes": [[int(place), int(table[cluster, place])] for place in largest if table[cluster, place]]}
+        )
+    # A class has the color of the cluster that it matches, so that equal colors on both maps mean agreement.
+    class_colors = np.full(len(classes), -1)
+    matched = linear_sum_assignment(table, maximize=True)
+    class_colors[matched[1]] = matched[0]
+    surplus = class_colors < 0
+    class_colors[surplus] = num_clusters + np.arange(surplus.sum())
+    count = num_clusters + int(surplus.sum())
+    return {
+        "clusters": clusters,
+        "classes": [as_text(name) for name in classes],
+        "classColors": class_colors.tolist(),
+        "colors": {theme: palette(count, theme) for theme in LIGHTNESS},
+    }
+
+
+def _confusion(clusters: Indices, true: Indices, num_clusters: int, num_classes: int) -> dict[str, Any]:
+    """Return counts of classes (rows) by clusters (columns), each cluster below the class that it matches."""
+    table = np.zeros((num_classes, num_clusters), np.int64)
+    np.add.at(table, (true, clusters), 1)
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    surplus = np.setdiff1d(np.arange(num_clusters), columns)
+    column_order = np.concatenate([columns, surplus])[:CONFUSION_SIDE]
+    row_order = np.concatenate([rows, np.setdiff1d(np.arange(num_classes), rows)])[:CONFUSION_SIDE]
+    return {
+        "confusion": {
+            "rows": row_order.tolist(),
+            "columns": column_order.tolist(),
+            "counts": table[np.ix_(row_order, column_order)].tolist(),
+            "totals": table.sum(axis=1)[row_order].tolist(),
+        }
+    }
+
+
+def _curves(
+    history: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]] | None
+) -> dict[str, Any]:
+    """Return epochs, and for every axis the terms that the history has; None where a term is missing or not finite."""
+    found = {name: None for record in history for name, value in record.items() if _is_number(value)}
+    terms = [name for name in found if name not in ("epoch", "lr", "seconds")]
+    groups = {name: (name,) for name in terms} if axes is None else axes
+    panels = []
+    for title, names in groups.items():
+        lines = [
+            {"name": as_text(name), "values": [_finite(record.get(name)) for record in history]}
+            for name in names
+            if name in found
+        ]
+        if lines:
+            panels.append({"title": as_text(title), "lines": lines})
+    epochs = [_finite(record.get("epoch", place + 1)) for place, record in enumerate(history)]
+    return {"epochs": epochs, "panels": panels}
+
+
+def _numbered(labels: Labels | None, classes: Sequence[str] | None, count: int) -> tuple[Indices | None, list[str]]:
+    """Return labels (N,) as numbers from 0 on, and what they are called."""
+    if labels is None:
+        return None, []
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.shape != (count,):
+        raise ValueError(f"labels: expected shape ({count},), one for each image, got {array.shape}")
+    found, numbers = np.unique(array, return_inverse=True)
+    if classes is None:
+        return numbers.astype(np.int64), [str(name) for name in found.tolist()]
+    if array.dtype.kind not in "iu" or found[0] < 0 or found[-1] >= len(classes):
+        raise ValueError(f"labels: expected integers from 0 to {len(classes) - 1}, places in classes, got {found}")
+    return array.astype(np.int64), [str(name) for name in classes]
+
+
+def _checked(name: str, values: Tensor, count: int) -> Tensor:
+    values = values.detach().cpu().float()
+    if values.dim() != 2 or not values.numel() or len(values) != count:
+        raise ValueError(f"{name}: expected a row for each of {count} images, at least one, got {tuple(values.shape)}")
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+    return values
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if _is_number(value) else None
