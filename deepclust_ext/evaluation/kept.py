@@ -1,5 +1,6 @@
 """Which images a page keeps with picture, name and neighbors, where there are more than it can hold."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def keep_images(
     pictures: list[str] = []
     left = CHARACTERS
     for place, picture in zip(order, thumbnails.pictures(order), strict=True):
-        left -= len(picture) + 6 * len(as_text(names[place])) + _CHARACTERS_OF_A_NEIGHBOR * NEIGHBORS
+        left -= len(picture) + len(json.dumps(as_text(names[place]))) + _CHARACTERS_OF_A_NEIGHBOR * NEIGHBORS
         if left < 0:
             break
         pictures.append(picture)

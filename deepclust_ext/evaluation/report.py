@@ -95,7 +95,7 @@ def report_html(
     page |= {
         "title": as_text(title),
         "version": deepclust_ext.__version__,
-        "recipe": "\n".join(map(as_text, recipe.splitlines())),
+        "recipe": "\n".join(as_text(line.expandtabs()) for line in recipe.splitlines()),
         "curves": _curves(history, axes),
         "scores": {as_text(name): value for name, value in (scores or {}).items() if _is_number(value)},
         "skipped": [[as_text(name), as_text(reason)] for name, reason in skipped[:SKIPPED_LISTED]],
@@ -177,6 +177,7 @@ def _clusters(
     return {
         "clusters": clusters,
         "classes": [as_text(name) for name in classes],
+        "classTotals": table.sum(axis=0).tolist(),
         "classColors": class_colors.tolist(),
         "colors": {theme: palette(count, theme) for theme in LIGHTNESS},
     }
