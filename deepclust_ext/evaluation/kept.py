@@ -21,7 +21,7 @@ CHARACTERS = 13_000_000
 #: Neighbors of an image.
 NEIGHBORS = 12
 #: Sides of pictures, of which the largest is taken that all images fit with, or else the last.
-_SIDES, _PIXELS = (192, 128, 96, 64), 16_000_000
+_SIDES, _PIXELS = (160, 128, 96, 64), 16_000_000
 _CHARACTERS_OF_A_NEIGHBOR = 12  # its place and cosine
 
 

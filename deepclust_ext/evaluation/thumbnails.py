@@ -76,7 +76,7 @@ class Thumbnails:
         picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
         file, kind = io.BytesIO(), "webp" if features.check("webp") else "png"
         lossless = max(picture.size) <= _LOSSLESS
-        picture.save(file, kind, **({"quality": 80, "method": 3, "lossless": lossless} if kind == "webp" else {}))
+        picture.save(file, kind, **({"quality": 80, "method": 2, "lossless": lossless} if kind == "webp" else {}))
         return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
