@@ -52,6 +52,30 @@ def as_input(
     return images.to(weight.dtype)
 
 
+class InferenceNetwork(nn.Module):
+    """A backbone with a head for rows and, where there is one, a head for clusters.
+
+    Args:
+        backbone: Maps images (B, C, H, W) to features (B, F).
+        row_head: Maps features to rows (B, D), which are normalised here.
+        share_head: Maps features to shares (B, K) of clusters, or None.
+    """
+
+    def __init__(self, backbone: nn.Module, row_head: nn.Module, share_head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone, self.row_head, self.share_head = backbone, row_head, share_head
+        self.training = False  # the parts have modes of their own, which putting this one back must not touch
+
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W)
+    ) -> tuple[Tensor, ...]:
+        """Return unit rows (B, D) and, with a head for them, shares (B, K)."""
+        features = self.backbone(as_input(self, images))
+        rows = normalize(self.row_head(features), dim=1)
+        return (rows,) if self.share_head is None else (rows, self.share_head(features))
+
+
 @torch.no_grad()
 def update_average(average: nn.Module, online: nn.Module, momentum: float) -> None:
     """Keep ``momentum`` of every averaged weight and take the rest from online; batch statistics are each one's own."""

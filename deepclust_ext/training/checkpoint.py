@@ -38,11 +38,53 @@ def check_settings(stored: Mapping[str, Setting], own: Mapping[str, Setting], pa
         raise ValueError("\n".join(different))
 
 
-def with_epochs_of(stored: Mapping[str, Setting], own: Mapping[str, Setting], phases: int) -> dict[str, Setting]:
-    """Return stored settings with the number of epochs of the last of so many phases as one's own, if that is more."""
+def check_resumed(
+    state: Mapping[str, Any],
+    own: Mapping[str, Setting],
+    path: Path,
+    *,
+    last_phase: int,
+    more_epochs: bool,
+    other_versions: bool,
+) -> None:
+    """Require that a run of these settings can go on from a checkpoint's state.
+
+    Args:
+        state: Of the checkpoint.
+        own: Settings of the run.
+        path: Of the checkpoint.
+        last_phase: Place of the last phase.
+        more_epochs: Whether that one may have more epochs than before.
+        other_versions: Whether the checkpoint may be of other versions.
+
+    Raises:
+        ValueError: If anything differs; names it and both values.
+    """
+    stored = state["settings"]
+    if more_epochs:
+        stored = _with_epochs_of(stored, own, last_phase)
+    try:
+        check_settings(stored, own, path)
+    except ValueError as error:
+        if more_epochs or own["epochs"] == stored["epochs"]:
+            raise
+        raise ValueError(
+            f"{error}\nmore epochs in the last phase are possible where the learning rate is constant or has a "
+            f"horizon, and the method does not go by the share of the run"
+        ) from error
+    if other_versions:
+        return
+    try:
+        check_settings(flatten(state["versions"], "versions"), flatten(versions(), "versions"), path)
+    except ValueError as error:
+        raise ValueError(f"{error}\nfit(resume=True, other_versions=True) goes on all the same") from error
+
+
+def _with_epochs_of(stored: Mapping[str, Setting], own: Mapping[str, Setting], phase: int) -> dict[str, Setting]:
+    """Return stored settings with the number of epochs of the last phase as one's own, if that is more."""
     if own["epochs"] <= stored["epochs"]:  # type: ignore[operator]
         return dict(stored)
-    names = ("epochs", f"phases.{phases - 1}.epochs", f"recipe.phases.{phases - 1}.epochs")
+    names = ("epochs", f"phases.{phase}.epochs", f"recipe.phases.{phase}.epochs")
     return {**stored, **{name: own[name] for name in names if name in stored and name in own}}
 
 

@@ -1,12 +1,37 @@
 """What would fail only after hours, or leave an empty run behind, asked before the first step."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from deepclust_ext.inference import IndexedImages
+from deepclust_ext.methods import ClusteringMethod
+from deepclust_ext.ops._checks import check_type
+from deepclust_ext.training.config import TrainConfig
+
+
+def check_types(method: Any, views: Any, config: Any, out: Any, test_view: Any, recipe: Any) -> None:
+    """Require arguments of a trainer of the right types, and an ``out`` that is no file.
+
+    Raises:
+        TypeError: If one is of another type.
+        NotADirectoryError: If ``out`` is a file.
+    """
+    check_type(method, "method", ClusteringMethod, "a ClusteringMethod")
+    check_type(config, "config", TrainConfig, "a TrainConfig")
+    check_type(out, "out", str | os.PathLike, "a path")
+    for place, view in enumerate(check_type(views, "views", Sequence, f"a list of {method.num_views} functions")):
+        check_type(view, f"views.{place}", Callable, "a function of a batch")
+    if test_view is not None:
+        check_type(test_view, "test_view", Callable, "a function of a batch or None")
+    if recipe is not None:
+        check_type(recipe, "recipe", Mapping, "a mapping or None")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise NotADirectoryError(f"out: expected a folder, got the file {out}")
 
 
 def check_generators(views: Sequence[Callable[[Any], torch.Tensor]]) -> None:

@@ -8,6 +8,8 @@ from deepclust_ext.ops._checks import check_integer, check_non_negative, check_t
 from deepclust_ext.training.phases import Phase
 from deepclust_ext.training.schedule import LearningRate
 
+PRECISIONS = ("fp32", "bf16")
+
 
 @dataclass(frozen=True)
 class KMeansSettings:
@@ -49,6 +51,8 @@ class TrainConfig:
         seed: Of torch, numpy, python, the order of the images and k-means; below 2^32, as numpy has it.
         num_workers: Processes that load images, each two batches ahead; the one setting that changes nothing in the
             result, unless the data set draws random numbers itself.
+        precision: "fp32", or "bf16" for training steps under torch's autocast to bfloat16; weights stay in float32.
+        compile: Whether torch.compile makes the training step.
 
     Raises:
         TypeError: If a value is of another type.
@@ -62,6 +66,8 @@ class TrainConfig:
     kmeans: KMeansSettings = field(default_factory=KMeansSettings)
     seed: int = 0
     num_workers: int = 0
+    precision: str = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for place, phase in enumerate(check_type(self.phases, "phases", Sequence, "a sequence of Phase")):
@@ -70,6 +76,9 @@ class TrainConfig:
         if self.optimizer is not None:
             check_type(self.optimizer, "optimizer", OptimizerSettings, "OptimizerSettings or None")
         check_type(self.kmeans, "kmeans", KMeansSettings, "KMeansSettings")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        check_type(self.compile, "compile", bool, "True or False")
         for name, low, high in (("batch_size", 2, None), ("seed", 0, 2**32 - 1), ("num_workers", 0, None)):
             object.__setattr__(self, name, check_integer(getattr(self, name), name, low, high))
 

@@ -26,6 +26,7 @@ def epoch_batches(
     batch_size: int,
     seed: int,
     labels: Tensor | None,  # (N,) int64, pseudo-labels of the main data set
+    skip: int = 0,  # batches of the epoch that a run has seen before it stopped
 ) -> Generator[Batch, None, None]:
     """Yield the batches of an epoch, one data set after the other."""
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -36,7 +37,16 @@ def epoch_batches(
         else:
             order = torch.randperm(len(images[name]), generator=generator, device="cpu")
         places = order[: steps * batch_size].view(steps, batch_size).tolist()
-        for stacked, index in loaders[name].batches(places):
+        rest, skip = places[skip:], max(skip - steps, 0)
+        if not rest:
+            continue
+        batches = loaders[name].batches(rest)
+        if len(rest) < steps:  # the number that starting to load takes was taken before the stop
+            state = torch.get_rng_state()
+            stacked, index = next(batches)
+            torch.set_rng_state(state)
+            yield Batch(name, terms, stacked, index)
+        for stacked, index in batches:
             yield Batch(name, terms, stacked, index)
 
 

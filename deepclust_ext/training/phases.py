@@ -1,7 +1,8 @@
 """The phases of a run: how long, on which data, by which terms, with which pseudo-labels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,13 @@ class Phase:
                 raise ValueError(
                     f"batch_size: expected 2 to {sizes[data]}, the size of the data set {data}, got {batch_size}"
                 )
+
+
+def describe_phase(phase: Phase, method: ClusteringMethod) -> dict[str, Any]:
+    """Return what a checkpoint holds of a phase."""
+    # Passes in their order, which a mapping would lose.
+    passes = [f"{data}: {terms or method.terms[0]}" for data, terms in phase.passes.items()]
+    return {**asdict(phase), "passes": passes}
 
 
 def locate(phases: Sequence[Phase], epoch: int) -> tuple[int, int]:

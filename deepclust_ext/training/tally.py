@@ -1,6 +1,8 @@
 """What the steps of an epoch logged: means, and a halt at the first loss that is not finite."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +32,29 @@ class Step:
 
 
 class Tally:
-    """Sums of the terms of an epoch, which stay on the device, and the steps since the last look at their losses."""
+    """Sums of the terms of an epoch, which stay on the device, and the steps since the last look at their losses.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+    Args:
+        state: Of an epoch that was stopped, as :meth:`state` returns it; None for the beginning of one.
+        device: Where its sums go on.
+
+    Attributes:
+        steps: How many have been taken in.
+        last: The last of them since this was made.
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> None:
+        state = state or {"steps": 0, "sums": {}, "counts": {}}
+        self.steps: int = state["steps"]
+        self._sums: dict[str, Tensor] = {name: total.to(device) for name, total in state["sums"].items()}
+        self._counts: dict[str, int] = dict(state["counts"])
         self._unseen: list[Step] = []
         self.last: Step | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what :class:`Tally` goes on from; waits for the device."""
+        sums = {name: total.detach().cpu() for name, total in self._sums.items()}
+        return {"steps": self.steps, "sums": sums, "counts": dict(self._counts)}
 
     def add(self, step: Step) -> None:
         """Take in a step.
@@ -50,6 +68,7 @@ class Tally:
             self._counts[name] = self._counts.get(name, 0) + 1
         self._unseen.append(step)
         self.last = step
+        self.steps += 1
         if len(self._unseen) >= STEPS_BETWEEN_LOOKS:
             self._look()
 

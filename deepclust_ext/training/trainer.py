@@ -1,7 +1,6 @@
 """One trainer for every method: phases, schedule, pseudo-labels, history, checkpoints that resume exactly."""
 
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -10,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.inference import IndexedImages, Loader, assign, device_of, embed, moved, takes_any_size
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
-from deepclust_ext.ops._checks import check_type
+from deepclust_ext.training import checks
 from deepclust_ext.training.checkpoint import (
     NEVER_THE_SAME,
     Setting,
-    check_settings,
+    check_resumed,
     fingerprint,
     flatten,
     not_finite,
@@ -31,17 +30,22 @@ from deepclust_ext.training.checkpoint import (
     restore_random_state,
     seed_everything,
     versions,
-    with_epochs_of,
 )
-from deepclust_ext.training.checks import check_as_they_are, check_generators, check_sizes, check_trainable
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.files import FORMAT, RunFolder
 from deepclust_ext.training.loading import Batch, epoch_batches
-from deepclust_ext.training.phases import MAIN, Phase, locate
+from deepclust_ext.training.phases import MAIN, Phase, describe_phase, locate
+from deepclust_ext.training.progress import Progress
 from deepclust_ext.training.tally import Step, Tally
 
 #: Names under which torch's profiler shows the stages of an epoch.
 STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-means")
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop has saved its state; the message says how to go on."""
+
+    status = 130  # with which a program ends, as after SIGINT
 
 
 class Trainer:
@@ -62,6 +66,8 @@ class Trainer:
         folder: The folder ``out``, which ``fit`` locks.
         optimizer: The method's; its learning rates are the peak of the schedule until the first step.
         history: One record of mean terms per epoch. A term has its mean over the steps that log it.
+        stop: Whether to stop: a signal handler sets it. The step under way ends, the state is saved, ``fit`` raises.
+        kept: What ``after_epoch`` keeps from one epoch to the next, by name; checkpoints hold it.
 
     Raises:
         TypeError: If an argument is of another type, a data set is not map-style, or its first item is no image.
@@ -80,15 +86,7 @@ class Trainer:
         test_view: View | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
-        check_type(method, "method", ClusteringMethod, "a ClusteringMethod")
-        check_type(config, "config", TrainConfig, "a TrainConfig")
-        check_type(out, "out", str | os.PathLike, "a path")
-        for place, view in enumerate(check_type(views, "views", Sequence, f"a list of {method.num_views} functions")):
-            check_type(view, f"views.{place}", Callable, "a function of a batch")
-        if test_view is not None:
-            check_type(test_view, "test_view", Callable, "a function of a batch or None")
-        if recipe is not None:
-            check_type(recipe, "recipe", Mapping, "a mapping or None")
+        checks.check_types(method, views, config, out, test_view, recipe)
         self.method = method
         self.data = dict(data) if isinstance(data, Mapping) else {MAIN: data}
         self.views = views
@@ -98,22 +96,26 @@ class Trainer:
         self.test_view = test_view
         self.recipe = recipe or {}
         self.history: list[dict[str, float]] = []
-        if self.out.exists() and not self.out.is_dir():
-            raise NotADirectoryError(f"out: expected a folder, got the file {self.out}")
-        check_generators(views)
+        self.stop = False
+        self.kept: dict[str, Tensor] = {}
+        checks.check_generators(views)
         self._images = {name: IndexedImages(each, any_size=takes_any_size(*views)) for name, each in self.data.items()}
         for name, images in self._images.items():
             if len(images) < 2:
                 raise ValueError(f"data {name}: expected at least 2 images, got {len(images)}")
-            check_sizes(name, images)
-        self._fingerprints = {name: fingerprint(source) for name, source in self.data.items()}
+            checks.check_sizes(name, images)
+        self._fingerprints = {name: fingerprint(each) for name, each in self.data.items()}
+        # The images that are the same at every reading: an epoch of others cannot be taken up in its middle.
+        self._repeatable = [name for name, found in self._fingerprints.items() if found["content"] != NEVER_THE_SAME]
         self._loaders: dict[str, Loader] = {}
         self._pseudo_labels: Tensor | None = None  # (N,) int64, on the CPU
+        self._tally = Tally()  # of the epoch under way
+        self._compiled_step = torch.compile(method.training_step) if config.compile else None
         self._warned = False
         if MAIN not in self.data:
             raise ValueError(f"data: expected a data set named {MAIN!r}, got {', '.join(self.data) or 'none'}")
         if test_view is None:
-            check_as_they_are(self._images[MAIN])
+            checks.check_as_they_are(self._images[MAIN])
         if len(views) != method.num_views:
             raise ValueError(f"views: expected {method.num_views} for {type(method).__name__}, got {len(views)}")
         if config.epochs < 1:
@@ -127,22 +129,29 @@ class Trainer:
         for group in self.optimizer.param_groups:  # a checkpoint holds them, and can be read with plain numbers alone
             group |= {name: value.item() for name, value in group.items() if isinstance(value, np.generic | Tensor)}
         self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._total_steps = sum(phase.epochs * self.steps_per_epoch(phase) for phase in config.phases)
+        self._total_steps = self._steps_before(config.epochs)
 
     def fit(
-        self, *, resume: bool = False, overwrite: bool = False, other_versions: bool = False
+        self,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        other_versions: bool = False,
+        after_epoch: Callable[[dict[str, float]], Mapping[str, float]] | None = None,
     ) -> list[dict[str, float]]:
         """Train to the last epoch and return the history.
 
-        A resumed run continues after the last whole epoch exactly as if it had never stopped. It may have more epochs
-        in its last phase than before where neither learning rate nor method depends on their number. There is a
-        checkpoint before the first step and after every epoch; the one before the last is kept beside it.
+        A resumed run continues where the checkpoint was written exactly as if it had never stopped. It may have more
+        epochs in its last phase than before where neither learning rate nor method depends on their number. There is a
+        checkpoint before the first step, after every epoch and at a stop; the one before the last is kept beside it.
 
         Args:
             resume: Continue from the checkpoint in ``out``.
             overwrite: Remove the run that ``out`` holds before the first step.
             other_versions: Continue even where the checkpoint is of another version of this package, torch or numpy;
                 the result may then differ from that of a run that never stopped.
+            after_epoch: Called with each epoch's record, before the checkpoint; what it returns joins the record. It
+                must leave the global random state as it is.
 
         Raises:
             FileNotFoundError: If there is no checkpoint to resume from.
@@ -151,9 +160,10 @@ class Trainer:
             ValueError: If the checkpoint cannot be read, or was written with other settings, data or versions.
             FloatingPointError: If a loss or a weight is not finite; the checkpoint is that of the epoch before.
             OSError: If a file cannot be written; names it.
-            KeyboardInterrupt: If the user interrupts; says where the run can be resumed.
+            KeyboardInterrupt: If the user interrupts; says where the run can be resumed. After ``stop`` it is a
+                ``Stopped``.
         """
-        check_trainable(self.method)
+        checks.check_trainable(self.method)
         with self.folder as folder:
             folder.check(resume=resume, overwrite=overwrite)
             if resume:
@@ -161,13 +171,16 @@ class Trainer:
             else:
                 self.history = []
                 self._pseudo_labels = None
+                self._tally, self.kept = Tally(), {}
                 seed_everything(self.config.seed)
                 folder.clear()
                 folder.save(self._state())
                 folder.load()  # what cannot be read again is refused before the first step
             folder.write_history(self.history)
             try:
-                self._train()
+                self._train(after_epoch)
+            except Stopped:
+                raise
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"interrupted in epoch {len(self.history) + 1}; {folder.checkpoint} holds the run after epoch "
@@ -212,29 +225,20 @@ class Trainer:
     def settings(self) -> dict[str, Setting]:
         """Return all that decides the run but the versions, by dotted names."""
         config, method = self.config, self.method
-        phases = [
-            {
-                "name": phase.name,
-                "epochs": phase.epochs,
-                # In their order, which a mapping would lose.
-                "passes": [f"{data}: {terms or method.terms[0]}" for data, terms in phase.passes.items()],
-                "pseudo_labels": phase.pseudo_labels,
-                "resample": phase.resample,
-            }
-            for phase in config.phases
-        ]
         weights = list(method.parameters())
         return {
             "method": type(method).__name__,
             **flatten(method.arguments(), "method"),
             "weights": f"{sum(weight.numel() for weight in weights)} numbers in {len(weights)} tensors",
             "epochs": config.epochs,
-            **flatten(phases, "phases"),
+            **flatten([describe_phase(phase, method) for phase in config.phases], "phases"),
             "batch_size": config.batch_size,
             **flatten(config.learning_rate, "learning_rate"),
             **flatten(config.optimizer or method.default_optimizer, "optimizer"),
             **flatten(config.kmeans, "kmeans"),
             "seed": config.seed,
+            "precision": config.precision,
+            "compile": config.compile,
             **flatten(list(self.views), "views"),
             **flatten(self.test_view, "test_view"),
             **flatten(self._fingerprints, "data"),
@@ -245,45 +249,63 @@ class Trainer:
         config = self.config
         return {"test_view": self.test_view, "batch_size": config.batch_size, "num_workers": config.num_workers}
 
-    def _train(self) -> None:
-        epochs = range(len(self.history), self.config.epochs)
-        # disable=None: a bar on a terminal, and a line for each epoch elsewhere.
-        with tqdm(epochs, initial=epochs.start, total=self.config.epochs, unit="epoch", disable=None) as bar:
-            for epoch in bar:
-                record = self._train_epoch(epoch)
+    def _train(self, after_epoch: Callable[[dict[str, float]], Mapping[str, float]] | None) -> None:
+        done = self._steps_before(len(self.history)) + self._tally.steps
+        with Progress(self.config.epochs, self._total_steps, done) as progress:
+            for epoch in range(len(self.history), self.config.epochs):
+                record = self._train_epoch(epoch, progress)
+                if after_epoch is not None:
+                    record |= after_epoch(record)
+                self._tally = Tally()
                 self._warn_of_collapse(record)
                 self.folder.save(self._state(record))
                 self.history.append(record)
                 self.folder.write_history(self.history)
-                shown = {name: f"{record[name]:.3g}" for name in record if name not in ("epoch", "lr")}
-                bar.set_postfix(shown)
-                if bar.disable:
-                    terms = ", ".join(f"{name} {value}" for name, value in shown.items())
-                    print(f"epoch {epoch + 1} of {self.config.epochs}: {terms}", file=sys.stderr, flush=True)
+                progress.end_epoch(record)
+                if self.stop and len(self.history) < self.config.epochs:
+                    raise self._stopped(f"after epoch {epoch + 1}")
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _stopped(self, where: str) -> Stopped:
+        return Stopped(f"stopped {where}; {self.folder.checkpoint} holds the run, and resume continues it")
+
+    def _steps_before(self, epoch: int) -> int:
+        """Return the steps of the run before an epoch."""
+        return sum(self.steps_per_epoch(self.config.phases[locate(self.config.phases, i)[0]]) for i in range(epoch))
+
+    def _train_epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """Train for an epoch, or for what is left of one, and return its mean terms."""
         start = time.perf_counter()
         index, epoch_in_phase = locate(self.config.phases, epoch)
         phase = self.config.phases[index]
-        before = sum(other.epochs * self.steps_per_epoch(other) for other in self.config.phases[:index])
-        steps = self.steps_per_epoch(phase)
-        first_step = before + epoch_in_phase * steps
-        with record_function("k-means"):
-            self._label(phase, epoch_in_phase, epoch)
+        steps, first_step = self.steps_per_epoch(phase), self._steps_before(epoch)
+        tally = self._tally
+        if not tally.steps:
+            with record_function("k-means"):
+                self._label(phase, epoch_in_phase, epoch)
         self.method.train()
-        tally = Tally()
-        with closing(self._batches(phase, epoch)) as batches:
-            for step in range(steps):
+        with closing(self._batches(phase, epoch, tally.steps)) as batches:
+            for step in range(tally.steps, steps):
                 with record_function("data"):
                     batch = next(batches)
                 loss_terms = self._step(batch, epoch + step / steps, (first_step + step) / self._total_steps)
                 tally.add(Step(first_step + step, epoch + 1, phase.name, batch.data, loss_terms, batch.places))
-        means = tally.means()  # the only wait for the device in an epoch of fewer steps than between two looks
-        bad = not_finite(self.method.state_dict())
-        if bad:
-            raise FloatingPointError(f"after {tally.last}: every loss was finite, and not finite is {', '.join(bad)}")
+                progress.end_step(len(batch.images))
+                if self.stop and step + 1 < steps and len(self._repeatable) == len(self.data):
+                    self._check_finite()
+                    self.folder.save(self._state())
+                    raise self._stopped(f"in epoch {epoch + 1} after step {step + 1} of {steps}")
+        means = self._check_finite()
         rates = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
         return rates | means | {"seconds": time.perf_counter() - start}
+
+    def _check_finite(self) -> dict[str, float]:
+        """Return the mean terms of the epoch so far; losses and weights must be finite. Waits for the device."""
+        means = self._tally.means()  # the only wait in an epoch of fewer steps than between two looks
+        bad = not_finite(self.method.state_dict())
+        if bad:
+            last = self._tally.last
+            raise FloatingPointError(f"after {last}: every loss was finite, and not finite is {', '.join(bad)}")
+        return means
 
     def _step(self, batch: Batch, epoch: float, progress: float) -> dict[str, Tensor]:
         """Make one step and return its loss and terms, detached."""
@@ -294,7 +316,9 @@ class Trainer:
             labels = None if all_labels is None else all_labels[batch.places].to(device, non_blocking=True)
         with record_function("augment"):
             views = [view(images) for view in self.views]
-        loss, terms = self.method.training_step(views, labels, batch.places, terms=batch.terms, epoch=epoch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            step = self._compiled_step or self.method.training_step
+            loss, terms = step(views, labels, batch.places, terms=batch.terms, epoch=epoch)
         with record_function("backward"):
             self.optimizer.zero_grad()
             loss.backward()
@@ -314,8 +338,8 @@ class Trainer:
     def _epoch_seed(self, epoch: int) -> int:
         return self.config.seed * 1000 + epoch
 
-    def _batches(self, phase: Phase, epoch: int) -> Generator[Batch, None, None]:
-        """Yield the batches of an epoch, one data set after the other."""
+    def _batches(self, phase: Phase, epoch: int, skip: int) -> Generator[Batch, None, None]:
+        """Yield the batches of an epoch but for the first, one data set after the other."""
         for name, images in self._images.items():
             if name not in self._loaders:
                 self._loaders[name] = Loader(
@@ -323,10 +347,10 @@ class Trainer:
                     num_workers=self.config.num_workers,
                     device=device_of(self.method),
                     # Random numbers of workers that stay would be others in a resumed run.
-                    stay=self._fingerprints[name]["content"] != NEVER_THE_SAME,
+                    stay=name in self._repeatable,
                 )
         size, seed = self.config.batch_size, self._epoch_seed(epoch)
-        return epoch_batches(self._loaders, self._images, phase, size, seed, self._pseudo_labels)
+        return epoch_batches(self._loaders, self._images, phase, size, seed, self._pseudo_labels, skip)
 
     def _set_rates(self, epoch: float) -> None:
         factor = self.config.learning_rate.factor(epoch, self.config.epochs)
@@ -355,33 +379,26 @@ class Trainer:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "pseudo_labels": self._pseudo_labels,
+            "epoch_so_far": self._tally.state(),
+            "kept": self.kept,
             "history": history,
             "random": random_state(),
         }
 
     def _load(self, other_versions: bool) -> None:
-        path, config = self.folder.checkpoint, self.config
         state = self.folder.load()
-        stored, own = state["settings"], self.settings()
-        open_ended = config.learning_rate.open_ended and not self.method.uses_progress
-        if open_ended:
-            stored = with_epochs_of(stored, own, len(config.phases))
-        try:
-            check_settings(stored, own, path)
-        except ValueError as error:
-            if open_ended or own["epochs"] == stored["epochs"]:
-                raise
-            raise ValueError(
-                f"{error}\nmore epochs in the last phase are possible where the learning rate is constant or has a "
-                f"horizon, and the method does not go by the share of the run"
-            ) from error
-        if not other_versions:
-            try:
-                check_settings(flatten(state["versions"], "versions"), flatten(versions(), "versions"), path)
-            except ValueError as error:
-                raise ValueError(f"{error}\nfit(resume=True, other_versions=True) goes on all the same") from error
+        more_epochs = self.config.learning_rate.open_ended and not self.method.uses_progress
+        check_resumed(
+            state,
+            self.settings(),
+            self.folder.checkpoint,
+            last_phase=len(self.config.phases) - 1,
+            more_epochs=more_epochs,
+            other_versions=other_versions,
+        )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._pseudo_labels = state["pseudo_labels"]
-        self.history = state["history"]
+        self._tally = Tally(state["epoch_so_far"], device_of(self.method))
+        self.history, self.kept = state["history"], state["kept"]
         restore_random_state(state["random"])

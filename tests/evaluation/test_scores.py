@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from deepclust_ext.evaluation.scores import SILHOUETTE_ROWS, evaluate, knn_accuracy, score_clusters
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
+from deepclust_ext.methods.shared import InferenceNetwork
 from tests.methods.methodsamples import METHODS, NUM_CLUSTERS
 
 
@@ -38,8 +39,8 @@ class Pixels(ClusteringMethod):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         raise AssertionError("evaluation does not train")
 
-    def embed(self, images: Tensor) -> Tensor:
-        return normalize(images.flatten(1), dim=1)
+    def inference_network(self) -> nn.Module:
+        return InferenceNetwork(nn.Flatten(), nn.Identity())
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         raise AssertionError("evaluation does not train")
