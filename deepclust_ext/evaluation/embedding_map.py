@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits  # scikit-learn's own
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn needs it
 from torch import Tensor
 
 from deepclust_ext.ops.nearest_neighbors import nearest_neighbors
@@ -61,4 +61,5 @@ def _place(
 
 def _in_unit_square(points: NDArray[np.float64]) -> NDArray[np.float64]:
     low, high = points.min(axis=0), points.max(axis=0)
-    return (points - (low + high) / 2) / max(float((high - low).max()), 1e-12) + 0.5
+    centered: NDArray[np.float64] = points - (low + high) / 2
+    return centered / max(float((high - low).max()), 1e-12) + 0.5

@@ -1,6 +1,7 @@
 """Which images show what a cluster is: those at its middle, at its edge, and the least certain."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def make_galleries(
         """Return for each cluster the first of its images in this order."""
         order = order[np.argsort(clusters[order], kind="stable")]
         ends = np.searchsorted(clusters[order], np.arange(num_clusters + 1))
-        return [order[start : min(start + count, end)] for start, end in zip(ends, ends[1:], strict=False)]
+        return [order[start : min(start + count, end)] for start, end in pairwise(ends)]
 
     return Galleries(
         clusters=clusters,

@@ -95,7 +95,9 @@ def keep_images(
         names=[as_text(names[place]) for place in kept],
         pictures=pictures,
         neighbors=[row[row >= 0].tolist() for row in found],
-        cosines=[np.rint(1000 * row[there >= 0]).astype(int).tolist() for row, there in zip(cosines, found, strict=True)],
+        cosines=[
+            np.rint(1000 * row[there >= 0]).astype(int).tolist() for row, there in zip(cosines, found, strict=True)
+        ],
         searched=searched,
         notes=notes,
     )
@@ -116,7 +118,7 @@ def _neighbors(
     queries: Indices,  # (B,) among the rows
     bank: Indices,  # (M,) among the rows
 ) -> tuple[Indices, NDArray[np.float32]]:
-    """Return (B, k) places of the nearest rows of the bank but the query itself, -1 where there are no more, and cosines."""
+    """Return (B, k) places of the nearest rows of the bank but the query, -1 where there are no more, and cosines."""
     own = torch.from_numpy(positions(bank, len(rows))[queries])
     cosines, indices = nearest_neighbors(rows[queries], rows[bank], k=NEIGHBORS, exclude=own)
     return np.append(bank, -1)[indices.numpy()], cosines.numpy()

@@ -6,10 +6,11 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -60,8 +61,8 @@ def report_html(
     as far as 13 million characters go. The page says what it leaves out. Names are text for it, whatever they hold.
 
     Args:
-        images: Map-style, of images (C, H, W) of any size and type, or tuples that begin with one. Attributes ``names``,
-            ``skipped`` and ``notes``, as :class:`deepclust_ext.data.Images` has them, are shown where there are any.
+        images: Map-style, of images (C, H, W) of any size and type, or tuples that begin with one. ``names``,
+            ``skipped`` and ``notes``, attributes of :class:`deepclust_ext.data.Images`, are shown where there are any.
         rows: The method's, floating and finite.
         shares: Of clusters; an image's cluster is where its are largest.
         title: Of the page.
@@ -77,27 +78,30 @@ def report_html(
         TypeError: If an item is no image.
         ValueError: If there is no image, a shape does not fit or a number is not finite, or an image cannot be read.
     """
-    rows, shares = _checked("rows", rows, len(images)), _checked("shares", shares, len(images))
+    count = len(cast(Sized, images))
+    rows, shares = _checked("rows", rows, count), _checked("shares", shares, count)
     galleries = make_galleries(rows, shares)
-    names = getattr(images, "names", None) or [f"image {place}" for place in range(len(rows))]
-    true, class_names = _numbered(labels, classes, len(rows))
+    names = getattr(images, "names", None) or [f"image {place}" for place in range(count)]
+    true, class_names = _numbered(labels, classes, count)
     kept = keep_images(images, names, rows, galleries)
     points, note = embedding_map(rows)
     page = {"names": kept.names, "pictures": kept.pictures, "searched": kept.searched}
     page |= {"neighbors": kept.neighbors, "cosines": kept.cosines, "notes": [f"Map: {note}.", *kept.notes]}
     page |= _points(kept.places, points, galleries, true)
-    page |= _clusters(kept.places, galleries, shares.shape[1], true, class_names)
+    table = np.zeros((len(class_names), shares.shape[1]), np.int64)
     if true is not None:
-        page |= _confusion(galleries.clusters, true, shares.shape[1], len(class_names))
+        np.add.at(table, (true, galleries.clusters), 1)
         if scores is None:
             scores = asdict(score_clusters(true, galleries.clusters, rows, shares.shape[1]))
+    page |= {"clusters": _clusters(kept.places, galleries, table)}
+    page |= _classes(table, class_names)
     skipped = list(getattr(images, "skipped", ()))
     page |= {
         "title": as_text(title),
         "version": deepclust_ext.__version__,
         "recipe": "\n".join(as_text(line.expandtabs()) for line in recipe.splitlines()),
         "curves": _curves(history, axes),
-        "scores": {as_text(name): value for name, value in (scores or {}).items() if _is_number(value)},
+        "scores": {as_text(name): float(value) for name, value in (scores or {}).items() if _is_number(value)},
         "skipped": [[as_text(name), as_text(reason)] for name, reason in skipped[:SKIPPED_LISTED]],
         "numSkipped": len(skipped),
         "dataNotes": [as_text(note) for note in getattr(images, "notes", ())],
@@ -120,9 +124,7 @@ def _filled(page: Mapping[str, Any]) -> str:
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: parts[found[1]], template)
 
 
-def _points(
-    kept: Indices, points: NDArray[np.float64], galleries: Galleries, true: Indices | None
-) -> dict[str, Any]:
+def _points(kept: Indices, points: NDArray[np.float64], galleries: Galleries, true: Indices | None) -> dict[str, Any]:
     """Return what is known of every image on the map, those with pictures first and in their order."""
     others = np.setdiff1d(np.arange(len(points)), kept)
     if len(points) > MAP_POINTS:
@@ -142,68 +144,66 @@ def _points(
 
 
 def _clusters(
-    kept: Indices, galleries: Galleries, num_clusters: int, true: Indices | None, classes: Sequence[str]
-) -> dict[str, Any]:
-    """Return size, confidence, classes and galleries of every cluster, and the colors of clusters and classes."""
+    kept: Indices,  # (M,)
+    galleries: Galleries,
+    table: Indices,  # (classes, K)
+) -> list[dict[str, Any]]:
+    """Return size, confidence, largest classes and galleries of every cluster, in places among the kept images."""
     number = positions(kept, len(galleries.clusters))
-    sizes = np.bincount(galleries.clusters, minlength=num_clusters)
-    sums = np.bincount(galleries.clusters, galleries.confidences.astype(np.float64), num_clusters)
-    table = np.zeros((num_clusters, len(classes)), np.int64)
-    if true is not None:
-        np.add.at(table, (galleries.clusters, true), 1)
+    sizes = np.bincount(galleries.clusters, minlength=table.shape[1])
+    sums = np.bincount(galleries.clusters, galleries.confidences.astype(np.float64), table.shape[1])
     clusters = []
-    for cluster in range(num_clusters):
-        largest = np.argsort(-table[cluster], kind="stable")[:_CLASSES_LISTED]
-        parts = {
-            name: [place for place in number[gallery[cluster]].tolist() if place >= 0]
-            for name, gallery in (
-                ("middle", galleries.middle),
-                ("edge", galleries.edge),
-                ("uncertain", galleries.uncertain),
-            )
+    for cluster, size in enumerate(sizes.tolist()):
+        shown = {
+            "middle": galleries.middle[cluster],
+            "edge": galleries.edge[cluster],
+            "uncertain": galleries.uncertain[cluster],
         }
-        size = int(sizes[cluster])
+        largest = np.argsort(-table[:, cluster], kind="stable")[:_CLASSES_LISTED].tolist()
         clusters.append(
-            {"size": size, "confidence": float(sums[cluster] / size) if size else None, **parts}
-            | {"classes": [[int(place), int(table[cluster, place])] for place in largest if table[cluster, place]]}
+            {
+                "size": size,
+                "confidence": float(sums[cluster] / size) if size else None,
+                "classes": [[label, int(table[label, cluster])] for label in largest if table[label, cluster]],
+                **{name: [place for place in number[found].tolist() if place >= 0] for name, found in shown.items()},
+            }
         )
-    # A class has the color of the cluster that it matches, so that equal colors on both maps mean agreement.
-    class_colors = np.full(len(classes), -1)
-    matched = linear_sum_assignment(table, maximize=True)
-    class_colors[matched[1]] = matched[0]
-    surplus = class_colors < 0
-    class_colors[surplus] = num_clusters + np.arange(surplus.sum())
-    count = num_clusters + int(surplus.sum())
-    return {
-        "clusters": clusters,
-        "classes": [as_text(name) for name in classes],
-        "classTotals": table.sum(axis=0).tolist(),
-        "classColors": class_colors.tolist(),
-        "colors": {theme: palette(count, theme) for theme in LIGHTNESS},
-    }
+    return clusters
 
 
-def _confusion(clusters: Indices, true: Indices, num_clusters: int, num_classes: int) -> dict[str, Any]:
-    """Return counts of classes (rows) by clusters (columns), each cluster below the class that it matches."""
-    table = np.zeros((num_classes, num_clusters), np.int64)
-    np.add.at(table, (true, clusters), 1)
-    rows, columns = linear_sum_assignment(table, maximize=True)
-    surplus = np.setdiff1d(np.arange(num_clusters), columns)
-    column_order = np.concatenate([columns, surplus])[:CONFUSION_SIDE]
-    row_order = np.concatenate([rows, np.setdiff1d(np.arange(num_classes), rows)])[:CONFUSION_SIDE]
-    return {
-        "confusion": {
-            "rows": row_order.tolist(),
-            "columns": column_order.tolist(),
-            "counts": table[np.ix_(row_order, column_order)].tolist(),
-            "totals": table.sum(axis=1)[row_order].tolist(),
-        }
-    }
-
-
-def _curves(
-    history: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]] | None
+def _classes(
+    table: Indices,  # (classes, K)
+    names: Sequence[str],
 ) -> dict[str, Any]:
+    """Return classes and the confusion matrix, each cluster below the class that it matches, and all colors.
+
+    A class has the color of the cluster that it matches, so that equal colors on both maps mean agreement.
+    """
+    num_classes, num_clusters = table.shape
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    row_order = np.append(rows, np.setdiff1d(np.arange(num_classes), rows)).astype(np.int64)
+    column_order = np.append(columns, np.setdiff1d(np.arange(num_clusters), columns)).astype(np.int64)
+    colors = np.empty(num_classes, np.int64)
+    colors[row_order] = np.append(columns, num_clusters + np.arange(num_classes - len(rows)))
+    top, left = row_order[:CONFUSION_SIDE], column_order[:CONFUSION_SIDE]
+    totals = table.sum(axis=1)
+    confusion = {
+        "rows": top.tolist(),
+        "columns": left.tolist(),
+        "counts": table[np.ix_(top, left)].tolist(),
+        "totals": totals[top].tolist(),
+    }
+    count = num_clusters + num_classes - len(rows)
+    return {
+        "classes": [as_text(name) for name in names],
+        "classTotals": totals.tolist(),
+        "classColors": colors.tolist(),
+        "colors": {theme: palette(count, theme) for theme in LIGHTNESS},
+        "confusion": confusion if num_classes else None,
+    }
+
+
+def _curves(history: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[str]] | None) -> dict[str, Any]:
     """Return epochs, and for every axis the terms that the history has; None where a term is missing or not finite."""
     found = {name: None for record in history for name, value in record.items() if _is_number(value)}
     terms = [name for name in found if name not in ("epoch", "lr", "seconds")]
@@ -232,7 +232,8 @@ def _numbered(labels: Labels | None, classes: Sequence[str] | None, count: int) 
     if classes is None:
         return numbers.astype(np.int64), [str(name) for name in found.tolist()]
     if array.dtype.kind not in "iu" or found[0] < 0 or found[-1] >= len(classes):
-        raise ValueError(f"labels: expected integers from 0 to {len(classes) - 1}, places in classes, got {found}")
+        ends = f"{found[0]} to {found[-1]}"
+        raise ValueError(f"labels: expected integers from 0 to {len(classes) - 1}, places in classes, got {ends}")
     return array.astype(np.int64), [str(name) for name in classes]
 
 
@@ -246,7 +247,7 @@ def _checked(name: str, values: Tensor, count: int) -> Tensor:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
 
 
 def _finite(value: Any) -> float | None:
