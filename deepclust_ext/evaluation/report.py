@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict
-from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -247,7 +246,8 @@ def _checked(name: str, values: Tensor, count: int) -> Tensor:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
+    numbers = int | float | np.integer | np.floating
+    return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _finite(value: Any) -> float | None:

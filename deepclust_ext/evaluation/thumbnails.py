@@ -54,10 +54,12 @@ class Thumbnails:
         used = high - low
         # Values that are all equal have no range to draw; by their type they are at least as dark as they are.
         stretched = used > 0 and (low < 0 or high > white or used < white / 4)
-        self.low = ends[:, 0] if stretched else np.zeros(len(ends))
-        self.high = ends[:, 1] if stretched else np.full(len(ends), white)
-        self.high = np.where(self.high > self.low, self.high, self.low + 1)
-        self.note = _in_words(channels, self.low, self.high, stretched=stretched)
+        if not stretched:
+            ends[:] = 0, white
+        ends[:, 1] = np.where(ends[:, 1] > ends[:, 0], ends[:, 1], ends[:, 0] + 1)
+        self.stretched = bool(stretched)
+        self.low, self.high = ends.astype(np.float32).T
+        self.note = _in_words(channels, ends if stretched else None)
 
     def pictures(self, places: Sequence[int]) -> Iterator[str]:
         """Yield images as data URIs, WebP or without its codec PNG."""
@@ -69,9 +71,12 @@ class Thumbnails:
             yield from read[0] if isinstance(read, tuple) else (image for image, *_ in read)
 
     def _encoded(self, image: Tensor) -> str:
-        values = np.nan_to_num(_as_float(image[self.bands]), posinf=np.inf, neginf=-np.inf).transpose(1, 2, 0)
-        shares = ((values - self.low) / (self.high - self.low)).clip(0, 1)
-        pixels = np.rint(shares * 255).astype(np.uint8)
+        drawn = image.detach().cpu()[self.bands].permute(1, 2, 0)
+        if drawn.dtype == torch.uint8 and not self.stretched:
+            pixels = drawn.numpy()
+        else:
+            shares = (drawn.to(torch.float32).numpy() - self.low) / (self.high - self.low)
+            pixels = np.rint(np.nan_to_num(shares, posinf=1, neginf=0).clip(0, 1) * 255).astype(np.uint8)
         picture = Image.fromarray(pixels[:, :, 0] if len(self.bands) == 1 else pixels)
         picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS)
         file, kind = io.BytesIO(), "webp" if features.check("webp") else "png"
@@ -80,23 +85,22 @@ class Thumbnails:
         return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _as_float(image: Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = image.detach().cpu().to(torch.float64).numpy()
-    return array
-
-
-def _ends(images: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the percentiles of the finite values of one band; 0 and 0 where there are none."""
-    values = np.concatenate([_as_float(image.flatten()[:: max(1, image.numel() // _VALUES)]) for image in images])
+def _ends(bands: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the percentiles of the finite values of one band of several images; 0 and 0 where there are none."""
+    some = [band.detach().cpu().flatten()[:: max(1, band.numel() // _VALUES)].double() for band in bands]
+    values = torch.cat(some).numpy()
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, _PERCENTILES) if len(values) else (0.0, 0.0)
     return float(low), float(high)
 
 
-def _in_words(channels: int, low: NDArray[np.float64], high: NDArray[np.float64], *, stretched: bool) -> str:
-    drawn = {1: "", 2: "band 1 in magenta and band 2 in green", 3: ""}.get(
-        channels, f"bands 1, 2 and 3 of {channels} as red, green and blue"
-    )
-    ends = ", ".join(f"{dark:.4g} to {bright:.4g}" for dark, bright in dict.fromkeys(zip(low, high, strict=True)))
-    parts = [part for part in (drawn, f"values from {ends} as black to white" if stretched else "") if part]
+def _in_words(
+    channels: int,
+    ends: NDArray[np.float64] | None,  # (bands, 2) what is black and white, where it is not by the type
+) -> str:
+    others = {1: [], 2: ["band 1 in magenta and band 2 in green"], 3: []}
+    parts = others.get(channels, [f"bands 1, 2 and 3 of {channels} as red, green and blue"])
+    if ends is not None:
+        ranges = dict.fromkeys(f"{low:.4g} to {high:.4g}" for low, high in ends)
+        parts = [*parts, f"values of {', '.join(ranges)} as black to white"]
     return f"Pictures show {'; '.join(parts)}." if parts else ""
