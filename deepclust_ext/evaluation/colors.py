@@ -2,10 +2,10 @@
 
 import math
 
-_HUES = 12  # that are told apart at one lightness
+_HUES = 7  # that are told apart at one lightness
 _CHROMA = 0.17
 #: Lightness of the colors by theme, so that each stands out from the page.
-LIGHTNESS = {"light": (0.60, 0.46, 0.70), "dark": (0.74, 0.86, 0.62)}
+LIGHTNESS = {"light": (0.61, 0.46, 0.65), "dark": (0.74, 0.86, 0.62)}
 
 
 def palette(count: int, theme: str) -> list[str]:

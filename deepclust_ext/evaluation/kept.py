@@ -35,8 +35,7 @@ class KeptImages:
         pictures: Data URIs.
         neighbors: Of each image the nearest others, by their place in this order.
         cosines: Of the neighbors, in thousandths.
-        searched: Of how many from the first on the neighbors are the nearest of all N images; of the others they are
-            the nearest of these M.
+        exact: Whether the neighbors are the nearest of all N images, 1, or of these M, 0.
         notes: What was left out, for people.
     """
 
@@ -45,7 +44,7 @@ class KeptImages:
     pictures: list[str]
     neighbors: list[list[int]]
     cosines: list[list[int]]
-    searched: int
+    exact: list[int]
     notes: list[str]
 
 
@@ -63,7 +62,7 @@ def keep_images(
     """
     everything, shown = np.arange(len(rows)), np.array(galleries.shown())
     nearest, cosines = _neighbors(rows, shown, everything)
-    wanted = np.concatenate([shown, nearest.T.reshape(-1), galleries.most_typical_first()])
+    wanted = np.concatenate([shown, nearest.reshape(-1), galleries.most_typical_first()])
     order = list(dict.fromkeys(wanted[wanted >= 0].tolist()))
     side = next((side for side in _SIDES if len(rows) * side * side <= _PIXELS), _SIDES[-1])
     thumbnails = Thumbnails(images, side, order)
@@ -75,30 +74,25 @@ def keep_images(
             break
         pictures.append(picture)
     kept = np.array(order[: len(pictures)], np.int64)
-    searched = min(len(shown), len(kept))
-    more = _neighbors(rows, kept[searched:], kept)
-    nearest = np.concatenate([nearest[:searched], more[0]])
-    cosines = np.concatenate([cosines[:searched], more[1]])
+    number = positions(kept, len(rows))
+    # Where all neighbors of an image in a gallery are kept, the nearest of the kept images are the nearest of all.
+    complete = (number[nearest] >= 0) | (nearest < 0)
+    exact = np.isin(kept, shown[complete.all(axis=1)]) | (len(kept) == len(rows))
+    nearest, cosines = _neighbors(rows, kept, kept)
     notes = [thumbnails.note] if thumbnails.note else []
     if len(kept) < len(rows):
         notes.append(
             f"To keep the file small, {len(kept):,} of {len(rows):,} images have pictures and names here: those of the "
-            "galleries, their neighbors, and of the others the most typical of each cluster. Neighbors of the "
-            f"{searched:,} images in galleries are the nearest of all, of the others the nearest of these."
+            "galleries, their neighbors, and of the others the most typical of each cluster. Neighbors are the nearest "
+            f"among these; for {exact.sum():,} images in galleries that are the nearest of all."
         )
-    else:
-        searched = len(kept)
-    number = np.append(positions(kept, len(rows)), -1)  # the last is of no neighbor
-    found = number[nearest]
     return KeptImages(
         places=kept,
         names=[as_text(names[place]) for place in kept],
         pictures=pictures,
-        neighbors=[row[row >= 0].tolist() for row in found],
-        cosines=[
-            np.rint(1000 * row[there >= 0]).astype(int).tolist() for row, there in zip(cosines, found, strict=True)
-        ],
-        searched=searched,
+        neighbors=[number[row[row >= 0]].tolist() for row in nearest],
+        cosines=[np.rint(1000 * row[row > -np.inf]).astype(int).tolist() for row in cosines],
+        exact=exact.astype(int).tolist(),
         notes=notes,
     )
 

@@ -84,7 +84,7 @@ def report_html(
     true, class_names = _numbered(labels, classes, count)
     kept = keep_images(images, names, rows, galleries)
     points, note = embedding_map(rows)
-    page = {"names": kept.names, "pictures": kept.pictures, "searched": kept.searched}
+    page = {"names": kept.names, "pictures": kept.pictures, "exact": kept.exact}
     page |= {"neighbors": kept.neighbors, "cosines": kept.cosines, "notes": [f"Map: {note}.", *kept.notes]}
     page |= _points(kept.places, points, galleries, true)
     table = np.zeros((len(class_names), shares.shape[1]), np.int64)
