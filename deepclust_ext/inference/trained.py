@@ -85,5 +85,6 @@ class Trained(nn.Module):
             batch_size=batch_size,
             num_workers=num_workers,
             device=device_of(self.method),
+            progress="embedding",
         )
         return rows, shares

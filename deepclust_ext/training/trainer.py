@@ -45,6 +45,8 @@ STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-mean
 class Stopped(KeyboardInterrupt):
     """A run that was asked to stop has saved its state; the message says how to go on."""
 
+    status = 130  # with which a program ends, as after SIGINT
+
 
 class Trainer:
     """Train a method on the images of a data set; labels that the data set also returns are dropped unseen.
@@ -65,6 +67,7 @@ class Trainer:
         optimizer: The method's; its learning rates are the peak of the schedule until the first step.
         history: One record of mean terms per epoch. A term has its mean over the steps that log it.
         stop: Whether to stop: a signal handler sets it. The step under way ends, the state is saved, ``fit`` raises.
+        kept: What ``after_epoch`` keeps from one epoch to the next, by name; checkpoints hold it.
 
     Raises:
         TypeError: If an argument is of another type, a data set is not map-style, or its first item is no image.
@@ -94,13 +97,14 @@ class Trainer:
         self.recipe = recipe or {}
         self.history: list[dict[str, float]] = []
         self.stop = False
+        self.kept: dict[str, Tensor] = {}
         checks.check_generators(views)
         self._images = {name: IndexedImages(each, any_size=takes_any_size(*views)) for name, each in self.data.items()}
         for name, images in self._images.items():
             if len(images) < 2:
                 raise ValueError(f"data {name}: expected at least 2 images, got {len(images)}")
             checks.check_sizes(name, images)
-        self._fingerprints = {name: fingerprint(source) for name, source in self.data.items()}
+        self._fingerprints = {name: fingerprint(each) for name, each in self.data.items()}
         # The images that are the same at every reading: an epoch of others cannot be taken up in its middle.
         self._repeatable = [name for name, found in self._fingerprints.items() if found["content"] != NEVER_THE_SAME]
         self._loaders: dict[str, Loader] = {}
@@ -167,7 +171,7 @@ class Trainer:
             else:
                 self.history = []
                 self._pseudo_labels = None
-                self._tally = Tally()
+                self._tally, self.kept = Tally(), {}
                 seed_everything(self.config.seed)
                 folder.clear()
                 folder.save(self._state())
@@ -376,6 +380,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "pseudo_labels": self._pseudo_labels,
             "epoch_so_far": self._tally.state(),
+            "kept": self.kept,
             "history": history,
             "random": random_state(),
         }
@@ -395,5 +400,5 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self._pseudo_labels = state["pseudo_labels"]
         self._tally = Tally(state["epoch_so_far"], device_of(self.method))
-        self.history = state["history"]
+        self.history, self.kept = state["history"], state["kept"]
         restore_random_state(state["random"])
