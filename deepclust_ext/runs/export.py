@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,9 @@ from tqdm import tqdm
 import deepclust_ext
 from deepclust_ext.data.views import ResizeView
 from deepclust_ext.inference.trained import Trained, center_shares
-from deepclust_ext.recipes.schema import Recipe
+from deepclust_ext.runs.folder import Run
 from deepclust_ext.training.files import replacing
 
-#: How a file of each format ends, and the packages that writing and checking it need beyond torch.
-FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "onnx": (".onnx", ("onnx", "onnxruntime", "onnxscript")),
-    "safetensors": (".safetensors", ("safetensors",)),
-    "torch": (".pt2", ()),
-}
 #: How far a row or share of the file may lie from ours.
 TOLERANCE = 1e-4
 #: Images at a time of that comparison.
@@ -34,7 +29,8 @@ ONNX_LIMIT = 2**31
 #: Where a program of torch.export keeps what is known of it, and the key of ONNX's and safetensors' metadata.
 FACTS = "deepclust_ext.json"
 
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class ExportedNetwork(nn.Module):
@@ -55,7 +51,9 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         view = trained.test_view
         if view is not None and not isinstance(view, ResizeView):
-            raise ValueError(f"test_view: expected 'resize' or none, got {type(view).__name__}, which cannot be written")
+            raise ValueError(
+                f"test_view: expected 'resize' or none, got {type(view).__name__}, which cannot be written"
+            )
         self.network = copy.deepcopy(trained.method.inference_network()).float().cpu().requires_grad_(False)
         for name, values in (("mean", view and view.mean), ("std", view and view.std)):
             self.register_buffer(name, None if values is None else torch.tensor(values, device="cpu").view(-1, 1, 1))
@@ -95,34 +93,33 @@ def check_target(path: Path, format: str, *, overwrite: bool = False) -> None:
     """
     if format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-    suffix, packages = FORMATS[format]
-    if missing := [name for name in packages if find_spec(name) is None]:
+    kind = FORMATS[format]
+    if missing := [name for name in kind.packages if find_spec(name) is None]:
         raise ImportError(
-            f"format: {format} needs {', '.join(packages)}, and there is no {', '.join(missing)}; "
+            f"format: {format} needs {', '.join(kind.packages)}, and there is no {', '.join(missing)}; "
             f"pip install 'deepclust_ext[export]'"
         )
-    if path.suffix != suffix:
-        raise ValueError(f"out: expected a name that ends in {suffix} for {format}, got {path}")
+    if path.suffix != kind.suffix:
+        raise ValueError(f"out: expected a name that ends in {kind.suffix} for {format}, got {path}")
     if path.is_dir():
         raise ValueError(f"out: expected a file, got the folder {path}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"out: expected a new file, got {path}, which exists; overwrite replaces it")
 
 
-def export(trained: Trained, recipe: Recipe, path: Path, *, format: str, overwrite: bool = False) -> dict[str, Any]:
-    """Write a trained network as a file, compare what the file gives with ours, and return what is known of it.
+def export(run: Run, path: Path, *, format: str, overwrite: bool = False) -> dict[str, Any]:
+    """Write a run's network as a file, compare what the file gives with ours, and return what is known of it.
 
     Args:
-        trained: From images to rows and shares.
-        recipe: Of its run.
+        run: As :func:`~deepclust_ext.runs.open_run` gives it.
         path: Of the file.
         format: "onnx", "torch" for a program of ``torch.export``, or "safetensors" for the weights alone.
         overwrite: Whether to replace a file.
 
     Returns:
-        Shapes, dtype and range of ``images``, shapes of ``rows`` and ``shares``, how images are resized before and
-        normalized within, method, backbone, versions; the file's path and bytes, and its largest difference from ours.
-        All but these three are in the file too.
+        Shape, dtype and range of ``images``, how they are scaled and resized before and normalized within, shapes of
+        ``rows`` and ``shares``, method, backbone and versions; the file's path and bytes, and its largest difference
+        from ours. All but these last three are in the file too.
 
     Raises:
         FileExistsError: See :func:`check_target`.
@@ -132,45 +129,62 @@ def export(trained: Trained, recipe: Recipe, path: Path, *, format: str, overwri
         ValueError: See :func:`check_target` and :class:`ExportedNetwork`; or if ONNX cannot hold so much.
     """
     check_target(path, format, overwrite=overwrite)
-    network = ExportedNetwork(trained)
+    network = ExportedNetwork(run.trained)
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
     if format == "onnx" and size >= ONNX_LIMIT:
-        raise ValueError(f"format: expected weights below {ONNX_LIMIT:,} bytes for onnx, got {size:,}; torch takes them")
-    ours = copy.deepcopy(trained).cpu().float()
-    images = torch.rand(2, recipe.data.channels, recipe.data.size, recipe.data.size, device="cpu")
-    facts = _facts(trained, recipe, format, *(part.shape[1] for part in ours(images)))
-    write, load = {"onnx": (_write_onnx, _load_onnx), "torch": (_write_program, _load_program)}.get(
-        format, (_write_weights, _load_weights)
-    )
+        raise ValueError(
+            f"format: expected weights below {ONNX_LIMIT:,} bytes for onnx, got {size:,}; torch takes them"
+        )
+    ours = copy.deepcopy(run.trained).cpu().float()
+    data = run.recipe.data
+    images = torch.rand(2, data.channels, data.size, data.size, device="cpu")
+    facts = {"format": format, **_facts(run, *(part.shape[1] for part in ours(images)))}
     with tqdm(total=2, desc=f"writing {path.name}", leave=False, disable=None) as bar, replacing(path) as unfinished:
-        write(network, images, unfinished, facts)
+        FORMATS[format].write(network, images, unfinished, facts)
         bar.update()
         bar.set_description(f"checking {path.name}")
-        difference = _largest_difference(load(network, unfinished), ours, images.shape[1:])
+        difference = _largest_difference(FORMATS[format].load(network, unfinished), ours, images.shape[1:])
         if not difference <= TOLERANCE:
             raise RuntimeError(
-                f"backbone: expected {format} to give rows and shares within {TOLERANCE:g} of ours, got {difference:.2g}; "
-                f"nothing is written"
+                f"backbone: expected {format} to give rows and shares within {TOLERANCE:g} of ours, "
+                f"got {difference:.2g}; nothing is written"
             )
         bar.update()
     return facts | {"path": str(path), "bytes": path.stat().st_size, "largest_difference": difference}
 
 
-def _facts(trained: Trained, recipe: Recipe, format: str, row_size: int, num_clusters: int) -> dict[str, Any]:
-    view = trained.test_view
-    assert view is None or isinstance(view, ResizeView)
+def describe(facts: Mapping[str, Any]) -> str:
+    """Return the facts of :func:`export` for a person to read."""
+    shapes = {name: " x ".join(map(str, facts[name])) for name in ("images", "rows", "shares")}
+    method = "bicubic, then kept between 0 and 1" if facts["resize"] == "bicubic" else facts["resize"]
+    scale = "the largest value of their type" if facts["scale"] == "type" else "percentiles of the run's images"
+    lines = {
+        "written": f"{facts['path']}, {facts['bytes']:,} bytes, {facts['method']} with {facts['backbone']}",
+        "images": f"{shapes['images']}, {facts['dtype']} from 0 to 1 by {scale}, any batch",
+        "resize before": f"{method}, with antialias, without keeping the aspect" if method else "nothing",
+        "normalize": "within the network" if facts["mean"] else "nothing",
+        "rows": f"{shapes['rows']}, of length 1",
+        "shares": f"{shapes['shares']}, the cluster is the largest",
+        "compared": f"differs from the run by {facts['largest_difference']:.1g} at most",
+    }
+    return "\n".join(f"{name:<15}{text}" for name, text in lines.items())
+
+
+def _facts(run: Run, row_size: int, num_clusters: int) -> dict[str, Any]:
+    data, view, source = run.recipe.data, run.trained.test_view, run.record.get("source") or {}
+    mean, std, resize = (None if view is None else getattr(view, name) for name in ("mean", "std", "interpolation"))
     return {
-        "format": format,
-        "method": recipe.method,
-        "backbone": recipe.backbone.name,
-        "images": ["batch", recipe.data.channels, recipe.data.size, recipe.data.size],
+        "method": run.recipe.method,
+        "backbone": run.recipe.backbone.name,
+        "images": ["batch", data.channels, data.size, data.size],
         "dtype": "float32",
         "range": [0, 1],
+        "scale": source.get("scale", "type"),
+        "resize": "bilinear" if source.get("size") else resize,  # images that came resized were so without a view
+        "mean": mean and list(mean),
+        "std": std and list(std),
         "rows": ["batch", row_size],
         "shares": ["batch", num_clusters],
-        "resize": None if view is None else view.interpolation,
-        "mean": None if view is None or view.mean is None else list(view.mean),
-        "std": None if view is None or view.std is None else list(view.std),
         "versions": {"deepclust_ext": deepclust_ext.__version__, "torch": str(torch.__version__)},
     }
 
@@ -184,7 +198,9 @@ def _trace(network: ExportedNetwork, images: Tensor) -> Any:
     except Exception as error:  # whatever a backbone's own code raises when it meets symbols
         reason = str(error).strip().partition("\n")[0]
         raise RuntimeError(f"backbone: torch.export cannot trace it for any number of images: {reason}") from error
-    nodes = [node for part in program.graph_module.modules() if isinstance(part, GraphModule) for node in part.graph.nodes]
+    nodes = [
+        node for part in program.graph_module.modules() if isinstance(part, GraphModule) for node in part.graph.nodes
+    ]
     for node in nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     targets = {node.target for node in nodes if isinstance(node.target, OpOverload)}
@@ -199,8 +215,8 @@ def _write_program(network: ExportedNetwork, images: Tensor, path: Path, facts: 
     torch.export.save(_trace(network, images), path, extra_files={FACTS: json.dumps(facts)})
 
 
-def _load_program(network: ExportedNetwork, path: Path) -> Run:
-    run: Run = torch.export.load(path).module()
+def _load_program(network: ExportedNetwork, path: Path) -> Function:
+    run: Function = torch.export.load(path).module()
     return run
 
 
@@ -221,7 +237,7 @@ def _write_onnx(network: ExportedNetwork, images: Tensor, path: Path, facts: dic
     program.save(path, external_data=False)
 
 
-def _load_onnx(network: ExportedNetwork, path: Path) -> Run:
+def _load_onnx(network: ExportedNetwork, path: Path) -> Function:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -243,7 +259,7 @@ def _write_weights(network: ExportedNetwork, images: Tensor, path: Path, facts: 
     save_file(weights, path, {FACTS: json.dumps(facts)})
 
 
-def _load_weights(network: ExportedNetwork, path: Path) -> Run:
+def _load_weights(network: ExportedNetwork, path: Path) -> Function:
     from safetensors.torch import load_file
 
     weights = load_file(path)
@@ -258,7 +274,7 @@ def _load_weights(network: ExportedNetwork, path: Path) -> Run:
     return run
 
 
-def _largest_difference(run: Run, ours: Run, shape: torch.Size) -> float:
+def _largest_difference(run: Function, ours: Function, shape: torch.Size) -> float:
     """Return how far the rows and shares of two functions lie apart at most, NaN if either gives NaN."""
     generator = torch.Generator("cpu").manual_seed(0)
     differences = []
@@ -267,3 +283,20 @@ def _largest_difference(run: Run, ours: Run, shape: torch.Size) -> float:
         for theirs, expected in zip(run(images), ours(images), strict=True):
             differences.append((theirs - expected).abs().max())
     return float(torch.stack(differences).max())
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a file of a format ends, the packages beyond torch that it needs, and how it is written and loaded."""
+
+    suffix: str
+    packages: tuple[str, ...]
+    write: Callable[[ExportedNetwork, Tensor, Path, dict[str, Any]], None]
+    load: Callable[[ExportedNetwork, Path], Function]
+
+
+FORMATS = {
+    "onnx": Format(".onnx", ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _load_onnx),
+    "safetensors": Format(".safetensors", ("safetensors",), _write_weights, _load_weights),
+    "torch": Format(".pt2", (), _write_program, _load_program),
+}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from deepclust_ext.methods import ClusterHeadMethod
 from deepclust_ext.recipes.build import make_method, make_test_view
 from deepclust_ext.recipes.schema import Backbone, Recipe
 from deepclust_ext.runs import export as exporting
-from deepclust_ext.runs.export import FACTS, FORMATS, ExportedNetwork, check_target, export
+from deepclust_ext.runs.export import FACTS, FORMATS, ExportedNetwork, check_target, describe, export
+from deepclust_ext.runs.folder import Run
 
-MISSING = [name for _, packages in FORMATS.values() for name in packages if not exporting.find_spec(name)]
+MISSING = [name for kind in FORMATS.values() for name in kind.packages if not find_spec(name)]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"there is no {', '.join(MISSING)}")
 
 VIEW = {"name": "resize", "size": 8, "mean": [0.3], "std": [0.4]}
-NAMES = {format: f"network{suffix}" for format, (suffix, _) in FORMATS.items()}
+NAMES = {format: f"network{kind.suffix}" for format, kind in FORMATS.items()}
 
 
 def recipe_of(method: str, backbone: str = "digits-linear", **changes: Any) -> Recipe:
@@ -50,6 +52,10 @@ def trained_of(recipe: Recipe) -> Trained:
     return trained
 
 
+def run_of(trained: Trained, recipe: Recipe, **source: Any) -> Run:
+    return Run(Path("run"), recipe, trained, [], {"source": source or None})
+
+
 class Files:
     """One trained network in all formats."""
 
@@ -57,7 +63,8 @@ class Files:
         self.recipe, self.folder = recipe_of(method), folder
         self.trained = trained_of(self.recipe)
         self.facts = {
-            format: export(self.trained, self.recipe, folder / name, format=format) for format, name in NAMES.items()
+            format: export(run_of(self.trained, self.recipe), folder / name, format=format)
+            for format, name in NAMES.items()
         }
 
     def run(self, format: str, images: Tensor) -> tuple[Tensor, ...]:
@@ -82,7 +89,7 @@ class Files:
         return outputs
 
 
-@pytest.fixture(params=["hadis", "sacc", "clc"], scope="module")
+@pytest.fixture(params=["hadis", "clc", pytest.param("sacc", marks=pytest.mark.slow)], scope="module")
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -178,7 +185,7 @@ def test_a_program_loads_without_this_package(files: Files, tmp_path: Path) -> N
     """
     images = torch.rand(3, 1, 8, 8)
     torch.save((images, *files.trained(images)), tmp_path / "expected.pt")
-    command = [sys.executable, "-c", script, files.folder / NAMES["torch"], tmp_path / "expected.pt"]
+    command = [sys.executable, "-c", script, str(files.folder / NAMES["torch"]), str(tmp_path / "expected.pt")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -189,15 +196,17 @@ def test_a_program_loads_without_this_package(files: Files, tmp_path: Path) -> N
 class Tied(nn.Module):
     """Two layers of one weight, channels last, and a view of a larger tensor."""
 
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(1, 4, 3, padding=1).to(memory_format=torch.channels_last)
+        self.first = nn.Conv2d(2, 4, 3, padding=1).to(memory_format=torch.channels_last)
         self.second, self.third = nn.Linear(256, 256), nn.Linear(256, 256)
         self.third.weight = self.second.weight
         self.register_buffer("shift", torch.randn(256, 2)[:, 0])
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.first(images).relu().flatten(1)
+        features = self.first(torch.cat([images, images], dim=1)).relu().flatten(1)
         shifted: Tensor = self.third(self.second(features).relu()) + self.shift
         return shifted
 
@@ -229,7 +238,11 @@ class OfTwo(nn.Module):
     """A part that takes two images alone."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1) if len(images) == 2 else images.flatten(1).new_zeros(len(images), 64) * images.max().item()
+        return (
+            images.flatten(1)
+            if len(images) == 2
+            else images.flatten(1).new_zeros(len(images), 64) * images.max().item()
+        )
 
 
 def tied() -> nn.Module:
@@ -252,24 +265,26 @@ def of_two() -> nn.Module:
     return OfTwo()
 
 
-def own(name: str) -> tuple[Trained, Recipe]:
+def own(name: str) -> Run:
     recipe = recipe_of("sacc", f"{__name__}:{name}")
-    return trained_of(recipe), recipe
+    return run_of(trained_of(recipe), recipe)
 
 
 def test_tied_weights_and_weights_in_any_layout(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    trained, recipe = own("tied")
-    path = tmp_path / NAMES["safetensors"]
-    export(trained, recipe, path, format="safetensors")
-    weights, (first, *_) = load_file(path), [trained.method.inference_network().backbone]
-    assert not first.first.weight.is_contiguous() or not first.shift.is_contiguous()
-    assert torch.equal(weights["network.backbone.first.weight"], first.first.weight)
-    assert torch.equal(weights["network.backbone.third.weight"], first.second.weight)
-    assert torch.equal(weights["network.backbone.shift"], first.shift)
+    run, path = own("tied"), tmp_path / NAMES["safetensors"]
+    backbone = run.trained.method.inference_network().backbone
+    assert isinstance(backbone, Tied)
+    assert not any(tensor.is_contiguous() for tensor in (backbone.first.weight, backbone.shift))
+    export(run, path, format="safetensors")
+    weights = load_file(path)
+    assert torch.equal(weights["network.backbone.first.weight"], backbone.first.weight)
+    assert torch.equal(weights["network.backbone.second.weight"], backbone.second.weight)
+    assert torch.equal(weights["network.backbone.third.weight"], backbone.second.weight)
+    assert torch.equal(weights["network.backbone.shift"], backbone.shift)
     assert weights["mean"].flatten().tolist() == pytest.approx([0.3])
-    export(trained, recipe, tmp_path / NAMES["torch"], format="torch")
+    export(run, tmp_path / NAMES["torch"], format="torch")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +292,12 @@ def test_tied_weights_and_weights_in_any_layout(tmp_path: Path) -> None:
     [
         ("stubborn", "torch", ValueError, "backbone: expected evaluation mode after eval.*in backbone.1, which"),
         ("stubborn", "safetensors", ValueError, "backbone: expected evaluation mode"),
-        ("searching", "torch", RuntimeError, "backbone: expected torch's own operators, .* deepclust_ext.nearest_neigh"),
+        (
+            "searching",
+            "torch",
+            RuntimeError,
+            "backbone: expected torch's own operators, .* deepclust_ext.nearest_neigh",
+        ),
         ("searching", "onnx", RuntimeError, "backbone: expected torch's own operators"),
         ("chance", "torch", RuntimeError, "backbone: expected torch to give rows .* within 0.0001 of ours, got 0.*"),
         ("of_two", "onnx", RuntimeError, "backbone: torch.export cannot trace it for any number of images: "),
@@ -289,7 +309,7 @@ def test_what_is_wrong_with_a_backbone_is_said_and_nothing_is_written(
     path = tmp_path / NAMES[format]
     path.write_text("before")
     with pytest.raises(error, match=message) as raised:
-        export(*own(name), path, format=format, overwrite=True)
+        export(own(name), path, format=format, overwrite=True)
     assert "\n" not in str(raised.value)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(NAMES[format], "before")]
 
@@ -302,7 +322,7 @@ def test_other_dtypes_are_written_in_float32(
     recipe = recipe_of("hadis")
     trained = trained_of(recipe)
     trained.method.to(dtype).to(memory_format=memory_format)
-    facts = export(trained, recipe, tmp_path / NAMES["torch"], format="torch")
+    facts = export(run_of(trained, recipe), tmp_path / NAMES["torch"], format="torch")
     assert facts["largest_difference"] < 1e-5
     rows, shares = torch.export.load(tmp_path / NAMES["torch"]).module()(torch.rand(2, 1, 8, 8))
     assert (rows.dtype, shares.dtype) == (torch.float32, torch.float32)
@@ -311,30 +331,50 @@ def test_other_dtypes_are_written_in_float32(
 
 def test_without_a_test_view_images_are_taken_as_they_are(tmp_path: Path) -> None:
     recipe = replace(recipe_of("clc"), test_view=None)
-    facts = export(trained_of(recipe), recipe, tmp_path / NAMES["torch"], format="torch")
+    facts = export(run_of(trained_of(recipe), recipe), tmp_path / NAMES["torch"], format="torch")
     assert (facts["resize"], facts["mean"], facts["std"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "resize", "scale", "told"),
+    [
+        ({"data": ["photos"]}, "bicubic", "type", "bicubic, then kept between 0 and 1, with antialias"),
+        ({"data": ["photos"], "size": 8}, "bilinear", "type", "bilinear, with antialias"),
+        ({"data": ["photos"], "scale": "percentile"}, "bicubic", "percentile", "by percentiles of the run's images"),
+    ],
+)
+def test_how_the_run_read_its_images_is_said(
+    source: dict[str, Any], resize: str, scale: str, told: str, tmp_path: Path
+) -> None:
+    recipe = recipe_of("clc")
+    run = run_of(trained_of(recipe), recipe, **source)
+    facts = export(run, tmp_path / NAMES["safetensors"], format="safetensors")
+    assert (facts["resize"], facts["scale"]) == (resize, scale)
+    assert told in describe(facts)
 
 
 def test_another_test_view_is_named(tmp_path: Path) -> None:
     recipe = replace(recipe_of("clc"), test_view={"name": "gamma"})
     message = "test_view: expected 'resize' or none, got RandomGamma, which cannot be written"
     with pytest.raises(ValueError, match=message):
-        export(trained_of(recipe), recipe, tmp_path / NAMES["torch"], format="torch")
+        export(run_of(trained_of(recipe), recipe), tmp_path / NAMES["torch"], format="torch")
 
 
 def test_onnx_above_its_limit_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(exporting, "ONNX_LIMIT", 1000)
     recipe = recipe_of("clc")
     with pytest.raises(ValueError, match=r"format: expected weights below 1,000 bytes for onnx, got [\d,]+; torch"):
-        export(trained_of(recipe), recipe, tmp_path / NAMES["onnx"], format="onnx")
+        export(run_of(trained_of(recipe), recipe), tmp_path / NAMES["onnx"], format="onnx")
 
 
 @pytest.mark.parametrize(
-    ("format", "name"), [(format, name) for format, (_, packages) in FORMATS.items() for name in packages]
+    ("format", "name"), [(format, name) for format, kind in FORMATS.items() for name in kind.packages]
 )
 def test_a_missing_package_is_named_before_any_work(format: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=rf"format: {format} needs .*{name}.*no {name}; pip install 'deepclust_ext\[e"):
+    with pytest.raises(
+        ImportError, match=rf"format: {format} needs .*{name}.*no {name}; pip install 'deepclust_ext\[e"
+    ):
         check_target(Path(NAMES[format]), format)
 
 
