@@ -1,16 +1,21 @@
 """A backbone by its name, or by that of a function of the user's."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from deepclust_ext.backbones.digits import digits_linear_network, digits_network
 from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.backbones.resnet import RESNETS, resnet
+from deepclust_ext.backbones.small import digits_linear_network, digits_network, small_network
 
-SMALL = {"digits": digits_network, "digits-linear": digits_linear_network}
+SMALL: dict[str, Callable[[int, int], nn.Module]] = {
+    "digits": lambda image_size, channels: digits_network(channels),
+    "digits-linear": lambda image_size, channels: digits_linear_network(channels),
+    "small": small_network,
+}
 BACKBONES = (*SMALL, *RESNETS)
 
 
@@ -34,7 +39,7 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
     elif stem is not None:
         raise ValueError(f"backbone.stem: expected none for {name!r}, which is no ResNet, got {stem!r}")
     elif name in SMALL:
-        network = SMALL[name](channels)
+        network = SMALL[name](image_size, channels)
     elif ":" in name:
         network = _own(name)
     else:
