@@ -9,12 +9,14 @@ from torch import nn
 
 from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.backbones.resnet import RESNETS, resnet
-from deepclust_ext.backbones.small import digits_linear_network, digits_network, small_network
+from deepclust_ext.backbones.small import small_linear_network, small_network
 
+#: Name -> a network of a size and channels. Those of the digits take other sizes too, without another block for them.
 SMALL: dict[str, Callable[[int, int], nn.Module]] = {
-    "digits": lambda image_size, channels: digits_network(channels),
-    "digits-linear": lambda image_size, channels: digits_linear_network(channels),
     "small": small_network,
+    "small-linear": small_linear_network,
+    "digits": lambda image_size, channels: small_network(8, channels),
+    "digits-linear": lambda image_size, channels: small_linear_network(8, channels),
 }
 BACKBONES = (*SMALL, *RESNETS)
 
