@@ -133,7 +133,7 @@ def _batch_reason(count: int, num_clusters: int) -> str:
 def _batch_size(usual: int, count: int, num_clusters: int) -> int:
     """Return the usual batch; smaller for few images, and four images a cluster at least where the count allows."""
     steps = 7  # an epoch at least
-    fitting = min(2 ** int(math.log2(max(count // steps, 8))), max(count // 2, 2))
+    fitting = min(1 << int(math.log2(max(count // steps, 8))), max(count // 2, 2))
     enough = 4 * num_clusters
     return max(min(usual, fitting), enough if enough < count else 2)
 
