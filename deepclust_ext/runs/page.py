@@ -7,7 +7,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
+from deepclust_ext.evaluation.report import report_html
 from deepclust_ext.runs.folder import REPORT_NAME, Run
+from deepclust_ext.runs.probe import Probe
+from deepclust_ext.runs.source import labels_of
+from deepclust_ext.training.files import write_text
 
 
 def write_page(
@@ -30,5 +34,17 @@ def write_page(
         OSError: If it cannot be written; names it.
     """
     path = run.path / REPORT_NAME if path is None else path
-    recipes.dump(run.recipe)  # the report comes here
+    labels, classes = labels_of(images)
+    page = report_html(
+        images,
+        rows,
+        shares,
+        title=f"{run.recipe.method}: {run.path.resolve().name}",
+        recipe=recipes.dump(run.recipe),
+        history=run.history,
+        axes={**run.trained.method.axes, **Probe.axes},
+        labels=labels,
+        classes=classes,
+    )
+    write_text(path, page)
     return path
