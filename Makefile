@@ -11,7 +11,7 @@ TOOLS ?= --no-build-isolation --editable '.[$(EXTRAS)]'
 TESTS ?=
 
 # Python compiles a module when it is first imported, and keeps it: most of the thousands that pip installs never are.
-export PIP_NO_COMPILE := 1
+export PIP_COMPILE := 0
 unexport PYTHONDONTWRITEBYTECODE
 
 bin := $(abspath $(VENV))/bin
