@@ -84,7 +84,7 @@ def keep_images(
         notes.append(
             f"To keep the file small, {len(kept):,} of {len(rows):,} images have pictures and names here: those of the "
             "galleries, their neighbors, and of the others the most typical of each cluster. Neighbors are the nearest "
-            f"among these; for {exact.sum():,} images in galleries that are the nearest of all."
+            f"among these; for {exact.sum():,} images in galleries these are the nearest of all."
         )
     return KeptImages(
         places=kept,
