@@ -36,16 +36,11 @@ from deepclust_ext.training.files import FORMAT, RunFolder
 from deepclust_ext.training.loading import Batch, epoch_batches
 from deepclust_ext.training.phases import MAIN, Phase, describe_phase, locate
 from deepclust_ext.training.progress import Progress
+from deepclust_ext.training.stop import Stopped
 from deepclust_ext.training.tally import Step, Tally
 
 #: Names under which torch's profiler shows the stages of an epoch.
 STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-means")
-
-
-class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop has saved its state; the message says how to go on."""
-
-    status = 130  # with which a program ends, as after SIGINT
 
 
 class Trainer:
@@ -263,10 +258,7 @@ class Trainer:
                 self.folder.write_history(self.history)
                 progress.end_epoch(record)
                 if self.stop and len(self.history) < self.config.epochs:
-                    raise self._stopped(f"after epoch {epoch + 1}")
-
-    def _stopped(self, where: str) -> Stopped:
-        return Stopped(f"stopped {where}; {self.folder.checkpoint} holds the run, and resume continues it")
+                    raise Stopped(f"after epoch {epoch + 1}", self.folder.checkpoint)
 
     def _steps_before(self, epoch: int) -> int:
         """Return the steps of the run before an epoch."""
@@ -293,7 +285,8 @@ class Trainer:
                 if self.stop and step + 1 < steps and len(self._repeatable) == len(self.data):
                     self._check_finite()
                     self.folder.save(self._state())
-                    raise self._stopped(f"in epoch {epoch + 1} after step {step + 1} of {steps}")
+                    where = f"in epoch {epoch + 1} after step {step + 1} of {steps}"
+                    raise Stopped(where, self.folder.checkpoint)
         means = self._check_finite()
         rates = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
         return rates | means | {"seconds": time.perf_counter() - start}
@@ -385,7 +378,13 @@ class Trainer:
             "random": random_state(),
         }
 
-    def _load(self, other_versions: bool) -> None:
+    def check_resume(self, *, other_versions: bool = False) -> dict[str, Any]:
+        """Return the state that ``fit(resume=True)`` goes on from.
+
+        Raises:
+            FileNotFoundError: As :meth:`fit`.
+            ValueError: As :meth:`fit`.
+        """
         state = self.folder.load()
         more_epochs = self.config.learning_rate.open_ended and not self.method.uses_progress
         check_resumed(
@@ -396,6 +395,10 @@ class Trainer:
             more_epochs=more_epochs,
             other_versions=other_versions,
         )
+        return state
+
+    def _load(self, other_versions: bool) -> None:
+        state = self.check_resume(other_versions=other_versions)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._pseudo_labels = state["pseudo_labels"]

@@ -72,7 +72,34 @@ def test_the_digits_network() -> None:
     assert len(means) == 3
     assert not any(mean.any() for mean in means)
     assert network(torch.rand(3, 1, 8, 8)).shape == (3, 2048)
-    assert set(BACKBONES) == {"digits", "digits-linear", *RESNETS}
+    assert set(BACKBONES) == {"digits", "digits-linear", "small", "small-linear", *RESNETS}
+
+
+@pytest.mark.parametrize(
+    ("side", "blocks", "width"),
+    [(8, 3, 2048), (13, 3, 4608), (16, 4, 2048), (28, 3, 4608), (32, 4, 2048), (64, 5, 2048)],
+)
+@pytest.mark.parametrize("channels", [1, 13])
+def test_the_small_network_halves_any_side_to_two_or_three(side: int, blocks: int, width: int, channels: int) -> None:
+    network, feature_dim = load_backbone("small", side, channels=channels)
+    assert feature_dim == width
+    assert len([part for part in network.modules() if isinstance(part, nn.Conv2d)]) == blocks
+    assert network(torch.rand(2, channels, side, side)).shape == (2, width)
+
+
+@pytest.mark.parametrize("side", [7, 65])
+def test_the_small_network_has_its_sizes(side: int) -> None:
+    with pytest.raises(ValueError, match=rf"image_size: expected 8 to 64, got {side}"):
+        load_backbone("small", side, channels=1)
+
+
+def test_at_8_pixels_the_small_network_is_that_of_the_digits() -> None:
+    torch.manual_seed(0)
+    digits = load_backbone("digits", 8, channels=1)[0].state_dict()
+    torch.manual_seed(0)
+    small = load_backbone("small", 8, channels=1)[0].state_dict()
+    assert digits.keys() == small.keys()
+    assert all(torch.equal(weight, small[name]) for name, weight in digits.items())
 
 
 def test_a_function_of_the_user_s() -> None:
