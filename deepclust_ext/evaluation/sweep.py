@@ -1,8 +1,10 @@
 """Clusters of the same rows for a range of K: how they lie, and whether they come back."""
 
+import csv
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from io import StringIO
 
 import torch
 from torch import Tensor
@@ -91,6 +93,33 @@ def sweep(
         part = unit[some]
         parts.append((part, [seed_centers(part, max(counts), "cosine", generator) for _ in range(STARTS)]))
     return [_scores(unit, parts, count) for count in tqdm(counts, desc="clustering", leave=False, disable=None)]
+
+
+def format_sweep(results: Sequence[SweepScores]) -> str:
+    """Return the scores of each K as a table for a person to read."""
+    lines = ["clusters  silhouette  stability  smallest  largest    inertia"]
+    for scores in results:
+        silhouette, stability = (
+            "-" if value is None else f"{value:.4f}" for value in (scores.silhouette, scores.stability)
+        )
+        numbers = f"{scores.smallest:9} {scores.largest:8} {scores.inertia:10.1f}"
+        lines.append(f"{scores.clusters:8}  {silhouette:>10}  {stability:>9} {numbers}")
+    for name in ("silhouette", "stability"):
+        # One cluster is as stable as can be, and says nothing.
+        known = [scores for scores in results if scores.clusters > 1 and getattr(scores, name) is not None]
+        if known:
+            best = max(known, key=lambda scores: float(getattr(scores, name)))
+            lines.append(f"highest {name}: {best.clusters} clusters")
+    return "\n".join(lines)
+
+
+def csv_of(results: Sequence[SweepScores]) -> str:
+    """Return the scores of each K as CSV, with an empty field for what is unknown."""
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, [field.name for field in fields(SweepScores)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(scores) for scores in results)
+    return text.getvalue()
 
 
 def _scores(

@@ -31,11 +31,11 @@ def score_run(run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int
         raise ValueError(f"data: expected at least 2 images, got {len(labels)}")
     rows, shares = run.trained.infer(images, batch_size=run.recipe.batch_size, num_workers=num_workers)
     clusters = run.recipe.data.num_clusters
-    scores: dict[str, Any] = asdict(score_clusters(labels, shares.argmax(1), rows, clusters, seed=seed))
+    scores: dict[str, Any] = asdict(score_clusters(labels, shares.argmax(1), rows, clusters))
     scores["knn_accuracy"] = knn_accuracy(rows, labels, k=NEIGHBORS, temperature=TEMPERATURE)
     if len(labels) >= clusters:
         kmeans = KMeans(clusters, metric="cosine", n_init=run.recipe.kmeans.final_n_init, random_state=seed)
-        scores["kmeans"] = asdict(score_clusters(labels, kmeans.fit_predict(rows), rows, clusters, seed=seed))
+        scores["kmeans"] = asdict(score_clusters(labels, kmeans.fit_predict(rows), rows, clusters))
     return {**scores, "images": len(labels), "classes": len(classes or labels.unique()), "clusters": clusters}
 
 
