@@ -19,7 +19,7 @@ from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_method, make_test_view
 from deepclust_ext.runs.source import Source
-from deepclust_ext.training.files import RUN_FILES, RunFolder, load_checkpoint
+from deepclust_ext.training.files import RUN_FILES, RunFolder
 
 RECIPE_NAME = "recipe.yaml"
 RECORD_NAME = "run.json"
@@ -174,7 +174,8 @@ def fit_centers(
         tol=settings.tol,
         random_state=seed,
     )
-    return kmeans.fit(rows).cluster_centers_.cpu()
+    centers: torch.Tensor = kmeans.fit(rows).cluster_centers_
+    return centers.cpu()
 
 
 def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mapping[str, Any]) -> torch.Tensor:

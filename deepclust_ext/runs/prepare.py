@@ -162,7 +162,8 @@ def _named(source: Source, images: Any, wishes: Wishes) -> Recipe:
         raise ValueError(f"method: expected {recipe.method.lower()}, as the recipe {name} has it, got {wishes.method}")
     own = {} if source.is_named and recipe.data.dataset == source.data[0] else _facts(source, images)
     if recipe.test_view is None and not images[0][0].is_floating_point():
-        own["test_view"] = {"name": "resize", "size": recipe.data.size}  # which makes values between 0 and 1 of integers
+        # Which makes values between 0 and 1 of integers.
+        own["test_view"] = {"name": "resize", "size": recipe.data.size}
     clusters = {} if wishes.num_clusters is None else {"data.num_clusters": wishes.num_clusters}
     return recipes.changed(recipe, {**own, **clusters, **wishes.overrides})
 

@@ -25,8 +25,8 @@ class Probe:
 
     From some hundred images at equal distances it takes ``probe_rank``, the effective rank of their rows, which falls
     towards 1 in a collapse; ``probe_clusters``, the exponential of the entropy of their clusters' sizes, which is K if
-    all are equal; and ``probe_agreement``, the share of images that have stayed in their cluster since the epoch before,
-    on the best matching of both. A method without a cluster head gets clusters by k-means, one start.
+    all are equal; and ``probe_agreement``, the share of images that have stayed in their cluster since the epoch
+    before, on the best matching of both. A method without a cluster head gets clusters by k-means, one start.
 
     Args:
         trainer: Of the run.

@@ -18,7 +18,7 @@ def write_rows(
     rows: Tensor,  # (N, D)
     names: Sequence[str],
 ) -> list[Path]:
-    """Write rows and names by the ending of a path, .npz, .npy with a list of names, or .csv, and return what was written.
+    """Write rows and names as a path ends, .npz, .npy with a list of names, or .csv, and return the files.
 
     Raises:
         OSError: If a file cannot be written; names it.

@@ -17,9 +17,9 @@ NEIGHBORS, TEMPERATURE = 20, 0.07
 def score_run(run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int = 0) -> dict[str, Any]:
     """Return the scores of a run's clusters and rows on labelled images, JSON-serializable.
 
-    Those are ``acc``, ``nmi``, ``ari``, ``silhouette`` and ``sizes`` of the run's clusters; ``knn_accuracy``, the share of
-    images whose class the weighted vote of 20 neighbors names; ``kmeans``, the same as of the clusters for k-means on
-    these images' rows; ``images``, ``classes`` and ``clusters``.
+    Those are ``acc``, ``nmi``, ``ari``, ``silhouette`` and ``sizes`` of the run's clusters; ``knn_accuracy``, the share
+    of images whose class the weighted vote of 20 neighbors names; ``kmeans``, the same as of the clusters for k-means
+    on these images' rows; ``images``, ``classes`` and ``clusters``, which count them.
 
     Raises:
         ValueError: If there are no labels, or fewer than two images.

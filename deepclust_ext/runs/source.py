@@ -17,7 +17,7 @@ class Source:
     """Images on disk, or a data set by name.
 
     Attributes:
-        data: Folders, files, lists and arrays, see :func:`deepclust_ext.data.load_images`; or the one name of a data set.
+        data: Folders, files and lists, see :func:`deepclust_ext.data.load_images`; or the one name of a data set.
         root: The folder that holds the data set, for a name.
         size: Side of the square that images are resized to; None for the images as they are.
         scale: "type" or "percentile", see :class:`deepclust_ext.data.Images`.
@@ -38,7 +38,7 @@ class Source:
     @property
     def is_named(self) -> bool:
         """Whether this is a data set by its name."""
-        return self.root is not None or self.data == (BUNDLED,) and not Path(BUNDLED).exists()
+        return self.root is not None or (self.data == (BUNDLED,) and not Path(BUNDLED).exists())
 
     def resolved(self) -> "Source":
         """Return the same with absolute paths, for whoever reads it from another folder."""

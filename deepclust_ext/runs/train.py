@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -166,11 +166,12 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if resume or not path.is_dir():
         return
-    found = sorted(entry.name for entry in path.iterdir() if not entry.match("run.lock") and not entry.match("images-*"))
+    own = ("run.lock", "images-*")  # of a run that has not begun: its lock, and the images that it keeps
+    found = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, own)))
     if found and not overwrite:
         raise FileExistsError(
-            f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; --resume continues the run "
-            "in it, --overwrite replaces it"
+            f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; "
+            "resume continues the run in it, overwrite replaces it"
         )
 
 
@@ -233,13 +234,11 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 def closing_words(run: Run) -> str:
     """Return what a person wants to know after a run."""
     sizes, record = run.record["sizes"], run.record
-    lines = [f"{record['images']} images in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters of " + _range(sizes)]
+    used = sum(size > 0 for size in sizes)
+    lines = [f"{record['images']} images in {used} of {len(sizes)} clusters, of {min(sizes)} to {max(sizes)} images"]
     if "scores" in record:
         lines.append(", ".join(f"{name.upper()} {record['scores'][name]:.4f}" for name in ("acc", "nmi", "ari")))
     lines.append(f"{in_words(record['seconds']['total'])}, of which training {in_words(record['seconds']['training'])}")
-    lines.append(f"the table: {run.path / names.CLUSTERS_NAME}; the page, to open in a browser: {run.path / names.REPORT_NAME}")
+    lines.append(f"clusters of all images: {run.path / names.CLUSTERS_NAME}")
+    lines.append(f"the page of the run, to open in a browser: {run.path / names.REPORT_NAME}")
     return "\n".join(lines)
-
-
-def _range(sizes: Sequence[int]) -> str:
-    return f"{min(sizes)} to {max(sizes)} images"

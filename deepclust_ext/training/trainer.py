@@ -24,17 +24,17 @@ from deepclust_ext.training.checkpoint import (
     Setting,
     check_resumed,
     fingerprint,
-    flatten,
     not_finite,
     random_state,
     restore_random_state,
+    run_settings,
     seed_everything,
     versions,
 )
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.files import FORMAT, RunFolder
 from deepclust_ext.training.loading import Batch, epoch_batches
-from deepclust_ext.training.phases import MAIN, Phase, describe_phase, locate
+from deepclust_ext.training.phases import MAIN, Phase, locate
 from deepclust_ext.training.progress import Progress
 from deepclust_ext.training.stop import Stopped
 from deepclust_ext.training.tally import Step, Tally
@@ -211,7 +211,8 @@ class Trainer:
             tol=settings.tol,
             random_state=self.config.seed if seed is None else seed,
         )
-        return kmeans.fit_predict(self.embed()).cpu()
+        labels: Tensor = kmeans.fit_predict(self.embed())
+        return labels.cpu()
 
     def steps_per_epoch(self, phase: Phase) -> int:
         """Return the steps that an epoch of a phase has, over all its data sets."""
@@ -219,26 +220,8 @@ class Trainer:
 
     def settings(self) -> dict[str, Setting]:
         """Return all that decides the run but the versions, by dotted names."""
-        config, method = self.config, self.method
-        weights = list(method.parameters())
-        return {
-            "method": type(method).__name__,
-            **flatten(method.arguments(), "method"),
-            "weights": f"{sum(weight.numel() for weight in weights)} numbers in {len(weights)} tensors",
-            "epochs": config.epochs,
-            **flatten([describe_phase(phase, method) for phase in config.phases], "phases"),
-            "batch_size": config.batch_size,
-            **flatten(config.learning_rate, "learning_rate"),
-            **flatten(config.optimizer or method.default_optimizer, "optimizer"),
-            **flatten(config.kmeans, "kmeans"),
-            "seed": config.seed,
-            "precision": config.precision,
-            "compile": config.compile,
-            **flatten(list(self.views), "views"),
-            **flatten(self.test_view, "test_view"),
-            **flatten(self._fingerprints, "data"),
-            **flatten(self.recipe, "recipe"),
-        }
+        views, data = {"views": list(self.views), "test_view": self.test_view}, {"data": self._fingerprints}
+        return run_settings(self.config, self.method, {**views, **data, "recipe": self.recipe})
 
     def _inference(self) -> dict[str, Any]:
         config = self.config
@@ -331,7 +314,7 @@ class Trainer:
     def _epoch_seed(self, epoch: int) -> int:
         return self.config.seed * 1000 + epoch
 
-    def _batches(self, phase: Phase, epoch: int, skip: int) -> Generator[Batch, None, None]:
+    def _batches(self, phase: Phase, epoch: int, skip: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch but for the first, one data set after the other."""
         for name, images in self._images.items():
             if name not in self._loaders:
