@@ -11,6 +11,7 @@ Example:
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from deepclust_ext.commands._arguments import add_device, add_run, at_least, device, refuse_to_replace
 
@@ -45,14 +46,15 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from deepclust_ext.evaluation.sweep import format_sweep, sweep
+    from deepclust_ext.evaluation.sweep import check_counts, format_sweep, sweep
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.sweep import FIGURE_NAME, TABLE_NAME, write_sweep
 
     for name in (TABLE_NAME, FIGURE_NAME):
         refuse_to_replace(args.out / name, args.overwrite)
     opened = open_run(args.run_folder, device=device(args))
-    images = opened.images(*args.data)
+    images: Any = opened.images(*args.data)
+    check_counts(args.clusters, len(images))  # before anything is embedded
     rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
     results = sweep(rows, args.clusters, seeds=args.seeds, seed=args.seed)
     trained = opened.recipe.data.num_clusters

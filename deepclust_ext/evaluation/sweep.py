@@ -75,12 +75,7 @@ def sweep(
     """
     if rows.dim() != 2 or not len(rows):
         raise ValueError(f"rows: expected shape (N, D) with at least one row, got {tuple(rows.shape)}")
-    if not len(counts):
-        raise ValueError("clusters: expected at least one number, got none")
-    for count in counts:
-        check_integer(count, "clusters", 1)
-    if max(counts) > len(rows):
-        raise ValueError(f"clusters: expected at most {len(rows)}, the number of rows, got {max(counts)}")
+    check_counts(counts, len(rows))
     check_integer(seeds, "seeds", 1)
     if not rows.isfinite().all():
         raise ValueError("rows: expected finite numbers, got NaN or infinity")
@@ -93,6 +88,21 @@ def sweep(
         part = unit[some]
         parts.append((part, [seed_centers(part, max(counts), "cosine", generator) for _ in range(STARTS)]))
     return [_scores(unit, parts, count) for count in tqdm(counts, desc="clustering", leave=False, disable=None)]
+
+
+def check_counts(counts: Sequence[int], num_rows: int) -> None:
+    """Require numbers of clusters that so many rows can make.
+
+    Raises:
+        TypeError: If one is no integer.
+        ValueError: If there is none, or one is out of range.
+    """
+    if not len(counts):
+        raise ValueError("clusters: expected at least one number, got none")
+    for count in counts:
+        check_integer(count, "clusters", 1)
+    if max(counts) > num_rows:
+        raise ValueError(f"clusters: expected at most {num_rows}, as many as images, got {max(counts)}")
 
 
 def format_sweep(results: Sequence[SweepScores]) -> str:
