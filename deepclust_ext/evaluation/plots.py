@@ -82,7 +82,7 @@ def save_sweep(path: Path, results: Sequence[SweepScores], *, trained: int | Non
             values = [getattr(scores, name) for scores in results]
             axes.plot(counts, [np.nan if value is None else value for value in values], marker=".", label=name)
         if len(names) > 1:
-            axes.set_yscale("symlog", linthresh=1)
+            axes.set_ylim(bottom=0)
             axes.legend()
         if trained is not None and min(counts) <= trained <= max(counts):
             axes.axvline(trained, color="gray", linestyle=":")
