@@ -7,13 +7,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from torch.profiler import record_function
 
-from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.shared import as_input, check_views, mlp, spread, update_average
+from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread, update_average
 from deepclust_ext.ops import sinkhorn_knopp
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_positive
 
@@ -153,7 +152,7 @@ class CLC(ClusterHeadMethod):
                 all_scores = torch.cat([key_scores, self.score_queue[:filled]])
                 codes = sinkhorn_knopp(all_scores, epsilon=self.epsilon, num_iters=self.num_iters)
                 code, negative_codes = codes.split([len(keys), filled])
-                assignments = self._shares(scores)
+                assignments = _shares(scores, self.cluster_temperature)
                 contrastive = self.contrastive(queries, keys, assignments, code, negatives, negative_codes)
                 swapped = cross_entropy(scores / self.cluster_temperature, code)
                 loss = contrastive + self.swap_weight * swapped
@@ -181,9 +180,6 @@ class CLC(ClusterHeadMethod):
     def num_enqueued(self, value: int) -> None:
         self._enqueued = torch.empty(value, device="meta")
 
-    def _shares(self, scores: Tensor) -> Tensor:
-        return (scores / self.cluster_temperature).softmax(dim=1)
-
     @torch.no_grad()
     def _enqueue(
         self,
@@ -210,21 +206,11 @@ class CLC(ClusterHeadMethod):
         """Update the momentum network."""
         update_average(self.average, self.online, self.momentum)
 
-    def embed(
-        self,
-        images: Tensor,  # (B, C, H, W)
-    ) -> Tensor:
-        """Return the instance head's normalised rows (B, ``embedding_dim``) in evaluation mode."""
-        with evaluation(self):
-            return normalize(self.online(as_input(self.online, images))[1], dim=1)
-
-    def assign(
-        self,
-        images: Tensor,  # (B, C, H, W)
-    ) -> Tensor:
-        """Return the cluster head's assignments (B, K), rows on the simplex, in evaluation mode."""
-        with evaluation(self):
-            return self._shares(self.online(as_input(self.online, images))[0])
+    def inference_network(self) -> nn.Module:
+        """Return the online network: rows (B, ``embedding_dim``), normalised, and assignments (B, K)."""
+        online = self.online
+        shares = nn.Sequential(online.cluster_head, _ClusterShares(self.cluster_temperature))
+        return InferenceNetwork(online.backbone, online.instance_head, shares)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point, few clusters lead, or none differs, or None."""
@@ -267,6 +253,28 @@ class _TwoHeads(nn.Module):
         """Return z^c (B, K) and z^n (B, D), not normalised."""
         features = self.backbone(images)
         return self.cluster_head(features), self.instance_head(features)
+
+
+class _ClusterShares(nn.Module):
+    """The last layer of the cluster head: from z^c to assignments."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self,
+        scores: Tensor,  # (B, K)
+    ) -> Tensor:
+        """Return assignments (B, K)."""
+        return _shares(scores, self.temperature)
+
+
+def _shares(
+    scores: Tensor,  # (B, K)
+    temperature: float,
+) -> Tensor:
+    return (scores / temperature).softmax(dim=1)
 
 
 def _rows(network: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
