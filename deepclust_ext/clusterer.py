@@ -163,7 +163,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: N803
         """Return the cluster of each image, (N,) int64, of a folder in the order of ``data.load_images(X).names``."""
-        return self.predict_proba(X).argmax(axis=1)
+        clusters: NDArray[np.int64] = self.predict_proba(X).argmax(axis=1)
+        return clusters
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Return the shares of the clusters in each image, (N, K), which nobody has calibrated as probabilities."""
@@ -211,7 +212,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     @property
     def _n_features_out(self) -> int:
         """Columns of :meth:`transform`, which scikit-learn asks for to name them."""
-        return self.cluster_centers_.shape[1]
+        return int(self.cluster_centers_.shape[1])
 
     def _seed(self) -> int:
         check_random_state(self.random_state)

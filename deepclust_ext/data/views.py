@@ -13,8 +13,8 @@ from deepclust_ext.data._checks import check_images, in_float32
 from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.random_views import RandomViews, check_normalization
-from deepclust_ext.ops import augment_views
 from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops.augment_views import augment_views
 
 # Mean and deviation of each channel's values in [0, 1]. CIFAR's are those that most published code carries; its
 # deviations for CIFAR-10 are means over images, below the 0.247, 0.244, 0.262 of all pixels together.
