@@ -4,7 +4,11 @@ import argparse
 import importlib
 import pkgutil
 import sys
+import traceback
+import warnings
 from collections.abc import Sequence
+
+import shtab
 
 import deepclust_ext
 from deepclust_ext import commands
@@ -13,17 +17,26 @@ from deepclust_ext import commands
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `run`, a function from the arguments to the exit status.
 
-    Every module of deepclust_ext.commands is a command: the first line of its docstring is its help, and it has the
-    functions `add_arguments(parser)` and `run(arguments)`.
+    Every module of deepclust_ext.commands without a leading underscore is a command: its docstring is its help, the
+    first line of it the short one, and it has the functions `add_arguments(parser)` and `run(arguments)`.
     """
     parser = argparse.ArgumentParser("deepclust-ext", description=deepclust_ext.__doc__)
     parser.add_argument("--version", action="version", version=deepclust_ext.__version__)
+    shtab.add_argument_to(parser, help="print what completes commands in a shell, for it to read, and exit")
     chosen = parser.add_subparsers(metavar="COMMAND", required=True)
     for found in pkgutil.iter_modules(commands.__path__):
+        if found.name.startswith("_"):
+            continue
         command = importlib.import_module(f"{commands.__name__}.{found.name}")
         description = (command.__doc__ or "").strip()
-        subparser = chosen.add_parser(found.name, help=description.split("\n")[0], description=description)
+        subparser = chosen.add_parser(
+            found.name,
+            help=description.split("\n")[0],
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_arguments(subparser)
+        subparser.add_argument("--debug", action="store_true", help="show where in the code an error comes from")
         subparser.set_defaults(run=command.run)
     return parser
 
@@ -31,18 +44,34 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    An expected failure is one line on standard error and the status 1; an interruption by the user is a line and 130.
+    An expected failure is one line on standard error and the status 1, wrong options are the status 2. After SIGINT it
+    is 130, after SIGTERM where a run has saved its state 143.
     """
+    parsed = make_parser().parse_args(arguments)
     try:
-        parsed = make_parser().parse_args(arguments)
-        status: int = parsed.run(parsed)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status: int = parsed.run(parsed)
     except KeyboardInterrupt as error:
-        print(f"deepclust-ext: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
-    except (FloatingPointError, ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"deepclust-ext: {error}", file=sys.stderr)
+        _say(str(error) or "interrupted", parsed.debug)
+        return getattr(error, "status", 130)
+    except BrokenPipeError:  # whoever read the output has enough
+        sys.stderr.close()
+        return 0
+    except (FloatingPointError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        _say(str(error.args[0]) if isinstance(error, KeyError) else str(error), parsed.debug)
         return 1
     return status
+
+
+def _say(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"deepclust-ext: {message}", file=sys.stderr)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]
+    print(f"deepclust-ext: warning: {message}", file=file or sys.stderr)
 
 
 if __name__ == "__main__":

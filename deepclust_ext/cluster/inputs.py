@@ -1,5 +1,6 @@
-"""What the estimators take: rows of many kinds as tensors, whole numbers, and sources of random numbers."""
+"""What the estimators take: rows of many kinds as tensors, their weights, and sources of random numbers."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from numbers import Integral
@@ -7,11 +8,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
+from torch.nn.functional import normalize
 
 Rows: TypeAlias = Tensor | NDArray[Any] | Sequence[Sequence[float]]
 RandomState: TypeAlias = int | np.random.RandomState | np.random.Generator | torch.Generator | None
+
+Weights: TypeAlias = Tensor | ArrayLike | None
+
+_GREATEST_WEIGHT = 1e100  # times a squared distance it is still a number
+
+
+class UnfittedError(NotFittedError, RuntimeError):  # type: ignore[misc]  # scikit-learn has no types
+    """An estimator is used before it has been fitted."""
 
 
 def as_rows(
@@ -21,25 +33,93 @@ def as_rows(
     """Return rows as a floating tensor: of arrays without a copy where torch can, integers as float64.
 
     Raises:
-        TypeError: They are not numbers, or complex.
-        ValueError: They are not of shape (N, D) with D > 0.
+        TypeError: They are not numbers, sparse, or a complex tensor.
+        ValueError: They are not of shape (N, D) with D > 0, or a complex array, as scikit-learn has it.
     """
     rows = values if isinstance(values, Tensor) else _from_array(values, name)
+    if rows.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got a sparse one of layout {rows.layout}")
     if rows.is_complex():
         raise TypeError(f"{name}: expected real numbers, got {rows.dtype}")
     if rows.dim() != 2 or rows.shape[1] == 0:
-        raise ValueError(f"{name}: expected shape (N, D) with D > 0, got {tuple(rows.shape)}")
+        hint = ""  # in scikit-learn's words
+        if rows.dim() == 1:
+            hint = ". Reshape your data: (1, D) for a single row, (N, 1) for a single column"
+        elif rows.dim() == 2:
+            hint = f": 0 feature(s) (shape={tuple(rows.shape)}) while a minimum of 1 is required."
+        raise ValueError(f"{name}: expected shape (N, D) with D > 0, got {tuple(rows.shape)}{hint}")
     return rows.detach() if rows.is_floating_point() else rows.double()
 
 
+def as_given(
+    result: Tensor,
+    values: object,
+) -> Any:
+    """Return a result as what it was asked of: a tensor for a tensor, else an array of numpy's."""
+    return result if isinstance(values, Tensor) else result.numpy()
+
+
+def checked_rows(
+    features: Tensor,  # (N, D)
+    metric: str,
+    name: str = "features",
+) -> Tensor:
+    """Return rows, for cosine unit rows, in the dtype of the computation; waits for the device once.
+
+    Raises:
+        ValueError: A number is not finite, or so large that squared distances are not.
+    """
+    rows = features.to(torch.promote_types(features.dtype, torch.float32)).contiguous()
+    if rows.numel():
+        # Beyond, a squared distance may overflow.
+        limit = (torch.finfo(rows.dtype).max / (4 * rows.shape[1])) ** 0.5
+        low, high = torch.stack(rows.aminmax()).tolist()
+        if not -limit <= low <= high <= limit:
+            what = f"{low:.3g} to {high:.3g}" if math.isfinite(low + high) else "NaN or infinity"
+            raise ValueError(f"{name}: expected finite numbers within {limit:.3g}, got {what}")
+    return normalize(rows, dim=1) if metric == "cosine" else rows
+
+
+def as_weights(
+    values: Weights,  # (N,)
+    rows: Tensor,  # (N, D)
+) -> Tensor | None:
+    """Return weights (N,) as float64 on the device of their rows; None where all are 1, which is to have none.
+
+    Raises:
+        TypeError: They are not real numbers.
+        ValueError: There is not one for each row, one is below 0 or not finite, or none is above 0.
+    """
+    if values is None:
+        return None
+    weights = values if isinstance(values, Tensor) else _from_array(values, "sample_weight")
+    if weights.is_complex():
+        raise TypeError(f"sample_weight: expected real numbers, got {weights.dtype}")
+    if weights.shape != rows.shape[:1]:
+        raise ValueError(f"sample_weight: expected shape ({len(rows)},), one for each row, got {tuple(weights.shape)}")
+    weights = weights.detach().to(rows.device, torch.float64)
+    low, high = torch.stack(weights.aminmax()).tolist() if len(weights) else (1.0, 1.0)
+    if not 0 <= low <= high <= _GREATEST_WEIGHT:
+        raise ValueError(f"sample_weight: expected numbers from 0 to {_GREATEST_WEIGHT:g}, got {low:.3g} to {high:.3g}")
+    if high == 0:
+        raise ValueError("sample_weight: expected at least one weight above zero, got zeros alone")
+    return None if low == high == 1 else weights
+
+
 def _from_array(values: Any, name: str) -> Tensor:
+    if issparse(values):
+        raise TypeError(f"{name}: expected a dense array, got sparse {type(values).__name__}; toarray() makes one")
     try:
         array = np.asarray(values)
-    except ValueError as error:  # rows of different lengths
+        if array.dtype == object and array.ndim:  # of None alone numpy would make NaN
+            array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:  # rows of different lengths, or what are no numbers
         raise TypeError(f"{name}: expected an array of numbers, got {type(values).__name__}: {error}") from None
-    if array.dtype.kind not in "biufc":
+    if array.dtype.kind == "c":
+        raise ValueError(f"{name}: expected real numbers, got {array.dtype}: Complex data not supported")
+    if array.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected an array of numbers, got {type(values).__name__} of dtype {array.dtype}")
-    if array.dtype.kind in "biu" or array.dtype.itemsize > 16 or (array.dtype.kind == "f" and array.itemsize > 8):
+    if array.dtype.kind in "biu" or array.itemsize > 8:
         array = array.astype(np.float64)
     # Torch knows neither negative strides nor foreign byte orders.
     array = np.asarray(array, dtype=array.dtype.newbyteorder("="))

@@ -1,26 +1,34 @@
-"""K-means with scikit-learn's names: Lloyd's iterations on all rows, or steps on batches of a stream."""
+"""K-means as an estimator of scikit-learn's: Lloyd's iterations on all rows, or steps on batches of a stream."""
 
-import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deepclust_ext.cluster.inputs import RandomState, Rows, as_rows, check_random_state, make_generator
-from deepclust_ext.cluster.steps import assign_and_sum, costs, exact_sum, fill_empty, seed_centers
+from deepclust_ext.cluster.inputs import (
+    RandomState,
+    Rows,
+    UnfittedError,
+    Weights,
+    as_given,
+    as_rows,
+    as_weights,
+    checked_rows,
+    make_generator,
+)
+from deepclust_ext.cluster.lloyd import assigned, best_of_starts, first_centers, parts_of
+from deepclust_ext.cluster.settings import Init, Settings, check_how
 from deepclust_ext.cluster.stream import Stream
-from deepclust_ext.ops import kmeans_assign, kmeans_step, kmeans_update
-from deepclust_ext.ops._checks import check_integer, check_non_negative
-from deepclust_ext.reference.kmeans_assign import centers_of
 
-Init: TypeAlias = str | Rows | Callable[..., Rows]
+_NO_METADATA = {"features": UNUSED}  # scikit-learn knows rows by the name X alone
 
 
-class KMeans:
-    r"""K-means clustering on tensors, on their device, with the names of scikit-learn's ``KMeans``.
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    r"""K-means clustering on tensors, on their device, as an estimator of scikit-learn's with its names.
 
     Minimises the inertia :math:`\sum_i \min_c |x_i - \mu_c|^2`, or for ``metric="cosine"`` (spherical k-means)
     :math:`\sum_i \min_c (1 - \cos(x_i, \mu_c))`, where rows are divided by their L2 norm and centers are the unit sums
@@ -30,10 +38,14 @@ class KMeans:
     that is farthest from its center; only with fewer distinct rows than clusters do some stay empty. Each iteration
     waits for the device once, for the shift of the centers and the number of empty clusters.
 
-    Rows are tensors (N, D), or numpy arrays and what numpy makes one of, which count as CPU tensors; results are always
-    tensors, on the device of the rows. Integers are computed in float64, half precision in float32, in which its
-    centers are kept, and nothing below float32, autocast or not. There are no sample weights. ``y`` of any method is
-    ignored: scikit-learn's pipelines and searches pass one.
+    Rows are tensors (N, D), or what numpy makes an array of, data frames too. Results are tensors on the device of the
+    rows for the former and numpy's arrays for the latter, as are the attributes after the ``fit`` of such rows.
+    Integers are computed in float64, half precision in float32, in which its centers are kept, and nothing below
+    float32, autocast or not. ``y`` of any method is ignored: scikit-learn's pipelines and searches pass one.
+
+    A row of weight w counts as w rows do in means, inertia and k-means++; weights are added up in float64. Whole
+    weights give the clusters that as many copies of each row in its place would, up to rounding, unless ``batch_size``
+    or ``init="random"`` draws rows, or an empty cluster takes one. Rows of weight 0 have labels and no other part.
 
     Data that does not fit has two ways. ``batch_size`` lets :meth:`fit` work on that many rows at a time, of a tensor
     that may lie in a file (``torch.from_file``). :meth:`partial_fit` takes the batches of any stream, as that of
@@ -54,18 +66,17 @@ class KMeans:
         tol: A start ends when the squared shift of all centers together is at most this share of the mean variance of
             a feature; 0 for when nothing moves.
         batch_size: Rows that :meth:`fit` works on at a time; None for all.
-        random_state: Seed, or a generator of numpy's or torch's, which moves on with every fit; None for torch's
-            default one.
+        random_state: Seed, or a RandomState or Generator of numpy's, or a Generator of torch's, which moves on with
+            every fit; None for torch's default one.
 
     Attributes:
         cluster_centers_: (K, D).
         labels_: (N,) int64, of the rows of the last ``fit`` or ``partial_fit``.
-        inertia_: Sum of the squared Euclidean, or of the cosine distances, of these rows to their centers.
+        inertia_: Sum of the squared Euclidean, or of the cosine distances, of these rows to their centers, times
+            weights.
         n_iter_: Iterations of the best start, or passes, of the last ``fit``.
-
-    Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: A value does not fit.
+        n_features_in_: D.
+        feature_names_in_: Names of the columns, if rows were a data frame whose columns have text as names.
 
     Example:
         >>> rows = torch.tensor([[0.0, 0.0], [0.0, 2.0], [9.0, 0.0], [9.0, 2.0]])
@@ -79,10 +90,17 @@ class KMeans:
     "Web-scale k-means clustering", 2010.
     """
 
-    cluster_centers_: Tensor
-    labels_: Tensor
+    cluster_centers_: Any
+    labels_: Any
     inertia_: float
     n_iter_: int
+    n_features_in_: int
+
+    _stream: Stream | None = None
+    _shown: Any = None  # what cluster_centers_ was when the stream was left
+
+    __metadata_request__fit = __metadata_request__partial_fit = __metadata_request__score = _NO_METADATA
+    __metadata_request__predict = __metadata_request__transform = _NO_METADATA
 
     def __init__(
         self,
@@ -96,23 +114,14 @@ class KMeans:
         batch_size: int | None = None,
         random_state: RandomState = None,
     ) -> None:
-        if metric not in ("euclidean", "cosine"):
-            raise ValueError(f"metric: expected 'euclidean' or 'cosine', got {metric!r}")
-        if isinstance(init, str):
-            if init not in ("k-means++", "random"):
-                raise ValueError(f"init: expected 'k-means++', 'random', centers or a function, got {init!r}")
-        elif not callable(init):
-            as_rows(init, "init")
-        check_random_state(random_state)
-        self.n_clusters = check_integer(n_clusters, "n_clusters", 1)
+        self.n_clusters = n_clusters
         self.metric = metric
         self.init = init
-        self.n_init = n_init if isinstance(n_init, str) and n_init == "auto" else check_integer(n_init, "n_init", 1)
-        self.max_iter = check_integer(max_iter, "max_iter", 1)
-        self.tol = check_non_negative(tol, "tol")
-        self.batch_size = None if batch_size is None else check_integer(batch_size, "batch_size", 1)
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.batch_size = batch_size
         self.random_state = random_state
-        self._stream: Stream | None = None
 
     @torch.inference_mode(False)  # whose results could not be used outside
     @torch.no_grad()
@@ -120,43 +129,49 @@ class KMeans:
         self,
         features: Rows,  # (N, D)
         y: object = None,
+        sample_weight: Weights = None,  # (N,)
     ) -> "KMeans":
         """Find the centers of rows and return this estimator.
 
         Raises:
-            TypeError: If ``features`` are not real numbers.
-            ValueError: If their shape does not fit, there are fewer rows than clusters, or a number is not finite.
+            TypeError: If ``features`` or weights are not real numbers, or an argument of the estimator is of the wrong
+                type.
+            ValueError: If their shape does not fit, there are fewer rows than clusters, a number is not finite, a
+                weight is negative, or an argument of the estimator is out of range.
         """
-        features = as_rows(features, "features")
-        self._check_count(len(features))
-        generator = make_generator(self.random_state)
-        rows = self._checked(features) if self.batch_size is None else features
-        best: tuple[float, int, Stream, Tensor] | None = None
-        for _ in range(self._starts()):
-            stream, n_iter = (self._lloyd if self.batch_size is None else self._passes)(rows, generator)
-            labels, inertia = self._assign([rows] if self.batch_size is None else self._parts(rows), stream.centers)
-            if best is None or inertia < best[0]:
-                best = inertia, n_iter, stream, labels
-        assert best is not None
-        self.inertia_, self.n_iter_, self._stream, self.labels_ = best
-        self.cluster_centers_ = self._stream.centers
+        settings = Settings.of(self)
+        rows = as_rows(features, "features")
+        weights = as_weights(sample_weight, rows)
+        weighty, positive = _weighty(rows, weights)
+        _check_count(weighty, settings.n_clusters)
+        best = best_of_starts(weighty, positive, settings, make_generator(self.random_state))
+        labels = best.labels
+        if len(weighty) < len(rows):
+            labels, _ = assigned(
+                parts_of(rows, settings.metric, settings.batch_size), best.stream.centers, settings.metric
+            )
+        self._name_columns(features, rows)
+        self._show(best.stream, labels, best.inertia, features)
+        self.n_iter_ = best.n_iter
         return self
 
     def fit_predict(
         self,
         features: Rows,  # (N, D)
         y: object = None,
-    ) -> Tensor:
+        sample_weight: Weights = None,  # (N,)
+    ) -> Any:
         """Fit and return the labels (N,) int64."""
-        return self.fit(features).labels_
+        return self.fit(features, sample_weight=sample_weight).labels_
 
     def fit_transform(
         self,
         features: Rows,  # (N, D)
         y: object = None,
-    ) -> Tensor:
+        sample_weight: Weights = None,  # (N,)
+    ) -> Any:
         """Fit and return the distances (N, K) of :meth:`transform`."""
-        return self.fit(features).transform(features)
+        return self.fit(features, sample_weight=sample_weight).transform(features)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -164,6 +179,7 @@ class KMeans:
         self,
         features: Rows,  # (B, D)
         y: object = None,
+        sample_weight: Weights = None,  # (B,)
     ) -> "KMeans":
         """Move the centers by one batch of a stream and return this estimator; labels and inertia are of the batch.
 
@@ -174,198 +190,102 @@ class KMeans:
             TypeError: As :meth:`fit`.
             ValueError: As :meth:`fit`.
         """
-        if hasattr(self, "cluster_centers_"):
-            features, centers = self._fitted(features)
-            if not len(features):
-                raise ValueError("features: expected at least 1 row, got 0")
-            stream = self._stream
-            # Assigned from outside, or with another metric since.
-            if stream is None or stream.centers is not self.cluster_centers_ or stream.metric != self.metric:
-                known = stream is not None and len(stream.counts) == len(centers)
-                counts = stream.counts.to(centers.device) if known and stream is not None else None
-                stream = Stream(centers, self.metric, counts)
-            rows = self._checked(features.to(stream.centers))
+        is_first = not hasattr(self, "cluster_centers_")
+        metric, _ = check_how(self)
+        if is_first:
+            settings = Settings.of(self)
+            rows = checked_rows(as_rows(features, "features"), metric)
         else:
-            rows = self._checked(as_rows(features, "features"))
-            self._check_count(len(rows))
-            stream = Stream(self._first_centers(rows, make_generator(self.random_state)), self.metric)
-        stream.step(rows)
-        self._stream, self.cluster_centers_ = stream, stream.centers
-        self.labels_, self.inertia_ = self._assign([rows], self.cluster_centers_)
+            given, centers = self._fitted(features)
+            if not len(given):
+                raise ValueError("features: expected at least 1 row, got 0")
+            stream = self._continued(centers, metric)
+            rows = checked_rows(given.to(stream.centers), metric)
+        weights = as_weights(sample_weight, rows)
+        weighty, positive = _weighty(rows, weights)
+        if is_first:
+            _check_count(weighty, settings.n_clusters)
+            first = first_centers(weighty, positive, settings, make_generator(self.random_state))
+            stream = Stream(first, metric)
+        stream.step(weighty, positive)
+        labels, inertia = assigned([rows], stream.centers, metric, weights)
+        if is_first:
+            self._name_columns(features, rows)
+        self._show(stream, labels, inertia, features)
         return self
 
     def predict(
         self,
         features: Rows,  # (N, D)
-    ) -> Tensor:
+    ) -> Any:
         """Return the index of the nearest center for each row, (N,) int64."""
-        features, centers = self._fitted(features)
-        return self._assign(self._parts(features), centers)[0]
+        rows, centers = self._fitted(features)
+        metric, batch_size = check_how(self)
+        return as_given(assigned(parts_of(rows, metric, batch_size), centers, metric)[0], features)
 
     @torch.no_grad()
     def transform(
         self,
         features: Rows,  # (N, D)
-    ) -> Tensor:
+    ) -> Any:
         """Return the distances (N, K) of all rows to all centers: Euclidean, or 1 - cosine."""
-        features, centers = self._fitted(features)
-        rows = self._checked(features)
-        if self.metric == "cosine":
+        given, centers = self._fitted(features)
+        metric, _ = check_how(self)
+        rows = checked_rows(given, metric)
+        if metric == "cosine":
             with torch.autocast(rows.device.type, enabled=False):
-                return 1 - rows @ normalize(centers, dim=1).T
-        return torch.cdist(rows, centers, compute_mode="donot_use_mm_for_euclid_dist")
+                return as_given(1 - rows @ normalize(centers, dim=1).T, features)
+        return as_given(torch.cdist(rows, centers, compute_mode="donot_use_mm_for_euclid_dist"), features)
 
     def score(
         self,
         features: Rows,  # (N, D)
         y: object = None,
+        sample_weight: Weights = None,  # (N,)
     ) -> float:
         """Return minus the inertia of rows: the greater, the better they fit."""
-        features, centers = self._fitted(features)
-        return -self._assign(self._parts(features), centers)[1]
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor by name, as scikit-learn's ``clone`` asks for them."""
-        return {name: getattr(self, name) for name in _PARAMETERS}
-
-    def set_params(self, **params: Any) -> "KMeans":
-        """Change arguments of the constructor, all or none, and return this estimator; what was fitted stays.
-
-        Raises:
-            TypeError: As the constructor.
-            ValueError: As the constructor, or if there is no argument of that name.
-        """
-        for name in params:
-            if name not in _PARAMETERS:
-                raise ValueError(f"{name}: expected one of {', '.join(_PARAMETERS)}")
-        vars(self).update(type(self)(**self.get_params() | params).get_params())
-        return self
+        rows, centers = self._fitted(features)
+        metric, batch_size = check_how(self)
+        return -assigned(parts_of(rows, metric, batch_size), centers, metric, as_weights(sample_weight, rows))[1]
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn's pipelines and searches ask about an estimator."""
-        from sklearn.utils import InputTags, Tags, TargetTags  # only they call this
+        """Return what scikit-learn's pipelines and checks ask about an estimator."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
 
-        return Tags("clusterer", TargetTags(required=False), input_tags=InputTags())
+    @property
+    def _n_features_out(self) -> int:
+        """Columns of :meth:`transform`, which scikit-learn asks for to name them."""
+        return len(self.cluster_centers_)
 
-    def _starts(self) -> int:
-        if isinstance(self.n_init, str):  # "auto"
-            return 10 if callable(self.init) or (isinstance(self.init, str) and self.init == "random") else 1
-        return self.n_init
+    def _show(self, stream: Stream, labels: Tensor, inertia: float, features: object) -> None:
+        """Set the attributes of what was fitted, as tensors or arrays as the rows were."""
+        self._stream, self.inertia_ = stream, inertia
+        self.cluster_centers_ = self._shown = as_given(stream.centers, features)
+        self.labels_ = as_given(labels, features)
 
-    def _lloyd(
+    def _name_columns(self, features: Any, rows: Tensor) -> None:
+        """Set the number of columns, and their names where a data frame has some."""
+        if isinstance(features, Tensor):
+            self.n_features_in_ = rows.shape[1]
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
+        else:
+            validate_data(self, features, skip_check_array=True)
+
+    def _continued(
         self,
-        rows: Tensor,  # (N, D)
-        generator: torch.Generator | None,
-    ) -> tuple[Stream, int]:
-        """Return the centers of one start, and the number of its iterations."""
-        centers = self._first_centers(rows, generator)
-        tolerance = self._tolerance(rows)
-        n_iter, shift = 0, math.inf
-        while n_iter < self.max_iter and shift > tolerance:
-            old = centers
-            labels, centers, counts, change = kmeans_step(rows, old, metric=self.metric)
-            shift, num_empty = change.tolist()
-            if num_empty:
-                _, distances = kmeans_assign(rows, old, metric=self.metric)
-                sums, counts = kmeans_update(rows, fill_empty(labels, distances, counts), self.n_clusters)
-                centers = centers_of(sums, counts, old, self.metric)
-                shift = float(_shift(old, centers))
-            n_iter += 1
-        return Stream(centers, self.metric, counts), n_iter
-
-    def _passes(
-        self,
-        features: Tensor,  # (N, D)
-        generator: torch.Generator | None,
-    ) -> tuple[Stream, int]:
-        """Return the centers of one start in batches, and the number of its passes."""
-        assert self.batch_size is not None
-        # As in scikit-learn, first centers come of three batches or three rows per cluster.
-        order = torch.randperm(len(features), generator=generator, device="cpu")
-        some = order[: 3 * max(self.batch_size, self.n_clusters)].sort().values
-        first = self._checked(features[some.to(features.device)])
-        stream = Stream(self._first_centers(first, generator), self.metric)
-        tolerance = self._tolerance(first)
-        n_iter, shift = 0, math.inf
-        while n_iter < self.max_iter and shift > tolerance:
-            old = stream.centers
-            order = torch.randperm(len(features), generator=generator, device="cpu")
-            for index in order.split(self.batch_size):
-                stream.step(self._checked(features[index.to(features.device)]))
-            shift = float(_shift(old, stream.centers))
-            n_iter += 1
-        return stream, n_iter
-
-    def _parts(
-        self,
-        features: Tensor,  # (N, D)
-    ) -> Iterator[Tensor]:
-        """Yield checked rows, as many at a time as there are in a batch."""
-        return map(self._checked, features.split(self.batch_size or max(len(features), 1)))
-
-    @torch.no_grad()
-    def _assign(
-        self,
-        parts: Iterable[Tensor],  # each (B, D)
         centers: Tensor,  # (K, D)
-    ) -> tuple[Tensor, float]:
-        """Return the labels (N,) and the inertia of checked rows."""
-        pairs = [kmeans_assign(rows, centers, metric=self.metric) for rows in parts]
-        labels, distances = (torch.cat(columns) for columns in zip(*pairs, strict=True))
-        return labels, float(exact_sum(costs(distances, self.metric))) if len(labels) else 0.0
-
-    def _first_centers(
-        self,
-        rows: Tensor,  # (N, D)
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        if isinstance(self.init, str):
-            if self.init == "k-means++":
-                return seed_centers(rows, self.n_clusters, self.metric, generator)
-            order = torch.randperm(len(rows), generator=generator, device="cpu")
-            return rows[order[: self.n_clusters].to(rows.device)]
-        given: Any = self.init
-        if callable(given):
-            seed = int(torch.randint(2**32, (), generator=generator, device="cpu"))  # scikit-learn's are of 32 bits
-            given = given(rows, self.n_clusters, random_state=seed)
-        centers = as_rows(given, "init")
-        shape = (self.n_clusters, rows.shape[1])
-        if centers.shape != shape:
-            raise ValueError(f"init: expected shape {shape}, got {tuple(centers.shape)}")
-        return self._checked(centers.to(rows), "init").clone()
-
-    def _tolerance(
-        self,
-        rows: Tensor,  # (N, D)
-    ) -> float:
-        """Return `tol` times the mean variance of a column."""
-        if self.tol == 0:
-            return 0.0
-        mean = rows.new_zeros(1, rows.shape[1])
-        _, _, sums, counts = assign_and_sum(rows, mean, "euclidean")
-        _, distances = kmeans_assign(rows, centers_of(sums, counts, mean, "euclidean"))
-        return self.tol * float(exact_sum(costs(distances, "euclidean"))) / rows.numel()
-
-    def _check_count(self, count: int) -> None:
-        if not count:
-            raise ValueError(f"features: expected at least {self.n_clusters} rows, as many as n_clusters, got 0")
-        if count < self.n_clusters:
-            raise ValueError(f"n_clusters: expected at most {count}, the number of rows, got {self.n_clusters}")
-
-    def _checked(
-        self,
-        features: Tensor,  # (N, D)
-        name: str = "features",
-    ) -> Tensor:
-        """Return rows, for cosine unit rows, in the dtype of the computation; waits for the device once."""
-        rows = features.to(torch.promote_types(features.dtype, torch.float32)).contiguous()
-        if rows.numel():
-            # Beyond, a squared distance may overflow.
-            limit = (torch.finfo(rows.dtype).max / (4 * rows.shape[1])) ** 0.5
-            low, high = torch.stack(rows.aminmax()).tolist()
-            if not -limit <= low <= high <= limit:
-                raise ValueError(f"{name}: expected finite numbers within {limit:.3g}, got {low:.3g} to {high:.3g}")
-        return normalize(rows, dim=1) if self.metric == "cosine" else rows
+        metric: str,
+    ) -> Stream:
+        """Return the stream to go on with, which begins anew where centers were assigned from outside."""
+        stream = self._stream
+        if stream is not None and self._shown is self.cluster_centers_ and stream.metric == metric:
+            stream.centers = as_rows(self.cluster_centers_, "cluster_centers_")
+            return stream
+        known = stream is not None and len(stream.counts) == len(centers)
+        return Stream(centers, metric, stream.counts.to(centers.device) if known and stream is not None else None)
 
     def _fitted(
         self,
@@ -373,19 +293,30 @@ class KMeans:
     ) -> tuple[Tensor, Tensor]:
         """Return rows as a tensor, and the centers that fit them."""
         if not hasattr(self, "cluster_centers_"):
-            raise RuntimeError("KMeans: expected fit or partial_fit to be called first")
-        features, centers = as_rows(features, "features"), as_rows(self.cluster_centers_, "cluster_centers_")
-        if features.shape[1] != centers.shape[1]:
-            raise ValueError(f"features: expected {centers.shape[1]} columns, got {features.shape[1]}")
-        return features, centers.to(features.device, torch.promote_types(features.dtype, torch.float32))
+            raise UnfittedError("KMeans: expected fit or partial_fit to be called first")
+        rows, centers = as_rows(features, "features"), as_rows(self.cluster_centers_, "cluster_centers_")
+        columns = centers.shape[1]
+        if rows.shape[1] != columns:
+            peer = f"X has {rows.shape[1]} features, but KMeans is expecting {columns} features as input"
+            raise ValueError(f"features: expected {columns} columns, got {rows.shape[1]}: {peer}")
+        if not isinstance(features, Tensor):
+            validate_data(self, features, reset=False, skip_check_array=True)
+        return rows, centers.to(rows.device, torch.promote_types(rows.dtype, torch.float32))
 
 
-def _shift(
-    old: Tensor,  # (K, D)
-    new: Tensor,  # (K, D)
-) -> Tensor:
-    """Return the squared distance of all centers together, ()."""
-    return exact_sum((new.double() - old.double()).square().flatten())
+def _weighty(
+    rows: Tensor,  # (N, D)
+    weights: Tensor | None,  # (N,)
+) -> tuple[Tensor, Tensor | None]:
+    """Return the rows, and their weights, that have one above 0."""
+    if weights is None or bool((weights > 0).all()):
+        return rows, weights
+    return rows[weights > 0], weights[weights > 0]
 
 
-_PARAMETERS = tuple(name for name in inspect.signature(KMeans.__init__).parameters if name != "self")
+def _check_count(rows: Tensor, num_clusters: int) -> None:
+    """Require a row for each cluster."""
+    if not len(rows):
+        raise ValueError(f"features: expected at least {num_clusters} rows, as many as n_clusters, got 0")
+    if len(rows) < num_clusters:
+        raise ValueError(f"n_clusters: expected at most {len(rows)}, the number of rows, got {num_clusters}")

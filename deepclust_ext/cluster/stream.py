@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from deepclust_ext.cluster.steps import assign_and_sum, fill_empty
-from deepclust_ext.ops import kmeans_update
+from deepclust_ext.cluster.steps import assign_and_sum, cluster_sums, fill_empty
 from deepclust_ext.reference.kmeans_assign import centers_of
 
 
@@ -15,7 +14,7 @@ class Stream:
         self,
         centers: Tensor,  # (K, D)
         metric: str,
-        counts: Tensor | None = None,  # (K,) int64, of the rows that the centers stand for; None for none
+        counts: Tensor | None = None,  # (K,) int64, or float64 sums of weights, of the rows that the centers stand for
     ) -> None:
         self.centers = centers
         self.metric = metric
@@ -25,12 +24,13 @@ class Stream:
     def step(
         self,
         rows: Tensor,  # (B, D) of the centers' dtype and device
+        weights: Tensor | None = None,  # (B,) float64, above 0
     ) -> None:
         """Take in one batch; a cluster that never had a row takes the farthest."""
-        labels, distances, sums, counts = assign_and_sum(rows, self.centers, self.metric)
+        labels, distances, sums, counts = assign_and_sum(rows, self.centers, self.metric, weights)
         if bool((self.counts + counts == 0).any()):
             labels = fill_empty(labels, distances, self.counts + counts)
-            sums, counts = kmeans_update(rows, labels, len(self.centers))
+            sums, counts = cluster_sums(rows, labels, len(self.centers), weights)
         self.sums = self.sums + sums
         self.counts = self.counts + counts
         self.centers = centers_of(self.sums, self.counts, self.centers, self.metric).to(self.centers.dtype)

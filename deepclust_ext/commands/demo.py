@@ -1,11 +1,15 @@
 """Cluster 1,797 scanned digits without labels: train, score, and draw what was found.
 
 Nothing is downloaded: the scans ship with scikit-learn. Labels are read only after training, for the scores and figure.
+
+Example:
+  deepclust-ext demo --method sacc
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
+
+from deepclust_ext.commands._arguments import at_least
 
 ENDING = "-digits"  # of the recipes to choose from
 
@@ -27,17 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return what reads an option that is an integer of at least so much."""
-
-    def integer(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
-        return int(text)
-
-    return integer
-
-
 def run(args: argparse.Namespace) -> int:
     """Run the demo with the parsed options, print the scores and return the exit status 0.
 
@@ -52,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.cluster import KMeans
     from deepclust_ext.data import Digits
     from deepclust_ext.evaluation import score_clusters
-    from deepclust_ext.recipes.run import run_recipe
+    from deepclust_ext.runs import Options, Source
+    from deepclust_ext.runs.scored import train_scored
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -64,14 +58,13 @@ def run(args: argparse.Namespace) -> int:
     pixels = digits.images.flatten(1)
     num_clusters = recipe.data.num_clusters
     predicted = KMeans(num_clusters, n_init=20, random_state=args.seed).fit_predict(pixels)
-    run_recipe(
+    run = train_scored(
         recipe,
         digits,
         args.out or Path("runs") / f"demo-{args.method}-seed{args.seed}",
-        seed=args.seed,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        profiled=args.profile,
+        Options(seed=args.seed, resume=args.resume, overwrite=args.overwrite, profile=args.profile),
+        source=Source(("digits",)),
         baselines={"pixels": score_clusters(digits.labels, predicted, pixels, num_clusters)},
     )
+    print(f"the page of the run, to open in a browser: {run.path / 'report.html'}")
     return 0

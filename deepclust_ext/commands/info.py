@@ -1,4 +1,8 @@
-"""What this installation is: versions, what the native library was built for, and why something is missing."""
+"""What this installation is: versions, what the native library was built for, and why something is missing.
+
+Example:
+  deepclust-ext info --json
+"""
 
 import argparse
 import importlib

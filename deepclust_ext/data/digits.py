@@ -12,6 +12,7 @@ class Digits(Dataset[tuple[Tensor, int]]):
 
     Attributes:
         images: (1797, 1, 8, 8) float32 in [0, 1].
+        names: What each scan is called.
         labels: (1797,) int64.
     """
 
@@ -20,6 +21,7 @@ class Digits(Dataset[tuple[Tensor, int]]):
 
         bunch = load_digits()
         self.images = torch.tensor(bunch.images, dtype=torch.float32, device="cpu").unsqueeze(1) / 16
+        self.names = [f"digits[{index}]" for index in range(len(self.images))]
         self.labels = torch.tensor(bunch.target, dtype=torch.int64, device="cpu")
 
     def __len__(self) -> int:

@@ -60,6 +60,7 @@ class Images(Dataset[Any]):
         channels: C.
         dtype: Of the images, of torch.
         image_size: (H, W) of every image, or None where they differ.
+        kinds: How many images have been stored with each height, width, number of bands and type.
         skipped: Name and reason of all files that are not among the images.
         notes: What was chosen or found on the way, for people.
         fingerprint: A hash of names, pixels and range: another one means other images.
@@ -103,6 +104,7 @@ class Images(Dataset[Any]):
         self.dtype = torch.from_numpy(np.empty(0, self._type)).dtype
         sides = np.array([(size, size) if size else image.shape[:2] for image in images], np.int64)
         self.image_size = tuple(sides[0].tolist()) if (sides == sides[0]).all() else None
+        self.kinds = Counter((*image.shape, str(image.dtype)) for image in images)
         self.labels, self.classes = None, None
         if classes is not None:
             self.labels, self.classes = number_classes([classes[index] for index in self.indices])
@@ -153,6 +155,10 @@ class Images(Dataset[Any]):
         return [
             torch.from_numpy(image) for image in side_by_side(lambda place: self._decoded(indices[place]), len(indices))
         ]
+
+    def path(self, index: int) -> Path | None:
+        """Return the file of an image, or None where it lies in an array."""
+        return self.store.path(self.indices[index])
 
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Write the files that are not among the images as CSV: path, reason."""

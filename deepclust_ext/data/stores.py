@@ -28,6 +28,9 @@ class Store(Protocol):
             ImageError: If it cannot be read; the message names it.
         """
 
+    def path(self, index: int) -> Path | None:
+        """Return the file that holds an image and nothing else, or None."""
+
 
 class Files:
     """Image files.
@@ -44,6 +47,10 @@ class Files:
     def read(self, index: int) -> Pixels:
         """Return what the file holds, see :func:`deepclust_ext.data.read_image`."""
         return read_image(self.paths[index])
+
+    def path(self, index: int) -> Path | None:
+        """Return the file."""
+        return self.paths[index]
 
 
 class Mapped:
@@ -133,6 +140,10 @@ class Array:
             values = values[:, :, :, None]
         return by_type(np.moveaxis(values, 1, 3) if self.channels_first else values)
 
+    def path(self, index: int) -> Path | None:
+        """Return None: an image of an array is no file."""
+        return None
+
 
 class Joined:
     """Several stores, one after the other.
@@ -150,8 +161,17 @@ class Joined:
 
     def read(self, index: int) -> Pixels:
         """Return one image from the store that holds it."""
+        store, inside = self._locate(index)
+        return store.read(inside)
+
+    def path(self, index: int) -> Path | None:
+        """Return the file of one image, or None."""
+        store, inside = self._locate(index)
+        return store.path(inside)
+
+    def _locate(self, index: int) -> tuple[Store, int]:
         place = int(np.searchsorted(self._ends, index, side="right"))
-        return self.stores[place].read(index - int(self._ends[place - 1] if place else 0))
+        return self.stores[place], index - int(self._ends[place - 1] if place else 0)
 
 
 def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from deepclust_ext.data._checks import check_images, in_float32
-from deepclust_ext.data.augment import RandomAffine, RandomGamma
+from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
+from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.random_views import RandomViews, check_normalization
 from deepclust_ext.ops import augment_views
 from deepclust_ext.ops._checks import check_integer
@@ -153,6 +154,8 @@ VIEWS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "resize": (ResizeView, {}),
     "affine": (RandomAffine, {}),
     "gamma": (RandomGamma, {}),
+    "turn": (RandomTurn, {}),
+    "noise": (RandomNoise, {}),
     "sequential": (sequential, {}),
 }
 
@@ -170,8 +173,9 @@ def make_view(name: str, **settings: Any) -> nn.Module:
     Args:
         name: "contrastive" is :class:`~deepclust_ext.data.RandomViews`, "strong" the same with the settings of
             :func:`strong_view`, "resize" :class:`~deepclust_ext.data.ResizeView`, "affine"
-            :class:`~deepclust_ext.data.RandomAffine`, "gamma" :class:`~deepclust_ext.data.RandomGamma` and
-            "sequential" :func:`sequential`.
+            :class:`~deepclust_ext.data.RandomAffine`, "gamma" :class:`~deepclust_ext.data.RandomGamma`, "turn"
+            :class:`~deepclust_ext.data.RandomTurn`, "noise" :class:`~deepclust_ext.data.RandomNoise` and "sequential"
+            :func:`sequential`.
         **settings: The arguments of the view.
 
     Raises:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from deepclust_ext.inference.images import IndexedImages, LabelledImages, moved, numbered, takes_any_size
 from deepclust_ext.inference.loader import Loader
@@ -25,6 +26,7 @@ def map_images(
     num_workers: int = 0,
     device: torch.device | str = "cpu",
     with_labels: bool = False,
+    progress: str = "",
 ) -> tuple[Tensor, ...]:
     """Return what a function gives for all images of a data set, in its order.
 
@@ -38,6 +40,7 @@ def map_images(
         device: Where the function computes.
         with_labels: Whether to return the class of each image too, the second entry of its item, as the last tensor
             (N,), on the CPU; names are numbered in alphabetical order.
+        progress: What a bar on a terminal is called; without, there is no bar.
 
     Returns:
         One tensor (N, ...) for each of the function's.
@@ -58,7 +61,10 @@ def map_images(
     done = 0
     places = list(range(len(source)))
     order = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
-    for images, numbers in Loader(source, num_workers=num_workers, device=device).batches(order):
+    batches = Loader(source, num_workers=num_workers, device=device).batches(order)
+    # disable=None: a bar on a terminal, and nothing elsewhere.
+    bar = tqdm(batches, desc=progress, total=len(order), unit="batch", disable=None if progress else True)
+    for images, numbers in bar:
         for place, image in enumerate(images if images[0].is_floating_point() else ()):
             if not image.isfinite().all():
                 raise ValueError(f"{source.name(done + place)}: expected finite pixels, got NaN or infinity")

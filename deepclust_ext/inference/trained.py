@@ -15,6 +15,14 @@ from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 TEMPERATURE = 0.1
 
 
+def center_shares(
+    rows: Tensor,  # (B, D) unit rows
+    centers: Tensor,  # (K, D) unit rows
+) -> Tensor:
+    """Return the shares (B, K) of clusters that have centers: softmax(cosines / 0.1)."""
+    return (rows @ centers.T / TEMPERATURE).softmax(dim=1)
+
+
 class Trained(nn.Module):
     """A trained method, from images to rows and shares of clusters.
 
@@ -55,11 +63,8 @@ class Trained(nn.Module):
         views: Tensor,  # (B, C, H, W), what the test view makes of images
     ) -> tuple[Tensor, Tensor]:
         """Return rows (B, D) and shares (B, K) as a call does, of images that the test view has seen already."""
-        rows = self.method.embed(views).float()
-        if self.centers is not None:
-            return rows, (rows @ self.centers.T / TEMPERATURE).softmax(dim=1)
-        assert isinstance(self.method, ClusterHeadMethod)
-        return rows, self.method.assign(views).float()
+        rows, *shares = (part.float() for part in self.method.outputs(views))
+        return rows, shares[0] if self.centers is None else center_shares(rows, self.centers)
 
     def infer(self, images: Dataset[Any], *, batch_size: int = 512, num_workers: int = 0) -> tuple[Tensor, Tensor]:
         """Return rows (N, D) and shares (N, K) of all images of a data set, in its order, on the CPU.
@@ -80,5 +85,6 @@ class Trained(nn.Module):
             batch_size=batch_size,
             num_workers=num_workers,
             device=device_of(self.method),
+            progress="embedding",
         )
         return rows, shares

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_share
 
 
@@ -128,11 +129,29 @@ class ClusteringMethod(nn.Module, ABC):
         """Run after every step of the optimizer; ``progress`` is the share of the run's steps before this one."""
 
     @abstractmethod
+    def inference_network(self) -> nn.Module:
+        """Return the parts of this method that rows and clusters come from, as one module that shares their weights.
+
+        It maps images (B, C, H, W) to a tuple of unit rows (B, D) and, where the method has a cluster head, the shares
+        (B, K) of every cluster. It is what is exported, so torch's own operators are all that it calls.
+        """
+
+    def outputs(
+        self,
+        images: Tensor,  # (B, C, H, W)
+    ) -> tuple[Tensor, ...]:
+        """Return what the inference network gives, without gradient, in evaluation mode."""
+        network = self.inference_network()
+        with evaluation(network):
+            results: tuple[Tensor, ...] = network(images)
+            return results
+
     def embed(
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> Tensor:
         """Return a unit row (B, D) for every image, without gradient, in evaluation mode."""
+        return self.outputs(images)[0]
 
     @abstractmethod
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
@@ -164,9 +183,9 @@ class ClusteringMethod(nn.Module, ABC):
 class ClusterHeadMethod(ClusteringMethod):
     """A method that learns the clusters themselves: they are the largest entries of ``assign``."""
 
-    @abstractmethod
     def assign(
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> Tensor:
         """Return the share (B, K) of every cluster in every image, without gradient, in evaluation mode."""
+        return self.outputs(images)[1]

@@ -7,13 +7,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from torch.profiler import record_function
 
-from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.shared import as_input, check_views, mlp, spread, update_average
+from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread, update_average
 from deepclust_ext.ops import sinkhorn_knopp
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_positive
 
@@ -44,6 +43,9 @@ class CLC(ClusterHeadMethod):
     it the clusters become what :math:`z^n` leaves over, since the logit is a sum of both: accuracy 0.52 instead of
     0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
 
+    With ``terms="instance"`` a step has the contrast of the rows alone, :math:`\cos(z^n_i, k^n_j) / \tau`. After a
+    phase of it clusters begin with features that already tell images apart, and commit themselves to better parts.
+
     The class vectors of the queue are not stored but come fresh from the one Sinkhorn-Knopp that also gives the
     batch's. Before the queue is full, only the keys that it holds count; the very first step has no negatives.
 
@@ -70,6 +72,7 @@ class CLC(ClusterHeadMethod):
 
     num_views = 2
     uses_progress = False
+    terms = ("all", "instance")
     default_optimizer = OptimizerSettings("adam", lr=1e-3)  # the paper's optimizer was not at hand
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "loss": ("loss", "contrastive", "swapped"),
@@ -135,7 +138,7 @@ class CLC(ClusterHeadMethod):
             ValueError: If there are not exactly two views of the same images, or ``terms`` is unknown.
         """
         check_views(views, self.num_views)
-        self.chosen_terms(terms, pseudo_labels)
+        clusters_too = self.chosen_terms(terms, pseudo_labels) == "all"
         views = [as_input(self.online, view) for view in views]
         with record_function("forward"):
             scores, queries = _rows(self.online, views)
@@ -145,16 +148,21 @@ class CLC(ClusterHeadMethod):
             filled = self._filled()
             # A copy: the backward pass reads these negatives after the new keys have taken their places.
             negatives = self.key_queue[:filled].clone()
-            all_scores = torch.cat([key_scores, self.score_queue[:filled]])
-            codes = sinkhorn_knopp(all_scores, epsilon=self.epsilon, num_iters=self.num_iters)
-            code, negative_codes = codes.split([len(keys), filled])
-            assignments = self._shares(scores)
-            contrastive = self.contrastive(queries, keys, assignments, code, negatives, negative_codes)
-            swapped = cross_entropy(scores / self.cluster_temperature, code)
-            loss = contrastive + self.swap_weight * swapped
-            logged = {"loss": loss, "contrastive": contrastive, "swapped": swapped}
-            logged["confidence"] = assignments.amax(dim=1).mean()
-            logged |= code_statistics(all_scores, code) | spread(queries)
+            if clusters_too:
+                all_scores = torch.cat([key_scores, self.score_queue[:filled]])
+                codes = sinkhorn_knopp(all_scores, epsilon=self.epsilon, num_iters=self.num_iters)
+                code, negative_codes = codes.split([len(keys), filled])
+                assignments = _shares(scores, self.cluster_temperature)
+                contrastive = self.contrastive(queries, keys, assignments, code, negatives, negative_codes)
+                swapped = cross_entropy(scores / self.cluster_temperature, code)
+                loss = contrastive + self.swap_weight * swapped
+                logged = {"loss": loss, "contrastive": contrastive, "swapped": swapped}
+                logged["confidence"] = assignments.amax(dim=1).mean()
+                logged |= code_statistics(all_scores, code)
+            else:
+                loss = self.contrastive(queries, keys, queue=negatives)
+                logged = {"loss": loss, "contrastive": loss}
+            logged |= spread(queries)
         self._enqueue(keys, key_scores)
         return loss, {name: term.detach() for name, term in logged.items()}
 
@@ -171,9 +179,6 @@ class CLC(ClusterHeadMethod):
     @num_enqueued.setter
     def num_enqueued(self, value: int) -> None:
         self._enqueued = torch.empty(value, device="meta")
-
-    def _shares(self, scores: Tensor) -> Tensor:
-        return (scores / self.cluster_temperature).softmax(dim=1)
 
     @torch.no_grad()
     def _enqueue(
@@ -201,26 +206,18 @@ class CLC(ClusterHeadMethod):
         """Update the momentum network."""
         update_average(self.average, self.online, self.momentum)
 
-    def embed(
-        self,
-        images: Tensor,  # (B, C, H, W)
-    ) -> Tensor:
-        """Return the instance head's normalised rows (B, ``embedding_dim``) in evaluation mode."""
-        with evaluation(self):
-            return normalize(self.online(as_input(self.online, images))[1], dim=1)
-
-    def assign(
-        self,
-        images: Tensor,  # (B, C, H, W)
-    ) -> Tensor:
-        """Return the cluster head's assignments (B, K), rows on the simplex, in evaluation mode."""
-        with evaluation(self):
-            return self._shares(self.online(as_input(self.online, images))[0])
+    def inference_network(self) -> nn.Module:
+        """Return the online network: rows (B, ``embedding_dim``), normalised, and assignments (B, K)."""
+        online = self.online
+        shares = nn.Sequential(online.cluster_head, _ClusterShares(self.cluster_temperature))
+        return InferenceNetwork(online.backbone, online.instance_head, shares)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point, few clusters lead, or none differs, or None."""
         if terms["feature_spread"] < 0.01:
             return f"with a feature spread of {terms['feature_spread']:.2g} the features have collapsed to a point"
+        if "balance" not in terms:  # of the instance loss alone, which leaves the clusters as they are
+            return None
         if terms["balance"] < 0.1:
             return (
                 f"{terms['used_clusters']:.0f} of {self.num_clusters} clusters lead in some row of scores, with a "
@@ -256,6 +253,28 @@ class _TwoHeads(nn.Module):
         """Return z^c (B, K) and z^n (B, D), not normalised."""
         features = self.backbone(images)
         return self.cluster_head(features), self.instance_head(features)
+
+
+class _ClusterShares(nn.Module):
+    """The last layer of the cluster head: from z^c to assignments."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(
+        self,
+        scores: Tensor,  # (B, K)
+    ) -> Tensor:
+        """Return assignments (B, K)."""
+        return _shares(scores, self.temperature)
+
+
+def _shares(
+    scores: Tensor,  # (B, K)
+    temperature: float,
+) -> Tensor:
+    return (scores / temperature).softmax(dim=1)
 
 
 def _rows(network: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 from torch.profiler import record_function
 
-from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import HSDLoss, PrototypeLoss
 from deepclust_ext.methods.base import ClusteringMethod, OptimizerSettings
-from deepclust_ext.methods.shared import as_input, check_views, mlp, rising_momentum, spread, update_average
+from deepclust_ext.methods.shared import (
+    InferenceNetwork,
+    as_input,
+    check_views,
+    mlp,
+    rising_momentum,
+    spread,
+    update_average,
+)
 from deepclust_ext.ops import diffused_neighbor_gather
 from deepclust_ext.ops._checks import check_bool, check_fraction, check_integer, check_non_negative, check_positive
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
@@ -235,13 +242,9 @@ class HaDis(ClusteringMethod):
         momentum = rising_momentum(self.momentum, progress) if self.momentum_rises else self.momentum
         update_average(self.teacher, self.student, momentum)
 
-    def embed(
-        self,
-        images: Tensor,  # (B, C, H, W)
-    ) -> Tensor:
-        """Return the teacher's normalised rows (B, ``embedding_dim``) in evaluation mode."""
-        with evaluation(self.teacher):
-            return normalize(self.teacher(as_input(self.teacher, images)), dim=1)
+    def inference_network(self) -> nn.Module:
+        """Return the teacher, whose rows (B, ``embedding_dim``) are normalised."""
+        return InferenceNetwork(*self.teacher)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Return the student's parameters at ``lr`` and the predictor's at ``predictor_lr_scale`` times ``lr``."""

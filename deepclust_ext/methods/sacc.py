@@ -5,13 +5,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.profiler import record_function
 
-from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.shared import as_input, check_views, mlp, spread
+from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive
 
 
@@ -118,21 +116,9 @@ class SACC(ClusterHeadMethod):
             logged["loss"] = loss
         return loss, {name: term.detach() for name, term in logged.items()}
 
-    def embed(
-        self,
-        images: Tensor,  # (B, C, H, W)
-    ) -> Tensor:
-        """Return the instance head's normalised rows (B, ``embedding_dim``) in evaluation mode."""
-        with evaluation(self):
-            return normalize(self.instance_head(self.backbone(as_input(self.backbone, images))), dim=1)
-
-    def assign(
-        self,
-        images: Tensor,  # (B, C, H, W)
-    ) -> Tensor:
-        """Return the cluster head's assignments (B, K), rows on the simplex, in evaluation mode."""
-        with evaluation(self):
-            return self.cluster_head(self.backbone(as_input(self.backbone, images)))  # type: ignore[no-any-return]
+    def inference_network(self) -> nn.Module:
+        """Return the backbone with both heads: rows (B, ``embedding_dim``), normalised, and assignments (B, K)."""
+        return InferenceNetwork(self.backbone, self.instance_head, self.cluster_head)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point or few clusters take everything, or None."""

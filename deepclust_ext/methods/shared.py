@@ -49,7 +49,32 @@ def as_input(
             f"make_view('resize', size=...)"
         )
     weight = next((weight for weight in network.parameters() if weight.is_floating_point()), images)
-    return images.to(weight.dtype)
+    # A program that torch.export makes of a conversion, even of none, is bound to its device.
+    return images if images.dtype == weight.dtype else images.to(weight.dtype)
+
+
+class InferenceNetwork(nn.Module):
+    """A backbone with a head for rows and, where there is one, a head for clusters.
+
+    Args:
+        backbone: Maps images (B, C, H, W) to features (B, F).
+        row_head: Maps features to rows (B, D), which are normalised here.
+        share_head: Maps features to shares (B, K) of clusters, or None.
+    """
+
+    def __init__(self, backbone: nn.Module, row_head: nn.Module, share_head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone, self.row_head, self.share_head = backbone, row_head, share_head
+        self.training = False  # the parts have modes of their own, which putting this one back must not touch
+
+    def forward(
+        self,
+        images: Tensor,  # (B, C, H, W)
+    ) -> tuple[Tensor, ...]:
+        """Return unit rows (B, D) and, with a head for them, shares (B, K)."""
+        features = self.backbone(as_input(self, images))
+        rows = normalize(self.row_head(features), dim=1)
+        return (rows,) if self.share_head is None else (rows, self.share_head(features))
 
 
 @torch.no_grad()

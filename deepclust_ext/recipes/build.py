@@ -40,16 +40,15 @@ def make_test_view(recipe: Recipe) -> nn.Module | None:
     return None if recipe.test_view is None else make_view(**recipe.test_view)
 
 
-def make_config(recipe: Recipe, *, seed: int = 0, num_workers: int = 0) -> TrainConfig:
-    """Return the trainer's settings."""
+def make_config(recipe: Recipe, **settings: Any) -> TrainConfig:
+    """Return the trainer's settings: the recipe's, and others of :class:`deepclust_ext.training.TrainConfig`."""
     return TrainConfig(
         phases=recipe.phases,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         optimizer=recipe.optimizer,
         kmeans=recipe.kmeans,
-        seed=seed,
-        num_workers=num_workers,
+        **settings,
     )
 
 
@@ -85,8 +84,8 @@ def make_trainer(
     out: str | os.PathLike[str],
     *,
     seed: int = 0,
-    num_workers: int = 0,
     device: torch.device | str = "cpu",
+    **settings: Any,
 ) -> Trainer:
     """Return the trainer of a recipe's run.
 
@@ -95,8 +94,9 @@ def make_trainer(
         data: The images, or several data sets by name, see :class:`deepclust_ext.training.Trainer`.
         out: Folder for checkpoint and history.
         seed: Of everything random, the first weights too.
-        num_workers: Processes that load images.
         device: Where to train.
+        **settings: Others of :class:`deepclust_ext.training.TrainConfig` that change no recipe: ``num_workers``,
+            ``precision``, ``compile``.
 
     Raises:
         ImportError: If the backbone needs torchvision and there is none.
@@ -105,6 +105,6 @@ def make_trainer(
     check_images(recipe, data)
     seed_everything(seed)
     method = make_method(recipe).to(device)
-    config = make_config(recipe, seed=seed, num_workers=num_workers)
+    config = make_config(recipe, seed=seed, **settings)
     views, test_view = make_views(recipe), make_test_view(recipe)
     return Trainer(method, data, views, config, out, test_view=test_view, recipe=asdict(recipe))

@@ -4,7 +4,7 @@ import inspect
 import os
 import typing
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,24 @@ def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe
                 f"recipe: expected one of {known}, or a file .yaml, got {str(name)!r}{nearest(name, names())}"
             )
         path = FOLDER / f"{name}.yaml"
-    values = _read(path)
+    return _checked(_read(path), overrides or {}, path)
+
+
+def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with new values by dotted keys.
+
+    Raises:
+        ValueError: As :func:`load`.
+    """
+    values = _plain(asdict(recipe))
+    return _checked(values, overrides, Path(f"{values.pop('name')}.yaml"))
+
+
+def _checked(values: Any, overrides: Mapping[str, Any], path: Path) -> Recipe:
+    """Return the recipe of values that a file holds, and of new ones by dotted keys."""
     keys = [key for key in inspect.signature(Recipe).parameters if key != "name"]
     check_keys(values, keys, path.name)
-    for key, value in (overrides or {}).items():
+    for key, value in overrides.items():
         _override(values, key, value, path.name)
     check_keys(values, keys, path.name)
     recipe = replace(build(Recipe, values, path.name), name=path.stem)
@@ -67,13 +81,45 @@ def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe
     return replace(recipe, model=_checked_model(recipe, path.name))
 
 
-def method_class(name: str, where: str = "recipe") -> type[ClusteringMethod]:
-    """Return the method of a name: every class of deepclust_ext.methods that is one is found, no list is kept."""
-    classes = {
+def dump(recipe: Recipe) -> str:
+    """Return a recipe as YAML, which :func:`load` reads back; all that has a default is written out."""
+    values = asdict(completed(recipe))
+    del values["name"]
+    return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
+
+
+def completed(recipe: Recipe) -> Recipe:
+    """Return a recipe with the defaults of its method's constructor and optimizer in it."""
+    kind = method_class(recipe.method)
+    parameters = inspect.signature(kind.__init__).parameters
+    defaults = {name: entry.default for name, entry in parameters.items() if name not in GIVEN}
+    return replace(recipe, model={**defaults, **recipe.model}, optimizer=recipe.optimizer or kind.default_optimizer)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as YAML's safe dumper takes it: lists instead of tuples."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods."""
+    return list(_classes())
+
+
+def _classes() -> dict[str, type[ClusteringMethod]]:
+    """Return every class of deepclust_ext.methods that is a method, by its name; no list is kept."""
+    return {
         key: entry
         for key, entry in vars(methods).items()
         if isinstance(entry, type) and issubclass(entry, ClusteringMethod) and not inspect.isabstract(entry)
     }
+
+
+def method_class(name: str, where: str = "recipe") -> type[ClusteringMethod]:
+    """Return the method of a name."""
+    classes = _classes()
     missing = getattr(vars(methods).get(name), "__abstractmethods__", ())
     if name not in classes and missing:
         raise ValueError(

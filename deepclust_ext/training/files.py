@@ -16,16 +16,14 @@ import torch
 
 FORMAT = "deepclust_ext checkpoint 3"
 #: What a resumed run reads.
-ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "epoch_so_far", "history", "random")
+ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "epoch_so_far", "kept", "history", "random")
 
 CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
 HISTORY_NAME = "history.jsonl"
-RECORD_NAME = "run.json"
-FIGURE_NAME = "overview.png"
 LOCK_NAME = "run.lock"
-#: What shows that a folder holds a run; the last two are of a recipe's run.
-RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, HISTORY_NAME, RECORD_NAME, FIGURE_NAME)
+#: What shows that a folder holds a run.
+RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, HISTORY_NAME)
 
 #: How the comment of a checkpoint, which is a zip archive, begins; 64 hexadecimal digits follow.
 SEAL = b"sha256:"

@@ -1,11 +1,14 @@
 """What a person sees of a run: a bar on a terminal, a line for each epoch elsewhere."""
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
 from tqdm import tqdm
+
+LOGGER = logging.getLogger("deepclust_ext")
 
 #: Of a record, what its line leaves out.
 NOT_SHOWN = ("epoch", "lr")
@@ -45,14 +48,12 @@ class Progress:
         self._images, self._since = 0, now
         shown = {name: f"{value:.3g}" for name, value in record.items() if name not in NOT_SHOWN}
         self._bar.set_postfix({"epoch": f"{int(record['epoch'])}/{self._epochs}", "images/s": f"{rate:.0f}"} | shown)
+        terms = ", ".join(f"{name} {value}" for name, value in shown.items())
+        left = (now - self._begun) / max(self._done - self._first, 1) * (self._steps - self._done)
+        line = f"epoch {int(record['epoch'])} of {self._epochs}: {terms}, {rate:.0f} images/s, {in_words(left)} left"
+        LOGGER.info(line)
         if self._bar.disable:
-            terms = ", ".join(f"{name} {value}" for name, value in shown.items())
-            left = (now - self._begun) / max(self._done - self._first, 1) * (self._steps - self._done)
-            print(
-                f"epoch {int(record['epoch'])} of {self._epochs}: {terms}, {rate:.0f} images/s, {in_words(left)} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(line, file=sys.stderr, flush=True)
 
 
 def in_words(seconds: float) -> str:

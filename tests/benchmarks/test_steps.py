@@ -189,7 +189,7 @@ class SlowMethod(ClusteringMethod):
     def after_step(self, progress: float = 0.0) -> None:
         self.clock.now += 1000
 
-    def embed(self, images: Tensor) -> Tensor:
+    def inference_network(self) -> nn.Module:
         raise NotImplementedError
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:

@@ -227,7 +227,7 @@ def test_arrays_tensors_and_half_precision() -> None:
     rows = blobs()
     kmeans = KMeans(6, random_state=0).fit(rows)
     assert state(KMeans(6, random_state=0).fit(rows.numpy())) == state(kmeans)
-    assert KMeans(6, random_state=0).fit(rows.double().numpy()).cluster_centers_.dtype == torch.float64
+    assert KMeans(6, random_state=0).fit(rows.double().numpy()).cluster_centers_.dtype == np.float64
     half = KMeans(6, random_state=0).fit(rows.bfloat16())
     assert half.cluster_centers_.dtype == torch.float32
     assert state(half) == state(KMeans(6, random_state=0).fit(rows.bfloat16().float()))
@@ -303,12 +303,13 @@ def test_errors_name_the_argument() -> None:
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),
         ({"tol": -1.0}, "tol: expected a finite number of at least 0, got -1.0"),
     ):
-        with pytest.raises(ValueError, match=message):
-            KMeans(**arguments)
+        for name in ("fit", "partial_fit"):
+            with pytest.raises(ValueError, match=message):
+                getattr(KMeans(**arguments), name)(rows)
     with pytest.raises(TypeError, match="n_clusters: expected an integer, got 2.5"):
-        KMeans(2.5)  # type: ignore[arg-type]
+        KMeans(2.5).fit(rows)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="n_init: expected an integer, got 'many'"):
-        KMeans(2, n_init="many")
+        KMeans(2, n_init="many").fit(rows)
     for batch_size in (None, 100):
         with pytest.raises(ValueError, match="n_clusters: expected at most 300, the number of rows, got 301"):
             KMeans(301, batch_size=batch_size).fit(rows)

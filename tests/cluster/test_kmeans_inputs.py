@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.cluster import KMeans as PeerKMeans
 from sklearn.cluster import MiniBatchKMeans as PeerMiniBatchKMeans
 from torch import Tensor
@@ -60,7 +61,7 @@ def test_first_centers_as_in_scikit_learn(kind: str, batch_size: int | None) -> 
 @pytest.mark.parametrize("init", [None, 3, 1.5, object(), {"a": 1}, ["k-means++"], np.array(None), b"random", True])
 def test_what_cannot_be_first_centers(init: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="init: expected"):
-        KMeans(3, init=init)
+        KMeans(3, init=init).fit(ROWS)
 
 
 def test_functions_are_asked_at_every_start_and_checked() -> None:
@@ -92,7 +93,8 @@ def test_sources_of_random_numbers(kind: str) -> None:
     rows = torch.randn(200, 3)
 
     def centers(kmeans: KMeans) -> list[Any]:
-        return kmeans.fit(rows).cluster_centers_.tolist()
+        result: list[Any] = kmeans.fit(rows).cluster_centers_.tolist()
+        return result
 
     first = KMeans(9, max_iter=1, random_state=RANDOM_STATES[kind]())
     again = KMeans(9, max_iter=1, random_state=RANDOM_STATES[kind]())
@@ -117,9 +119,10 @@ def test_sources_of_random_numbers(kind: str) -> None:
         ({"tol": float("nan")}, ValueError, "tol: expected a finite number of at least 0"),
     ],
 )
-def test_errors_at_construction(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        KMeans(3, **arguments)
+def test_errors_of_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    for method in ("fit", "partial_fit"):
+        with pytest.raises(error, match=message):
+            getattr(KMeans(3, **arguments), method)(ROWS)
 
 
 def test_numpy_s_numbers() -> None:
@@ -153,8 +156,12 @@ def test_kinds_of_rows(kind: str, batch_size: int | None) -> None:
     rows = KINDS_OF_ROWS[kind](ROWS)
     kmeans = KMeans(3, batch_size=batch_size, random_state=0).fit(rows)
     expected = KMeans(3, batch_size=batch_size, random_state=0).fit(ROWS)
-    assert torch.equal(kmeans.labels_, expected.labels_)
-    assert torch.equal(kmeans.predict(rows), expected.labels_)
+    results = kmeans.labels_, kmeans.predict(rows), kmeans.fit_predict(rows)
+    for labels in results:
+        assert labels.tolist() == expected.labels_.tolist()
+    expected_type: type = Tensor if isinstance(rows, Tensor) else np.ndarray
+    assert all(type(each) is expected_type for each in (*results, kmeans.cluster_centers_, kmeans.transform(rows)))
+    assert type(kmeans.predict(ROWS)) is Tensor  # as this call was given rows
     assert kmeans.transform(rows).shape == (120, 3)
     assert kmeans.score(rows) == pytest.approx(-kmeans.inertia_)
     assert KMeans(3, init=START).partial_fit(rows).cluster_centers_.shape == (3, 4)
@@ -169,7 +176,7 @@ def test_integers_are_computed_in_float64_as_in_scikit_learn(dtype: torch.dtype)
     for given in (rows, rows.numpy()):
         ours = KMeans(3, init=starts.double()).fit(given)
         peer = PeerKMeans(3, init=starts.double().numpy(), n_init=1).fit(rows.numpy())
-        assert ours.cluster_centers_.dtype == torch.float64
+        assert ours.cluster_centers_.dtype == (torch.float64 if given is rows else np.float64)
         assert ours.inertia_ == pytest.approx(peer.inertia_)
 
 
@@ -178,14 +185,22 @@ def test_a_read_only_memory_map_is_read_in_batches(tmp_path: Path) -> None:
     np.save(path, ROWS.numpy())
     mapped = np.load(path, mmap_mode="r")
     kmeans = KMeans(3, batch_size=50, random_state=0).fit(mapped)  # warnings are errors
-    assert torch.equal(kmeans.labels_, KMeans(3, batch_size=50, random_state=0).fit(ROWS).labels_)
+    assert kmeans.labels_.tolist() == KMeans(3, batch_size=50, random_state=0).fit(ROWS).labels_.tolist()
 
 
-@pytest.mark.parametrize("rows", [None, "rows", object(), [["a", "b"]], [[1.0], [1.0, 2.0]], np.zeros((4, 2), complex)])
+@pytest.mark.parametrize(
+    "rows", [None, "rows", object(), [["a", "b"]], [[1.0], [1.0, 2.0]], csr_array(np.eye(3)), torch.eye(3).to_sparse()]
+)
 def test_what_are_no_rows(rows: Any) -> None:
     for method in ("fit", "partial_fit"):
         with pytest.raises(TypeError, match="features: expected"):
             getattr(KMeans(1), method)(rows)
+
+
+def test_complex_arrays_are_refused_as_by_scikit_learn() -> None:
+    for kmeans in (KMeans(1), PeerKMeans(1)):
+        with pytest.raises(ValueError, match="Complex data not supported"):
+            kmeans.fit(np.zeros((4, 2), complex))
 
 
 @contextmanager
@@ -236,7 +251,8 @@ def test_torch_s_modes_change_nothing(backend: str, mode: str, metric: str, init
         if isinstance(expected, float):
             assert got == expected
         else:
-            assert torch.equal(got, expected)
+            assert type(got) is type(expected)
+            assert got.tolist() == expected.tolist()
     # What was fitted within may be used, and needed for a gradient, without.
     (within[0] * torch.ones(3, 4, requires_grad=True)).sum().backward()
 
@@ -312,7 +328,7 @@ def test_restored_centers_are_where_a_stream_goes_on_from() -> None:
     kmeans = KMeans(2)
     for centers in (torch.tensor([[0.0], [10.0]]), np.array([[0.0], [10.0]]), [[0.0], [10.0]]):
         kmeans = KMeans(2)
-        kmeans.cluster_centers_ = centers  # type: ignore[assignment]
+        kmeans.cluster_centers_ = centers
         assert kmeans.predict([[1.0], [9.0]]).tolist() == [0, 1]
         assert kmeans.transform([[1.0]]).tolist() == [[1.0, 9.0]]
         kmeans.partial_fit([[2.0]])

@@ -39,7 +39,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: deepclust-ext" in capsys.readouterr().err
 
 
-NAMES = [found.name for found in pkgutil.iter_modules(commands.__path__)]
+NAMES = [found.name for found in pkgutil.iter_modules(commands.__path__) if not found.name.startswith("_")]
 
 
 def test_every_file_is_a_command_and_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,184 @@
+"""One fit of k-means: starts, of which the best stays, each of iterations on all rows or of passes in batches."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deepclust_ext.cluster.inputs import as_rows, checked_rows
+from deepclust_ext.cluster.settings import Settings
+from deepclust_ext.cluster.steps import assign_and_sum, cluster_sums, costs, exact_sum, fill_empty, seed_centers
+from deepclust_ext.cluster.stream import Stream
+from deepclust_ext.ops import kmeans_assign, kmeans_step
+from deepclust_ext.reference.kmeans_assign import centers_of
+
+
+class Fitted(NamedTuple):
+    """What a fit gives: the centers with the weights of their clusters, and of the rows labels and inertia."""
+
+    stream: Stream
+    labels: Tensor  # (N,) int64
+    inertia: float
+    n_iter: int
+
+
+def best_of_starts(
+    features: Tensor,  # (N, D)
+    weights: Tensor | None,  # (N,) float64, above 0
+    settings: Settings,
+    generator: torch.Generator | None,
+) -> Fitted:
+    """Return the start of the least inertia."""
+    in_batches = settings.batch_size is not None
+    rows = features if in_batches else checked_rows(features, settings.metric)
+    best: Fitted | None = None
+    for _ in range(settings.n_init):
+        stream, n_iter = (_passes if in_batches else _lloyd)(rows, weights, settings, generator)
+        parts = parts_of(rows, settings.metric, settings.batch_size) if in_batches else [rows]
+        found = Fitted(stream, *assigned(parts, stream.centers, settings.metric, weights), n_iter)
+        if best is None or found.inertia < best.inertia:
+            best = found
+    assert best is not None
+    return best
+
+
+def _lloyd(
+    rows: Tensor,  # (N, D)
+    weights: Tensor | None,  # (N,)
+    settings: Settings,
+    generator: torch.Generator | None,
+) -> tuple[Stream, int]:
+    """Return the centers of one start, and the number of its iterations."""
+    metric = settings.metric
+    centers = first_centers(rows, weights, settings, generator)
+    tolerance = _tolerance(rows, weights, settings.tol)
+    n_iter, shift = 0, math.inf
+    while n_iter < settings.max_iter and shift > tolerance:
+        old, num_empty = centers, 0
+        if weights is None:
+            _, centers, counts, change = kmeans_step(rows, old, metric=metric)
+            shift, num_empty = change.tolist()
+        if weights is not None or num_empty:
+            labels, distances, sums, counts = assign_and_sum(rows, old, metric, weights)
+            if bool((counts == 0).any()):
+                labels = fill_empty(labels, distances, counts)
+                sums, counts = cluster_sums(rows, labels, len(old), weights)
+            centers = centers_of(sums, counts, old, metric).to(old.dtype)
+            shift = float(_shift(old, centers))
+        n_iter += 1
+    return Stream(centers, metric, counts), n_iter
+
+
+def _passes(
+    features: Tensor,  # (N, D)
+    weights: Tensor | None,  # (N,)
+    settings: Settings,
+    generator: torch.Generator | None,
+) -> tuple[Stream, int]:
+    """Return the centers of one start in batches, and the number of its passes."""
+    assert settings.batch_size is not None
+    metric = settings.metric
+
+    def batch(index: Tensor) -> tuple[Tensor, Tensor | None]:
+        place = index.to(features.device)
+        return checked_rows(features[place], metric), None if weights is None else weights[place]
+
+    # As in scikit-learn, first centers come of three batches or three rows per cluster.
+    order = torch.randperm(len(features), generator=generator, device="cpu")
+    first = batch(order[: 3 * max(settings.batch_size, settings.n_clusters)].sort().values)
+    stream = Stream(first_centers(*first, settings, generator), metric)
+    tolerance = _tolerance(*first, settings.tol)
+    n_iter, shift = 0, math.inf
+    while n_iter < settings.max_iter and shift > tolerance:
+        old = stream.centers
+        order = torch.randperm(len(features), generator=generator, device="cpu")
+        for index in order.split(settings.batch_size):
+            stream.step(*batch(index))
+        shift = float(_shift(old, stream.centers))
+        n_iter += 1
+    return stream, n_iter
+
+
+def parts_of(
+    features: Tensor,  # (N, D)
+    metric: str,
+    batch_size: int | None,
+) -> Iterator[Tensor]:
+    """Yield checked rows, as many at a time as there are in a batch."""
+    for part in features.split(batch_size or max(len(features), 1)):
+        yield checked_rows(part, metric)
+
+
+@torch.no_grad()
+def assigned(
+    parts: Iterable[Tensor],  # each (B, D)
+    centers: Tensor,  # (K, D)
+    metric: str,
+    weights: Tensor | None = None,  # (N,)
+) -> tuple[Tensor, float]:
+    """Return the labels (N,) and the inertia of checked rows."""
+    pairs = [kmeans_assign(rows, centers, metric=metric) for rows in parts]
+    labels, distances = (torch.cat(columns) for columns in zip(*pairs, strict=True))
+    return labels, float(exact_sum(costs(distances, metric, weights))) if len(labels) else 0.0
+
+
+def first_centers(
+    rows: Tensor,  # (N, D)
+    weights: Tensor | None,  # (N,)
+    settings: Settings,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return the centers (K, D) that a start begins with."""
+    if isinstance(settings.init, str):
+        if settings.init == "k-means++":
+            return seed_centers(rows, settings.n_clusters, settings.metric, generator, weights)
+        return rows[_random_places(len(rows), weights, generator)[: settings.n_clusters].to(rows.device)]
+    given: Any = settings.init
+    if callable(given):
+        seed = int(torch.randint(2**32, (), generator=generator, device="cpu"))  # scikit-learn's are of 32 bits
+        given = given(rows, settings.n_clusters, random_state=seed)
+    centers = as_rows(given, "init")
+    shape = (settings.n_clusters, rows.shape[1])
+    if centers.shape != shape:
+        raise ValueError(f"init: expected shape {shape}, got {tuple(centers.shape)}")
+    return checked_rows(centers.to(rows), settings.metric, "init").clone()
+
+
+def _random_places(
+    count: int,
+    weights: Tensor | None,  # (N,)
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return all places (N,) in a random order, in which heavy ones tend to come first.
+
+    By weights it is the order of drawing without putting back (Efraimidis and Spirakis, 2006: the keys log(u) / w).
+    """
+    if weights is None:
+        return torch.randperm(count, generator=generator, device="cpu")
+    uniform = torch.rand(count, dtype=torch.float64, generator=generator, device="cpu")
+    return (uniform.log() / weights.cpu()).sort(descending=True, stable=True).indices
+
+
+def _tolerance(
+    rows: Tensor,  # (N, D)
+    weights: Tensor | None,  # (N,)
+    tol: float,
+) -> float:
+    """Return `tol` times the mean variance of a column."""
+    if tol == 0:
+        return 0.0
+    mean = rows.new_zeros(1, rows.shape[1])
+    _, _, sums, counts = assign_and_sum(rows, mean, "euclidean", weights)
+    _, distances = kmeans_assign(rows, centers_of(sums, counts, mean, "euclidean").to(rows.dtype))
+    total = float(exact_sum(costs(distances, "euclidean", weights)))
+    return tol * total / (rows.numel() if weights is None else float(counts) * rows.shape[1])
+
+
+def _shift(
+    old: Tensor,  # (K, D)
+    new: Tensor,  # (K, D)
+) -> Tensor:
+    """Return the squared distance of all centers together, ()."""
+    return exact_sum((new.double() - old.double()).square().flatten())

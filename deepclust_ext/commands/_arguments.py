@@ -1,0 +1,59 @@
+"""Options that several commands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads an option that is an integer of at least so much."""
+
+    def integer(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+        return int(text)
+
+    return integer
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of a run, and other images than its own."""
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+    parser.add_argument("data", metavar="DATA", nargs="*", help="other images: folders, files, lists")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add where to compute, and how many processes load images."""
+    parser.add_argument("--device", help='such as "cuda" (default: cuda where there is a GPU, else cpu)')
+    parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images (default: none)")
+
+
+def device(args: argparse.Namespace) -> str:
+    """Return where to compute.
+
+    Raises:
+        ValueError: If torch has no such device.
+    """
+    import torch
+
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: expected one that torch can use here, got {name!r}: {reason}") from error
+    return str(name)
+
+
+def refuse_to_replace(path: Path, overwrite: bool, option: str = "out") -> Path:
+    """Return a path to write to.
+
+    Raises:
+        FileExistsError: If there is a file that is not to be replaced.
+        IsADirectoryError: If it is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{option}: expected a file to write, got the folder {path}")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{option}: expected no file at {path}, which is there; --overwrite replaces it")
+    return path

@@ -1,0 +1,58 @@
+"""Say which cluster each image is in: those of a run, or others that its trained model has not seen.
+
+Writes a table of path, cluster, confidence and second cluster. The confidence orders images by how clear they are.
+
+Example:
+  deepclust-ext cluster runs/photos --into sorted --mode symlink
+  deepclust-ext cluster runs/photos new-photos --out new.csv
+"""
+
+import argparse
+from pathlib import Path
+
+from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to a parser."""
+    add_run(parser)
+    parser.add_argument("--out", type=Path, help="the table (default: clusters.csv in RUN, or of other images here)")
+    parser.add_argument("--into", type=Path, metavar="DIR", help="sort the files into a folder for each cluster")
+    parser.add_argument("--mode", choices=("symlink", "copy", "list"), default="symlink", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    parser.add_argument("--overwrite", action="store_true", help="replace the table that is there")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the table, sort files if asked to, print the sizes of clusters and return the exit status 0."""
+    import json
+
+    from deepclust_ext.runs import open_run
+    from deepclust_ext.runs.clusters import sort_files, write_clusters
+    from deepclust_ext.runs.folder import CLUSTERS_NAME
+
+    own = args.out is None and not args.data  # a table that is made anew from the run's last checkpoint
+    path = args.out or (Path(CLUSTERS_NAME) if args.data else args.run_folder / CLUSTERS_NAME)
+    refuse_to_replace(path, args.overwrite or own)
+    opened = open_run(args.run_folder, device=device(args))
+    images = opened.images(*args.data)
+    _, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
+    sorted_into = None
+    if args.into is not None:
+        sort_files(args.into, images, shares, mode=args.mode)
+        sorted_into = str(args.into)
+    write_clusters(path, images, shares)
+    sizes = shares.argmax(1).bincount(minlength=shares.shape[1]).tolist()
+    skipped = [{"path": name, "reason": reason} for name, reason in getattr(images, "skipped", ())]
+    if args.json:
+        found = {"images": len(shares), "sizes": sizes, "table": str(path), "into": sorted_into, "skipped": skipped}
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"{len(shares)} images in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters, written: {path}")
+    print("sizes: " + ", ".join(f"{cluster}: {size}" for cluster, size in enumerate(sizes)))
+    if skipped:
+        print(f"{len(skipped)} files skipped, first {skipped[0]['path']}: {skipped[0]['reason']}")
+    if sorted_into:
+        print(f"sorted into {sorted_into}, by {args.mode}")
+    return 0

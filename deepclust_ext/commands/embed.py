@@ -1,0 +1,49 @@
+"""Write the row of each image: those of a run, or others that its trained model has not seen.
+
+.npz holds the arrays rows (N, D) and names (N,); .npy holds rows, and a .txt beside it a name on each line; .csv has a
+column for the path and one for each direction. Rows have length 1.
+
+Example:
+  deepclust-ext embed runs/photos --out photos.npz
+  deepclust-ext embed runs/photos new-photos --format csv
+"""
+
+import argparse
+from pathlib import Path
+
+from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to a parser."""
+    add_run(parser)
+    parser.add_argument("--format", choices=("npz", "npy", "csv"), help="default: as --out ends, else npz")
+    parser.add_argument("--out", type=Path, help="the file (default: embedding.FORMAT here)")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the rows, print their shape and return the exit status 0."""
+    import json
+
+    from deepclust_ext.runs import open_run
+    from deepclust_ext.runs.rows import FORMATS, write_rows
+    from deepclust_ext.runs.source import names_of
+
+    ending = "" if args.out is None else args.out.suffix.removeprefix(".")
+    kind = args.format or ending or "npz"
+    if kind not in FORMATS or (args.out is not None and ending != kind):
+        raise ValueError(f"--out: expected a name that ends in .{kind if kind in FORMATS else 'npz'}, got {args.out}")
+    path = refuse_to_replace(args.out or Path(f"embedding.{kind}"), args.overwrite)
+    opened = open_run(args.run_folder, device=device(args))
+    images = opened.images(*args.data)
+    rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
+    written = write_rows(path, rows, names_of(images))
+    shape = list(rows.shape)
+    if args.json:
+        print(json.dumps({"rows": shape, "files": [str(file) for file in written]}, indent=2))
+    else:
+        print(f"{shape[0]} rows of {shape[1]} numbers, written: {' and '.join(map(str, written))}")
+    return 0

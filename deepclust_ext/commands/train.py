@@ -1,0 +1,73 @@
+"""Train a method on images, without labels, and cluster them.
+
+A recipe is chosen from the images, which is said and why, or named. All that there is to know of the run is left in its
+folder: recipe, history, checkpoint, clusters, log, and a page to look at.
+
+Example:
+  deepclust-ext train photos --clusters 10 --out runs/photos
+  deepclust-ext train --resume --out runs/photos
+  deepclust-ext train cifar10 --root data --recipe hadis-cifar10 --device cuda --precision bf16
+"""
+
+import argparse
+from pathlib import Path
+
+from deepclust_ext.commands._arguments import add_device, at_least, device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to a parser."""
+    parser.add_argument("data", metavar="DATA", nargs="*", help="folders, files, lists, arrays, or a data set's name")
+    parser.add_argument("--clusters", type=at_least(1), metavar="K", help="how many (default: the recipe's)")
+    parser.add_argument("--method", help="hadis, sacc or clc (default: chosen from the images)")
+    parser.add_argument("--recipe", help="name of a bundled one, see `recipes`, or a file (default: chosen)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
+    parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
+    parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
+    parser.add_argument("--root", type=Path, help="folder of a data set of the papers; DATA is then its name")
+    parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
+    parser.add_argument("--labels", help='"folders" or a CSV of path,label, for scores alone')
+    parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of steps (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="let torch.compile make the step")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-seedSEED)")
+    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, print where the results are, and return the exit status 0."""
+    import torch
+
+    from deepclust_ext.runs import Options, Source, train
+    from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
+    from deepclust_ext.runs.train import check_folder, closing_words
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    overrides = read_settings(args.set) | ({} if args.batch_size is None else {"batch_size": args.batch_size})
+    wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
+    root = None if args.root is None else str(args.root)
+    source = Source(tuple(args.data), root, None, args.scale, args.labels)
+    if not args.data and not args.resume:
+        raise ValueError("DATA: expected a folder of images, got none")
+    if args.resume and args.out is None:
+        raise ValueError("--out: expected the folder of the run to resume, got none")
+    out = args.out or Path("runs") / f"{source.name}-seed{args.seed}"
+    check_folder(out, resume=args.resume, overwrite=args.overwrite)
+    options = Options(
+        seed=args.seed,
+        device=device(args),
+        num_workers=args.workers,
+        precision=args.precision,
+        compile=args.compile,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        score_every=args.score_every or 0,
+    )
+    ready = prepare_to_resume(out, wishes) if args.resume else prepare(source, wishes, cache_folder=out)
+    print(closing_words(train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)))
+    return 0
