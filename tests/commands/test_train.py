@@ -16,7 +16,6 @@ from deepclust_ext.training.files import load_checkpoint
 from tests.runs.runfolders import RECIPE, make_run, start, write_images, write_recipe
 from tests.training.runs import without_seconds
 
-
 #: A module with a network that takes ten minutes once the run has begun.
 SLOW = """
 import sys
