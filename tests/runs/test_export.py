@@ -89,7 +89,9 @@ class Files:
         return outputs
 
 
-@pytest.fixture(params=["hadis", "clc", pytest.param("sacc", marks=pytest.mark.slow)], scope="module")
+@pytest.fixture(
+    params=["hadis", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sacc", "clc"))], scope="module"
+)
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(request.param, tmp_path_factory.mktemp(request.param))
 
