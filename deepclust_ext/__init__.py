@@ -1,5 +1,7 @@
 """Fused kernels and training methods for contrastive deep clustering."""
 
+from typing import TYPE_CHECKING, Any
+
 from deepclust_ext.ops import (
     HardPairs,
     HSDStats,
@@ -13,9 +15,13 @@ from deepclust_ext.ops import (
     sinkhorn_knopp,
 )
 
+if TYPE_CHECKING:
+    from deepclust_ext.clusterer import DeepClusterer
+
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeepClusterer",
     "HSDStats",
     "HardPairs",
     "augment_views",
@@ -27,3 +33,12 @@ __all__ = [
     "nearest_neighbors",
     "sinkhorn_knopp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the estimator, which takes scikit-learn and all rooms: they are imported by who asks for it."""
+    if name == "DeepClusterer":
+        from deepclust_ext.clusterer import DeepClusterer
+
+        return DeepClusterer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

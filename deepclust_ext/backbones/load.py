@@ -15,7 +15,7 @@ from deepclust_ext.backbones.small import small_linear_network, small_network
 SMALL: dict[str, Callable[[int, int], nn.Module]] = {
     "small": small_network,
     "small-linear": small_linear_network,
-    "digits": lambda image_size, channels: small_network(8, channels),
+    "digits": lambda image_size, channels: small_network(8, channels, 512),
     "digits-linear": lambda image_size, channels: small_linear_network(8, channels),
 }
 BACKBONES = (*SMALL, *RESNETS)

@@ -5,8 +5,8 @@ from torch import nn
 
 from deepclust_ext.ops._checks import check_integer
 
-#: Width of the last block, and of those before it from the last to the first; further ones are as narrow as the last.
-LAST_WIDTH, WIDTHS = 512, (64, 32, 16)
+#: Width of the linear layer, and of the blocks but the last, from the end; all further ones are as narrow as the third.
+LINEAR_WIDTH, WIDTHS = 512, (64, 32, 16)
 #: A plane is halved until its side is at most this: 8, 16, 32 and 64 pixels end at 2, 28 at 3.
 LAST_SIDE = 3
 SIDES = (8, 64)
@@ -14,23 +14,24 @@ SIDES = (8, 64)
 LARGEST_WHOLE_SIDE = 16
 
 
-def small_network(image_size: int, channels: int = 1) -> nn.Module:
-    """Return a network from (B, ``channels``, S, S) to (B, 512 s s), s the 2 or 3 pixels to which S is halved.
+def small_network(image_size: int, channels: int = 1, width: int = 256) -> nn.Module:
+    """Return a network from (B, ``channels``, S, S) to (B, ``width`` s s), S halved to an s of 2 or 3.
 
     Each block is a convolution, batch normalization and ReLU. After all but the last the plane is halved by maxima.
     Above 16 pixels the first convolution is of 5 x 5 and halves it too, else of 3 x 3 as all others are: a side of 8
     has three blocks, of 28 three, of 16 and 32 four and of 64 five. Widths double towards the end, because wide blocks
-    on large planes take nearly all of the time. For 8 pixels this is the network "digits".
+    on large planes take nearly all of the time. For 8 pixels and a width of 512 this is the network "digits".
 
     Args:
         image_size: S, from 8 to 64.
         channels: Of the images.
+        width: Of the last block.
 
     Raises:
         TypeError: If the size is no integer.
         ValueError: If the size is out of range.
     """
-    return _channels_last(*_blocks(image_size, channels), *_block(WIDTHS[0], LAST_WIDTH), nn.Flatten())
+    return _channels_last(*_blocks(image_size, channels), *_block(WIDTHS[0], width), nn.Flatten())
 
 
 def small_linear_network(image_size: int, channels: int = 1) -> nn.Module:
@@ -49,9 +50,9 @@ def small_linear_network(image_size: int, channels: int = 1) -> nn.Module:
     """
     *_, side = _sides(image_size)
     linear = nn.Linear(
-        WIDTHS[0] * side**2, LAST_WIDTH, bias=False
+        WIDTHS[0] * side**2, LINEAR_WIDTH, bias=False
     )  # before the blocks: a seed gives the weights it gave
-    norm = nn.BatchNorm1d(LAST_WIDTH)
+    norm = nn.BatchNorm1d(LINEAR_WIDTH)
     return _channels_last(*_blocks(image_size, channels), nn.Flatten(), linear, norm, nn.ReLU(inplace=True))
 
 

@@ -19,12 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUN)")
     parser.add_argument("--labels", metavar="folders|FILE", help="default: those that the run's data have themselves")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     add_device(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page, print where it is and return the exit status 0."""
+    import json
+
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.page import write_page
 
@@ -34,5 +37,9 @@ def run(args: argparse.Namespace) -> int:
     images = opened.images(labels=args.labels)
     rows, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
     path = write_page(opened, images, rows, shares, args.out)
-    print(f"{len(rows)} images in {shares.shape[1]} clusters, written: {path}, {path.stat().st_size / 1e6:.1f} MB")
+    count, clusters, size = len(rows), shares.shape[1], path.stat().st_size
+    if args.json:
+        print(json.dumps({"images": count, "clusters": clusters, "page": str(path), "bytes": size}, indent=2))
+    else:
+        print(f"{count} images in {clusters} clusters, {size / 1e6:.1f} MB, to open in a browser: {path}")
     return 0

@@ -4,6 +4,7 @@ from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.datasets import DATASETS, load_dataset
 from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.digits import Digits
+from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.operations import OPERATIONS
 from deepclust_ext.data.pixels import ImageError, Pixels
 from deepclust_ext.data.random_views import RandomViews
@@ -23,6 +24,7 @@ __all__ = [
     "Pixels",
     "RandomAffine",
     "RandomGamma",
+    "RandomNoise",
     "RandomTurn",
     "RandomViews",
     "ResizeView",

@@ -44,8 +44,7 @@ class CLC(ClusterHeadMethod):
     0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
 
     With ``terms="instance"`` a step has the contrast of the rows alone, :math:`\cos(z^n_i, k^n_j) / \tau`. After a
-    phase of it clusters begin from rows that already tell images apart, and what they commit themselves to first is
-    better.
+    phase of it clusters begin with features that already tell images apart, and commit themselves to better parts.
 
     The class vectors of the queue are not stored but come fresh from the one Sinkhorn-Knopp that also gives the
     batch's. Before the queue is full, only the keys that it holds count; the very first step has no negatives.

@@ -16,6 +16,29 @@ from deepclust_ext.training.files import load_checkpoint
 from tests.runs.runfolders import RECIPE, make_run, start, write_images, write_recipe
 from tests.training.runs import without_seconds
 
+#: A module with a network that takes ten minutes once the run has begun.
+SLOW = """
+import sys
+import time
+from pathlib import Path
+from torch import nn
+from tests.runs.runfolders import tiny_network
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = tiny_network()
+
+    def forward(self, images):
+        if Path("run/checkpoint.pt").exists():
+            print("a step that takes long", file=sys.stderr, flush=True)
+            time.sleep(600)
+        return self.network(images)
+
+def network():
+    return Slow()
+"""
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -105,34 +128,15 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_bits(
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    write_images(tmp_path / "images"), write_recipe(tmp_path)
-    script = tmp_path / "slow.py"  # whose steps take longer than a test waits
-    script.write_text(RECIPE.replace("tests.runs.runfolders:tiny_network", "slow:network"))
-    (tmp_path / "slow.yaml").write_text(script.read_text())
-    script.write_text("""
-import time
-from torch import nn
-from tests.runs.runfolders import tiny_network
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.network, self.calls = tiny_network(), 0
-    def forward(self, images):
-        self.calls += 1
-        if self.training and self.calls > 12:
-            time.sleep(600)
-        return self.network(images)
-def network():
-    return Slow()
-""")
+    write_images(tmp_path / "images")
+    (tmp_path / "slow.yaml").write_text(RECIPE.replace("tests.runs.runfolders:tiny_network", "slow:network"))
+    (tmp_path / "slow.py").write_text(SLOW)
     with start(["train", "images", "--recipe", "slow.yaml", "--out", "run"], tmp_path) as process:
         assert process.stderr is not None
-        while "epochs, " not in (line := process.stderr.readline()):
-            assert line, "ended early"
-        process.send_signal(signal.SIGINT)
-        while "once more" not in (line := process.stderr.readline()):
-            assert line, "ended early"
-        process.send_signal(signal.SIGINT)
+        for said in ("a step that takes long", "once more to end at once"):
+            while said not in (line := process.stderr.readline()):
+                assert line, "it ended early"
+            process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130, rest
 

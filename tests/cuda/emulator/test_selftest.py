@@ -231,6 +231,7 @@ def test_plain_shared_variable_does_not_compile(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")))
 def test_kernels_are_valid_in_the_older_standard_too(name: str) -> None:
     """Every other build compiles them as C++20."""
-    command = [*emulating_compiler(), "-std=c++17", "-fsyntax-only", "-x", "c++", ROOT / "csrc" / "cuda" / name]
+    strict = ["-std=c++17", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    command = [*emulating_compiler(), *strict, "-x", "c++", ROOT / "csrc" / "cuda" / name]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert result.returncode == 0, result.stdout

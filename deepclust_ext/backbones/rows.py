@@ -1,0 +1,18 @@
+"""A network for rows of features, which are no pixels: images of one pixel with a channel for each feature."""
+
+from torch import nn
+
+WIDTH = 128
+
+
+def rows_network() -> nn.Module:
+    """Return a perceptron from (B, D, 1, 1) to (B, 128); the first batch decides D."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.LazyLinear(WIDTH, bias=False),
+        nn.BatchNorm1d(WIDTH),
+        nn.ReLU(inplace=True),
+        nn.Linear(WIDTH, WIDTH, bias=False),
+        nn.BatchNorm1d(WIDTH),
+        nn.ReLU(inplace=True),
+    )
