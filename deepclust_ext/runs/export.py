@@ -231,8 +231,6 @@ def _write_onnx(network: ExportedNetwork, images: Tensor, path: Path, facts: dic
         verbose=False,
     )
     assert program is not None
-    for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # paths of this machine
     program.model.metadata_props[FACTS] = json.dumps(facts)
     program.save(path, external_data=False)
 
