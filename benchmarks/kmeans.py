@@ -39,8 +39,8 @@ def load_ours() -> Function:
     def fit(rows: Tensor, centers: Tensor) -> Tensor:
         kmeans = KMeans(len(centers), init=centers, max_iter=ITERATIONS, tol=0).fit(rows)
         assert kmeans.n_iter_ == ITERATIONS
-        last: Tensor = kmeans.cluster_centers_
-        return last
+        found: Tensor = kmeans.cluster_centers_
+        return found
 
     return fit
 

@@ -3,8 +3,8 @@
 import copy
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         method: "hadis", "sacc", "clc", in any letters; without a recipe alone, which has its own.
         n_clusters: K, also where a recipe has another.
         recipe: Name of a bundled recipe, path of a file, or a Recipe, whose number of images and channels become those
-            of X; None for one chosen by what X is.
+            of X, and whose batches are no larger than X; None for one chosen by what X is.
         epochs: Passes over the images; None for the recipe's.
         random_state: Seed below 2^32 of everything random, or what to draw it from, see
             :class:`deepclust_ext.cluster.KMeans`.
@@ -125,27 +125,24 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         seed = self._seed()
         check_integer(self.n_clusters, "n_clusters", 1)
         data, scaling = _opened(X), None
+        if len(data) < 2:
+            raise ValueError(f"X: expected at least 2 images or rows, got n_samples = {len(data)}")
         if not isinstance(data, Images):
             deviation, mean = torch.std_mean(data, dim=0, correction=0)
             scaling = mean, torch.where(deviation > 0, deviation, 1)
-        if len(data) < 2:
-            raise ValueError(f"X: expected at least 2 images or rows, got n_samples = {len(data)}")
         recipe = self._recipe_of(data)
         size, resized = recipe.data.size, None
         if isinstance(data, Images) and data.image_size != (size, size) and not takes_any_size(*make_views(recipe)):
             resized, data = size, _opened(X, size)
         images = data if isinstance(data, Images) else _as_images(data, scaling)
-        state = random_state()
-        try:
-            with ExitStack() as stack:
-                out = self.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="deepclust-"))
-                settings = {"seed": seed, "num_workers": self.num_workers, "device": self._device()}
-                trainer = make_trainer(recipe, images, out, **settings)  # type: ignore[arg-type]
-                self.history_ = trainer.fit()
+        with ExitStack() as stack:
+            stack.enter_context(_random_state_kept())
+            out = self.out or stack.enter_context(tempfile.TemporaryDirectory(prefix="deepclust-"))
+            settings = {"seed": seed, "num_workers": self.num_workers, "device": self._device()}
+            trainer = make_trainer(recipe, images, out, **settings)  # type: ignore[arg-type]
+            history = trainer.fit()
             trained = Trained(trainer.method, trainer.test_view, _centers(trainer))
-        finally:
-            restore_random_state(state)
-        self.recipe_, self.n_iter_, self.trained_ = recipe, len(self.history_), trained
+        self.recipe_, self.history_, self.n_iter_, self.trained_ = recipe, history, len(history), trained
         self._scaling, self._resized = scaling, resized
         rows, shares = self._inferred(images)
         labels = shares.argmax(dim=1)
@@ -163,8 +160,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: N803
         """Return the cluster of each image, (N,) int64, of a folder in the order of ``data.load_images(X).names``."""
-        clusters: NDArray[np.int64] = self.predict_proba(X).argmax(axis=1)
-        return clusters
+        labels: NDArray[np.int64] = self.predict_proba(X).argmax(axis=1)
+        return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Return the shares of the clusters in each image, (N, K), which nobody has calibrated as probabilities."""
@@ -238,13 +235,10 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
                 recipe = rows_recipe(count, channels, self.n_clusters, method=method)
         else:
             recipe = self.recipe if isinstance(self.recipe, Recipe) else recipes.load(self.recipe)  # type: ignore[arg-type]
-            own: dict[str, Any] = {
-                "data.images": count,
-                "data.channels": channels,
-                "data.num_clusters": self.n_clusters,
-            }
-            if recipe.test_view is None and isinstance(data, Images) and not data.dtype.is_floating_point:
-                own["test_view"] = {"name": "resize", "size": recipe.data.size}  # values between 0 and 1
+            own: dict[str, Any] = {"data.images": count, "data.channels": channels}
+            own |= {"data.num_clusters": self.n_clusters, "batch_size": min(recipe.batch_size, count)}
+            if recipe.test_view is None and isinstance(data, Images):  # integers and other sizes may come later
+                own["test_view"] = {"name": "resize", "size": recipe.data.size}
             recipe = recipes.changed(recipe, own)
         return recipe if self.epochs is None else recipe.with_epochs(check_integer(self.epochs, "epochs", 1))
 
@@ -264,8 +258,19 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return data
 
     def _inferred(self, images: Dataset[Any]) -> tuple[Tensor, Tensor]:
-        self.trained_.to(self._device())
-        return self.trained_.infer(images, batch_size=self.recipe_.batch_size, num_workers=self.num_workers)
+        settings = {"batch_size": self.recipe_.batch_size, "num_workers": self.num_workers}
+        with _random_state_kept():  # of which loading takes a number
+            return self.trained_.to(self._device()).infer(images, **settings)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Leave the random numbers outside as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)
 
 
 def _opened(X: Any, size: int | None = None, *, cache: str = "auto") -> Images | Tensor:  # noqa: N803
@@ -290,7 +295,7 @@ def _opened(X: Any, size: int | None = None, *, cache: str = "auto") -> Images |
 
 def _num_dimensions(X: Any) -> int:  # noqa: N803
     try:
-        return X.dim() if isinstance(X, Tensor) else np.ndim(X)
+        return X.dim() if isinstance(X, Tensor) else np.asarray(X).ndim
     except ValueError:  # lists of different lengths
         return 0
 

@@ -14,7 +14,8 @@ from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.nn.functional import normalize
 
-Rows: TypeAlias = Tensor | NDArray[Any] | Sequence[Sequence[float]]
+ArrayRows: TypeAlias = NDArray[Any] | Sequence[Sequence[float]]
+Rows: TypeAlias = Tensor | ArrayRows
 RandomState: TypeAlias = int | np.random.RandomState | np.random.Generator | torch.Generator | None
 
 Weights: TypeAlias = Tensor | ArrayLike | None

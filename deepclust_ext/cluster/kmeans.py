@@ -1,8 +1,9 @@
 """K-means as an estimator of scikit-learn's: Lloyd's iterations on all rows, or steps on batches of a stream."""
 
-from typing import Any
+from typing import Any, overload
 
 import torch
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepclust_ext.cluster.inputs import (
+    ArrayRows,
     RandomState,
     Rows,
     UnfittedError,
@@ -155,6 +157,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.n_iter_ = best.n_iter
         return self
 
+    @overload
+    def fit_predict(self, features: Tensor, y: object = None, sample_weight: Weights = None) -> Tensor: ...
+    @overload
+    def fit_predict(self, features: ArrayRows, y: object = None, sample_weight: Weights = None) -> NDArray[Any]: ...
     def fit_predict(
         self,
         features: Rows,  # (N, D)
@@ -164,6 +170,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Fit and return the labels (N,) int64."""
         return self.fit(features, sample_weight=sample_weight).labels_
 
+    @overload
+    def fit_transform(self, features: Tensor, y: object = None, sample_weight: Weights = None) -> Tensor: ...
+    @overload
+    def fit_transform(self, features: ArrayRows, y: object = None, sample_weight: Weights = None) -> NDArray[Any]: ...
     def fit_transform(
         self,
         features: Rows,  # (N, D)
@@ -214,6 +224,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self._show(stream, labels, inertia, features)
         return self
 
+    @overload
+    def predict(self, features: Tensor) -> Tensor: ...
+    @overload
+    def predict(self, features: ArrayRows) -> NDArray[Any]: ...
     def predict(
         self,
         features: Rows,  # (N, D)
@@ -223,6 +237,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         metric, batch_size = check_how(self)
         return as_given(assigned(parts_of(rows, metric, batch_size), centers, metric)[0], features)
 
+    @overload
+    def transform(self, features: Tensor) -> Tensor: ...
+    @overload
+    def transform(self, features: ArrayRows) -> NDArray[Any]: ...
     @torch.no_grad()
     def transform(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 from deepclust_ext.methods import OptimizerSettings
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.schema import Backbone, Data, Recipe
-from deepclust_ext.training import LearningRate, Phase
+from deepclust_ext.training import KMeansSettings, LearningRate, Phase
 
 #: The share of a feature's standard deviation that views differ by.
 NOISE = 0.1
@@ -44,5 +44,6 @@ def rows_recipe(count: int, columns: int, num_clusters: int, *, method: str) -> 
         model=MODELS[method],
         optimizer=OptimizerSettings("adam", lr=1e-3),
         learning_rate=LearningRate("warmup_cosine", warmup=2),
+        kmeans=KMeansSettings(n_init=3, final_n_init=10),
         name=f"{method.lower()}-rows",
     )
