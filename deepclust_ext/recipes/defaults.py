@@ -21,12 +21,12 @@ SCANS, PHOTOGRAPHS, TEXTURES = "scans", "photographs", "textures"
 SECONDS = 1500.0
 FEWEST_EPOCHS = 20
 
-#: With a GPU, of photographs and textures.
-EPOCHS_OF_PHOTOGRAPHS = 300
+#: For photographs and textures with a GPU.
+RESNET, BATCH_OF_RESNETS, EPOCHS_OF_RESNETS = "resnet18", 256, 300
 
 COUNT_OF_SCHEDULES = 2000
-#: For so many images: batch, and epochs before and after the terms that make clusters.
-SCHEDULES = {"HaDis": (64, 10, 90), "SACC": (256, 30, 90), "CLC": (128, 30, 90)}
+#: For so many images: batch, and epochs without clusters, with those of k-means, and with all terms.
+SCHEDULES = {"HaDis": (64, 10, 0, 90), "SACC": (256, 30, 10, 80), "CLC": (128, 30, 10, 80)}
 
 
 def default_recipe(
@@ -66,14 +66,16 @@ def default_recipe(
     kind, reasons = _kind(seen)
     size = _canvas(kind, seen, on_gpu)
     backbone = _backbone(method, kind, size, on_gpu)
-    batch_size = _batch_size(SCHEDULES[method][0], count, num_clusters)
-    epochs, time = _epochs(method, kind, count, size, on_gpu)
+    resnet = backbone.name == RESNET
+    usual = BATCH_OF_RESNETS if resnet else SCHEDULES[method][0]
+    batch_size = _batch_size(usual, count, num_clusters)
+    epochs, time = _epochs(method, resnet, count, size, on_gpu)
     sides = " x ".join(map(str, images.image_size)) + " pixels" if images.image_size else "different sizes"
     reasons = [
         f"{count:,} {'gray' if seen.gray else 'colored'} images of {sides}",
         *reasons,
         f"the network {backbone.name} on {size} x {size} pixels" + _network_reason(kind, on_gpu),
-        f"batches of {batch_size}" + ("" if batch_size == SCHEDULES[method][0] else _batch_reason(count, num_clusters)),
+        f"batches of {batch_size}" + ("" if batch_size == usual else _batch_reason(count, num_clusters)),
         time,
     ]
     recipe = Recipe(
@@ -84,8 +86,8 @@ def default_recipe(
         test_view={"name": "resize", "size": size, "interpolation": "bilinear"},
         batch_size=batch_size,
         phases=_phases(method, epochs),
-        model=_model(method, count // batch_size, batch_size),
-        optimizer=_optimizer(method),
+        model=_model(method, resnet, count // batch_size, batch_size),
+        optimizer=_optimizer(method, resnet),
         learning_rate=_learning_rate(method),
         kmeans=KMeansSettings(),
         name=f"{method.lower()}-{kind}",
@@ -118,9 +120,9 @@ def _canvas(kind: str, seen: Look, on_gpu: bool) -> int:
 
 def _backbone(method: str, kind: str, size: int, on_gpu: bool) -> Backbone:
     if kind == SCANS or not on_gpu:
-        # Heads learn as much from a linear layer in half of the time; the rows of HaDis merge classes with it.
-        return Backbone("small" if method == "HaDis" else "small-linear")
-    return Backbone("resnet18", "cifar" if size <= 96 else "imagenet")
+        # CLC learns as much with a linear layer in half of the time, with which the rows of HaDis merge classes.
+        return Backbone("small-linear" if method == "CLC" else "small")
+    return Backbone(RESNET, "cifar" if size <= 96 else "imagenet")
 
 
 def _network_reason(kind: str, on_gpu: bool) -> str:
@@ -139,9 +141,9 @@ def _batch_size(usual: int, count: int, num_clusters: int) -> int:
     return max(min(usual, fitting), enough if enough < count else 2)
 
 
-def _epochs(method: str, kind: str, count: int, size: int, on_gpu: bool) -> tuple[int, str]:
+def _epochs(method: str, resnet: bool, count: int, size: int, on_gpu: bool) -> tuple[int, str]:
     """Return for how many epochs to train, and why."""
-    usual = sum(SCHEDULES[method][1:]) if kind == SCANS or not on_gpu else EPOCHS_OF_PHOTOGRAPHS
+    usual = EPOCHS_OF_RESNETS if resnet else sum(SCHEDULES[method][1:])
     # Steps decide: as many as for 2,000 images, but each image at most four times as often and half as often at least.
     wanted = round(usual * min(max(COUNT_OF_SCHEDULES / count, 0.5), 4.0))
     if on_gpu:
@@ -162,13 +164,16 @@ def seconds_per_image(size: int) -> float:
 
 
 def _phases(method: str, epochs: int) -> tuple[Phase, ...]:
-    _, before, after = SCHEDULES[method]
-    phases = {
-        "HaDis": (Phase("warmup", before, {"images": "warmup"}), Phase("main", after, {"images": "all"}, 1)),
-        "SACC": (Phase("instance", before, {"images": "instance"}), Phase("main", after, {"images": "all"})),
-        "CLC": (Phase("instance", before, {"images": "instance"}), Phase("main", after, {"images": "all"})),
-    }
-    return scaled(phases[method], epochs)
+    _, before, labels, after = SCHEDULES[method]
+    if method == "HaDis":
+        phases = [Phase("warmup", before, {"images": "warmup"}), Phase("main", after, {"images": "all"}, 1)]
+    else:
+        phases = [
+            Phase("instance", before, {"images": "instance"}),
+            Phase("labels", labels, {"images": "labels"}, "once"),
+            Phase("main", after, {"images": "all"}),
+        ]
+    return scaled(phases, epochs)
 
 
 def _views(method: str, kind: str, size: int, *, resized: bool) -> tuple[dict[str, Any], ...]:
@@ -188,27 +193,26 @@ def _views(method: str, kind: str, size: int, *, resized: bool) -> tuple[dict[st
     return {"HaDis": (weak, weak), "SACC": (weak, weak, strong), "CLC": (weak, strong)}[method]
 
 
-def _model(method: str, steps: int, batch_size: int) -> dict[str, Any]:
-    """Return the arguments of a method whose epochs have so many steps: an average must not lag behind by epochs."""
+def _model(method: str, resnet: bool, steps: int, batch_size: int) -> dict[str, Any]:
+    """Return the arguments of a method whose epochs have so many steps: an average must not lag behind by epochs.
+
+    A ResNet has the heads of the papers, the small networks have smaller ones.
+    """
+    widths = {} if resnet else {"hidden_dim": 256, "embedding_dim": 128 if method == "SACC" else 64}
     if method == "HaDis":
-        momentum = min(max(1 - 0.3 / steps, 0.9), 0.996)
-        return {"hidden_dim": 256, "embedding_dim": 64, "momentum": round(momentum, 4), "prototype_weight": 1.0}
+        weight = {} if resnet else {"prototype_weight": 1.0}
+        return widths | weight | {"momentum": round(min(max(1 - 0.3 / steps, 0.9), 0.996), 4)}
     if method == "SACC":
-        return {"hidden_dim": 256, "embedding_dim": 128}
-    momentum = min(max(1 - 3 / steps, 0.5), 0.999)
-    return {
-        "hidden_dim": 256,
-        "embedding_dim": 64,
-        "queue_size": 8 * batch_size,  # the keys of four steps: of half an epoch at most
-        "momentum": round(momentum, 4),
-        "epsilon": 0.9,
-    }
+        return widths
+    # The keys of four steps: a longer queue would hold most images themselves, as seen by an older network.
+    momentum = round(min(max(1 - 3 / steps, 0.5), 0.999), 4)
+    return widths | {"queue_size": 8 * batch_size, "momentum": momentum, "epsilon": 0.9}
 
 
-def _optimizer(method: str) -> OptimizerSettings:
+def _optimizer(method: str, resnet: bool) -> OptimizerSettings:
     if method == "HaDis":
         return OptimizerSettings("sgd", lr=0.05, lr_batch_size=256, momentum=0.9, weight_decay=5e-4)
-    return OptimizerSettings("adam", lr=1e-3)
+    return OptimizerSettings("adam", lr=3e-4 if resnet and method == "SACC" else 1e-3)
 
 
 def _learning_rate(method: str) -> LearningRate:

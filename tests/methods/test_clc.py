@@ -39,7 +39,7 @@ def test_defaults() -> None:
     assert (group["lr"], group["weight_decay"]) == (1e-3, 0)
 
 
-@pytest.mark.parametrize(("terms", "swap_weight"), [("all", 0.0), ("all", 0.6), ("instance", 0.6)])
+@pytest.mark.parametrize(("terms", "swap_weight"), [("all", 0.0), ("all", 0.6), ("instance", 0.6), ("labels", 0.6)])
 def test_step_is_the_formula(terms: str, swap_weight: float) -> None:
     options = {"temperature": 0.3, "class_temperature": 0.7, "cluster_temperature": 0.2, "epsilon": 0.1}
     method = small_clc(**options, num_iters=4, swap_weight=swap_weight).double()
@@ -49,7 +49,8 @@ def test_step_is_the_formula(terms: str, swap_weight: float) -> None:
     weights = copied_weights(method)
     first, second = [view.double() for view in make_views(4)[:2]], [view.double() for view in make_views(4)[2:]]
     method.training_step(first)  # fills the queue with 24 keys
-    loss, logged = method.training_step(second, terms=terms)
+    labels = torch.arange(len(second[0])) % NUM_CLUSTERS
+    loss, logged = method.training_step(second, labels, terms=terms)
     loss.backward()
 
     def both(network: str, views: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -79,7 +80,10 @@ def test_step_is_the_formula(terms: str, swap_weight: float) -> None:
         contrastive.append(-(positive.exp() / (positive.exp() + negatives.exp().sum())).log())
         swapped.append(-(codes[i] * share.log()).sum())
     expected = {"contrastive": torch.stack(contrastive).mean(), "swapped": torch.stack(swapped).mean()}
-    if terms == "all":
+    if terms == "labels":
+        shares = (scores / 0.2).softmax(dim=1)
+        expected["swapped"] = -shares[range(24), labels.repeat(2)].log().mean()
+    if terms != "instance":
         expected["loss"] = expected["contrastive"] + swap_weight * expected["swapped"]
     else:
         expected["loss"] = expected["contrastive"]
