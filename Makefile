@@ -7,17 +7,22 @@ VENV ?= .venv
 TORCH ?= torch torchvision
 EXTRAS_TO_RUN ?= plot
 EXTRAS ?= dev,bench,plot,codecs,tensorboard,export
+TOOLS ?= --no-build-isolation --editable '.[$(EXTRAS)]'
 TESTS ?=
+
+# Python compiles a module when it is first imported, and keeps it: most of the thousands that pip installs never are.
+export PIP_COMPILE := 0
+unexport PYTHONDONTWRITEBYTECODE
 
 bin := $(abspath $(VENV))/bin
 # Each test process runs torch on one thread; a test that needs more says so itself.
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses auto --maxprocesses 8
 native_sources := $(shell find csrc -type f)
 formatted_sources := $(native_sources) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
-ci_targets := test lint typecheck docs check-cuda test-emulated test-cpu-torch asan test-slow
+ci_targets := environments test lint typecheck docs check-cuda test-emulated test-cpu-torch asan test-slow
 
-.PHONY: setup demo test test-slow packaging test-cpu-torch asan check-cuda test-emulated test-gpu lint format typecheck \
-	docs bench ci clean
+.PHONY: setup environments demo test test-slow packaging cpu-torch-environment test-cpu-torch asan check-cuda \
+	test-emulated test-gpu lint format typecheck docs bench ci clean
 
 setup: $(VENV)/.library $(VENV)/.tools
 
@@ -31,9 +36,8 @@ $(VENV)/.dependencies: pyproject.toml
 	@touch $@
 
 $(VENV)/.tools: $(VENV)/.dependencies
-	@echo "Installing the tools for development ($(EXTRAS))."
-	@DEEPCLUST_EXT_NATIVE=0 $(bin)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-		--editable '.[$(EXTRAS)]'
+	@echo "Installing the tools for development."
+	@DEEPCLUST_EXT_NATIVE=0 $(bin)/python -m pip install --quiet --disable-pip-version-check $(TOOLS)
 	@touch $@
 
 # What pip does for an editable install too, except that this compiles only what changed, and for CUDA only where a GPU
@@ -48,8 +52,9 @@ demo: $(VENV)/.library
 test: setup
 	$(pytest) $(TESTS)
 
+# A worker takes one test at a time: they last from seconds to minutes.
 test-slow: setup
-	$(pytest) -m slow $(TESTS)
+	$(pytest) --maxschedchunk 1 -m slow $(TESTS)
 
 packaging: setup
 	$(pytest) -m slow tests/packaging/test_packaging.py
@@ -58,7 +63,8 @@ packaging: setup
 define copy_tree
 	@mkdir -p $(1)
 	@find $(1) -type f ! -name '*.so' ! -name _build.json ! -path '$(1)/build/*' ! -path '$(1)/.venv/*' -delete
-	@tar -c --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude='*.so' --exclude=_build.json . | tar -x -C $(1)
+	@tar -c --exclude=./.git --exclude='./.venv*' --exclude=./build --exclude='*.so' --exclude=_build.json \
+		--exclude='*.egg-info' --exclude=__pycache__ . | tar -x -C $(1)
 endef
 
 # What lets Python load a library that was built with sanitizers.
@@ -84,10 +90,18 @@ sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py tests/ops/t
 
 # The oldest torch at hand, without torchvision: every op, and every module at least imported. What reaches every part of
 # the kernels does not depend on torch.
-test-cpu-torch:
+cpu_torch = $(MAKE) -C build/cpu-torch VENV=.venv TORCH=torch==2.13.0 EXTRAS_TO_RUN= TOOLS='hypothesis pytest pytest-xdist'
+
+cpu-torch-environment:
 	$(call copy_tree,build/cpu-torch)
-	$(MAKE) -C build/cpu-torch test VENV=.venv TORCH=torch==2.13.0 EXTRAS_TO_RUN= EXTRAS=dev \
-		TESTS="tests/ops tests/test_layout.py $(sweep:%=--ignore=%)"
+	+@$(cpu_torch) --no-print-directory .venv/.tools
+
+test-cpu-torch: cpu-torch-environment
+	+$(cpu_torch) test TESTS="tests/ops tests/test_layout.py $(sweep:%=--ignore=%)"
+
+# What CI installs, at once, since pip takes one core.
+environments:
+	@$(MAKE) --no-print-directory --jobs 2 $(VENV)/.tools cpu-torch-environment
 
 emulated_sweeps := emulated-sweep-asan emulated-sweep-check emulated-sweep-reverse emulated-sweep-random
 cp_async_reverse := early

@@ -48,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is 130, after SIGTERM where a run has saved its state 143.
     """
     parsed = make_parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
     try:
-        status: int = parsed.run(parsed)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status: int = parsed.run(parsed)
     except KeyboardInterrupt as error:
         _say(str(error) or "interrupted", parsed.debug)
         return getattr(error, "status", 130)

@@ -39,6 +39,9 @@ LEVELS = {
     "__main__": 11,
 }
 
+# Functions that users look for in a room, and that a later one has: imported when they are called.
+DOORS = {("deepclust_ext/inference/__init__.py", "deepclust_ext.runs")}
+
 FILES_OF_AN_OP = (
     "csrc/ops/{}.h",
     "csrc/ops/{}.cpp",
@@ -110,7 +113,7 @@ def wrong_imports(root: Path) -> list[str]:
                 allowed = target == "__version__" or LEVELS.get(target, LEVELS[unit]) < LEVELS[unit]
             else:
                 allowed = True
-            if not allowed:
+            if not allowed and (path.relative_to(root).as_posix(), module) not in DOORS:
                 wrong.append(f"{path.relative_to(root)} imports {module}")
     return wrong
 

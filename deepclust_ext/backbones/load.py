@@ -1,16 +1,23 @@
 """A backbone by its name, or by that of a function of the user's."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from deepclust_ext.backbones.digits import digits_linear_network, digits_network
 from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.backbones.resnet import RESNETS, resnet
+from deepclust_ext.backbones.small import small_linear_network, small_network
 
-SMALL = {"digits": digits_network, "digits-linear": digits_linear_network}
+#: Name -> a network of a size and channels. Those of the digits take other sizes too, without another block for them.
+SMALL: dict[str, Callable[[int, int], nn.Module]] = {
+    "small": small_network,
+    "small-linear": small_linear_network,
+    "digits": lambda image_size, channels: small_network(8, channels, 512),
+    "digits-linear": lambda image_size, channels: small_linear_network(8, channels),
+}
 BACKBONES = (*SMALL, *RESNETS)
 
 
@@ -34,7 +41,7 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
     elif stem is not None:
         raise ValueError(f"backbone.stem: expected none for {name!r}, which is no ResNet, got {stem!r}")
     elif name in SMALL:
-        network = SMALL[name](channels)
+        network = SMALL[name](image_size, channels)
     elif ":" in name:
         network = _own(name)
     else:

@@ -1,6 +1,6 @@
 """Images from files, bundled data, augmentations of whole batches, and views of images."""
 
-from deepclust_ext.data.augment import RandomAffine, RandomGamma
+from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.datasets import DATASETS, load_dataset
 from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.digits import Digits
@@ -25,6 +25,7 @@ __all__ = [
     "RandomAffine",
     "RandomGamma",
     "RandomNoise",
+    "RandomTurn",
     "RandomViews",
     "ResizeView",
     "load_dataset",

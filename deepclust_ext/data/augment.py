@@ -128,6 +128,37 @@ class RandomGamma(nn.Module):
         return f"gamma={self.gamma}"
 
 
+class RandomTurn(nn.Module):
+    """Turn every square image of a batch by its own random multiple of 90 degrees, for images without an up.
+
+    The numbers are drawn from torch's global generator on the CPU. Images are floating, or uint8 or uint16, which
+    become float32 between 0 and 1.
+    """
+
+    def __init__(self) -> None:  # without it the constructor seems to take any arguments
+        super().__init__()
+
+    def forward(
+        self,
+        images: Tensor,  # (B, C, S, S)
+    ) -> Tensor:
+        """Return the turned images (B, C, S, S), in their dtype.
+
+        Raises:
+            TypeError: If ``images`` is of another dtype.
+            ValueError: If ``images`` is not four-dimensional, or not square.
+        """
+        _check_images(images)
+        if images.shape[2] != images.shape[3]:
+            raise ValueError(f"images: expected squares (B, C, S, S), got {tuple(images.shape)}")
+        turns = torch.randint(4, (len(images),), device="cpu")
+        turned = in_float32(images).to(_result_dtype(images), copy=True)
+        for quarter in range(1, 4):
+            places = (turns == quarter).nonzero().squeeze(1).to(images.device, non_blocking=True)
+            turned[places] = torch.rot90(turned[places], quarter, (2, 3))
+        return turned
+
+
 def _check_images(images: object) -> None:
     if not isinstance(images, Tensor):
         raise TypeError(f"images: expected a tensor (B, C, H, W), got {type(images).__name__}")

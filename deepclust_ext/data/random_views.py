@@ -14,8 +14,8 @@ from deepclust_ext.data._checks import (
     check_sequence,
 )
 from deepclust_ext.data.operations import LEVELS, OPERATIONS, operation_table
-from deepclust_ext.ops import augment_views
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative
+from deepclust_ext.ops.augment_views import augment_views
 from deepclust_ext.reference.augment_views import STEPS
 
 _CROP_ATTEMPTS = 10  # boxes drawn for an image until one lies within it, as torchvision draws them

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from deepclust_ext.data._checks import check_images, in_float32
-from deepclust_ext.data.augment import RandomAffine, RandomGamma
+from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.random_views import RandomViews, check_normalization
-from deepclust_ext.ops import augment_views
 from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops.augment_views import augment_views
 
 # Mean and deviation of each channel's values in [0, 1]. CIFAR's are those that most published code carries; its
 # deviations for CIFAR-10 are means over images, below the 0.247, 0.244, 0.262 of all pixels together.
@@ -154,6 +154,7 @@ VIEWS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "resize": (ResizeView, {}),
     "affine": (RandomAffine, {}),
     "gamma": (RandomGamma, {}),
+    "turn": (RandomTurn, {}),
     "noise": (RandomNoise, {}),
     "sequential": (sequential, {}),
 }
@@ -172,8 +173,9 @@ def make_view(name: str, **settings: Any) -> nn.Module:
     Args:
         name: "contrastive" is :class:`~deepclust_ext.data.RandomViews`, "strong" the same with the settings of
             :func:`strong_view`, "resize" :class:`~deepclust_ext.data.ResizeView`, "affine"
-            :class:`~deepclust_ext.data.RandomAffine`, "gamma" :class:`~deepclust_ext.data.RandomGamma`, "noise"
-            :class:`~deepclust_ext.data.RandomNoise` and "sequential" :func:`sequential`.
+            :class:`~deepclust_ext.data.RandomAffine`, "gamma" :class:`~deepclust_ext.data.RandomGamma`, "turn"
+            :class:`~deepclust_ext.data.RandomTurn`, "noise" :class:`~deepclust_ext.data.RandomNoise` and "sequential"
+            :func:`sequential`.
         **settings: The arguments of the view.
 
     Raises:

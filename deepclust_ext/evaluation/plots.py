@@ -1,4 +1,4 @@
-"""The figure of a run. Needs matplotlib, the extra `plot`."""
+"""The figures of a run and of a sweep. Needs matplotlib, the extra `plot`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.manifold import TSNE
 
 from deepclust_ext.evaluation.metrics import contingency
+from deepclust_ext.evaluation.sweep import SweepScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +56,38 @@ def save_overview(
             draw_curves(panel, history, name, axes[name])
         for panel in panels[len(others) :]:
             panel.set_axis_off()
+    figure.savefig(path, dpi=80)
+
+
+def save_sweep(path: Path, results: Sequence[SweepScores], *, trained: int | None = None) -> None:
+    """Write a PNG: silhouette, stability, sizes of clusters and inertia against K.
+
+    Args:
+        path: Of the file.
+        results: For each K.
+        trained: The K that the rows were learnt with, which is marked.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    counts = [scores.clusters for scores in results]
+    panels = {
+        "silhouette, cosine": ("silhouette",),
+        "stability, mean adjusted Rand index": ("stability",),
+        "images of a cluster": ("largest", "smallest"),
+        "inertia": ("inertia",),
+    }
+    for axes, (title, names) in zip(figure.subplots(2, 2).flatten(), panels.items(), strict=True):
+        for name in names:
+            values = [getattr(scores, name) for scores in results]
+            axes.plot(counts, [np.nan if value is None else value for value in values], marker=".", label=name)
+        if len(names) > 1:
+            axes.set_ylim(bottom=0)
+            axes.legend()
+        if trained is not None and min(counts) <= trained <= max(counts):
+            axes.axvline(trained, color="gray", linestyle=":")
+        axes.set(title=title, xlabel="clusters" if trained is None else f"clusters; trained with {trained}")
+        axes.grid(alpha=0.3)
     figure.savefig(path, dpi=80)
 
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import silhouette_score
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
@@ -19,8 +19,8 @@ from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.ops._checks import check_integer, check_positive
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS, nearest_neighbors
 
-#: Rows that the silhouette is taken of at most, since it needs all distances among them.
-SILHOUETTE_ROWS = 10_000
+#: Rows whose silhouettes are computed at a time.
+SILHOUETTE_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class ClusterScores:
         acc: Share of rows on the best one-to-one matching of clusters to classes.
         nmi: Normalized mutual information.
         ari: Adjusted Rand index.
-        silhouette: Mean silhouette by cosine distance, of 10,000 rows at most; None unless at least two clusters,
-            and fewer than rows, are in use.
+        silhouette: Mean silhouette by cosine distance, see :func:`cosine_silhouette`.
         sizes: Rows of every cluster.
     """
 
@@ -84,7 +83,7 @@ def evaluate(
         knn_k: Neighbors that vote, all others where there are fewer; 256 at most. An image does not vote for itself.
         knn_t: Temperature: a vote weighs exp(cosine / ``knn_t``).
         n_init: Starts of k-means.
-        seed: Of k-means, and of the choice of rows for the silhouette.
+        seed: Of k-means.
         test_view: From a batch of images to a batch; None for the images as they are.
         batch_size: Images that are embedded at a time.
         num_workers: Processes that load images.
@@ -119,7 +118,7 @@ def evaluate(
     with torch.autocast(rows.device.type, enabled=False):
         found = kmeans.fit_predict(_wide(rows))
         kmeans_scores, *head_scores = (
-            score_clusters(labels, predicted, rows, method.num_clusters, seed=seed) for predicted in (found, *head)
+            score_clusters(labels, predicted, rows, method.num_clusters) for predicted in (found, *head)
         )
         return Evaluation(
             knn_accuracy(rows, labels, k=knn_k, temperature=knn_t),
@@ -167,8 +166,6 @@ def score_clusters(
     predicted: Labels,  # (N,) integers from 0 on
     rows: Tensor,  # (N, D) that the silhouette is taken of
     num_clusters: int,
-    *,
-    seed: int = 0,
 ) -> ClusterScores:
     """Return the scores of clusters against true labels, which are integers or names.
 
@@ -176,18 +173,51 @@ def score_clusters(
         ValueError: If there are other labels or clusters than rows.
     """
     true, found = _labels("labels", labels, len(rows)), _labels("predicted", predicted, len(rows))
-    generator = torch.Generator().manual_seed(seed)
-    some = torch.randperm(len(rows), generator=generator, device="cpu")[:SILHOUETTE_ROWS].numpy()
-    silhouette = None
-    if 2 <= len(np.unique(found[some])) < len(some):
-        silhouette = float(silhouette_score(_wide(rows).detach().cpu().numpy()[some], found[some], metric="cosine"))
     return ClusterScores(
         acc=clustering_accuracy(true, found),
         nmi=normalized_mutual_info(true, found),
         ari=adjusted_rand(true, found),
-        silhouette=silhouette,
+        silhouette=cosine_silhouette(rows, torch.from_numpy(found)),
         sizes=np.bincount(found, minlength=num_clusters).tolist(),
     )
+
+
+@torch.no_grad()
+def cosine_silhouette(
+    rows: Tensor,  # (N, D)
+    clusters: Tensor,  # (N,) integers
+) -> float | None:
+    r"""Return the mean silhouette of rows by cosine distance, exactly, without a matrix of distances.
+
+    The silhouette of a row is :math:`(b - a) / \max(a, b)`, of its mean distances :math:`a` to the others of its
+    cluster and :math:`b` to those of the nearest other cluster; 0 in a cluster of its own. A mean cosine distance is 1
+    less the product with the mean of unit rows, so all take N K D operations.
+
+    Returns:
+        The mean, between -1 and 1; None unless at least two clusters, and fewer than rows, are in use.
+
+    Source: Rousseeuw, "Silhouettes: a graphical aid to the interpretation and validation of cluster analysis", 1987.
+    """
+    _, clusters, counts = clusters.to(rows.device).unique(return_inverse=True, return_counts=True)
+    if not 2 <= len(counts) < len(rows):
+        return None
+    sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64, device=rows.device)
+    total = torch.zeros((), dtype=torch.float64, device=rows.device)
+    blocks = list(zip(rows.split(SILHOUETTE_ROWS), clusters.split(SILHOUETTE_ROWS), strict=True))
+    for block, own in blocks:
+        sums.index_add_(0, own, normalize(block.double(), dim=1))
+    for block, own in blocks:
+        block = normalize(block.double(), dim=1)
+        distances = counts - block @ sums.T  # (B, K), of each row to all of a cluster together
+        own = own.unsqueeze(1)
+        itself = 1 - block.square().sum(dim=1, keepdim=True)  # 1 for a row of zeros, which scikit-learn leaves out too
+        others = counts[own] - 1
+        inside = (distances.gather(1, own) - itself) / others.clamp(min=1)
+        outside = (distances / counts).scatter(1, own, torch.inf).amin(dim=1, keepdim=True)
+        spread = torch.maximum(inside, outside)
+        silhouettes = (outside - inside) / spread
+        total += silhouettes.where((others > 0) & (spread > 1e-12), 0).sum()  # below is rounding, of equal rows
+    return float(total / len(rows))
 
 
 def _wide(

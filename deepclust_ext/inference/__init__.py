@@ -1,5 +1,9 @@
 """What a method says of the images of a data set: rows and clusters, in the data set's order."""
 
+import os
+
+import torch
+
 from deepclust_ext.inference.images import IndexedImages, moved, takes_any_size
 from deepclust_ext.inference.loader import Loader
 from deepclust_ext.inference.loop import assign, device_of, embed, map_images
@@ -12,7 +16,25 @@ __all__ = [
     "assign",
     "device_of",
     "embed",
+    "load",
     "map_images",
     "moved",
     "takes_any_size",
 ]
+
+
+def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Trained:
+    """Return the trained method of a run's folder, a module from images to rows and shares of clusters.
+
+    Args:
+        run: The folder, as the command `train` makes it.
+        device: Where the method shall compute.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or it holds no run.
+        ValueError: If a file of it is damaged.
+    """
+    # A door: users look for it here, and only the room of runs knows their folders.
+    from deepclust_ext.runs import load as load_run
+
+    return load_run(run, device=device)

@@ -6,8 +6,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from deepclust_ext.ops import fused_contrastive_loss
 from deepclust_ext.ops._checks import check_feature_pair, check_non_negative, check_temperature, plain
+from deepclust_ext.ops.fused_contrastive_loss import fused_contrastive_loss
 
 
 class ClusterContrastiveLoss(nn.Module):

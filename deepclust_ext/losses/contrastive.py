@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from deepclust_ext.ops import fused_contrastive_loss
 from deepclust_ext.ops._checks import (
     check_bool,
     check_non_negative,
@@ -12,6 +11,7 @@ from deepclust_ext.ops._checks import (
     check_temperature,
     plain,
 )
+from deepclust_ext.ops.fused_contrastive_loss import fused_contrastive_loss
 
 
 class ContrastiveLoss(nn.Module):

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from deepclust_ext.ops import sinkhorn_knopp
 from deepclust_ext.ops._checks import check_bool, check_integer, check_non_negative, check_positive
+from deepclust_ext.ops.sinkhorn_knopp import sinkhorn_knopp
 
 
 class SinkhornKnopp(nn.Module):

@@ -49,7 +49,8 @@ def as_input(
             f"make_view('resize', size=...)"
         )
     weight = next((weight for weight in network.parameters() if weight.is_floating_point()), images)
-    return images.to(weight.dtype)
+    # A program that torch.export makes of a conversion, even of none, is bound to its device.
+    return images if images.dtype == weight.dtype else images.to(weight.dtype)
 
 
 class InferenceNetwork(nn.Module):

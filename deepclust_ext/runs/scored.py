@@ -55,7 +55,8 @@ def train_scored(
     metrics = {name: asdict(scores) for name, scores in baselines.items()}
     metrics |= {"untrained": asdict(untrained), "trained": asdict(trained)}
     write_record(run.path, {**run.record, "metrics": metrics})
-    print(f"{run.record['seconds']['total']:.0f} s, of which training {run.record['seconds']['training']:.0f} s{figure}")
+    seconds = run.record["seconds"]
+    print(f"{seconds['total']:.0f} s, of which training {seconds['training']:.0f} s{figure}")
     return run
 
 

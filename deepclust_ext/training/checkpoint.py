@@ -17,6 +17,9 @@ from torch.utils.data import Dataset
 
 from deepclust_ext import __version__
 from deepclust_ext.inference import IndexedImages
+from deepclust_ext.methods.base import ClusteringMethod
+from deepclust_ext.training.config import TrainConfig
+from deepclust_ext.training.phases import describe_phase
 
 Setting: TypeAlias = str | int | float | bool | None
 
@@ -86,6 +89,26 @@ def _with_epochs_of(stored: Mapping[str, Setting], own: Mapping[str, Setting], p
         return dict(stored)
     names = ("epochs", f"phases.{phase}.epochs", f"recipe.phases.{phase}.epochs")
     return {**stored, **{name: own[name] for name in names if name in stored and name in own}}
+
+
+def run_settings(config: TrainConfig, method: ClusteringMethod, others: Mapping[str, Any]) -> dict[str, Setting]:
+    """Return all that decides a run but the versions, by dotted names: config, method, and others by their names."""
+    weights = list(method.parameters())
+    found = {
+        "method": type(method).__name__,
+        **flatten(method.arguments(), "method"),
+        "weights": f"{sum(weight.numel() for weight in weights)} numbers in {len(weights)} tensors",
+        "epochs": config.epochs,
+        **flatten([describe_phase(phase, method) for phase in config.phases], "phases"),
+        "batch_size": config.batch_size,
+        **flatten(config.learning_rate, "learning_rate"),
+        **flatten(config.optimizer or method.default_optimizer, "optimizer"),
+        **flatten(config.kmeans, "kmeans"),
+        "seed": config.seed,
+        "precision": config.precision,
+        "compile": config.compile,
+    }
+    return {**found, **{key: entry for name in others for key, entry in flatten(others[name], name).items()}}
 
 
 def flatten(value: Any, name: str) -> dict[str, Setting]:

@@ -24,28 +24,23 @@ from deepclust_ext.training.checkpoint import (
     Setting,
     check_resumed,
     fingerprint,
-    flatten,
     not_finite,
     random_state,
     restore_random_state,
+    run_settings,
     seed_everything,
     versions,
 )
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.files import FORMAT, RunFolder
 from deepclust_ext.training.loading import Batch, epoch_batches
-from deepclust_ext.training.phases import MAIN, Phase, describe_phase, locate
+from deepclust_ext.training.phases import MAIN, Phase, locate
 from deepclust_ext.training.progress import Progress
+from deepclust_ext.training.stop import Stopped
 from deepclust_ext.training.tally import Step, Tally
 
 #: Names under which torch's profiler shows the stages of an epoch.
 STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-means")
-
-
-class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop has saved its state; the message says how to go on."""
-
-    status = 130  # with which a program ends, as after SIGINT
 
 
 class Trainer:
@@ -216,7 +211,8 @@ class Trainer:
             tol=settings.tol,
             random_state=self.config.seed if seed is None else seed,
         )
-        return kmeans.fit_predict(self.embed()).cpu()
+        labels: Tensor = kmeans.fit_predict(self.embed())
+        return labels.cpu()
 
     def steps_per_epoch(self, phase: Phase) -> int:
         """Return the steps that an epoch of a phase has, over all its data sets."""
@@ -224,26 +220,8 @@ class Trainer:
 
     def settings(self) -> dict[str, Setting]:
         """Return all that decides the run but the versions, by dotted names."""
-        config, method = self.config, self.method
-        weights = list(method.parameters())
-        return {
-            "method": type(method).__name__,
-            **flatten(method.arguments(), "method"),
-            "weights": f"{sum(weight.numel() for weight in weights)} numbers in {len(weights)} tensors",
-            "epochs": config.epochs,
-            **flatten([describe_phase(phase, method) for phase in config.phases], "phases"),
-            "batch_size": config.batch_size,
-            **flatten(config.learning_rate, "learning_rate"),
-            **flatten(config.optimizer or method.default_optimizer, "optimizer"),
-            **flatten(config.kmeans, "kmeans"),
-            "seed": config.seed,
-            "precision": config.precision,
-            "compile": config.compile,
-            **flatten(list(self.views), "views"),
-            **flatten(self.test_view, "test_view"),
-            **flatten(self._fingerprints, "data"),
-            **flatten(self.recipe, "recipe"),
-        }
+        views, data = {"views": list(self.views), "test_view": self.test_view}, {"data": self._fingerprints}
+        return run_settings(self.config, self.method, {**views, **data, "recipe": self.recipe})
 
     def _inference(self) -> dict[str, Any]:
         config = self.config
@@ -263,10 +241,7 @@ class Trainer:
                 self.folder.write_history(self.history)
                 progress.end_epoch(record)
                 if self.stop and len(self.history) < self.config.epochs:
-                    raise self._stopped(f"after epoch {epoch + 1}")
-
-    def _stopped(self, where: str) -> Stopped:
-        return Stopped(f"stopped {where}; {self.folder.checkpoint} holds the run, and resume continues it")
+                    raise Stopped(f"after epoch {epoch + 1}", self.folder.checkpoint)
 
     def _steps_before(self, epoch: int) -> int:
         """Return the steps of the run before an epoch."""
@@ -293,7 +268,8 @@ class Trainer:
                 if self.stop and step + 1 < steps and len(self._repeatable) == len(self.data):
                     self._check_finite()
                     self.folder.save(self._state())
-                    raise self._stopped(f"in epoch {epoch + 1} after step {step + 1} of {steps}")
+                    where = f"in epoch {epoch + 1} after step {step + 1} of {steps}"
+                    raise Stopped(where, self.folder.checkpoint)
         means = self._check_finite()
         rates = {"epoch": epoch + 1, "lr": self.optimizer.param_groups[0]["lr"]}
         return rates | means | {"seconds": time.perf_counter() - start}
@@ -338,7 +314,7 @@ class Trainer:
     def _epoch_seed(self, epoch: int) -> int:
         return self.config.seed * 1000 + epoch
 
-    def _batches(self, phase: Phase, epoch: int, skip: int) -> Generator[Batch, None, None]:
+    def _batches(self, phase: Phase, epoch: int, skip: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch but for the first, one data set after the other."""
         for name, images in self._images.items():
             if name not in self._loaders:
@@ -385,7 +361,13 @@ class Trainer:
             "random": random_state(),
         }
 
-    def _load(self, other_versions: bool) -> None:
+    def check_resume(self, *, other_versions: bool = False) -> dict[str, Any]:
+        """Return the state that ``fit(resume=True)`` goes on from.
+
+        Raises:
+            FileNotFoundError: As :meth:`fit`.
+            ValueError: As :meth:`fit`.
+        """
         state = self.folder.load()
         more_epochs = self.config.learning_rate.open_ended and not self.method.uses_progress
         check_resumed(
@@ -396,6 +378,10 @@ class Trainer:
             more_epochs=more_epochs,
             other_versions=other_versions,
         )
+        return state
+
+    def _load(self, other_versions: bool) -> None:
+        state = self.check_resume(other_versions=other_versions)
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._pseudo_labels = state["pseudo_labels"]

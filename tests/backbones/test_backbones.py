@@ -72,7 +72,34 @@ def test_the_digits_network() -> None:
     assert len(means) == 3
     assert not any(mean.any() for mean in means)
     assert network(torch.rand(3, 1, 8, 8)).shape == (3, 2048)
-    assert set(BACKBONES) == {"digits", "digits-linear", *RESNETS}
+    assert set(BACKBONES) == {"digits", "digits-linear", "small", "small-linear", *RESNETS}
+
+
+@pytest.mark.parametrize(
+    ("side", "blocks", "width"),
+    [(8, 3, 1024), (13, 3, 2304), (16, 4, 1024), (28, 3, 2304), (32, 4, 1024), (64, 5, 1024)],
+)
+@pytest.mark.parametrize("channels", [1, 13])
+def test_the_small_network_halves_any_side_to_two_or_three(side: int, blocks: int, width: int, channels: int) -> None:
+    network, feature_dim = load_backbone("small", side, channels=channels)
+    assert feature_dim == width
+    assert len([part for part in network.modules() if isinstance(part, nn.Conv2d)]) == blocks
+    assert network(torch.rand(2, channels, side, side)).shape == (2, width)
+
+
+@pytest.mark.parametrize("side", [7, 65])
+def test_the_small_network_has_its_sizes(side: int) -> None:
+    with pytest.raises(ValueError, match=rf"image_size: expected 8 to 64, got {side}"):
+        load_backbone("small", side, channels=1)
+
+
+@pytest.mark.parametrize(("name", "digest"), [("digits", -6.591785), ("digits-linear", 5.128931)])
+def test_a_seed_gives_the_networks_of_the_digits_the_weights_it_gave(name: str, digest: float) -> None:
+    torch.manual_seed(0)
+    network, _ = load_backbone(name, 8, channels=1)
+    weights = torch.cat([weight.detach().flatten() for weight in network.parameters() if weight.dim() > 1])
+    order = torch.linspace(-1, 1, len(weights))
+    assert float(weights.double() @ order.double()) == pytest.approx(digest, rel=1e-6)
 
 
 def test_a_function_of_the_user_s() -> None:

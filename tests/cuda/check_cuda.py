@@ -8,6 +8,7 @@ From the same objects, the host code for CUDA tensors and what setup.py made for
 which must load and have a CUDA kernel wherever it has one for the CPU.
 """
 
+import logging
 import os
 import re
 import subprocess
@@ -135,10 +136,14 @@ def demangle(names: Iterable[str]) -> list[str]:
 
 def compile_kernels(sources: Sequence[Path], folder: Path) -> list[str]:
     """Compile with the flags of the real build; PTX and objects go to the folder. Return what ptxas said of each."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
+    from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
+
     setup_py = load_setup()
     nvcc = toolkit() / "bin" / "nvcc"
     flags = [
-        "-std=c++17",
+        "-std=c++20",  # which torch asks for
+        *COMMON_NVCC_FLAGS,
         f"-I{ROOT / 'csrc'}",
         *setup_py.nvcc_flags({"DEEPCLUST_EXT_WERROR": "1"}),
         "-Xcompiler=-fPIC",

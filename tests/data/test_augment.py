@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepclust_ext.data import RandomAffine, RandomGamma
+from deepclust_ext.data import RandomAffine, RandomGamma, RandomTurn
 
 AUGMENTATIONS = [RandomAffine(), RandomGamma()]
 
@@ -116,3 +116,21 @@ def test_amounts_are_finite_and_not_negative(name: str, value: float) -> None:
 def test_repr_shows_the_arguments() -> None:
     assert repr(RandomGamma(0.5)) == "RandomGamma(gamma=0.5)"
     assert repr(still(shear=0.1)) == "RandomAffine(degrees=0, shear=0.1, scale=0, stretch=0, shift=0)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.uint8])
+def test_turns_are_all_four_and_whole(dtype: torch.dtype) -> None:
+    image = torch.arange(9).reshape(1, 1, 3, 3).to(dtype)
+    before = image.clone()
+    torch.manual_seed(0)
+    turned = RandomTurn()(image.expand(64, -1, -1, -1))
+    assert torch.equal(image, before)
+    assert turned.dtype == (torch.float32 if dtype == torch.uint8 else dtype)
+    scale = 255 if dtype == torch.uint8 else 1
+    seen = {tuple((one.double() * scale).round().flatten().tolist()) for one in turned}
+    assert seen == {tuple(torch.rot90(before[0, 0], turn).double().flatten().tolist()) for turn in range(4)}
+
+
+def test_turns_need_squares() -> None:
+    with pytest.raises(ValueError, match=r"images: expected squares \(B, C, S, S\), got \(2, 1, 3, 4\)"):
+        RandomTurn()(torch.rand(2, 1, 3, 4))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import TensorDataset
 
-from deepclust_ext.evaluation.scores import SILHOUETTE_ROWS, evaluate, knn_accuracy, score_clusters
+from deepclust_ext.evaluation.scores import cosine_silhouette, evaluate, knn_accuracy, score_clusters
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.methods.shared import InferenceNetwork
 from tests.methods.methodsamples import METHODS, NUM_CLUSTERS
@@ -124,14 +124,22 @@ def test_silhouette() -> None:
     assert score_clusters(labels, torch.arange(50), rows, 50).silhouette is None
 
 
-def test_silhouette_of_many_rows_is_that_of_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepclust_ext.evaluation.scores.SILHOUETTE_ROWS", 20)
-    assert SILHOUETTE_ROWS == 10_000
-    rows, predicted = torch.randn(50, 4), torch.arange(50) % 3
-    some = torch.randperm(50, generator=torch.Generator().manual_seed(2))[:20]
-    expected = float(silhouette_score(rows[some].numpy(), predicted[some].numpy(), metric="cosine"))
-    scores = score_clusters(torch.zeros(50, dtype=torch.int64), predicted, rows, 3, seed=2)
-    assert scores.silhouette == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("block", [7, 1000])
+def test_silhouette_agrees_with_scikit_learn(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepclust_ext.evaluation.scores.SILHOUETTE_ROWS", block)
+    rows, clusters = torch.randn(60, 4), torch.randint(5, (60,)) * 3
+    clusters[0] = 100  # a cluster of one row
+    rows[1:4] = 0  # blank images
+    rows[5:9] = rows[4]
+    expected = float(silhouette_score(rows.numpy(), clusters.numpy(), metric="cosine"))
+    assert cosine_silhouette(rows, clusters) == pytest.approx(expected, abs=1e-6)
+    half = rows.half()
+    expected = float(silhouette_score(half.float().numpy(), clusters.numpy(), metric="cosine"))
+    assert cosine_silhouette(half, clusters) == pytest.approx(expected, abs=1e-6)
+
+
+def test_silhouette_of_equal_rows_in_two_clusters_is_0() -> None:
+    assert cosine_silhouette(torch.randn(1, 7).expand(31, 7), torch.arange(31).sqrt().long()) == 0
 
 
 def test_errors_name_the_argument() -> None:

@@ -39,8 +39,8 @@ def test_defaults() -> None:
     assert (group["lr"], group["weight_decay"]) == (1e-3, 0)
 
 
-@pytest.mark.parametrize("swap_weight", [0.0, 0.6])
-def test_step_is_the_formula(swap_weight: float) -> None:
+@pytest.mark.parametrize(("terms", "swap_weight"), [("all", 0.0), ("all", 0.6), ("instance", 0.6), ("labels", 0.6)])
+def test_step_is_the_formula(terms: str, swap_weight: float) -> None:
     options = {"temperature": 0.3, "class_temperature": 0.7, "cluster_temperature": 0.2, "epsilon": 0.1}
     method = small_clc(**options, num_iters=4, swap_weight=swap_weight).double()
     with torch.no_grad():  # the momentum network is no longer the online one, and scores differ
@@ -49,7 +49,8 @@ def test_step_is_the_formula(swap_weight: float) -> None:
     weights = copied_weights(method)
     first, second = [view.double() for view in make_views(4)[:2]], [view.double() for view in make_views(4)[2:]]
     method.training_step(first)  # fills the queue with 24 keys
-    loss, logged = method.training_step(second)
+    labels = torch.arange(len(second[0])) % NUM_CLUSTERS
+    loss, logged = method.training_step(second, labels, terms=terms)
     loss.backward()
 
     def both(network: str, views: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,14 +72,23 @@ def test_step_is_the_formula(swap_weight: float) -> None:
         share = (scores[i] / 0.2).exp() / (scores[i] / 0.2).exp().sum()
 
         def logit(other: Tensor, code: Tensor, row: Tensor = queries[i], share: Tensor = share) -> Tensor:
-            return unit(row) @ unit(other) / 0.3 + share @ code / 0.7
+            alike = unit(row) @ unit(other) / 0.3
+            return alike + share @ code / 0.7 if terms == "all" else alike
 
         positive = logit(keys[i], codes[i])
         negatives = torch.stack([logit(queue[j], codes[24 + j]) for j in range(24)])
         contrastive.append(-(positive.exp() / (positive.exp() + negatives.exp().sum())).log())
         swapped.append(-(codes[i] * share.log()).sum())
     expected = {"contrastive": torch.stack(contrastive).mean(), "swapped": torch.stack(swapped).mean()}
-    expected["loss"] = expected["contrastive"] + swap_weight * expected["swapped"]
+    if terms == "labels":
+        shares = (scores / 0.2).softmax(dim=1)
+        expected["swapped"] = -shares[range(24), labels.repeat(2)].log().mean()
+    if terms != "instance":
+        expected["loss"] = expected["contrastive"] + swap_weight * expected["swapped"]
+    else:
+        expected["loss"] = expected["contrastive"]
+        del expected["swapped"]
+        assert "swapped" not in logged
     expected["loss"].backward()
 
     for name, value in expected.items():
@@ -217,6 +227,11 @@ def test_a_cluster_that_takes_everything_is_named() -> None:
         for parameter in method.average.cluster_head.parameters():
             parameter.zero_()
     assert "1 of 4 clusters lead in some row of scores, with a balance of" in (warning(method) or "")
+
+
+def test_clusters_that_do_not_learn_yet_give_no_warning() -> None:
+    _, terms = small_clc(epsilon=100.0).training_step(make_views(2), terms="instance")
+    assert small_clc().collapse_warning({name: float(term) for name, term in terms.items()}) is None
 
 
 def test_codes_that_tell_nothing_are_named() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.methods import SACC
+from deepclust_ext.methods.sacc import of_labels
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_sacc
 from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head_without_norm, unit
 
@@ -35,7 +36,7 @@ def plain_contrast(vectors: list[Tensor], temperature: float) -> Tensor:
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("terms", ["all", "instance"])
+@pytest.mark.parametrize("terms", ["all", "instance", "labels"])
 def test_step_is_the_formula(terms: str) -> None:
     options = {"instance_temperature": 0.3, "cluster_temperature": 0.8, "cluster_weight": 0.6, "entropy_weight": 1.7}
     method, views = small_sacc(**options).double(), [view.double() for view in make_views(3, BATCH)]
@@ -43,7 +44,8 @@ def test_step_is_the_formula(terms: str) -> None:
         for parameter in method.cluster_head.parameters():  # clusters of unequal size
             parameter.add_(torch.randn_like(parameter))
     weights = copied_weights(method)
-    loss, logged = method.training_step(views, terms=terms)
+    labels = torch.arange(BATCH) % NUM_CLUSTERS
+    loss, logged = method.training_step(views, labels, terms=terms)
     loss.backward()
 
     features = [backbone(view, weights, "backbone") for view in views]
@@ -62,9 +64,13 @@ def test_step_is_the_formula(terms: str) -> None:
         assert entropy.item() > 0.1
         expected["cluster"] = contrast + 1.7 * entropy
         expected["loss"] = expected["instance"] + 0.6 * expected["cluster"]
+    if terms == "labels":
+        own = [columns[int(label)][row] for columns in (c_1, c_2, c_s) for row, label in enumerate(labels)]
+        expected["cluster"] = -torch.stack(own).log().mean()
+        expected["loss"] = expected["instance"] + 0.6 * expected["cluster"]
     expected["loss"].backward()
 
-    assert ("cluster" in logged) == (terms == "all")
+    assert ("cluster" in logged) == (terms != "instance")
     for name, value in expected.items():
         assert logged[name].item() == pytest.approx(value.item(), rel=1e-6), name
     assert_same_gradients(method, weights)
@@ -121,3 +127,12 @@ def test_a_cluster_that_takes_everything_is_named(bias: tuple[float, ...]) -> No
         assert means["effective_clusters"] == pytest.approx(4)
         assert means["confidence"] == pytest.approx(1 / 4)
         assert message is None
+
+
+def test_a_share_of_zero_leaves_the_loss_of_labels_finite() -> None:
+    shares = torch.tensor([[0.0, 1.0], [0.25, 0.75]], requires_grad=True)
+    loss = of_labels(shares, torch.tensor([0, 0]))
+    loss.backward()
+    assert loss.isfinite()
+    assert shares.grad is not None
+    assert shares.grad.isfinite().all()

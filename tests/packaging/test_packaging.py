@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.cuda.emulator.build import ROOT, is_stale, load_setup
+
+BUILD = ("-m", "build", "--no-isolation", "--outdir")
 
 pytestmark = pytest.mark.slow
 
@@ -87,36 +90,96 @@ def site_packages(python: Path) -> Path:
 def checkout(tmp_path: Path) -> Path:
     """A copy of the tree as a fresh clone has it, so that no test builds in the real one."""
     leftovers = shutil.ignore_patterns(
-        ".git", ".venv*", "build", "dist", "runs", "*.egg-info", "*.so", "_build.json", ".*_cache"
+        ".git", ".venv*", "build", "dist", "runs", "*.egg-info", "*.so", "_build.json", ".*_cache", "__pycache__"
     )
     return Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=leftovers))
 
 
-def test_pip_install_in_isolation(checkout: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def source(checkout: Path, tmp_path: Path) -> Path:
+    """The unpacked source distribution."""
+    succeed(sys.executable, *BUILD, tmp_path / "dist", "--sdist", cwd=checkout)
+    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path)
+    return tmp_path / sdist.name.removesuffix(".tar.gz")
+
+
+def made_objects() -> dict[str, str]:
+    """Return the object files that `make setup` and `make check-cuda` left here, by source, where nothing is newer.
+
+    A file for each compiler is left out and compiled in every test, so that setup.py's commands are tried.
+    """
+    setup_py = load_setup()
+    csrc, native, cuda = ROOT / "csrc", ROOT / setup_py.objects_folder(torch.__version__), ROOT / "build" / "check-cuda"
+    by_setup = {f"csrc/cpu/{path.name}": native / f"csrc/cpu/{path.stem}.o" for path in csrc.glob("cpu/*.cpp")}
+    by_setup["build/units/bindings.cpp"] = native / "build/units/bindings.o"
+    by_check = {f"csrc/cuda/{path.name}": cuda / f"{path.stem}.o" for path in csrc.glob("cuda/*.cu")}
+    by_check["build/units/cuda.cpp"] = cuda / "cuda.host.o"
+    del by_check["csrc/cuda/pair_gradient.cu"]
+    inputs = [ROOT / "setup.py", *(path for path in csrc.rglob("*") if path.is_file())]
+    record = ROOT / "deepclust_ext" / "_build.json"  # what is newer than this was made for the torch that runs
+    fresh = {source: path for source, path in by_setup.items() if not is_stale(path, inputs)}
+    fresh |= {source: path for source, path in by_check.items() if not is_stale(path, [*inputs, record])}
+    return {source: str(path) for source, path in fresh.items()}
+
+
+COMPILER = """\
+#!{python} -IS
+import os, shutil, sys
+following = dict(zip(sys.argv, sys.argv[1:]))
+if "-c" in following:
+    source = os.path.relpath(following["-c"], {tree!r})
+    with open({log!r}, "a") as log:
+        print(source, file=log)
+    if made := {made!r}.get(source):
+        shutil.copyfile(made, following["-o"])
+        sys.exit()
+os.execvp({command!r}[0], [*{command!r}, *sys.argv[1:]])
+"""
+
+
+def reusing_compilers(tree: Path, log: Path) -> dict[str, str]:
+    """Return the environment in which a tree equal to this checkout is built from the object files made here.
+
+    Each source that is to be compiled goes into the log; one without such an object file is compiled.
+    """
+    commands = {"CXX": shlex.split(os.environ.get("CXX", "c++"))}
+    if found := load_setup().find_toolkit(os.environ):
+        commands["PYTORCH_NVCC"] = [str(found[0] / "bin" / "nvcc")]
+    made = made_objects()
+    environment = {}
+    for variable, command in commands.items():
+        path = log.with_name(variable)
+        path.write_text(
+            COMPILER.format(python=sys.executable, tree=str(tree), log=str(log), made=made, command=command)
+        )
+        path.chmod(0o755)
+        environment[variable] = str(path)
+    return environment
+
+
+def test_pip_install_in_isolation(source: Path, tmp_path: Path) -> None:
+    """From what a source distribution ships, everything compiled, in environments that hold nothing else."""
     constraint = tmp_path / "constraint.txt"  # the build environment's torch must be the one that then runs
     constraint.write_text(f"torch=={torch.__version__.split('+')[0]}\n")
     python = make_environment(tmp_path / "environment", isolated=True)
     pins = {"PIP_CONSTRAINT": str(constraint), "PIP_BUILD_CONSTRAINT": str(constraint)}
-    succeed(python, "-m", "pip", "install", ".", cwd=checkout, **pins)
+    succeed(python, "-m", "pip", "install", ".", cwd=source, PIP_COMPILE="0", **pins)
     check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
 
 
-def test_source_distribution_wheel_and_editable_install(checkout: Path, tmp_path: Path) -> None:
-    """All from one tree, with CUDA for one architecture where there is a toolkit: object files are made once."""
-    cuda = {"DEEPCLUST_EXT_CUDA": "auto", "TORCH_CUDA_ARCH_LIST": "9.0"}
-    python = make_environment(tmp_path / "environment", isolated=False)
-    build = (python, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist")
-    succeed(*build, "--sdist", cwd=checkout)
-    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        shipped = {name.split("/", 1)[-1] for name in archive.getnames()}
-        archive.extractall(tmp_path)
+def test_source_distribution_wheel_and_editable_install(checkout: Path, source: Path, tmp_path: Path) -> None:
+    """All from one tree, with CUDA where there is a toolkit: object files are made once."""
+    shipped = {str(path.relative_to(source)) for path in source.rglob("*")}
     native = {str(path.relative_to(checkout)) for path in (checkout / "csrc").rglob("*") if path.is_file()}
     assert native | {"LICENSE", "README.md", "pyproject.toml", "setup.py"} <= shipped
-    assert not any(name.startswith("build/") for name in shipped)
-    source = tmp_path / sdist.name.removesuffix(".tar.gz")
+    assert "build" not in shipped
 
-    said = succeed(*build, "--wheel", cwd=source, **cuda)
+    compiled = tmp_path / "compiled"
+    settings = {"DEEPCLUST_EXT_CUDA": "auto", "TORCH_CUDA_ARCH_LIST": "9.0", **reusing_compilers(source, compiled)}
+    python = make_environment(tmp_path / "environment", isolated=False)
+    said = succeed(python, *BUILD, tmp_path / "dist", "--wheel", cwd=source, **settings)
     assert "-std=" not in said  # no command of a compiler
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -131,8 +194,11 @@ def test_source_distribution_wheel_and_editable_install(checkout: Path, tmp_path
     install(python, wheel, cwd=tmp_path)
     check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
 
-    install(python, "--editable", ".", cwd=source, **cuda)
+    install(python, "--editable", ".", cwd=source, **settings)
     check_installation(python, tmp_path, package=source / "deepclust_ext")
+    sources = compiled.read_text().split()
+    assert {"build/units/bindings.cpp", "csrc/build_info.cpp"} <= set(sources)
+    assert len(sources) == len(set(sources))
 
 
 def test_install_without_the_native_library(checkout: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from deepclust_ext.data import RandomAffine
 from deepclust_ext.training import Trainer
 from deepclust_ext.training.files import CHECKPOINT_NAME, load_checkpoint
-from deepclust_ext.training.trainer import Stopped
+from deepclust_ext.training.stop import Stopped
 from tests.training.runs import Scans, assert_same_run, config_of, make_trainer
 from tests.training.test_checkpoint import STOPS
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda.emulator.build import build_program, emulating_compiler
+from tests.cuda.emulator.build import ROOT, build_program, emulating_compiler
 
 SELFTEST = Path(__file__).parent / "selftest"
 RUNNER = Path(__file__).parents[1] / "conformance" / "runner.cpp"
@@ -226,3 +226,12 @@ def test_plain_shared_variable_does_not_compile(tmp_path: Path) -> None:
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert (result.returncode == 0) == compiles, result.stdout
         assert ("use DEEPCLUST_SHARED or DEEPCLUST_DYNAMIC_SHARED" in result.stdout) != compiles
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")))
+def test_kernels_are_valid_in_the_older_standard_too(name: str) -> None:
+    """Every other build compiles them as C++20."""
+    strict = ["-std=c++17", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    command = [*emulating_compiler(), *strict, "-x", "c++", ROOT / "csrc" / "cuda" / name]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert result.returncode == 0, result.stdout

@@ -1,0 +1,45 @@
+"""Write the page of a run again, with labels if there are some now: report.html, to open in a browser.
+
+The page needs no network. It shows what each cluster holds, the neighbors of an image on a click, a map of all images,
+the curves of the run, its recipe, and with labels scores and the confusion matrix.
+
+Example:
+  deepclust-ext report runs/photos --labels folders
+  deepclust-ext report runs/photos --out photos.html
+"""
+
+import argparse
+from pathlib import Path
+
+from deepclust_ext.commands._arguments import add_device, device, refuse_to_replace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to a parser."""
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUN)")
+    parser.add_argument("--labels", metavar="folders|FILE", help="default: those that the run's data have themselves")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page, print where it is and return the exit status 0."""
+    import json
+
+    from deepclust_ext.runs import open_run
+    from deepclust_ext.runs.page import write_page
+
+    if args.out is not None:  # the run's own page is made anew from its last checkpoint
+        refuse_to_replace(args.out, args.overwrite)
+    opened = open_run(args.run_folder, device=device(args))
+    images = opened.images(labels=args.labels)
+    rows, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
+    path = write_page(opened, images, rows, shares, args.out)
+    count, clusters, size = len(rows), shares.shape[1], path.stat().st_size
+    if args.json:
+        print(json.dumps({"images": count, "clusters": clusters, "page": str(path), "bytes": size}, indent=2))
+    else:
+        print(f"{count} images in {clusters} clusters, {size / 1e6:.1f} MB, to open in a browser: {path}")
+    return 0

@@ -1,0 +1,118 @@
+"""Which images a page keeps with picture, name and neighbors, where there are more than it can hold."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deepclust_ext.evaluation.galleries import Galleries, Indices
+from deepclust_ext.evaluation.text import as_text
+from deepclust_ext.evaluation.thumbnails import Thumbnails
+from deepclust_ext.ops.nearest_neighbors import nearest_neighbors
+
+#: Characters that pictures, names and neighbors take at most; with the points of the map the page stays below 20 MB.
+CHARACTERS = 13_000_000
+#: Neighbors of an image.
+NEIGHBORS = 12
+#: Sides of pictures, of which the largest is taken that all images fit with, or else the last.
+_SIDES, _PIXELS = (160, 128, 96, 64), 16_000_000
+_CHARACTERS_OF_A_NEIGHBOR = 12  # its place and cosine
+
+
+@dataclass(frozen=True)
+class KeptImages:
+    """The images of a page, M of N, in its order.
+
+    Attributes:
+        places: (M,) in the data set.
+        names: As they can be shown.
+        pictures: Data URIs.
+        neighbors: Of each image the nearest others, by their place in this order.
+        cosines: Of the neighbors, in thousandths.
+        exact: Whether the neighbors are the nearest of all N images, 1, or of these M, 0.
+        notes: What was left out, for people.
+    """
+
+    places: Indices
+    names: list[str]
+    pictures: list[str]
+    neighbors: list[list[int]]
+    cosines: list[list[int]]
+    exact: list[int]
+    notes: list[str]
+
+
+def keep_images(
+    images: Dataset[Any],
+    names: Sequence[str],
+    rows: Tensor,  # (N, D)
+    galleries: Galleries,
+) -> KeptImages:
+    """Return as many images as 13 million characters hold: those shown, their neighbors, then the most typical ones.
+
+    Raises:
+        TypeError: If an item is no image.
+        ValueError: If an image cannot be read.
+    """
+    everything, shown = np.arange(len(rows)), np.array(galleries.shown())
+    nearest, cosines = _neighbors(rows, shown, everything)
+    wanted = np.concatenate([shown, nearest.reshape(-1), galleries.most_typical_first()])
+    order = list(dict.fromkeys(wanted[wanted >= 0].tolist()))
+    side = next((side for side in _SIDES if len(rows) * side * side <= _PIXELS), _SIDES[-1])
+    thumbnails = Thumbnails(images, side, order)
+    pictures: list[str] = []
+    left = CHARACTERS
+    for place, picture in zip(order, thumbnails.pictures(order), strict=True):
+        left -= len(picture) + len(json.dumps(as_text(names[place]))) + _CHARACTERS_OF_A_NEIGHBOR * NEIGHBORS
+        if left < 0:
+            break
+        pictures.append(picture)
+    kept = np.array(order[: len(pictures)], np.int64)
+    number = positions(kept, len(rows))
+    # Where all neighbors of an image in a gallery are kept, the nearest of the kept images are the nearest of all.
+    complete = (number[nearest] >= 0) | (nearest < 0)
+    exact = np.isin(kept, shown[complete.all(axis=1)]) | (len(kept) == len(rows))
+    nearest, cosines = _neighbors(rows, kept, kept)
+    notes = [thumbnails.note] if thumbnails.note else []
+    if len(kept) < len(rows):
+        notes.append(
+            f"To keep the file small, {len(kept):,} of {len(rows):,} images have pictures and names here: those of the "
+            "galleries, their neighbors, and of the others the most typical of each cluster. Neighbors are the nearest "
+            f"among these; for {exact.sum():,} images in galleries these are the nearest of all."
+        )
+    return KeptImages(
+        places=kept,
+        names=[as_text(names[place]) for place in kept],
+        pictures=pictures,
+        neighbors=[number[row[row >= 0]].tolist() for row in nearest],
+        cosines=[np.rint(1000 * row[row > -np.inf]).astype(int).tolist() for row in cosines],
+        exact=exact.astype(int).tolist(),
+        notes=notes,
+    )
+
+
+def positions(
+    places: Indices,  # (M,)
+    count: int,
+) -> Indices:
+    """Return (N,) where each of so many images stands among these places; -1 for the others."""
+    number = np.full(count, -1)
+    number[places] = np.arange(len(places))
+    return number
+
+
+def _neighbors(
+    rows: Tensor,  # (N, D)
+    queries: Indices,  # (B,) among the rows
+    bank: Indices,  # (M,) among the rows
+) -> tuple[Indices, NDArray[np.float32]]:
+    """Return (B, k) places of the nearest rows of the bank but the query, -1 where there are no more, and cosines."""
+    own = torch.from_numpy(positions(bank, len(rows))[queries])
+    cosines, indices = nearest_neighbors(rows[queries], rows[bank], k=NEIGHBORS, exclude=own)
+    return np.append(bank, -1)[indices.numpy()], cosines.numpy()

@@ -1,0 +1,219 @@
+"""A recipe for images that nobody has tuned one for, by a short table of what they are (docs/defaults.md)."""
+
+import math
+from typing import Any
+
+import torch
+
+from deepclust_ext.backbones.small import SIDES
+from deepclust_ext.data import Images
+from deepclust_ext.methods import OptimizerSettings
+from deepclust_ext.ops._checks import check_integer, check_type
+from deepclust_ext.recipes.files import method_class
+from deepclust_ext.recipes.look import MARGIN, PLAIN, Look, look
+from deepclust_ext.recipes.schema import Backbone, Data, Recipe
+from deepclust_ext.training import KMeansSettings, LearningRate, Phase
+from deepclust_ext.training.phases import scaled
+
+SCANS, PHOTOGRAPHS, TEXTURES = "scans", "photographs", "textures"
+
+#: CPU seconds of one Zen 3 core that a run without a GPU may take for 3,000 images or fewer.
+SECONDS = 1500.0
+FEWEST_EPOCHS = 20
+
+#: For photographs and textures with a GPU.
+RESNET, BATCH_OF_RESNETS, EPOCHS_OF_RESNETS = "resnet18", 256, 300
+
+COUNT_OF_SCHEDULES = 2000
+#: For so many images: batch, and epochs without clusters, with those of k-means, and with all terms.
+SCHEDULES = {"HaDis": (64, 10, 0, 90), "SACC": (256, 30, 10, 80), "CLC": (128, 30, 10, 80)}
+
+
+def default_recipe(
+    images: Images, num_clusters: int, *, method: str | None = None, device: torch.device | str | None = None
+) -> tuple[Recipe, list[str]]:
+    """Return a recipe chosen by the images, and why, a line for each choice.
+
+    Nothing but a sample of pixels, sizes, the number of images and the device decides; labels are not read.
+
+    Args:
+        images: To cluster. They may differ in size.
+        num_clusters: K.
+        method: "HaDis", "SACC" or "CLC"; None for HaDis.
+        device: Where to train; None for a GPU if there is one.
+
+    Returns:
+        The recipe, complete in itself, and the reasons.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If there are fewer than two images, fewer images than clusters or less than one cluster, or the
+            method is unknown.
+    """
+    check_type(images, "images", Images, "images of deepclust_ext.data.load_images")
+    count = len(images)
+    if count < 2:
+        raise ValueError(f"images: expected at least 2, got {count}")
+    num_clusters = check_integer(num_clusters, "num_clusters", 1)
+    if num_clusters > count:
+        raise ValueError(f"num_clusters: expected 1 to {count}, the number of images, got {num_clusters}")
+    method = "HaDis" if method is None else method
+    method_class(method, "default_recipe")
+    if method not in SCHEDULES:
+        raise ValueError(f"method: expected one of {', '.join(SCHEDULES)}, got {method!r}")
+    on_gpu = torch.device(device).type == "cuda" if device is not None else torch.cuda.is_available()
+    seen = look(images)
+    kind, reasons = _kind(seen)
+    size = _canvas(kind, seen, on_gpu)
+    backbone = _backbone(method, kind, size, on_gpu)
+    resnet = backbone.name == RESNET
+    usual = BATCH_OF_RESNETS if resnet else SCHEDULES[method][0]
+    batch_size = _batch_size(usual, count, num_clusters)
+    epochs, time = _epochs(method, resnet, count, size, on_gpu)
+    sides = " x ".join(map(str, images.image_size)) + " pixels" if images.image_size else "different sizes"
+    reasons = [
+        f"{count:,} {'gray' if seen.gray else 'colored'} images of {sides}",
+        *reasons,
+        f"the network {backbone.name} on {size} x {size} pixels" + _network_reason(kind, on_gpu),
+        f"batches of {batch_size}" + ("" if batch_size == usual else _batch_reason(count, num_clusters)),
+        time,
+    ]
+    recipe = Recipe(
+        method=method,
+        data=Data("images", "all", count, num_clusters, size, images.channels),
+        backbone=backbone,
+        views=_views(method, kind, size, resized=images.image_size != (size, size)),
+        test_view={"name": "resize", "size": size, "interpolation": "bilinear"},
+        batch_size=batch_size,
+        phases=_phases(method, epochs),
+        model=_model(method, resnet, count // batch_size, batch_size),
+        optimizer=_optimizer(method, resnet),
+        learning_rate=_learning_rate(method),
+        kmeans=KMeansSettings(),
+        name=f"{method.lower()}-{kind}",
+    )
+    return recipe, reasons
+
+
+def _kind(seen: Look) -> tuple[str, list[str]]:
+    if seen.gray and seen.plain >= PLAIN:
+        return SCANS, [
+            f"gray on a plain ground ({seen.plain:.0%} of the pixels in the median): scans or symbols, "
+            "so affine and gamma views, and never a flip"
+        ]
+    if seen.up is not None and seen.up < MARGIN:
+        return TEXTURES, [
+            f"neighbors are as often turned as upright (by {seen.up:+.2f}): textures or images from above, "
+            "so turns by 90 degrees too"
+        ]
+    return PHOTOGRAPHS, ["photographs: crops, flips and jitter"]
+
+
+def _canvas(kind: str, seen: Look, on_gpu: bool) -> int:
+    if kind == SCANS:
+        return min(max(*seen.sides, SIDES[0]), SIDES[1])
+    side = min(seen.sides)
+    if on_gpu:
+        return 32 if side < 48 else 64 if side < 80 else 96 if side < 160 else 224
+    return 32 if side < 48 else 64
+
+
+def _backbone(method: str, kind: str, size: int, on_gpu: bool) -> Backbone:
+    if kind == SCANS or not on_gpu:
+        # CLC learns as much with a linear layer in half of the time, with which the rows of HaDis merge classes.
+        return Backbone("small-linear" if method == "CLC" else "small")
+    return Backbone(RESNET, "cifar" if size <= 96 else "imagenet")
+
+
+def _network_reason(kind: str, on_gpu: bool) -> str:
+    return "" if kind == SCANS or on_gpu else ", because a ResNet takes minutes for an epoch without a GPU"
+
+
+def _batch_reason(count: int, num_clusters: int) -> str:
+    return f", for {count:,} images and {num_clusters} clusters"
+
+
+def _batch_size(usual: int, count: int, num_clusters: int) -> int:
+    """Return the usual batch; smaller for few images, and four images a cluster at least where the count allows."""
+    steps = 7  # an epoch at least
+    fitting = min(1 << int(math.log2(max(count // steps, 8))), max(count // 2, 2))
+    enough = 4 * num_clusters
+    return max(min(usual, fitting), enough if enough < count else 2)
+
+
+def _epochs(method: str, resnet: bool, count: int, size: int, on_gpu: bool) -> tuple[int, str]:
+    """Return for how many epochs to train, and why."""
+    usual = EPOCHS_OF_RESNETS if resnet else sum(SCHEDULES[method][1:])
+    # Steps decide: as many as for 2,000 images, but each image at most four times as often and half as often at least.
+    wanted = round(usual * min(max(COUNT_OF_SCHEDULES / count, 0.5), 4.0))
+    if on_gpu:
+        return wanted, f"{wanted} epochs"
+    epoch = seconds_per_image(size) * count
+    epochs = min(wanted, max(int(SECONDS / epoch), FEWEST_EPOCHS))
+    shorter = "" if epochs == wanted else f", of {wanted} that a GPU would have time for"
+    return epochs, f"{epochs} epochs{shorter}: about {math.ceil(epochs * epoch / 60)} minutes of one core without a GPU"
+
+
+def seconds_per_image(size: int) -> float:
+    """Return the CPU seconds that an epoch takes for each image of a side, with the small network, for all methods.
+
+    Three views forwards and backwards, or two with those of the average beside them, are alike. Measured on one thread
+    of a Zen 3 core that had other work beside it: 1.3 ms at 8 pixels, 2.3 at 28, 5 at 64.
+    """
+    return 1.2e-3 + 1.0e-6 * size**2
+
+
+def _phases(method: str, epochs: int) -> tuple[Phase, ...]:
+    _, before, labels, after = SCHEDULES[method]
+    if method == "HaDis":
+        phases = [Phase("warmup", before, {"images": "warmup"}), Phase("main", after, {"images": "all"}, 1)]
+    else:
+        phases = [
+            Phase("instance", before, {"images": "instance"}),
+            Phase("labels", labels, {"images": "labels"}, "once"),
+            Phase("main", after, {"images": "all"}),
+        ]
+    return scaled(phases, epochs)
+
+
+def _views(method: str, kind: str, size: int, *, resized: bool) -> tuple[dict[str, Any], ...]:
+    first = [{"name": "resize", "size": size, "interpolation": "bilinear"}] if resized else []
+
+    def scan(degrees: float, shear: float, scale: float, stretch: float, shift: float) -> dict[str, Any]:
+        affine = {"degrees": degrees, "shear": shear, "scale": scale, "stretch": stretch, "shift": shift}
+        return {"name": "sequential", "views": [*first, {"name": "affine"} | affine, {"name": "gamma", "gamma": 0.7}]}
+
+    if kind == SCANS:
+        weak, strong = scan(15.0, 0.15, 0.15, 0.15, 0.09375), scan(25.0, 0.25, 0.25, 0.35, 0.16)
+    else:
+        turn = [{"name": "turn"}] if kind == TEXTURES else []
+        weak = {"name": "sequential", "views": [{"name": "contrastive", "size": size, "scale": [0.2, 1.0]}, *turn]}
+        strong_crop = {"name": "strong", "size": size, "scale": [0.2, 1.0], "mean": None, "std": None}
+        strong = {"name": "sequential", "views": [strong_crop, *turn]}
+    return {"HaDis": (weak, weak), "SACC": (weak, weak, strong), "CLC": (weak, strong)}[method]
+
+
+def _model(method: str, resnet: bool, steps: int, batch_size: int) -> dict[str, Any]:
+    """Return the arguments of a method whose epochs have so many steps: an average must not lag behind by epochs.
+
+    A ResNet has the heads of the papers, the small networks have smaller ones.
+    """
+    widths = {} if resnet else {"hidden_dim": 256, "embedding_dim": 128 if method == "SACC" else 64}
+    if method == "HaDis":
+        weight = {} if resnet else {"prototype_weight": 1.0}
+        return widths | weight | {"momentum": round(min(max(1 - 0.3 / steps, 0.9), 0.996), 4)}
+    if method == "SACC":
+        return widths
+    # The keys of four steps: a longer queue would hold most images themselves, as seen by an older network.
+    momentum = round(min(max(1 - 3 / steps, 0.5), 0.999), 4)
+    return widths | {"queue_size": 8 * batch_size, "momentum": momentum, "epsilon": 0.9}
+
+
+def _optimizer(method: str, resnet: bool) -> OptimizerSettings:
+    if method == "HaDis":
+        return OptimizerSettings("sgd", lr=0.05, lr_batch_size=256, momentum=0.9, weight_decay=5e-4)
+    return OptimizerSettings("adam", lr=3e-4 if resnet and method == "SACC" else 1e-3)
+
+
+def _learning_rate(method: str) -> LearningRate:
+    return LearningRate() if method == "SACC" else LearningRate("warmup_cosine", warmup=2)

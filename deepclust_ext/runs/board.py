@@ -1,0 +1,39 @@
+"""TensorBoard's files of a run, where the extra `tensorboard` is installed."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+class Board:
+    """Writes the records of epochs for TensorBoard; without its package it does nothing.
+
+    Args:
+        folder: For its files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def __enter__(self) -> "Board":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, record: Mapping[str, float], found: Mapping[str, float]) -> Mapping[str, float]:
+        """Write the record of an epoch and what was found after it, and return the latter."""
+        if self._writer is None and find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What a run wrote beyond the epoch that it goes on from is hidden.
+            self._writer = SummaryWriter(str(self._folder), purge_step=int(record["epoch"]))
+        if self._writer is not None:
+            for name, value in {**record, **found}.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, int(record["epoch"]))
+            self._writer.flush()
+        return found

@@ -1,0 +1,104 @@
+"""The clusters of images as a table, and as folders of files."""
+
+import csv
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deepclust_ext.runs.source import file_of, names_of
+from deepclust_ext.training.files import replacing
+
+MODES = ("symlink", "copy", "list")
+
+
+def write_clusters(
+    path: Path,
+    images: Dataset[Any],
+    shares: Tensor,  # (N, K)
+) -> None:
+    """Write a CSV file: path, cluster, confidence, and the second cluster, which is empty where there is one alone.
+
+    Raises:
+        OSError: If it cannot be written; names it.
+    """
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("path", "cluster", "confidence", "second"))
+    best, order = shares.topk(min(2, shares.shape[1]), dim=1)
+    for name, confidence, (cluster, *second) in zip(names_of(images), best[:, 0].tolist(), order.tolist(), strict=True):
+        writer.writerow((name, cluster, f"{confidence:.4f}", *(second or ("",))))
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def sort_files(
+    folder: Path,
+    images: Dataset[Any],
+    shares: Tensor,  # (N, K)
+    *,
+    mode: str,
+) -> Counter[int]:
+    """Sort the files of images into a folder for each cluster, and return how many each has got.
+
+    Args:
+        folder: Where; must not exist, or be empty.
+        images: Of files, unless ``mode`` is "list".
+        shares: Of the clusters; the largest decides.
+        mode: "symlink" for links to the files, "copy" for copies, "list" for a text file of paths per cluster.
+
+    Raises:
+        FileExistsError: If the folder is not empty.
+        ValueError: If the mode is unknown, or an image is no file of its own.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"into: expected an empty folder, got {folder}, which is not")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"into: expected a folder, got the file {folder}")
+    names, clusters = names_of(images), shares.argmax(1).tolist()
+    files = [file_of(images, index) for index in range(len(names))]
+    without = next((name for name, file in zip(names, files, strict=True) if file is None), None)
+    if without is not None and mode != "list":
+        raise ValueError(f"into: expected images that are files of their own, got {without}; --mode list takes any")
+    digits = len(str(shares.shape[1] - 1))
+    if mode == "list":
+        folder.mkdir(parents=True, exist_ok=True)
+        for cluster in range(shares.shape[1]):
+            own = [
+                str(file.resolve()) if file else name
+                for name, file, place in zip(names, files, clusters, strict=True)
+                if place == cluster
+            ]
+            lines = "".join(line + "\n" for line in own)
+            (folder / f"cluster-{cluster:0{digits}}.txt").write_text(lines, "utf-8", "surrogateescape")
+        return Counter(clusters)
+    for name, file, cluster in zip(_inside(names), files, clusters, strict=True):
+        assert file is not None
+        target = folder / f"cluster-{cluster:0{digits}}" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if mode == "symlink":
+            target.symlink_to(Path(os.path.abspath(file)))  # noqa: PTH100 - a link to a link shall stay one
+        else:
+            shutil.copy2(file, target)
+    return Counter(clusters)
+
+
+def _inside(names: list[str]) -> Iterator[str]:
+    """Yield each name as a path that stays inside a folder and that no other name has."""
+    taken: set[str] = set()
+    for name in names:
+        parts = [part for part in Path(name).parts if part not in ("/", "..")]
+        path = Path(*parts)
+        unique, number = path.as_posix(), 2
+        while unique in taken:
+            unique, number = path.with_name(f"{path.stem}-{number}{path.suffix}").as_posix(), number + 1
+        taken.add(unique)
+        yield unique

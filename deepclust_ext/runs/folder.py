@@ -1,0 +1,186 @@
+"""What a run's folder holds, and how to open one."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from deepclust_ext import recipes
+from deepclust_ext.cluster import KMeans
+from deepclust_ext.data.stores import map_array
+from deepclust_ext.inference import Trained, embed
+from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
+from deepclust_ext.recipes import Recipe
+from deepclust_ext.recipes.build import make_method, make_test_view
+from deepclust_ext.runs.source import Source
+from deepclust_ext.training.files import RUN_FILES, RunFolder
+
+RECIPE_NAME = "recipe.yaml"
+RECORD_NAME = "run.json"
+LOG_NAME = "train.log"
+CENTERS_NAME = "centers.npy"
+CLUSTERS_NAME = "clusters.csv"
+REPORT_NAME = "report.html"
+FIGURE_NAME = "overview.png"
+SKIPPED_NAME = "skipped.csv"
+BOARD_NAME = "tensorboard"
+
+#: What a run makes of its last weights; a run that goes on makes them anew.
+RESULTS = (CENTERS_NAME, CLUSTERS_NAME, REPORT_NAME, FIGURE_NAME)
+#: All that a run may leave.
+ALL_FILES = (*RUN_FILES, RECIPE_NAME, RECORD_NAME, LOG_NAME, SKIPPED_NAME, *RESULTS)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder has it.
+
+    Attributes:
+        path: The folder.
+        recipe: All settings but the seed.
+        trained: The method after its last checkpoint, from images to rows and shares of clusters.
+        history: One record of mean terms per epoch.
+        record: What ``run.json`` holds.
+    """
+
+    path: Path
+    recipe: Recipe
+    trained: Trained
+    history: list[dict[str, float]]
+    record: dict[str, Any]
+
+    @property
+    def source(self) -> Source:
+        """Where the run's images lie.
+
+        Raises:
+            ValueError: If they were in memory alone.
+        """
+        return recorded_source(self.path, self.record)
+
+    def images(self, *data: str | os.PathLike[str], labels: str | None = None, **settings: Any) -> Dataset[Any]:
+        """Return the run's own images, or others, read as those were.
+
+        Args:
+            *data: Folders and files; none for the run's own.
+            labels: "folders" or a CSV file; None for the run's own where these are its images.
+            **settings: What else :class:`deepclust_ext.data.Images` takes.
+
+        Raises:
+            FileNotFoundError: If there is no such folder or file.
+            ValueError: If there is no image, or the images have other channels than the run's.
+        """
+        if data:
+            stored = self.record.get("source") or {}
+            scale = stored.get("scale", "type")
+            if scale == "percentile":
+                raise ValueError(
+                    f"data: expected none, since {self.path} was trained on values between percentiles of its own "
+                    f"images, which other images do not share, got {data[0]}"
+                )
+            source = Source(tuple(os.fspath(path) for path in data), None, stored.get("size"), scale, labels)
+        else:
+            source = self.source
+            if labels is not None and labels != source.labels:
+                source = replace(source, labels=labels)
+        images = source.open(**settings)
+        channels, expected = getattr(images, "channels", None), self.recipe.data.channels
+        if channels not in (None, expected):
+            raise ValueError(f"data: expected images of {expected} channels, as {self.path} has them, got {channels}")
+        return images
+
+
+def open_run(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Run:
+    """Return the run that a folder holds; nothing that the folder holds is executed.
+
+    Args:
+        path: The folder.
+        device: Where the method shall compute.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or it holds no run.
+        ValueError: If a file of it is damaged.
+    """
+    path = Path(path)
+    if not (path / RECIPE_NAME).is_file():
+        found = "nothing" if not path.exists() else f"a folder without {RECIPE_NAME}" if path.is_dir() else "a file"
+        raise FileNotFoundError(f"run: expected the folder of a run, such as 'train' makes, at {path}, got {found}")
+    recipe, record = recipes.load(path / RECIPE_NAME), read_record(path)
+    state = RunFolder(path).load()
+    with torch.random.fork_rng(devices=()):  # first weights are drawn, and then replaced
+        method = make_method(recipe)
+    try:
+        method.load_state_dict(state["method"])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: expected weights of the network in {RECIPE_NAME}, got others: {error}") from error
+    method.to(device)
+    centers = None if isinstance(method, ClusterHeadMethod) else _centers(path, method, recipe, record)
+    return Run(path, recipe, Trained(method, make_test_view(recipe), centers), state["history"], record)
+
+
+def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Trained:
+    """Return the trained method of a run's folder, from images to rows and shares of clusters; see :func:`open_run`."""
+    return open_run(path, device=device).trained
+
+
+def recorded_source(path: Path, record: Mapping[str, Any]) -> Source:
+    """Return where a run's images lie, as its record has it; ValueError if they were in memory alone."""
+    stored = record.get("source")
+    if stored is None:
+        raise ValueError(f"data: expected images, since {path} was given its own in memory, got none")
+    return Source(**stored | {"data": tuple(stored["data"])})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what the run.json of a folder holds.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged.
+    """
+    try:
+        record = json.loads((path / RECORD_NAME).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path / RECORD_NAME}: expected JSON, got: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path / RECORD_NAME}: expected an object of JSON, got {type(record).__name__}")
+    return record
+
+
+def fit_centers(
+    method: ClusteringMethod,
+    images: Dataset[Any],
+    recipe: Recipe,
+    *,
+    seed: int,
+    num_workers: int = 0,
+) -> torch.Tensor:
+    """Return the centers (K, D) of the final spherical k-means on the rows of a method without a cluster head."""
+    rows = embed(
+        method, images, test_view=make_test_view(recipe), batch_size=recipe.batch_size, num_workers=num_workers
+    )
+    settings = recipe.kmeans
+    kmeans = KMeans(
+        recipe.data.num_clusters,
+        metric="cosine",
+        n_init=settings.final_n_init,
+        max_iter=settings.max_iter,
+        tol=settings.tol,
+        random_state=seed,
+    )
+    centers: torch.Tensor = kmeans.fit(rows).cluster_centers_
+    return centers.cpu()
+
+
+def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mapping[str, Any]) -> torch.Tensor:
+    """Return the centers that the run has left, or where it has not ended yet those of its images' rows now."""
+    if (path / CENTERS_NAME).is_file():
+        return torch.from_numpy(np.array(map_array(path / CENTERS_NAME)))
+    images = recorded_source(path, record).open()
+    return fit_centers(method, images, recipe, seed=record["config"]["seed"])

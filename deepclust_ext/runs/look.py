@@ -1,0 +1,60 @@
+"""What a folder of images holds, for people and programs."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from deepclust_ext.runs.source import Source
+
+#: Kinds of images and reasons that are listed for people at most.
+LISTED = 10
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """Return what images hold, JSON-serializable.
+
+    That is ``images``, ``channels``, ``dtype`` of what methods see, ``kinds`` as stored (height, width, bands, type and
+    count), ``classes`` with their sizes if there are labels, ``skipped`` with reasons, ``notes`` and ``fingerprint``.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If there is no image.
+    """
+    images: Any = source.open(cache="none") if source.root or not source.is_named else source.open()
+    if not hasattr(images, "kinds"):
+        raise ValueError(f"data: expected a folder or a file, got {source.name}, which lies in none")
+    kinds = [
+        dict(zip(("height", "width", "bands", "type"), kind, strict=True), images=count)
+        for kind, count in images.kinds.most_common()
+    ]
+    sizes = None if images.labels is None else images.labels.bincount().tolist()
+    return {
+        "images": len(images),
+        "channels": images.channels,
+        "dtype": str(images.dtype).removeprefix("torch."),
+        "kinds": kinds,
+        "classes": None if sizes is None else dict(zip(images.classes, sizes, strict=True)),
+        "skipped": [{"path": name, "reason": reason} for name, reason in images.skipped],
+        "notes": images.notes,
+        "fingerprint": images.fingerprint,
+    }
+
+
+def format_description(found: Mapping[str, Any]) -> str:
+    """Return what :func:`describe` found for a person to read."""
+    lines = [f"{found['images']} images, seen with {found['channels']} channels of {found['dtype']}"]
+    for kind in found["kinds"][:LISTED]:
+        size = f"{kind['width']} x {kind['height']}"
+        lines.append(f"{kind['images']:8} of {size:>11} pixels, {kind['bands']} bands, {kind['type']}")
+    if len(found["kinds"]) > LISTED:
+        rest = sum(kind["images"] for kind in found["kinds"][LISTED:])
+        lines.append(f"{rest:8} of {len(found['kinds']) - LISTED} other kinds")
+    if found["classes"] is not None:
+        sizes = found["classes"].values()
+        lines.append(f"{len(sizes)} classes of {min(sizes)} to {max(sizes)} images")
+    lines += found["notes"]
+    reasons = Counter(entry["reason"].split(": ")[-1] for entry in found["skipped"])
+    for reason, count in reasons.most_common(LISTED):
+        first = next(entry["path"] for entry in found["skipped"] if entry["reason"].endswith(reason))
+        lines.append(f"{count:8} skipped, such as {first}: {reason}")
+    return "\n".join(lines)

@@ -1,0 +1,173 @@
+"""From what a user names to what a run needs: images, a recipe for them, and why it is this one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.utils.data import Dataset
+
+from deepclust_ext import recipes
+from deepclust_ext.data import Images, load_dataset
+from deepclust_ext.inference import takes_any_size
+from deepclust_ext.recipes import Recipe
+from deepclust_ext.recipes.build import make_views
+from deepclust_ext.recipes.defaults import default_recipe
+from deepclust_ext.recipes.files import method_names
+from deepclust_ext.runs.folder import RECIPE_NAME, read_record, recorded_source
+from deepclust_ext.runs.source import Source
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user may say of a recipe; None is left to the defaults.
+
+    Attributes:
+        num_clusters: K.
+        method: Its name, in any letters.
+        recipe: Name of a bundled recipe, or the path of a file.
+        epochs: Of all phases together, which share them as before.
+        overrides: New values by dotted keys.
+    """
+
+    num_clusters: int | None = None
+    method: str | None = None
+    recipe: str | None = None
+    epochs: int | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What :func:`deepclust_ext.runs.train` takes."""
+
+    recipe: Recipe
+    images: Dataset[Any]
+    source: Source
+    reasons: tuple[str, ...]
+
+
+def read_settings(given: Sequence[str]) -> dict[str, Any]:
+    """Return settings of a recipe from KEY=VALUE, whose values are YAML.
+
+    Raises:
+        ValueError: If one has no equals sign, or its value is no YAML.
+    """
+    settings = {}
+    for entry in given:
+        key, equals, value = entry.partition("=")
+        if not key or not equals:
+            raise ValueError(f"set: expected KEY=VALUE, such as optimizer.lr=0.1, got {entry!r}")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"set: expected YAML after {key}=, got {value!r}") from error
+    return settings
+
+
+def prepare(source: Source, wishes: Wishes, *, cache_folder: Path | None = None) -> Prepared:
+    """Return images and a recipe for them.
+
+    Args:
+        source: Where the images lie.
+        wishes: What the user says of the recipe.
+        cache_folder: Where decoded images may be kept that are too many for memory.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If there is no image, a wish is unknown, or K is missing.
+    """
+    if wishes.recipe is None and wishes.num_clusters is None:
+        raise ValueError("clusters: expected how many, since no recipe says so, got none")
+    images = source.open(**_cached(source, cache_folder))
+    if wishes.recipe is None:
+        recipe, reasons = _default(source, images, wishes)
+    else:
+        recipe, reasons = _named(source, images, wishes), []
+    if wishes.epochs is not None:
+        recipe = recipe.with_epochs(wishes.epochs)
+    size = recipe.data.size
+    if not takes_any_size(*make_views(recipe)) and isinstance(images, Images) and images.image_size != (size, size):
+        source = replace(source, size=size)
+        reasons.append(f"images resized to {size} x {size}, as the views need them")
+        images = source.open(**_cached(source, cache_folder))
+    return Prepared(recipe, with_unlabelled(recipe, source, images), source, tuple(reasons))
+
+
+def prepare_to_resume(path: Path, wishes: Wishes) -> Prepared:
+    """Return images and recipe of the run in a folder, whose last phase may get more epochs.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or its images have gone.
+        ValueError: If a wish would make it another run, or its images were in memory alone.
+    """
+    if not (path / RECIPE_NAME).is_file():
+        raise FileNotFoundError(f"resume: expected a run in {path}, got a folder without {RECIPE_NAME}")
+    recipe, record = recipes.load(path / RECIPE_NAME), read_record(path)
+    for name in ("num_clusters", "method", "recipe"):
+        if getattr(wishes, name) is not None:
+            given = getattr(wishes, name)
+            raise ValueError(f"{name}: expected none with --resume, which goes by {path / RECIPE_NAME}, got {given}")
+    recipe = recipes.changed(recipe, wishes.overrides)
+    if wishes.epochs is not None:
+        last = replace(recipe.phases[-1], epochs=recipe.phases[-1].epochs + wishes.epochs - recipe.epochs)
+        recipe = replace(recipe, phases=(*recipe.phases[:-1], last))
+    source = recorded_source(path, record)
+    images = source.open(**_cached(source, path))
+    return Prepared(recipe, with_unlabelled(recipe, source, images), source, ())
+
+
+def with_unlabelled(recipe: Recipe, source: Source, images: Dataset[Any]) -> Any:
+    """Return the images, or where a recipe has more of them without labels, both by name.
+
+    Raises:
+        ValueError: If these images belong to no data set that has others.
+    """
+    if not recipe.data.unlabelled:
+        return images
+    if source.root is None:
+        raise ValueError(
+            f"data: expected the data set {recipe.data.dataset} and a root, whose images without labels the recipe "
+            f"{recipe.name} needs, got {', '.join(source.data)}; data.unlabelled=0 and phases of your own do without"
+        )
+    name = f"{source.data[0]}-unlabelled"
+    return {"images": images, "unlabelled": load_dataset(name, source.root, size=source.size, scale=source.scale)}
+
+
+def _cached(source: Source, folder: Path | None) -> dict[str, Any]:
+    return {} if source.data == ("digits",) and source.is_named else {"cache_folder": folder}
+
+
+def _default(source: Source, images: Any, wishes: Wishes) -> tuple[Recipe, list[str]]:
+    assert wishes.num_clusters is not None
+    method = None if wishes.method is None else _method(wishes.method)
+    recipe, reasons = default_recipe(images, wishes.num_clusters, method=method)
+    return recipes.changed(recipe, {"data.dataset": source.name, **wishes.overrides}), reasons
+
+
+def _method(name: str) -> str:
+    """Return the name of a method's class from a name in any letters."""
+    known = {known.lower(): known for known in method_names()}
+    if name.lower() not in known:
+        raise ValueError(f"method: expected one of {', '.join(known)}, got {name!r}")
+    return known[name.lower()]
+
+
+def _named(source: Source, images: Any, wishes: Wishes) -> Recipe:
+    """Return a recipe by its name or file; of other images than its own data set it takes their number and channels."""
+    name = str(wishes.recipe)
+    recipe = recipes.load(Path(name) if name.endswith(".yaml") else name)
+    if wishes.method is not None and wishes.method.lower() != recipe.method.lower():
+        raise ValueError(f"method: expected {recipe.method.lower()}, as the recipe {name} has it, got {wishes.method}")
+    own = {} if source.is_named and recipe.data.dataset == source.data[0] else _facts(source, images)
+    if recipe.test_view is None and not images[0][0].is_floating_point():
+        # Which makes values between 0 and 1 of integers.
+        own["test_view"] = {"name": "resize", "size": recipe.data.size}
+    clusters = {} if wishes.num_clusters is None else {"data.num_clusters": wishes.num_clusters}
+    return recipes.changed(recipe, {**own, **clusters, **wishes.overrides})
+
+
+def _facts(source: Source, images: Any) -> dict[str, Any]:
+    facts = {"data.dataset": source.name, "data.protocol": "all images", "data.images": len(images), "published": {}}
+    return {**facts, "data.channels": getattr(images, "channels", images[0][0].shape[0])}

@@ -1,0 +1,46 @@
+"""Rows of images as files."""
+
+import csv
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from deepclust_ext.training.files import replacing, write_text
+
+FORMATS = ("npz", "npy", "csv")
+
+
+def write_rows(
+    path: Path,
+    rows: Tensor,  # (N, D)
+    names: Sequence[str],
+) -> list[Path]:
+    """Write rows and names as a path ends, .npz, .npy with a list of names, or .csv, and return the files.
+
+    Raises:
+        OSError: If a file cannot be written; names it.
+        ValueError: If the ending is another.
+    """
+    values = np.ascontiguousarray(rows.numpy())
+    kind = path.suffix.removeprefix(".")
+    if kind not in FORMATS:
+        raise ValueError(f"out: expected a name that ends in one of {', '.join(FORMATS)}, got {path}")
+    if kind == "npz":
+        with replacing(path) as unfinished:
+            np.savez(unfinished, rows=values, names=np.array(names, dtype=np.str_))
+        return [path]
+    if kind == "npy":
+        with replacing(path) as unfinished:
+            np.save(unfinished, values)
+        beside = path.with_suffix(".txt")
+        write_text(beside, "".join(name + "\n" for name in names))
+        return [path, beside]
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", *range(values.shape[1])])
+    writer.writerows([name, *row] for name, row in zip(names, values.tolist(), strict=True))
+    write_text(path, text.getvalue())
+    return [path]

@@ -1,0 +1,52 @@
+"""All scores of a run against true labels."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from deepclust_ext.cluster import KMeans
+from deepclust_ext.evaluation import knn_accuracy, score_clusters
+from deepclust_ext.runs.folder import Run
+from deepclust_ext.runs.source import labels_of
+
+NEIGHBORS, TEMPERATURE = 20, 0.07
+
+
+def score_run(run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int = 0) -> dict[str, Any]:
+    """Return the scores of a run's clusters and rows on labelled images, JSON-serializable.
+
+    Those are ``acc``, ``nmi``, ``ari``, ``silhouette`` and ``sizes`` of the run's clusters; ``knn_accuracy``, the share
+    of images whose class the weighted vote of 20 neighbors names; ``kmeans``, the same as of the clusters for k-means
+    on these images' rows; ``images``, ``classes`` and ``clusters``, which count them.
+
+    Raises:
+        ValueError: If there are no labels, or fewer than two images.
+    """
+    labels, classes = labels_of(images)
+    if labels is None:
+        raise ValueError("labels: expected 'folders' or a CSV file with the columns path and label, got none")
+    if len(labels) < 2:
+        raise ValueError(f"data: expected at least 2 images, got {len(labels)}")
+    rows, shares = run.trained.infer(images, batch_size=run.recipe.batch_size, num_workers=num_workers)
+    clusters = run.recipe.data.num_clusters
+    scores: dict[str, Any] = asdict(score_clusters(labels, shares.argmax(1), rows, clusters))
+    scores["knn_accuracy"] = knn_accuracy(rows, labels, k=NEIGHBORS, temperature=TEMPERATURE)
+    if len(labels) >= clusters:
+        kmeans = KMeans(clusters, metric="cosine", n_init=run.recipe.kmeans.final_n_init, random_state=seed)
+        scores["kmeans"] = asdict(score_clusters(labels, kmeans.fit_predict(rows), rows, clusters))
+    return {**scores, "images": len(labels), "classes": len(classes or labels.unique()), "clusters": clusters}
+
+
+def format_scores(scores: Mapping[str, Any]) -> str:
+    """Return scores for a person to read."""
+    lines = [f"{scores['images']} images, {scores['classes']} classes, {scores['clusters']} clusters"]
+    named = {"clusters of the run": scores} | ({"k-means on its rows": scores["kmeans"]} if "kmeans" in scores else {})
+    lines.append(f"{'':19}    ACC    NMI    ARI  silhouette  smallest and largest cluster")
+    for name, found in named.items():
+        silhouette = "         -" if found["silhouette"] is None else f"{found['silhouette']:10.4f}"
+        numbers = " ".join(f"{found[key]:6.4f}" for key in ("acc", "nmi", "ari"))
+        lines.append(f"{name:19} {numbers}  {silhouette}  {min(found['sizes'])}, {max(found['sizes'])}")
+    lines.append(f"vote of {NEIGHBORS} nearest neighbors: {scores['knn_accuracy']:.4f}")
+    return "\n".join(lines)

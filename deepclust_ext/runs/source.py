@@ -1,0 +1,92 @@
+"""Where the images of a run lie, and how they are read: what makes the same images of the same files again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from deepclust_ext.data import DATASETS, Digits, Images, load_dataset, load_images
+
+#: The data set of the demo, which lies in no folder.
+BUNDLED = "digits"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images on disk, or a data set by name.
+
+    Attributes:
+        data: Folders, files and lists, see :func:`deepclust_ext.data.load_images`; or the one name of a data set.
+        root: The folder that holds the data set, for a name.
+        size: Side of the square that images are resized to; None for the images as they are.
+        scale: "type" or "percentile", see :class:`deepclust_ext.data.Images`.
+        labels: "folders" or the path of a CSV file, for scores alone; a data set of the papers has its own.
+    """
+
+    data: tuple[str, ...]
+    root: str | None = None
+    size: int | None = None
+    scale: str = "type"
+    labels: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the images are called: the data set, or the first folder or file."""
+        return self.data[0] if self.is_named else Path(self.data[0]).resolve().stem or "images"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether this is a data set by its name."""
+        return self.root is not None or (self.data == (BUNDLED,) and not Path(BUNDLED).exists())
+
+    def resolved(self) -> "Source":
+        """Return the same with absolute paths, for whoever reads it from another folder."""
+        root, labels = (None if path is None else str(Path(path).resolve()) for path in (self.root, self.labels))
+        data = self.data if self.is_named else tuple(str(Path(path).resolve()) for path in self.data)
+        return Source(data, root, self.size, self.scale, self.labels if self.labels == "folders" else labels)
+
+    def open(self, **settings: Any) -> Dataset[Any]:
+        """Return the images.
+
+        Args:
+            **settings: What else :class:`deepclust_ext.data.Images` takes.
+
+        Raises:
+            FileNotFoundError: If there is no such folder or file.
+            ValueError: If there is no image, or something does not fit.
+        """
+        if not self.data:
+            raise ValueError("data: expected a folder of images, got none")
+        if not self.is_named:
+            settings |= {"size": self.size, "scale": self.scale, "labels": self.labels}
+            return load_images(*self.data, **settings)
+        if self.data == (BUNDLED,):
+            return Digits()
+        if len(self.data) > 1:
+            raise ValueError(f"data: expected one name where there is a root, got {', '.join(self.data)}")
+        if self.labels is not None:
+            raise ValueError(f"labels: expected none for {self.data[0]}, which has its own, got {self.labels!r}")
+        return load_dataset(self.data[0], str(self.root), size=self.size, scale=self.scale, **settings)
+
+
+def known_data_sets() -> str:
+    """Return the names that a root makes possible, for messages."""
+    return ", ".join(DATASETS)
+
+
+def names_of(images: Dataset[Any]) -> list[str]:
+    """Return what each image of a data set is called, its place where the data set has no names."""
+    names = getattr(images, "names", None)
+    return list(names) if names is not None else [f"image {index}" for index in range(len(images))]  # type: ignore[arg-type]
+
+
+def labels_of(images: Dataset[Any]) -> tuple[Any, list[str] | None]:
+    """Return the labels (N,) of a data set and the names of its classes, or None for what it does not have."""
+    labels, classes = getattr(images, "labels", None), getattr(images, "classes", None)
+    return labels, None if classes is None else list(classes)
+
+
+def file_of(images: Dataset[Any], index: int) -> Path | None:
+    """Return the file of an image, or None where there is no file of it alone."""
+    return images.path(index) if isinstance(images, Images) else None

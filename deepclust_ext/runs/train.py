@@ -1,0 +1,244 @@
+"""From images and a recipe to a folder that holds the trained method, its clusters, scores, log and page."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+import deepclust_ext
+from deepclust_ext import recipes
+from deepclust_ext.evaluation import score_clusters
+from deepclust_ext.inference import Trained
+from deepclust_ext.methods import ClusterHeadMethod
+from deepclust_ext.recipes import Recipe
+from deepclust_ext.recipes.build import make_trainer
+from deepclust_ext.runs import folder as names
+from deepclust_ext.runs.board import Board
+from deepclust_ext.runs.clusters import write_clusters
+from deepclust_ext.runs.estimate import seconds_of_a_step
+from deepclust_ext.runs.folder import Run, fit_centers, read_record
+from deepclust_ext.runs.log import logged, say
+from deepclust_ext.runs.page import write_page
+from deepclust_ext.runs.probe import Probe
+from deepclust_ext.runs.profile import profiled
+from deepclust_ext.runs.signals import stopping
+from deepclust_ext.runs.source import Source, labels_of
+from deepclust_ext.training import Trainer
+from deepclust_ext.training.files import RunFolder, replacing, without_nan, write_text
+from deepclust_ext.training.progress import in_words
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is told beside its recipe.
+
+    Attributes:
+        seed: Of everything random.
+        device: Where to train, such as "cpu" or "cuda".
+        num_workers: Processes that load images.
+        precision: "fp32" or "bf16", see :class:`deepclust_ext.training.TrainConfig`.
+        compile: Whether torch.compile makes the training step.
+        resume: Continue the run that the folder holds.
+        overwrite: Replace the run that the folder holds.
+        score_every: Epochs between two scores by labels, which then are needed; 0 for none.
+        profile: Whether to print where the time of an epoch goes.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    num_workers: int = 0
+    precision: str = "fp32"
+    compile: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    score_every: int = 0
+    profile: bool = False
+
+
+def train(
+    recipe: Recipe,
+    images: Dataset[Any] | Mapping[str, Dataset[Any]],
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    source: Source | None = None,
+    reasons: tuple[str, ...] = (),
+) -> Run:
+    """Train a method, and leave in a folder all there is to know of the run.
+
+    That is ``recipe.yaml``, which repeats the run, ``run.json``, ``history.jsonl``, ``checkpoint.pt``, ``train.log``,
+    ``clusters.csv``, ``report.html``, and for a method without a cluster head ``centers.npy``.
+
+    Args:
+        recipe: All settings.
+        images: Map-style, of images or of tuples that begin with one; labels, as an attribute, are for scores alone.
+            Or several data sets by name, see :class:`deepclust_ext.training.Trainer`.
+        out: The folder.
+        options: What else there is to tell.
+        source: Where the images lie, so that they can be opened again; None if they are in memory alone.
+        reasons: Why the recipe is this one, for the log.
+
+    Raises:
+        FileNotFoundError: If there is nothing to resume.
+        FileExistsError: If the folder is not empty, and its run is neither to be resumed nor to be overwritten.
+        FloatingPointError: If a loss or a weight is not finite.
+        KeyboardInterrupt: If the user interrupts, see :func:`deepclust_ext.runs.signals.stopping`.
+        OSError: If a file cannot be written; names it.
+        RuntimeError: If another run uses the folder.
+        ValueError: If the recipe does not fit the images, or the run to resume was another.
+    """
+    options = options or Options()
+    start, path = time.perf_counter(), Path(out)
+    recipe = replace(recipes.completed(recipe), name=Path(names.RECIPE_NAME).stem)
+    data, images = images, images["images"] if isinstance(images, Mapping) else images
+    labels, _ = labels_of(images)
+    if options.score_every and labels is None:
+        raise ValueError("score_every: expected 0 without labels, got " + str(options.score_every))
+    check_folder(path, resume=options.resume, overwrite=options.overwrite)
+    trainer = make_trainer(
+        recipe,
+        data,
+        path,
+        seed=options.seed,
+        num_workers=options.num_workers,
+        device=options.device,
+        precision=options.precision,
+        compile=options.compile,
+    )
+    with ExitStack() as stack:
+        run_folder = stack.enter_context(trainer.folder)  # no other run comes in before the results are written
+        run_folder.check(resume=options.resume, overwrite=options.overwrite)
+        before = read_record(path) if options.resume else {}
+        if options.resume:
+            trainer.check_resume()  # before anything is written or removed
+        else:
+            _clear(run_folder)
+        for name in names.RESULTS:
+            (path / name).unlink(missing_ok=True)
+        stack.enter_context(logged(path / names.LOG_NAME))
+        for line in reasons:
+            say(line)
+        write_text(path / names.RECIPE_NAME, recipes.dump(recipe))
+        if getattr(images, "skipped", None):
+            images.write_skipped(path / names.SKIPPED_NAME)  # type: ignore[attr-defined]
+        record = _record(trainer, options, source, before)
+        write_record(path, record)
+        _say_how_long(trainer)
+        probe = Probe(trainer, labels, options.score_every)
+        board = stack.enter_context(Board(path / names.BOARD_NAME))
+        with stopping(trainer), profiled(trainer) if options.profile else nullcontext():
+            trainer.fit(
+                resume=options.resume,
+                overwrite=not options.resume,
+                after_epoch=lambda epoch: board.write(epoch, probe(epoch)),
+            )
+        record["seconds"]["training"] = sum(epoch["seconds"] for epoch in trainer.history)
+        trained = _trained(trainer, recipe, options)
+        say("embedding and clustering the images")
+        rows, shares = trained.infer(images, batch_size=recipe.batch_size, num_workers=options.num_workers)
+        write_clusters(path / names.CLUSTERS_NAME, images, shares)
+        if labels is not None:
+            record["scores"] = asdict(score_clusters(labels, shares.argmax(1), rows, recipe.data.num_clusters))
+        record["sizes"] = shares.argmax(1).bincount(minlength=recipe.data.num_clusters).tolist()
+        record["status"] = "ended"
+        record["seconds"]["total"] = before.get("seconds", {}).get("total", 0.0) + time.perf_counter() - start
+        run = Run(path, recipe, trained, trainer.history, record)
+        write_page(run, images, rows, shares)
+        write_record(path, record)
+    return run
+
+
+def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Require a folder for a run: an empty one, unless its run is to be resumed or overwritten.
+
+    Raises:
+        FileExistsError: If it is not empty, or is to be overwritten and holds other things than a run's.
+    """
+    if resume or not path.is_dir():
+        return
+    own = ("run.lock", "images-*")  # of a run that has not begun: its lock, and the images that it keeps
+    found = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, own)))
+    if found and not overwrite:
+        raise FileExistsError(
+            f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; "
+            "resume continues the run in it, overwrite replaces it"
+        )
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what a run has left; other files stay."""
+    for name in names.ALL_FILES:
+        (folder.path / name).unlink(missing_ok=True)
+    for file in (folder.path / names.BOARD_NAME).glob("events.out.tfevents.*"):
+        file.unlink()
+
+
+def _trained(trainer: Trainer, recipe: Recipe, options: Options) -> Trained:
+    method, centers = trainer.method, None
+    if not isinstance(method, ClusterHeadMethod):
+        images = trainer.data["images"]
+        centers = fit_centers(method, images, recipe, seed=options.seed, num_workers=options.num_workers)
+        with replacing(trainer.folder.path / names.CENTERS_NAME) as unfinished:
+            np.save(unfinished, centers.numpy())
+    return Trained(method, trainer.test_view, centers)
+
+
+def _say_how_long(trainer: Trainer) -> None:
+    """Print an estimate; that of the epochs behind corrects it after each."""
+    steps = sum(phase.epochs * trainer.steps_per_epoch(phase) for phase in trainer.config.phases)
+    seconds = seconds_of_a_step(trainer)
+    say(f"{trainer.config.epochs} epochs, {steps} steps of {1000 * seconds:.0f} ms: about {in_words(steps * seconds)}")
+
+
+def _record(trainer: Trainer, options: Options, source: Source | None, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what run.json holds while the run goes on."""
+    device = torch.device(options.device)
+    return {
+        "status": "training",
+        "source": None if source is None else asdict(source.resolved()),
+        "config": {
+            "method": type(trainer.method).__name__.lower(),
+            "epochs": trainer.config.epochs,
+            "batch_size": trainer.config.batch_size,
+            **asdict(options),
+        },
+        "images": len(trainer.data["images"]),  # type: ignore[arg-type]
+        "skipped": len(getattr(trainer.data["images"], "skipped", ())),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+        "seconds": dict(before.get("seconds", {})),
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("torch", "numpy", "scipy", "scikit-learn")}
+    return {"deepclust_ext": deepclust_ext.__version__, "python": platform.python_version(), **packages}
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json."""
+    write_text(path / names.RECORD_NAME, json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n")
+
+
+def closing_words(run: Run) -> str:
+    """Return what a person wants to know after a run."""
+    sizes, record = run.record["sizes"], run.record
+    used = sum(size > 0 for size in sizes)
+    lines = [f"{record['images']} images in {used} of {len(sizes)} clusters, of {min(sizes)} to {max(sizes)} images"]
+    if "scores" in record:
+        lines.append(", ".join(f"{name.upper()} {record['scores'][name]:.4f}" for name in ("acc", "nmi", "ari")))
+    lines.append(f"{in_words(record['seconds']['total'])}, of which training {in_words(record['seconds']['training'])}")
+    lines.append(f"clusters of all images: {run.path / names.CLUSTERS_NAME}")
+    lines.append(f"the page of the run, to open in a browser: {run.path / names.REPORT_NAME}")
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""The commands data and recipes: output, JSON, and wrong uses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepclust_ext import recipes
+from deepclust_ext.__main__ import main
+from tests.runs.runfolders import write_images
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sixty gray images, two in color of another size, and two files that are no images."""
+    write_images(tmp_path)
+    for index in range(2):
+        Image.new("RGB", (30, 20)).save(tmp_path / "rings" / f"color{index}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "bars" / "broken.png").write_bytes(b"nor this")
+    return tmp_path
+
+
+def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(folder), "--labels", "folders", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["channels"], found["dtype"]) == (62, 3, "uint8")
+    assert found["kinds"] == [
+        {"height": 12, "width": 12, "bands": 1, "type": "uint8", "images": 60},
+        {"height": 20, "width": 30, "bands": 3, "type": "uint8", "images": 2},
+    ]
+    assert found["classes"] == {"bars": 20, "blobs": 20, "rings": 22}
+    assert {entry["path"] for entry in found["skipped"]} == {"notes.txt", "bars/broken.png"}
+    assert main(["data", str(folder), "--labels", "folders"]) == 0
+    printed = capsys.readouterr().out
+    assert "62 images, seen with 3 channels of uint8" in printed
+    assert "60 of     12 x 12 pixels, 1 bands, uint8" in printed
+    assert "3 classes of 20 to 22 images" in printed
+    assert "such as notes.txt: no image by its name" in printed
+
+
+def test_what_an_array_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((5, 8, 8), np.uint16))
+    assert main(["data", str(tmp_path / "a.npy"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kinds"] == [{"height": 8, "width": 8, "bands": 1, "type": "uint16", "images": 5}]
+
+
+def test_recipes_are_listed_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipes.names()
+    assert (
+        "60000 images of 32 x 32, K = 10, resnet18, 1000 epochs, published ACC 93.0 %"
+        in lines[recipes.names().index("hadis-cifar10")]
+    )
+    assert main(["recipes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == recipes.names()
+    for name in recipes.names():
+        assert main(["recipes", name]) == 0
+        (tmp_path / f"{name}.yaml").write_text(capsys.readouterr().out)
+        assert recipes.load(tmp_path / f"{name}.yaml") == recipes.completed(recipes.load(name))
+    assert main(["recipes", "clc-digits", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "CLC"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["data"], 2, "the following arguments are required: DATA"),
+        (["data", "nowhere"], 1, "nowhere: expected a folder or a file of images, found nothing"),
+        (["data", "empty"], 1, "expected images, got none"),
+        (["data", "digits"], 1, "data: expected a folder or a file, got digits, which lies in none"),
+        (["data", "cifar11", "--root", "."], 1, "name: expected one of"),
+        (["recipes", "hadis-cifar11"], 1, "did you mean 'hadis-cifar10'?"),
+        (["recipes", "none.yaml"], 1, "none.yaml"),
+        (["recipes", "a", "b"], 2, "unrecognized arguments: b"),
+    ],
+)
+def test_wrong_uses(
+    arguments: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if status == 2:
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+    else:
+        assert main(arguments) == status
+    assert message in capsys.readouterr().err.splitlines()[-1]

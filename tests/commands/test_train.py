@@ -1,0 +1,207 @@
+"""The command train: what it leaves, what it says, how it stops and goes on, and wrong uses."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepclust_ext import recipes
+from deepclust_ext.__main__ import main
+from deepclust_ext.inference import load
+from deepclust_ext.runs import open_run
+from deepclust_ext.training.files import load_checkpoint
+from tests.runs.runfolders import RECIPE, make_run, start, write_images, write_recipe
+from tests.training.runs import without_seconds
+
+#: A module with a network that takes ten minutes once the run has begun.
+SLOW = """
+import sys
+import time
+from pathlib import Path
+from torch import nn
+from tests.runs.runfolders import tiny_network
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = tiny_network()
+
+    def forward(self, images):
+        if Path("run/checkpoint.pt").exists():
+            print("a step that takes long", file=sys.stderr, flush=True)
+            time.sleep(600)
+        return self.network(images)
+
+def network():
+    return Slow()
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("trained"), "--labels", "folders", "--score-every", "2")
+
+
+def test_a_run_leaves_all_there_is_to_know(run: Path) -> None:
+    left = {path.name for path in run.iterdir() if path.is_file()}
+    assert left == {
+        *("recipe.yaml", "run.json", "history.jsonl", "checkpoint.pt", "checkpoint.previous.pt", "run.lock"),
+        *("train.log", "clusters.csv", "report.html"),
+    }
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "ended"
+    assert record["images"] == sum(record["sizes"]) == 60
+    assert set(record["scores"]) == {"acc", "nmi", "ari", "silhouette", "sizes"}
+    assert {"torch", "deepclust_ext"} <= record["versions"].keys()
+    assert record["seconds"]["total"] > record["seconds"]["training"] > 0
+    assert record["source"]["data"] == [str(run.parent / "images")]
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    assert all({"probe_rank", "probe_clusters"} <= epoch.keys() for epoch in history)
+    assert [{"probe_agreement", "acc", "nmi"} <= epoch.keys() for epoch in history] == [False, True]
+    log = (run / "train.log").read_text()
+    assert "2 epochs, 14 steps of " in log
+    assert "epoch 2 of 2: loss " in log
+
+
+def test_the_table_is_what_the_loaded_run_says(run: Path) -> None:
+    with (run / "clusters.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    opened = open_run(run)
+    images = opened.images()
+    _, shares = load(run).infer(images)
+    assert [row["path"] for row in rows] == images.names  # type: ignore[attr-defined]
+    assert [int(row["cluster"]) for row in rows] == shares.argmax(1).tolist()
+    assert [int(row["second"]) for row in rows] == shares.topk(2).indices[:, 1].tolist()
+    torch.testing.assert_close(
+        torch.tensor([float(row["confidence"]) for row in rows]), shares.amax(1), atol=1e-4, rtol=0
+    )
+
+
+def test_the_recipe_of_a_run_repeats_it(run: Path, tmp_path: Path) -> None:
+    recipe = recipes.load(run / "recipe.yaml")
+    assert recipe == recipes.load(run / "recipe.yaml")
+    assert recipes.dump(recipe) == (run / "recipe.yaml").read_text()
+    arguments = ["train", str(run.parent / "images"), "--recipe", str(run / "recipe.yaml"), "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    first, second = (load_checkpoint(folder / "checkpoint.pt") for folder in (run, tmp_path))
+    assert all(torch.equal(weight, second["method"][name]) for name, weight in first["method"].items())
+
+
+def test_more_epochs_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = make_run(tmp_path)
+    whole = make_run(tmp_path / "whole", "--epochs", "3")
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "3"]) == 0
+    assert recipes.load(out / "recipe.yaml").epochs == 3
+    first, second = (load_checkpoint(folder / "checkpoint.pt") for folder in (whole, out))
+    assert without_seconds(first["history"]) == without_seconds(second["history"])
+    assert all(torch.equal(weight, second["method"][name]) for name, weight in first["method"].items())
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_bits(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "images"), write_recipe(tmp_path)
+    train = ["train", "images", "--recipe", "small.yaml", "--epochs", "40"]
+    with start([*train, "--out", "stopped"], tmp_path) as process:
+        assert process.stderr is not None
+        while not (line := process.stderr.readline()).startswith("epoch 2 of 40"):
+            assert line
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == status, rest
+    assert "stopping after this step; once more to end at once" in rest
+    assert "checkpoint.pt holds the run, and resume continues it" in rest.splitlines()[-1]
+    done = load_checkpoint(tmp_path / "stopped" / "checkpoint.pt")
+    assert 2 <= len(done["history"]) < 40
+    for arguments in (["train", "--resume", "--out", "stopped"], [*train, "--out", "whole"]):
+        with start(arguments, tmp_path) as process:
+            _, said = process.communicate()
+        assert process.returncode == 0, said
+    first, second = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "stopped"))
+    assert without_seconds(first["history"]) == without_seconds(second["history"])
+    assert all(torch.equal(weight, second["method"][name]) for name, weight in first["method"].items())
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    write_images(tmp_path / "images")
+    (tmp_path / "slow.yaml").write_text(RECIPE.replace("tests.runs.runfolders:tiny_network", "slow:network"))
+    (tmp_path / "slow.py").write_text(SLOW)
+    with start(["train", "images", "--recipe", "slow.yaml", "--out", "run"], tmp_path) as process:
+        assert process.stderr is not None
+        for said in ("a step that takes long", "once more to end at once"):
+            while said not in (line := process.stderr.readline()):
+                assert line, "it ended early"
+            process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+
+
+def test_a_folder_of_any_images_needs_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images")
+    (images / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "run"
+    assert main(["train", str(images), "--clusters", "3", "--epochs", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "60 images" in printed.out
+    assert "gray" in printed.err  # why the recipe is what it is
+    assert "broken.png" in (out / "skipped.csv").read_text()
+    assert json.loads((out / "run.json").read_text())["skipped"] == 1
+
+
+WRONG = [
+    (["train"], "DATA: expected a folder of images, got none"),
+    (["train", "nowhere", "--clusters", "3"], "nowhere: expected a folder or a file of images, found nothing"),
+    (["train", "images"], "clusters: expected how many, since no recipe says so, got none"),
+    (["train", "images", "--clusters", "99", "--recipe", "small.yaml"], "num_clusters: expected 1 to 60"),
+    (
+        ["train", "images", "--clusters", "3", "--method", "kmeans"],
+        "method: expected one of clc, hadis, sacc, got 'kmeans'",
+    ),
+    (["train", "images", "--recipe", "hadis-cifar11"], "did you mean 'hadis-cifar10'?"),
+    (["train", "images", "--recipe", "small.yaml", "--set", "batch_size"], "set: expected KEY=VALUE"),
+    (["train", "images", "--recipe", "small.yaml", "--set", "batchsize=3"], "did you mean 'batch_size'?"),
+    (["train", "images", "--recipe", "small.yaml", "--method", "sacc"], "method: expected clc, as the recipe"),
+    (
+        ["train", "images", "--recipe", "small.yaml", "--device", "cuda:9"],
+        "device: expected one that torch can use here",
+    ),
+    (["train", "images", "--recipe", "small.yaml", "--score-every", "1"], "score_every: expected 0 without labels"),
+    (["train", "images", "--recipe", "small.yaml", "--out", "images"], "out: expected an empty folder, got images"),
+    (["train", "--resume", "--out", "images"], "resume: expected a run in images, got a folder without recipe.yaml"),
+    (["train", "--resume"], "--out: expected the folder of the run to resume, got none"),
+    (["train", "cifar10", "--root", ".", "--clusters", "3"], "cifar-10-batches-py"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_uses_are_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_images(tmp_path / "images"), write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("deepclust-ext: ")
+    assert message in last
+    assert not (tmp_path / "runs").exists()  # nothing is left behind
+
+
+def test_settings_that_would_make_it_another_run_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "recipe.yaml").read_text()
+    assert main(["train", "--resume", "--out", str(run), "--set", "optimizer.lr=0.5"]) == 1
+    assert "optimizer.lr: expected 0.001" in capsys.readouterr().err
+    assert (run / "recipe.yaml").read_text() == before
+
+
+def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "nowhere", "--clusters", "3", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
