@@ -19,7 +19,6 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset, TensorDataset
 
 from deepclust_ext import recipes
-from deepclust_ext.cluster import KMeans
 from deepclust_ext.cluster.inputs import RandomState, as_rows, check_random_state, checked_rows, make_generator
 from deepclust_ext.data import Images, load_images
 from deepclust_ext.data.stores import Files
@@ -314,14 +313,6 @@ def _centers(trainer: Trainer) -> Tensor | None:
     """Return the centers (K, D) of spherical k-means on the rows of a method without a cluster head."""
     if isinstance(trainer.method, ClusterHeadMethod):
         return None
-    settings, config = trainer.config.kmeans, trainer.config
-    kmeans = KMeans(
-        trainer.method.num_clusters,
-        metric="cosine",
-        n_init=settings.final_n_init,
-        max_iter=settings.max_iter,
-        tol=settings.tol,
-        random_state=config.seed,
-    )
+    kmeans = trainer.config.kmeans.spherical(trainer.method.num_clusters, trainer.config.seed)
     centers: Tensor = kmeans.fit(trainer.embed()).cluster_centers_
     return centers

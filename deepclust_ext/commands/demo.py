@@ -8,6 +8,9 @@ Example:
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from deepclust_ext.commands._arguments import at_least
 
@@ -16,13 +19,11 @@ ENDING = "-digits"  # of the recipes to choose from
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the demo's options to a parser."""
-    from deepclust_ext import recipes
-
-    choices = {name.removesuffix(ENDING): recipes.load(name) for name in recipes.names(ENDING)}
+    choices = _read_recipes()
     parser.add_argument("--method", choices=choices, default="hadis", help="what to train (default: %(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (default: %(default)s)")
     for name, what in (("epochs", "passes over the scans"), ("batch_size", "images of a step")):
-        defaults = ", ".join(f"{method} {getattr(recipe, name)}" for method, recipe in choices.items())
+        defaults = ", ".join(f"{method} {numbers[name]}" for method, numbers in choices.items())
         parser.add_argument("--" + name.replace("_", "-"), type=at_least(1), help=f"{what} (default: {defaults})")
     parser.add_argument("--out", type=Path, help="folder for results (default: runs/demo-METHOD-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
@@ -31,14 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the demo with the parsed options, print the scores and return the exit status 0.
+def _read_recipes() -> dict[str, dict[str, Any]]:
+    """Return what each method's recipe holds, and its epochs, without the rooms that know more of recipes."""
+    found = {}
+    for path in sorted((Path(__file__).parents[1] / "recipes").glob(f"*{ENDING}.yaml")):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values["epochs"] = sum(phase["epochs"] for phase in values["phases"])
+        found[path.stem.removesuffix(ENDING)] = values
+    return found
 
-    Raises:
-        ValueError: If an option does not fit the data.
-        FileNotFoundError: If there is nothing to resume.
-        FileExistsError: If there is a run that is neither to be resumed nor to be overwritten.
-    """
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo with the parsed options, print the scores and return the exit status 0."""
     import torch
 
     from deepclust_ext import recipes

@@ -100,6 +100,7 @@ def evaluate(
         raise ValueError(f"num_clusters: expected at most {count}, the number of images, got {method.num_clusters}")
     _check_vote(knn_k, knn_t, count - 1, ("knn_k", "knn_t"))
     seed = check_integer(seed, "seed", 0, 2**64 - 1)
+    n_init = check_integer(n_init, "n_init", 1)
     kmeans = KMeans(method.num_clusters, metric="cosine", n_init=n_init, random_state=seed)
 
     def rows_and_head(images: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
-from deepclust_ext.cluster import KMeans
 from deepclust_ext.data.stores import map_array
 from deepclust_ext.inference import Trained, embed
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
@@ -165,15 +164,7 @@ def fit_centers(
     rows = embed(
         method, images, test_view=make_test_view(recipe), batch_size=recipe.batch_size, num_workers=num_workers
     )
-    settings = recipe.kmeans
-    kmeans = KMeans(
-        recipe.data.num_clusters,
-        metric="cosine",
-        n_init=settings.final_n_init,
-        max_iter=settings.max_iter,
-        tol=settings.tol,
-        random_state=seed,
-    )
+    kmeans = recipe.kmeans.spherical(recipe.data.num_clusters, seed)
     centers: torch.Tensor = kmeans.fit(rows).cluster_centers_
     return centers.cpu()
 

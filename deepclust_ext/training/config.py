@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from deepclust_ext.cluster import KMeans
 from deepclust_ext.methods.base import OptimizerSettings
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_type
 from deepclust_ext.training.phases import Phase
@@ -35,6 +36,17 @@ class KMeansSettings:
         for name in ("n_init", "final_n_init", "max_iter"):
             object.__setattr__(self, name, check_integer(getattr(self, name), f"kmeans.{name}", 1))
         object.__setattr__(self, "tol", check_non_negative(self.tol, "kmeans.tol"))
+
+    def spherical(self, num_clusters: int, seed: int, *, n_init: int | None = None) -> KMeans:
+        """Return spherical k-means of these settings, with the starts for final clusters unless another number comes."""
+        return KMeans(
+            num_clusters,
+            metric="cosine",
+            n_init=self.final_n_init if n_init is None else n_init,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            random_state=seed,
+        )
 
 
 @dataclass(frozen=True)

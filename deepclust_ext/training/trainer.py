@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.data import Dataset
 
-from deepclust_ext.cluster import KMeans
 from deepclust_ext.inference import IndexedImages, Loader, assign, device_of, embed, moved, takes_any_size
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
@@ -202,15 +201,8 @@ class Trainer:
             n_init: Starts, of which the best counts; None for the settings' number for final clusters.
             seed: None for the run's.
         """
-        settings = self.config.kmeans
-        kmeans = KMeans(
-            self.method.num_clusters,
-            metric="cosine",
-            n_init=settings.final_n_init if n_init is None else n_init,
-            max_iter=settings.max_iter,
-            tol=settings.tol,
-            random_state=self.config.seed if seed is None else seed,
-        )
+        seed = self.config.seed if seed is None else seed
+        kmeans = self.config.kmeans.spherical(self.method.num_clusters, seed, n_init=n_init)
         labels: Tensor = kmeans.fit_predict(self.embed())
         return labels.cpu()
 

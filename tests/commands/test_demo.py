@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,15 @@ def test_two_epochs_write_figure_and_record(tmp_path: Path, capsys: pytest.Captu
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["metrics"]["pixels"]["acc"] == pytest.approx(0.79, abs=0.02)
     assert sum(record["metrics"]["trained"]["kmeans"]["sizes"]) == 1797
-    assert [epoch["epoch"] for epoch in record["history"]] == [1, 2]
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
     settings = {"method": "hadis", "seed": 0, "epochs": 2, "batch_size": 256, "resume": False}
     assert settings.items() <= record["config"].items()
-    assert record["config"]["recipe"]["name"] == "hadis-digits"
+    assert recipes.load(tmp_path / "recipe.yaml").with_epochs(80) == replace(
+        recipes.completed(recipes.load("hadis-digits", {"batch_size": 256})), name="recipe"
+    )
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+    assert f"the page of the run, to open in a browser: {tmp_path / 'report.html'}" in printed
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
@@ -63,8 +69,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     scores = ClusterScores(0.5, 0.5, 0.5, float("nan"), [1797])
     monkeypatch.setattr("deepclust_ext.cluster.KMeans.fit_predict", lambda self, rows: torch.arange(len(rows)) % 10)
     monkeypatch.setattr("deepclust_ext.evaluation.score_clusters", lambda *arguments: scores)
-    monkeypatch.setattr("deepclust_ext.recipes.run.evaluate", lambda *a, **k: Evaluation(0.5, scores, None))
+    monkeypatch.setattr("deepclust_ext.runs.scored.evaluate", lambda *a, **k: Evaluation(0.5, scores, None))
     monkeypatch.setattr("deepclust_ext.evaluation.plots.save_overview", lambda path, *rest: path.touch())
+    monkeypatch.setattr("deepclust_ext.runs.page.report_html", lambda *arguments, **options: "a page")
     return ["demo", "--method", "sacc", "--epochs", "1", "--batch-size", "512", "--out"]
 
 
@@ -77,7 +84,7 @@ def test_a_second_demo_is_refused_until_it_may_overwrite(
     assert main([*small, str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert re.fullmatch(r"deepclust-ext: out: expected a folder without a run, got .*, overwrite .*\n", captured.err)
+    assert re.fullmatch(r"deepclust-ext: out: expected an empty folder, got .*, overwrite .*\n", captured.err)
     del before["run.lock"]
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert main([*small, str(tmp_path), "--overwrite", "--seed", "1"]) == 0

@@ -186,7 +186,7 @@ def test_a_file_of_the_user_s_is_a_recipe(tmp_path: Path) -> None:
         (
             "method: HaDis",
             "method: ClusterHeadMethod",
-            "expected a whole method, got .*, which lacks assign, collapse_",
+            "expected a whole method, got .*, which lacks collapse_warning, ",
         ),
         ("backbone: {name: digits}", "backbone: digits", "mine.yaml.backbone: expected keys and values, got 'digits'"),
     ],
