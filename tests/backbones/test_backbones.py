@@ -139,7 +139,7 @@ def not_finite() -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "options", "error", "message"),
     [
-        ("resnet19", {}, ValueError, "backbone.name: expected one of digits, .*, or 'module:function', got 'resnet19'"),
+        ("resnet19", {}, ValueError, "backbone.name: expected one of small, .*, or 'module:function', got 'resnet19'"),
         ("resnet18", {"stem": "small"}, ValueError, "backbone.stem: expected one of cifar, imagenet, got 'small'"),
         ("digits", {"stem": "cifar"}, ValueError, "backbone.stem: expected none for 'digits'"),
         ("no.such:network", {}, ImportError, "No module named 'no'"),
