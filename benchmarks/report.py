@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from deepclust_ext.commands.info import collect_info
+from deepclust_ext.commands._installation import collect_info
 
 ROOT = Path(__file__).parents[1]
 

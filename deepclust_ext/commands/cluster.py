@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.clusters import sort_files, write_clusters
-    from deepclust_ext.runs.folder import CLUSTERS_NAME
+    from deepclust_ext.training.files import CLUSTERS_NAME
 
     own = args.out is None and not args.data  # a table that is made anew from the run's last checkpoint
     path = args.out or (Path(CLUSTERS_NAME) if args.data else args.run_folder / CLUSTERS_NAME)

@@ -18,22 +18,20 @@ from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_method, make_test_view
 from deepclust_ext.runs.source import Source
-from deepclust_ext.training.files import RUN_FILES, RunFolder
+from deepclust_ext.training.files import (
+    CENTERS_NAME,
+    CLUSTERS_NAME,
+    FIGURE_NAME,
+    RECIPE_NAME,
+    RECORD_NAME,
+    REPORT_NAME,
+    RunFolder,
+)
 
-RECIPE_NAME = "recipe.yaml"
-RECORD_NAME = "run.json"
-LOG_NAME = "train.log"
-CENTERS_NAME = "centers.npy"
-CLUSTERS_NAME = "clusters.csv"
-REPORT_NAME = "report.html"
-FIGURE_NAME = "overview.png"
-SKIPPED_NAME = "skipped.csv"
 BOARD_NAME = "tensorboard"
 
 #: What a run makes of its last weights; a run that goes on makes them anew.
 RESULTS = (CENTERS_NAME, CLUSTERS_NAME, REPORT_NAME, FIGURE_NAME)
-#: All that a run may leave.
-ALL_FILES = (*RUN_FILES, RECIPE_NAME, RECORD_NAME, LOG_NAME, SKIPPED_NAME, *RESULTS)
 
 
 @dataclass(frozen=True)

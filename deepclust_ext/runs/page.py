@@ -8,10 +8,10 @@ from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
 from deepclust_ext.evaluation.report import report_html
-from deepclust_ext.runs.folder import REPORT_NAME, Run
+from deepclust_ext.runs.folder import Run
 from deepclust_ext.runs.probe import Probe
 from deepclust_ext.runs.source import labels_of
-from deepclust_ext.training.files import write_text
+from deepclust_ext.training.files import REPORT_NAME, write_text
 
 
 def write_page(

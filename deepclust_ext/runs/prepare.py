@@ -15,8 +15,9 @@ from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_views
 from deepclust_ext.recipes.defaults import default_recipe
 from deepclust_ext.recipes.files import method_names
-from deepclust_ext.runs.folder import RECIPE_NAME, read_record, recorded_source
+from deepclust_ext.runs.folder import read_record, recorded_source
 from deepclust_ext.runs.source import Source
+from deepclust_ext.training.files import RECIPE_NAME
 
 
 @dataclass(frozen=True)

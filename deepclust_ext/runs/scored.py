@@ -12,11 +12,11 @@ from deepclust_ext.inference import Trained
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_test_view, make_trainer
-from deepclust_ext.runs.folder import FIGURE_NAME, Run
+from deepclust_ext.runs.folder import Run
 from deepclust_ext.runs.probe import Probe
 from deepclust_ext.runs.source import Source, labels_of
 from deepclust_ext.runs.train import Options, train, write_record
-from deepclust_ext.training.files import replacing
+from deepclust_ext.training.files import FIGURE_NAME, replacing
 
 
 def train_scored(

@@ -22,18 +22,17 @@ from deepclust_ext.inference import Trained
 from deepclust_ext.methods import ClusterHeadMethod
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer
-from deepclust_ext.runs import folder as names
 from deepclust_ext.runs.board import Board
 from deepclust_ext.runs.clusters import write_clusters
 from deepclust_ext.runs.estimate import seconds_of_a_step
-from deepclust_ext.runs.folder import Run, fit_centers, read_record
+from deepclust_ext.runs.folder import BOARD_NAME, RESULTS, Run, fit_centers, read_record
 from deepclust_ext.runs.log import logged, say
 from deepclust_ext.runs.page import write_page
 from deepclust_ext.runs.probe import Probe
 from deepclust_ext.runs.profile import profiled
 from deepclust_ext.runs.signals import stopping
 from deepclust_ext.runs.source import Source, labels_of
-from deepclust_ext.training import Trainer
+from deepclust_ext.training import Trainer, files
 from deepclust_ext.training.files import RunFolder, replacing, without_nan, write_text
 from deepclust_ext.training.progress import in_words
 
@@ -99,7 +98,7 @@ def train(
     """
     options = options or Options()
     start, path = time.perf_counter(), Path(out)
-    recipe = replace(recipes.completed(recipe), name=Path(names.RECIPE_NAME).stem)
+    recipe = replace(recipes.completed(recipe), name=Path(files.RECIPE_NAME).stem)
     data, images = images, images["images"] if isinstance(images, Mapping) else images
     labels, _ = labels_of(images)
     if options.score_every and labels is None:
@@ -123,19 +122,20 @@ def train(
             trainer.check_resume()  # before anything is written or removed
         else:
             _clear(run_folder)
-        for name in names.RESULTS:
+        run_folder.begun = (files.RECIPE_NAME, files.RECORD_NAME, files.LOG_NAME, files.SKIPPED_NAME)
+        for name in RESULTS:
             (path / name).unlink(missing_ok=True)
-        stack.enter_context(logged(path / names.LOG_NAME))
+        stack.enter_context(logged(path / files.LOG_NAME))
         for line in reasons:
             say(line)
-        write_text(path / names.RECIPE_NAME, recipes.dump(recipe))
+        write_text(path / files.RECIPE_NAME, recipes.dump(recipe))
         if getattr(images, "skipped", None):
-            images.write_skipped(path / names.SKIPPED_NAME)  # type: ignore[attr-defined]
+            images.write_skipped(path / files.SKIPPED_NAME)  # type: ignore[attr-defined]
         record = _record(trainer, options, source, before)
         write_record(path, record)
         _say_how_long(trainer)
         probe = Probe(trainer, labels, options.score_every)
-        board = stack.enter_context(Board(path / names.BOARD_NAME))
+        board = stack.enter_context(Board(path / BOARD_NAME))
         with stopping(trainer), profiled(trainer) if options.profile else nullcontext():
             trainer.fit(
                 resume=options.resume,
@@ -146,7 +146,7 @@ def train(
         trained = _trained(trainer, recipe, options)
         say("embedding and clustering the images")
         rows, shares = trained.infer(images, batch_size=recipe.batch_size, num_workers=options.num_workers)
-        write_clusters(path / names.CLUSTERS_NAME, images, shares)
+        write_clusters(path / files.CLUSTERS_NAME, images, shares)
         if labels is not None:
             record["scores"] = asdict(score_clusters(labels, shares.argmax(1), rows, recipe.data.num_clusters))
         record["sizes"] = shares.argmax(1).bincount(minlength=recipe.data.num_clusters).tolist()
@@ -177,9 +177,8 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _clear(folder: RunFolder) -> None:
     """Remove what a run has left; other files stay."""
-    for name in names.ALL_FILES:
-        (folder.path / name).unlink(missing_ok=True)
-    for file in (folder.path / names.BOARD_NAME).glob("events.out.tfevents.*"):
+    folder.clear()
+    for file in (folder.path / BOARD_NAME).glob("events.out.tfevents.*"):
         file.unlink()
 
 
@@ -188,7 +187,7 @@ def _trained(trainer: Trainer, recipe: Recipe, options: Options) -> Trained:
     if not isinstance(method, ClusterHeadMethod):
         images = trainer.data["images"]
         centers = fit_centers(method, images, recipe, seed=options.seed, num_workers=options.num_workers)
-        with replacing(trainer.folder.path / names.CENTERS_NAME) as unfinished:
+        with replacing(trainer.folder.path / files.CENTERS_NAME) as unfinished:
             np.save(unfinished, centers.numpy())
     return Trained(method, trainer.test_view, centers)
 
@@ -228,7 +227,7 @@ def _versions() -> dict[str, str]:
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Write run.json."""
-    write_text(path / names.RECORD_NAME, json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n")
+    write_text(path / files.RECORD_NAME, json.dumps(without_nan(record), indent=2, allow_nan=False) + "\n")
 
 
 def closing_words(run: Run) -> str:
@@ -239,6 +238,6 @@ def closing_words(run: Run) -> str:
     if "scores" in record:
         lines.append(", ".join(f"{name.upper()} {record['scores'][name]:.4f}" for name in ("acc", "nmi", "ari")))
     lines.append(f"{in_words(record['seconds']['total'])}, of which training {in_words(record['seconds']['training'])}")
-    lines.append(f"clusters of all images: {run.path / names.CLUSTERS_NAME}")
-    lines.append(f"the page of the run, to open in a browser: {run.path / names.REPORT_NAME}")
+    lines.append(f"clusters of all images: {run.path / files.CLUSTERS_NAME}")
+    lines.append(f"the page of the run, to open in a browser: {run.path / files.REPORT_NAME}")
     return "\n".join(lines)

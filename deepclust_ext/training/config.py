@@ -38,7 +38,7 @@ class KMeansSettings:
         object.__setattr__(self, "tol", check_non_negative(self.tol, "kmeans.tol"))
 
     def spherical(self, num_clusters: int, seed: int, *, n_init: int | None = None) -> KMeans:
-        """Return spherical k-means of these settings, with the starts for final clusters unless another number comes."""
+        """Return spherical k-means of these settings, with the starts for final clusters unless told otherwise."""
         return KMeans(
             num_clusters,
             metric="cosine",

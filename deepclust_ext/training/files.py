@@ -22,8 +22,20 @@ CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
 HISTORY_NAME = "history.jsonl"
 LOCK_NAME = "run.lock"
-#: What shows that a folder holds a run.
-RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, HISTORY_NAME)
+RECIPE_NAME = "recipe.yaml"
+RECORD_NAME = "run.json"
+LOG_NAME = "train.log"
+SKIPPED_NAME = "skipped.csv"
+CENTERS_NAME = "centers.npy"
+CLUSTERS_NAME = "clusters.csv"
+REPORT_NAME = "report.html"
+FIGURE_NAME = "overview.png"
+#: What shows that a folder holds a run: files of the trainer, of a whole run, and what such a run makes of its weights.
+RUN_FILES = (
+    *(CHECKPOINT_NAME, PREVIOUS_NAME, HISTORY_NAME),
+    *(RECIPE_NAME, RECORD_NAME, LOG_NAME, SKIPPED_NAME),
+    *(CENTERS_NAME, CLUSTERS_NAME, REPORT_NAME, FIGURE_NAME),
+)
 
 #: How the comment of a checkpoint, which is a zip archive, begins; 64 hexadecimal digits follow.
 SEAL = b"sha256:"
@@ -50,12 +62,16 @@ class RunFolder:
     Args:
         path: The folder; made when it is locked.
 
+    Attributes:
+        begun: Files of a run that this process has written already, which :meth:`clear` leaves.
+
     Raises:
         RuntimeError: On entering, if another run holds the folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.begun: tuple[str, ...] = ()
         self.checkpoint = path / CHECKPOINT_NAME
         self.previous = path / PREVIOUS_NAME
         self._depth = 0
@@ -92,9 +108,10 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Remove the files of a run."""
+        """Remove the files of a run but those that have been begun."""
         for name in RUN_FILES:
-            (self.path / name).unlink(missing_ok=True)
+            if name not in self.begun:
+                (self.path / name).unlink(missing_ok=True)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, and keep the one before it; a folder that was removed meanwhile is made again."""

@@ -13,7 +13,7 @@ import deepclust_ext
 from deepclust_ext import commands
 from deepclust_ext.__main__ import main
 from deepclust_ext.commands import demo
-from deepclust_ext.commands.info import collect_info, format_info
+from deepclust_ext.commands._installation import collect_info, format_info
 
 
 def test_info_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:

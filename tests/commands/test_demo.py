@@ -39,9 +39,8 @@ def test_two_epochs_write_figure_and_record(tmp_path: Path, capsys: pytest.Captu
     assert [epoch["epoch"] for epoch in history] == [1, 2]
     settings = {"method": "hadis", "seed": 0, "epochs": 2, "batch_size": 256, "resume": False}
     assert settings.items() <= record["config"].items()
-    assert recipes.load(tmp_path / "recipe.yaml").with_epochs(80) == replace(
-        recipes.completed(recipes.load("hadis-digits", {"batch_size": 256})), name="recipe"
-    )
+    recipe = recipes.completed(recipes.load("hadis-digits", {"batch_size": 256})).with_epochs(2)
+    assert recipes.load(tmp_path / "recipe.yaml") == replace(recipe, name="recipe")
     assert (tmp_path / "report.html").stat().st_size > 100_000
     assert f"the page of the run, to open in a browser: {tmp_path / 'report.html'}" in printed
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
@@ -79,7 +78,7 @@ def test_a_second_demo_is_refused_until_it_may_overwrite(
     tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*small, str(tmp_path)]) == 0
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     capsys.readouterr()
     assert main([*small, str(tmp_path)]) == 1
     captured = capsys.readouterr()

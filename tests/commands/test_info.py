@@ -9,7 +9,7 @@ import torch
 
 import deepclust_ext
 from deepclust_ext import _extension
-from deepclust_ext.commands.info import collect_info, format_info
+from deepclust_ext.commands._installation import collect_info, format_info
 
 
 def test_facts_of_this_installation() -> None:

@@ -262,7 +262,7 @@ def test_kmeans_has_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         def fit_predict(self, rows: Tensor) -> Tensor:
             return torch.arange(len(rows)) % 4
 
-    monkeypatch.setattr("deepclust_ext.training.trainer.KMeans", Spy)
+    monkeypatch.setattr("deepclust_ext.training.config.KMeans", Spy)
     settings = KMeansSettings(n_init=2, final_n_init=5, max_iter=7, tol=0.5)
     phases = (Phase("main", 1, pseudo_labels=1),)
     trainer = make_trainer(tmp_path, config=config_of(phases=phases, kmeans=settings, seed=3))
