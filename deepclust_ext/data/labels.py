@@ -26,16 +26,19 @@ def number_classes(classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     return torch.tensor([number[name] for name in classes], dtype=torch.int64), tuple(names)
 
 
-def folder_classes(names: Sequence[str]) -> list[str]:
-    """Return the first folder in the name of each image.
+def folder_classes(store: Store) -> list[str]:
+    """Return the first folder in the name of each image; what cannot be read needs none, and its class is "".
 
     Raises:
         ValueError: If an image lies in no folder.
     """
-    for name in names:
-        if "/" not in name.lstrip("/") or name.startswith(("/", "../")):
-            raise ValueError(f"labels='folders': expected every image in a folder of its class, got {name}")
-    return [name.split("/", 1)[0] for name in names]
+    outside = {
+        place for place, name in enumerate(store.names) if "/" not in name.lstrip("/") or name.startswith(("/", "../"))
+    }
+    image = next((store.names[place] for place in sorted(outside) if _can_read(store, place)), None)
+    if image is not None:
+        raise ValueError(f"labels='folders': expected every image in a folder of its class, got {image}")
+    return ["" if place in outside else name.split("/", 1)[0] for place, name in enumerate(store.names)]
 
 
 def read_classes(path: Path, store: Store) -> list[str]:

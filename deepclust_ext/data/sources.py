@@ -307,7 +307,7 @@ def load_images(
         twice = next(name for name, count in Counter(store.names).items() if count > 1)
         raise ValueError(f"sources: expected every image once, got {twice} again")
     if isinstance(labels, str) and labels == "folders":
-        classes: Sequence[str] | None = [name for part in stores for name in folder_classes(part.names)]
+        classes: Sequence[str] | None = [name for part in stores for name in folder_classes(part)]
     else:
         classes = _classes(labels, store, sources)
     return Images(store, classes=classes, skipped=skipped, **settings)

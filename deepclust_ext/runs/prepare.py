@@ -88,6 +88,7 @@ def prepare(source: Source, wishes: Wishes, *, cache_folder: Path | None = None)
         recipe, reasons = _named(source, images, wishes), []
     if wishes.epochs is not None:
         recipe = recipe.with_epochs(wishes.epochs)
+        reasons.append(f"{wishes.epochs} epochs, as asked for")
     size = recipe.data.size
     if not takes_any_size(*make_views(recipe)) and isinstance(images, Images) and images.image_size != (size, size):
         source = replace(source, size=size)

@@ -89,3 +89,15 @@ class TestLabels:
     def test_other_labels(self, labels: Any, error: str) -> None:
         with pytest.raises(ValueError, match=error):
             load_images(pixels(3, 8, 9), labels=labels)
+
+
+def test_a_file_that_cannot_be_read_needs_no_folder(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / name / "0.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = load_images(tmp_path, labels="folders")
+    assert images.classes == ("a", "b")
+    assert [name for name, _ in images.skipped] == ["broken.png"]
+    save(tmp_path / "alone.png")
+    with pytest.raises(ValueError, match="expected every image in a folder of its class, got alone.png"):
+        load_images(tmp_path, labels="folders")
