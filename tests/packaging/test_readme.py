@@ -1,9 +1,13 @@
 """What the README shows runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from deepclust_ext.__main__ import main
+from tests.runs.runfolders import write_images
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -12,6 +16,24 @@ def test_first_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (example, *_) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
     assert re.fullmatch(r"loss \d\.\d{4}, anchors whose negative carries no weight: \d+%\n", capsys.readouterr().out)
+
+
+def test_the_order_is_that_of_use() -> None:
+    titles = re.findall(r"^## (.*)$", README, flags=re.MULTILINE)
+    assert titles == ["Try it", "Cluster my folder", "Methods", "Ops", "Benchmarks", "Install", "More"]
+
+
+def test_a_folder_is_clustered_by_the_commands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "photos")
+    (block,) = re.findall(r"## Cluster my folder\n\n```sh\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines():
+        program, command, *arguments = shlex.split(line, comments=True)
+        assert program == "deepclust-ext"
+        shorter = ["--epochs", "3"] if command == "train" else []
+        assert main([command, *arguments, *shorter]) == 0
+    assert len(list((tmp_path / "sorted").rglob("*.png"))) == 60
+    assert (tmp_path / "runs" / "photos" / "report.html").is_file()
 
 
 def test_links_lead_somewhere() -> None:
