@@ -3,10 +3,14 @@
 import argparse
 import importlib
 import pkgutil
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import shtab
 
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = make_parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _terminable():
             warnings.showwarning = _show_warning
             status: int = parsed.run(parsed)
     except KeyboardInterrupt as error:
@@ -62,6 +66,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(error.args[0]) if isinstance(error, KeyError) else str(error), parsed.debug)
         return 1
     return status
+
+
+class _Terminated(KeyboardInterrupt):
+    status = 143
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as SIGINT does, so that nothing half written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated("terminated")
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say(message: str, debug: bool) -> None:

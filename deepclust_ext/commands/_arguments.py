@@ -25,17 +25,20 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add where to compute, and how many processes load images."""
     parser.add_argument("--device", help='such as "cuda" (default: cuda where there is a GPU, else cpu)')
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images (default: none)")
 
 
 def device(args: argparse.Namespace) -> str:
-    """Return where to compute.
+    """Return where to compute, with as many threads as asked for.
 
     Raises:
         ValueError: If torch has no such device.
     """
     import torch
 
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)

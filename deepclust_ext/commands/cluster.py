@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from deepclust_ext.runs import open_run
-    from deepclust_ext.runs.clusters import sort_files, write_clusters
+    from deepclust_ext.runs.clusters import check_sorting, sort_files, write_clusters
     from deepclust_ext.training.files import CLUSTERS_NAME
 
     own = args.out is None and not args.data  # a table that is made anew from the run's last checkpoint
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_to_replace(path, args.overwrite or own)
     opened = open_run(args.run_folder, device=device(args))
     images = opened.images(*args.data)
+    if args.into is not None:
+        check_sorting(args.into, images, args.data or opened.source.data, mode=args.mode)
     _, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
     sorted_into = None
     if args.into is not None:

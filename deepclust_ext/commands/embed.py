@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from deepclust_ext.runs import open_run
-    from deepclust_ext.runs.rows import FORMATS, write_rows
+    from deepclust_ext.runs.rows import FORMATS, names_beside, write_rows
     from deepclust_ext.runs.source import names_of
 
     ending = "" if args.out is None else args.out.suffix.removeprefix(".")
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if kind not in FORMATS or (args.out is not None and ending != kind):
         raise ValueError(f"--out: expected a name that ends in .{kind if kind in FORMATS else 'npz'}, got {args.out}")
     path = refuse_to_replace(args.out or Path(f"embedding.{kind}"), args.overwrite)
+    if kind == "npy":
+        refuse_to_replace(names_beside(path), args.overwrite)
     opened = open_run(args.run_folder, device=device(args))
     images = opened.images(*args.data)
     rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)

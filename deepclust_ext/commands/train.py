@@ -10,6 +10,7 @@ Example:
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from deepclust_ext.commands._arguments import add_device, at_least, device
@@ -28,10 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
     parser.add_argument("--labels", help='"folders" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of steps (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="let torch.compile make the step")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
+    parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
+    parser.add_argument("--seed", type=at_least(0), help="of everything random (default: 0)")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
@@ -40,14 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
-    import torch
-
     from deepclust_ext.runs import Options, Source, train
     from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
-    from deepclust_ext.runs.train import check_folder, closing_words
+    from deepclust_ext.runs.train import check_folder, closing_words, recorded_options
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     overrides = read_settings(args.set) | ({} if args.batch_size is None else {"batch_size": args.batch_size})
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
     root = None if args.root is None else str(args.root)
@@ -56,18 +52,17 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("DATA: expected a folder of images, got none")
     if args.resume and args.out is None:
         raise ValueError("--out: expected the folder of the run to resume, got none")
-    out = args.out or Path("runs") / f"{source.name}-seed{args.seed}"
+    out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
     check_folder(out, resume=args.resume, overwrite=args.overwrite)
-    options = Options(
-        seed=args.seed,
+    given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every")}
+    options = replace(
+        recorded_options(out) if args.resume else Options(),
         device=device(args),
         num_workers=args.workers,
-        precision=args.precision,
-        compile=args.compile,
         resume=args.resume,
         overwrite=args.overwrite,
-        score_every=args.score_every or 0,
+        **{name: value for name, value in given.items() if value is not None},
     )
-    ready = prepare_to_resume(out, wishes) if args.resume else prepare(source, wishes, cache_folder=out)
+    ready = prepare_to_resume(out, wishes, source) if args.resume else prepare(source, wishes, cache_folder=out)
     print(closing_words(train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)))
     return 0

@@ -44,6 +44,7 @@ class Images(Dataset[Any]):
         classes: Each image's class, for scores alone.
         size: Side of the square that images are resized to, with antialias and without keeping the aspect; None for the
             images as they are.
+        channels: 3 makes gray images stand for all three colors, even where there is none in color.
         scale: ``"type"``: what is black and white by the stored type becomes so. ``"percentile"``: the values at 0.1
             and 99.9 percent of the data set become 0 and 1, and what lies beyond is not clipped.
         cache: ``"ram"`` keeps the images, resized, in memory; ``"disk"`` in a file that is used again by the next run
@@ -78,6 +79,7 @@ class Images(Dataset[Any]):
         *,
         classes: Sequence[str] | None = None,
         size: int | None = None,
+        channels: int | None = None,
         scale: str = "type",
         cache: str = "auto",
         cache_folder: str | os.PathLike[str] | None = None,
@@ -98,6 +100,8 @@ class Images(Dataset[Any]):
         images = [image for image in seen if image is not None]
         self.names = [store.names[index] for index in self.indices]
         self.channels = self._match_channels(images)
+        if channels == 3 and self.channels == 1:
+            self.channels = 3
         self.range = percentiles(images, self.names) if scale == "percentile" else None
         largest = max((image.exact_type for image in images), key=lambda dtype: dtype.itemsize)
         self._type = np.dtype(np.float32) if self.range else largest

@@ -103,8 +103,8 @@ def make_trainer(
         ValueError: If the recipe does not fit the method, or the images are not those that it is of.
     """
     check_images(recipe, data)
+    config = make_config(recipe, seed=seed, **settings)
     seed_everything(seed)
     method = make_method(recipe).to(device)
-    config = make_config(recipe, seed=seed, **settings)
     views, test_view = make_views(recipe), make_test_view(recipe)
     return Trainer(method, data, views, config, out, test_view=test_view, recipe=asdict(recipe))

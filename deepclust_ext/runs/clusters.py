@@ -3,8 +3,7 @@
 import csv
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -38,24 +37,18 @@ def write_clusters(
         unfinished.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def sort_files(
-    folder: Path,
-    images: Dataset[Any],
-    shares: Tensor,  # (N, K)
-    *,
-    mode: str,
-) -> Counter[int]:
-    """Sort the files of images into a folder for each cluster, and return how many each has got.
+def check_sorting(folder: Path, images: Dataset[Any], sources: Sequence[str], *, mode: str) -> None:
+    """Require that images can be sorted into a folder; takes the arguments of :func:`sort_files`.
 
     Args:
-        folder: Where; must not exist, or be empty.
+        folder: Where; must not exist, or be empty, and not lie among the images.
         images: Of files, unless ``mode`` is "list".
-        shares: Of the clusters; the largest decides.
-        mode: "symlink" for links to the files, "copy" for copies, "list" for a text file of paths per cluster.
+        sources: Folders and files that the images come from.
+        mode: As of :func:`sort_files`.
 
     Raises:
         FileExistsError: If the folder is not empty.
-        ValueError: If the mode is unknown, or an image is no file of its own.
+        ValueError: If the mode is unknown, an image is no file of its own, or the folder lies among the images.
     """
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
@@ -63,11 +56,34 @@ def sort_files(
         raise FileExistsError(f"into: expected an empty folder, got {folder}, which is not")
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"into: expected a folder, got the file {folder}")
-    names, clusters = names_of(images), shares.argmax(1).tolist()
-    files = [file_of(images, index) for index in range(len(names))]
-    without = next((name for name, file in zip(names, files, strict=True) if file is None), None)
+    for source in sources:
+        if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"into: expected a folder outside of {source}, whose images it would double, got {folder}")
+    without = next((name for i, name in enumerate(names_of(images)) if file_of(images, i) is None), None)
     if without is not None and mode != "list":
         raise ValueError(f"into: expected images that are files of their own, got {without}; --mode list takes any")
+
+
+def sort_files(
+    folder: Path,
+    images: Dataset[Any],
+    shares: Tensor,  # (N, K)
+    *,
+    mode: str,
+) -> None:
+    """Sort the files of images into a folder for each cluster, after :func:`check_sorting`.
+
+    Args:
+        folder: Where.
+        images: Of files, unless ``mode`` is "list".
+        shares: Of the clusters; the largest decides.
+        mode: "symlink" for links to the files, "copy" for copies, "list" for a text file of paths per cluster.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    names, clusters = names_of(images), shares.argmax(1).tolist()
+    files = [file_of(images, index) for index in range(len(names))]
     digits = len(str(shares.shape[1] - 1))
     if mode == "list":
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +95,7 @@ def sort_files(
             ]
             lines = "".join(line + "\n" for line in own)
             (folder / f"cluster-{cluster:0{digits}}.txt").write_text(lines, "utf-8", "surrogateescape")
-        return Counter(clusters)
+        return
     for name, file, cluster in zip(_inside(names), files, clusters, strict=True):
         assert file is not None
         target = folder / f"cluster-{cluster:0{digits}}" / name
@@ -88,7 +104,6 @@ def sort_files(
             target.symlink_to(Path(os.path.abspath(file)))  # noqa: PTH100 - a link to a link shall stay one
         else:
             shutil.copy2(file, target)
-    return Counter(clusters)
 
 
 def _inside(names: list[str]) -> Iterator[str]:

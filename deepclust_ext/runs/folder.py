@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,15 @@ from deepclust_ext.recipes.build import make_method, make_test_view
 from deepclust_ext.runs.source import Source
 from deepclust_ext.training.files import (
     CENTERS_NAME,
+    CHECKPOINT_NAME,
     CLUSTERS_NAME,
     FIGURE_NAME,
+    PREVIOUS_NAME,
     RECIPE_NAME,
     RECORD_NAME,
     REPORT_NAME,
     RunFolder,
+    is_checkpoint,
 )
 
 BOARD_NAME = "tensorboard"
@@ -86,10 +90,25 @@ class Run:
             source = self.source
             if labels is not None and labels != source.labels:
                 source = replace(source, labels=labels)
+        # Gray images stand for all three colors where the run's were in color.
+        if self.recipe.data.channels == 3 and isinstance(settings, dict):
+            settings["channels"] = 3
         images = source.open(**settings)
+        for note in getattr(images, "notes", ())[1:]:
+            print(f"deepclust-ext: {note}", file=sys.stderr)
+        count = len(images)  # type: ignore[arg-type]
+        if not data and count != self.record.get("images", count):
+            print(
+                f"deepclust-ext: warning: {self.path} was trained on {self.record['images']} images, and there are "
+                f"{count} now",
+                file=sys.stderr,
+            )
         channels, expected = getattr(images, "channels", None), self.recipe.data.channels
         if channels not in (None, expected):
-            raise ValueError(f"data: expected images of {expected} channels, as {self.path} has them, got {channels}")
+            raise ValueError(
+                f"data: expected images of {expected} channels, as {self.path} has them, got {channels}; convert them "
+                "first, to gray by Pillow's convert('L')"
+            )
         return images
 
 
@@ -131,7 +150,10 @@ def recorded_source(path: Path, record: Mapping[str, Any]) -> Source:
     stored = record.get("source")
     if stored is None:
         raise ValueError(f"data: expected images, since {path} was given its own in memory, got none")
-    return Source(**stored | {"data": tuple(stored["data"])})
+    try:
+        return Source(**stored | {"data": tuple(stored["data"])})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path / RECORD_NAME}: expected a source of images, got {stored}") from error
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -141,13 +163,23 @@ def read_record(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         ValueError: If it is damaged.
     """
+    if not (path / RECORD_NAME).is_file():
+        raise FileNotFoundError(f"run: expected {RECORD_NAME} in {path}, which says where the images lie, got none")
     try:
         record = json.loads((path / RECORD_NAME).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path / RECORD_NAME}: expected JSON, got: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path / RECORD_NAME}: expected an object of JSON, got {type(record).__name__}")
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ValueError(f"{path / RECORD_NAME}: expected the record of a run, got something else")
     return record
+
+
+def holds_run(path: Path) -> bool:
+    """Return whether a folder holds a run: its record, or a checkpoint."""
+    try:
+        return "status" in read_record(path)
+    except (OSError, ValueError):
+        return any(is_checkpoint(path / name) for name in (CHECKPOINT_NAME, PREVIOUS_NAME))
 
 
 def fit_centers(
@@ -170,6 +202,11 @@ def fit_centers(
 def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mapping[str, Any]) -> torch.Tensor:
     """Return the centers that the run has left, or where it has not ended yet those of its images' rows now."""
     if (path / CENTERS_NAME).is_file():
-        return torch.from_numpy(np.array(map_array(path / CENTERS_NAME)))
+        centers = torch.from_numpy(np.array(map_array(path / CENTERS_NAME)))
+        if centers.dim() != 2 or len(centers) != method.num_clusters or not centers.isfinite().all():
+            raise ValueError(
+                f"{path / CENTERS_NAME}: expected {method.num_clusters} finite rows, got shape {tuple(centers.shape)}"
+            )
+        return centers
     images = recorded_source(path, record).open()
     return fit_centers(method, images, recipe, seed=record["config"]["seed"])

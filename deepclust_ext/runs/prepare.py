@@ -1,5 +1,6 @@
 """From what a user names to what a run needs: images, a recipe for them, and why it is this one."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,10 +62,19 @@ def read_settings(given: Sequence[str]) -> dict[str, Any]:
         if not key or not equals:
             raise ValueError(f"set: expected KEY=VALUE, such as optimizer.lr=0.1, got {entry!r}")
         try:
-            settings[key] = yaml.safe_load(value)
+            settings[key] = _number(value) if _number(value) is not None else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError(f"set: expected YAML after {key}=, got {value!r}") from error
     return settings
+
+
+def _number(text: str) -> float | None:
+    """Return what people write as a number and YAML reads as text, such as 1e-3, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and isinstance(yaml.safe_load(text), str) else None
 
 
 def prepare(source: Source, wishes: Wishes, *, cache_folder: Path | None = None) -> Prepared:
@@ -97,8 +107,13 @@ def prepare(source: Source, wishes: Wishes, *, cache_folder: Path | None = None)
     return Prepared(recipe, with_unlabelled(recipe, source, images), source, tuple(reasons))
 
 
-def prepare_to_resume(path: Path, wishes: Wishes) -> Prepared:
+def prepare_to_resume(path: Path, wishes: Wishes, given: Source) -> Prepared:
     """Return images and recipe of the run in a folder, whose last phase may get more epochs.
+
+    Args:
+        path: The folder.
+        wishes: What the user says of the recipe: epochs and overrides alone.
+        given: Where the images lie now, if they have been moved, and labels; the rest is as it was.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or its images have gone.
@@ -116,6 +131,12 @@ def prepare_to_resume(path: Path, wishes: Wishes) -> Prepared:
         last = replace(recipe.phases[-1], epochs=recipe.phases[-1].epochs + wishes.epochs - recipe.epochs)
         recipe = replace(recipe, phases=(*recipe.phases[:-1], last))
     source = recorded_source(path, record)
+    if given.scale != "type" and given.scale != source.scale:
+        raise ValueError(f"scale: expected {source.scale!r}, as {path} has it, got {given.scale!r}")
+    if given.data:
+        source = replace(source, data=given.data, root=given.root)
+    if given.labels is not None:
+        source = replace(source, labels=given.labels)
     images = source.open(**_cached(source, path))
     return Prepared(recipe, with_unlabelled(recipe, source, images), source, ())
 

@@ -13,6 +13,11 @@ from deepclust_ext.training.files import replacing, write_text
 FORMATS = ("npz", "npy", "csv")
 
 
+def names_beside(path: Path) -> Path:
+    """Return where the names of the rows in an .npy file are written."""
+    return path.with_suffix(".txt")
+
+
 def write_rows(
     path: Path,
     rows: Tensor,  # (N, D)
@@ -35,7 +40,7 @@ def write_rows(
     if kind == "npy":
         with replacing(path) as unfinished:
             np.save(unfinished, values)
-        beside = path.with_suffix(".txt")
+        beside = names_beside(path)
         write_text(beside, "".join(name + "\n" for name in names))
         return [path, beside]
     text = StringIO(newline="")

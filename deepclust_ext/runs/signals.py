@@ -23,7 +23,9 @@ def stopping(trainer: Trainer) -> Iterator[None]:
         yield
         return
     owner, received = os.getpid(), []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What is ignored, as SIGINT is in the background of a script, stays so.
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a process that loads images, which this one ends

@@ -4,9 +4,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from deepclust_ext.recipes.build import make_trainer
 from deepclust_ext.runs.board import Board
 from deepclust_ext.runs.clusters import write_clusters
 from deepclust_ext.runs.estimate import seconds_of_a_step
-from deepclust_ext.runs.folder import BOARD_NAME, RESULTS, Run, fit_centers, read_record
+from deepclust_ext.runs.folder import BOARD_NAME, RESULTS, Run, fit_centers, holds_run, read_record
 from deepclust_ext.runs.log import logged, say
 from deepclust_ext.runs.page import write_page
 from deepclust_ext.runs.probe import Probe
@@ -35,6 +35,7 @@ from deepclust_ext.runs.source import Source, labels_of
 from deepclust_ext.training import Trainer, files
 from deepclust_ext.training.files import RunFolder, replacing, without_nan, write_text
 from deepclust_ext.training.progress import in_words
+from deepclust_ext.training.stop import Stopped
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def train(
         for name in RESULTS:
             (path / name).unlink(missing_ok=True)
         stack.enter_context(logged(path / files.LOG_NAME))
-        for line in reasons:
+        for line in (*reasons, *getattr(images, "notes", ())):
             say(line)
         write_text(path / files.RECIPE_NAME, recipes.dump(recipe))
         if getattr(images, "skipped", None):
@@ -136,7 +137,7 @@ def train(
         _say_how_long(trainer)
         probe = Probe(trainer, labels, options.score_every)
         board = stack.enter_context(Board(path / BOARD_NAME))
-        with stopping(trainer), profiled(trainer) if options.profile else nullcontext():
+        with _marked(path, record), stopping(trainer), profiled(trainer) if options.profile else nullcontext():
             trainer.fit(
                 resume=options.resume,
                 overwrite=not options.resume,
@@ -158,14 +159,22 @@ def train(
     return run
 
 
+def recorded_options(path: Path) -> Options:
+    """Return what a run was told; FileNotFoundError or ValueError where the folder does not say."""
+    config = read_record(path)["config"]
+    return Options(**{field.name: config[field.name] for field in fields(Options) if field.name in config})
+
+
 def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Require a folder for a run: an empty one, unless its run is to be resumed or overwritten.
 
     Raises:
-        FileExistsError: If it is not empty, or is to be overwritten and holds other things than a run's.
+        FileExistsError: If it is not empty, or is to be overwritten and holds no run.
     """
     if resume or not path.is_dir():
         return
+    if overwrite and any(path.iterdir()) and not holds_run(path):
+        raise FileExistsError(f"out: expected an empty folder, or one with a run to overwrite, got {path}")
     own = ("run.lock", "images-*")  # of a run that has not begun: its lock, and the images that it keeps
     found = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, own)))
     if found and not overwrite:
@@ -173,6 +182,17 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
             f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; "
             "resume continues the run in it, overwrite replaces it"
         )
+
+
+@contextmanager
+def _marked(path: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Say how a run that is stopped goes on, and write down that it was."""
+    try:
+        yield
+    except Stopped:
+        write_record(path, {**record, "status": "stopped"})
+        say(f"to go on: deepclust-ext train --resume --out {path}")
+        raise
 
 
 def _clear(folder: RunFolder) -> None:

@@ -185,7 +185,7 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: If the file cannot be written; names it.
     """
-    unfinished = path.with_name(f"{path.stem}.tmp{path.suffix}")  # writers of figures go by the suffix
+    unfinished = path.with_name(f".{path.stem}.tmp{path.suffix}")  # hidden; writers of figures go by the suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
@@ -211,7 +211,7 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write text so that ``path`` holds either the old file or the whole new one."""
     with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
 
 
 def without_nan(value: Any) -> Any:
@@ -259,6 +259,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"resume: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
     return state
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether there is a whole checkpoint; it is not opened."""
+    return path.is_file() and _fault(path) is None
 
 
 def _fault(path: Path) -> str | None:

@@ -10,7 +10,15 @@ import pytest
 from PIL import Image
 
 from deepclust_ext.__main__ import main
-from tests.runs.runfolders import CLASSES, make_run, write_images
+from tests.runs.runfolders import CLASSES, make_run, write_images, write_recipe
+
+#: What makes HaDis of the small recipe.
+HADIS = {
+    "method": "HaDis",
+    "model": {"hidden_dim": 8, "embedding_dim": 4},
+    "phases": [{"name": "main", "epochs": 1, "pseudo_labels": 1}],
+    "test_view": {"name": "resize", "size": 12},
+}
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +158,8 @@ WRONG = [
         "into: expected images that are files of their own, got array.npy[0]",
     ),
     (["cluster", "RUN", "colors"], "data: expected images of 1 channels"),
+    (["cluster", "RUN", "new", "--into", "new/sorted"], "into: expected a folder outside of new, whose images"),
+    (["embed", "RUN", "new", "--out", "rows.npy"], "out: expected no file at rows.txt, which is there"),
     (["embed", "RUN", "new", "--format", "csv", "--out", "rows.npz"], "--out: expected a name that ends in .csv"),
     (["embed", "RUN", "new", "--out", "rows.txt"], "--out: expected a name that ends in .npz, got rows.txt"),
     (["embed", "RUN", "new", "--device", "warp"], "device: expected one that torch can use here"),
@@ -164,6 +174,7 @@ def test_wrong_uses_are_one_line(
     arguments: list[str], message: str, run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "there.csv").write_text("a,b\n")
+    (here / "rows.txt").touch()
     np.save(here / "array.npy", np.zeros((4, 12, 12), np.uint8))
     (here / "colors").mkdir()
     Image.new("RGB", (12, 12)).save(here / "colors" / "a.png")
@@ -172,6 +183,44 @@ def test_wrong_uses_are_one_line(
     assert last.startswith("deepclust-ext: ")
     assert message in last
     assert (here / "there.csv").read_text() == "a,b\n"
+
+
+def test_gray_images_stand_for_colors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    color = tmp_path / "color"
+    for path in sorted(write_images(tmp_path / "gray").rglob("*.png")):
+        (color / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(path).convert("RGB").save(color / path.parent.name / path.name)
+    out = str(tmp_path / "run")
+    assert main(["train", str(color), "--clusters", "3", "--epochs", "1", "--method", "clc", "--out", out]) == 0
+    for name in ("color", "gray"):
+        assert main(["cluster", out, str(tmp_path / name), "--out", str(tmp_path / f"{name}.csv")]) == 0
+    assert (tmp_path / "gray.csv").read_text() == (tmp_path / "color.csv").read_text()
+
+
+def test_images_that_have_gone_are_said(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = run.parent / "images" / "bars" / "00.png"
+    content, table = gone.read_bytes(), (run / "clusters.csv").read_text()
+    gone.unlink()
+    try:
+        assert main(["evaluate", str(run)]) == 0
+        assert "was trained on 60 images, and there are 59 now" in capsys.readouterr().err
+    finally:
+        gone.write_bytes(content)
+        (run / "clusters.csv").write_text(table)
+
+
+def test_centers_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from deepclust_ext import recipes as known
+
+    recipe = known.dump(known.changed(known.load(write_recipe(tmp_path)), HADIS))
+    (tmp_path / "hadis.yaml").write_text(recipe)
+    images, out = str(write_images(tmp_path / "images")), tmp_path / "run"
+    assert main(["train", images, "--recipe", str(tmp_path / "hadis.yaml"), "--out", str(out)]) == 0
+    centers = np.load(out / "centers.npy")
+    for wrong in (centers[:2], np.full_like(centers, np.nan)):
+        np.save(out / "centers.npy", wrong)
+        assert main(["cluster", str(out)]) == 1
+        assert "centers.npy: expected 3 finite rows, got shape" in capsys.readouterr().err
 
 
 def test_a_damaged_run_is_named(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

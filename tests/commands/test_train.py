@@ -91,6 +91,42 @@ def test_the_recipe_of_a_run_repeats_it(run: Path, tmp_path: Path) -> None:
     assert all(torch.equal(weight, second["method"][name]) for name, weight in first["method"].items())
 
 
+def test_resume_takes_what_the_run_was_told_and_new_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = make_run(tmp_path, "--seed", "3", "--precision", "bf16")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert main(["train", "--resume", "--out", str(out), "--epochs", "3"]) == 1
+    assert "images: expected a folder or a file of images, found nothing" in capsys.readouterr().err
+    moved = str(tmp_path / "moved")
+    assert main(["train", moved, "--resume", "--out", str(out), "--epochs", "3", "--labels", "folders"]) == 0
+    record = json.loads((out / "run.json").read_text())
+    assert (record["config"]["seed"], record["config"]["precision"]) == (3, "bf16")
+    assert record["source"]["data"] == [moved]
+    assert 0 <= record["scores"]["acc"] <= 1
+
+
+def test_overwrite_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, recipe = write_images(tmp_path / "images"), write_recipe(tmp_path)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("clusters.csv", "report.html", "run.json", "recipe.yaml", "history.jsonl"):
+        (mine / name).write_text("mine")
+    for out in (mine, images):
+        assert main(["train", str(images), "--recipe", str(recipe), "--out", str(out), "--overwrite"]) == 1
+        assert "out: expected an empty folder, or one with a run to overwrite" in capsys.readouterr().err
+    assert {path.read_text() for path in mine.iterdir()} == {"mine"}
+
+
+def test_what_images_lack_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images")
+    (images / "notes.txt").write_text("no image")
+    options = ["--recipe", str(write_recipe(tmp_path)), "--out", str(tmp_path / "run"), "--set", "optimizer.lr=2e-3"]
+    assert main(["train", str(images), *options]) == 0
+    assert "1 files skipped, first notes.txt: no image by its name" in capsys.readouterr().err
+    assert recipes.load(tmp_path / "run" / "recipe.yaml").optimizer.lr == 2e-3  # type: ignore[union-attr]
+
+
 def test_more_epochs_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = make_run(tmp_path)
     whole = make_run(tmp_path / "whole", "--epochs", "3")
@@ -115,7 +151,9 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_bits(
         rest = process.stderr.read()
     assert process.returncode == status, rest
     assert "stopping after this step; once more to end at once" in rest
+    assert "to go on: deepclust-ext train --resume --out stopped" in rest
     assert "checkpoint.pt holds the run, and resume continues it" in rest.splitlines()[-1]
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "stopped"
     assert 2 <= len(load_checkpoint(tmp_path / "stopped" / "checkpoint.pt")["history"]) < 12
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", "--out", "stopped"]) == 0
@@ -170,7 +208,10 @@ WRONG = [
     ),
     (["train", "images", "--recipe", "small.yaml", "--score-every", "1"], "score_every: expected 0 without labels"),
     (["train", "images", "--recipe", "small.yaml", "--out", "images"], "out: expected an empty folder, got images"),
-    (["train", "--resume", "--out", "images"], "resume: expected a run in images, got a folder without recipe.yaml"),
+    (
+        ["train", "--resume", "--out", "images"],
+        "run: expected run.json in images, which says where the images lie, got none",
+    ),
     (["train", "--resume"], "--out: expected the folder of the run to resume, got none"),
     (["train", "cifar10", "--root", ".", "--clusters", "3"], "cifar-10-batches-py"),
 ]

@@ -1,6 +1,8 @@
 """Folders of small images, and small runs on them, by the commands alone."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -66,7 +68,7 @@ def make_run(folder: Path, *options: str) -> Path:
 
 
 def start(arguments: Sequence[str | Path], cwd: Path) -> "subprocess.Popen[str]":
-    """Start a command in a process of its own."""
+    """Start a command in a process of its own, which takes SIGINT even where this one ignores it, in the background."""
     return subprocess.Popen(
         [sys.executable, "-m", "deepclust_ext", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -74,4 +76,5 @@ def start(arguments: Sequence[str | Path], cwd: Path) -> "subprocess.Popen[str]"
         text=True,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
