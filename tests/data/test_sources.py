@@ -199,7 +199,7 @@ class TestOtherSources:
 
     def test_settings_and_keys_are_named(self, tmp_path: Path) -> None:
         save(tmp_path / "a.png")
-        with pytest.raises(TypeError, match="settings: expected some of size, scale, .*, got sizes"):
+        with pytest.raises(TypeError, match="settings: expected some of size, channels, scale, .*, got sizes"):
             load_images(tmp_path, sizes=3)
         with pytest.raises(ValueError, match="keys: expected an .npz file among the sources"):
             load_images(tmp_path, keys=["a"])

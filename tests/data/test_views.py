@@ -170,7 +170,7 @@ def test_a_cubic_stays_in_range_and_the_right_size_is_kept() -> None:
 
 
 def test_views_by_name_are_the_functions_and_classes() -> None:
-    assert set(VIEWS) == {"contrastive", "strong", "resize", "affine", "gamma", "turn", "sequential"}
+    assert set(VIEWS) == {"contrastive", "strong", "resize", "affine", "gamma", "turn", "noise", "sequential"}
     photo: dict[str, Any] = {
         "size": 16,
         "jitter": [0.8, 0.8, 0.8, 0.2],
