@@ -63,7 +63,7 @@ class Images(Dataset[Any]):
         image_size: (H, W) of every image, or None where they differ.
         kinds: How many images have been stored with each height, width, number of bands and type.
         skipped: Name and reason of all files that are not among the images.
-        notes: What was chosen or found on the way, for people.
+        notes: What was chosen or found on the way, for people; the first says how many images there are, and where.
         fingerprint: A hash of names, pixels and range: another one means other images.
 
     Raises:
@@ -94,7 +94,8 @@ class Images(Dataset[Any]):
         if cache == "disk" and cache_folder is None:
             raise ValueError("cache_folder: expected a folder with cache='disk', got None")
         self.store, self.size, self.scale = store, size, scale
-        self.skipped, self.notes = list(skipped), []
+        self.skipped = list(skipped)
+        self.notes: list[str] = []
         seen = self._read_all(sampled=scale == "percentile", on_error=on_error)
         self.indices = [index for index, image in enumerate(seen) if image is not None]
         images = [image for image in seen if image is not None]
@@ -120,9 +121,9 @@ class Images(Dataset[Any]):
         # Such an array can be indexed by a batch, and needs no more than another type.
         self._array = store if isinstance(store, Array) and self.image_size == images[0].shape[:2] else None
         self._kept, where = self._keep(cache, cache_folder, sides)
-        self.notes.append(f"{len(images)} images, {where}")
+        self.notes.insert(0, f"{len(images)} images, {where}")
         if cache == "auto":
-            print(f"deepclust-ext: {self.notes[-1]}", file=sys.stderr)
+            print(f"deepclust-ext: {self.notes[0]}", file=sys.stderr)
         self._note(images)
 
     def __len__(self) -> int:

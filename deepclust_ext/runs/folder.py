@@ -91,10 +91,10 @@ class Run:
             if labels is not None and labels != source.labels:
                 source = replace(source, labels=labels)
         # Gray images stand for all three colors where the run's were in color.
-        if self.recipe.data.channels == 3 and isinstance(settings, dict):
+        if self.recipe.data.channels == 3:
             settings["channels"] = 3
         images = source.open(**settings)
-        for note in getattr(images, "notes", ())[1:]:
+        for note in getattr(images, "notes", ())[1:]:  # the first is said on opening
             print(f"deepclust-ext: {note}", file=sys.stderr)
         count = len(images)  # type: ignore[arg-type]
         if not data and count != self.record.get("images", count):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from deepclust_ext.data import DATASETS, Digits, Images, load_dataset, load_images
+from deepclust_ext.data import Digits, Images, load_dataset, load_images
 
 #: The data set of the demo, which lies in no folder.
 BUNDLED = "digits"
@@ -68,11 +68,6 @@ class Source:
         if self.labels is not None:
             raise ValueError(f"labels: expected none for {self.data[0]}, which has its own, got {self.labels!r}")
         return load_dataset(self.data[0], str(self.root), size=self.size, scale=self.scale, **settings)
-
-
-def known_data_sets() -> str:
-    """Return the names that a root makes possible, for messages."""
-    return ", ".join(DATASETS)
 
 
 def names_of(images: Dataset[Any]) -> list[str]:

@@ -121,13 +121,13 @@ def train(
         before = read_record(path) if options.resume else {}
         if options.resume:
             trainer.check_resume()  # before anything is written or removed
+            for name in RESULTS:
+                (path / name).unlink(missing_ok=True)
         else:
             _clear(run_folder)
         run_folder.begun = (files.RECIPE_NAME, files.RECORD_NAME, files.LOG_NAME, files.SKIPPED_NAME)
-        for name in RESULTS:
-            (path / name).unlink(missing_ok=True)
         stack.enter_context(logged(path / files.LOG_NAME))
-        for line in (*reasons, *getattr(images, "notes", ())):
+        for line in (*reasons, *getattr(images, "notes", ())[1:]):  # the first is said on opening
             say(line)
         write_text(path / files.RECIPE_NAME, recipes.dump(recipe))
         if getattr(images, "skipped", None):
@@ -173,10 +173,10 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if resume or not path.is_dir():
         return
-    if overwrite and any(path.iterdir()) and not holds_run(path):
-        raise FileExistsError(f"out: expected an empty folder, or one with a run to overwrite, got {path}")
     own = ("run.lock", "images-*")  # of a run that has not begun: its lock, and the images that it keeps
     found = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, own)))
+    if found and overwrite and not holds_run(path):
+        raise FileExistsError(f"out: expected an empty folder, or one with a run to overwrite, got {path}")
     if found and not overwrite:
         raise FileExistsError(
             f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; "

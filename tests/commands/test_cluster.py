@@ -197,6 +197,17 @@ def test_gray_images_stand_for_colors(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "gray.csv").read_text() == (tmp_path / "color.csv").read_text()
 
 
+def test_what_images_are_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images")
+    Image.new("RGB", (12, 12)).save(images / "bars" / "color.png")
+    out = str(tmp_path / "run")
+    assert main(["train", str(images), "--clusters", "3", "--epochs", "1", "--method", "clc", "--out", out]) == 0
+    assert main(["cluster", out, str(images), "--out", str(tmp_path / "a.csv")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("60 gray images among colored ones") == 2  # once by each command
+    assert said.count("61 images, kept in memory") == 2
+
+
 def test_images_that_have_gone_are_said(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gone = run.parent / "images" / "bars" / "00.png"
     content, table = gone.read_bytes(), (run / "clusters.csv").read_text()

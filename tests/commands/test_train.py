@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,9 @@ def test_what_images_lack_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     (images / "notes.txt").write_text("no image")
     options = ["--recipe", str(write_recipe(tmp_path)), "--out", str(tmp_path / "run"), "--set", "optimizer.lr=2e-3"]
     assert main(["train", str(images), *options]) == 0
-    assert "1 files skipped, first notes.txt: no image by its name" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 files skipped, first notes.txt: no image by its name" in said
+    assert said.count("60 images, kept in memory") == 1
     assert recipes.load(tmp_path / "run" / "recipe.yaml").optimizer.lr == 2e-3  # type: ignore[union-attr]
 
 
@@ -169,11 +172,14 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     with start(["train", "images", "--recipe", "slow.yaml", "--out", "run"], tmp_path) as process:
         assert process.stderr is not None
+        late = threading.Timer(120, process.kill)
+        late.start()
         for said in ("a step that takes long", "once more to end at once"):
             while said not in (line := process.stderr.readline()):
                 assert line, "it ended early"
             process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
+        late.cancel()
     assert process.returncode == 130, rest
 
 
