@@ -11,6 +11,7 @@ from deepclust_ext.ops import (
     fused_contrastive_loss,
     fused_hsd_loss,
     kmeans_assign,
+    kmeans_seed,
     nearest_neighbors,
     sinkhorn_knopp,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "fused_contrastive_loss",
     "fused_hsd_loss",
     "kmeans_assign",
+    "kmeans_seed",
     "nearest_neighbors",
     "sinkhorn_knopp",
 ]

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from deepclust_ext.cluster.inputs import as_rows, checked_rows
 from deepclust_ext.cluster.settings import Settings
-from deepclust_ext.cluster.steps import assign_and_sum, cluster_sums, costs, exact_sum, fill_empty, seed_centers
+from deepclust_ext.cluster.steps import assign_and_sum, cluster_sums, exact_sum, fill_empty, seed_centers
 from deepclust_ext.cluster.stream import Stream
 from deepclust_ext.ops import kmeans_assign, kmeans_step
 from deepclust_ext.reference.kmeans_assign import centers_of
+from deepclust_ext.reference.kmeans_seed import costs
 
 
 class Fitted(NamedTuple):

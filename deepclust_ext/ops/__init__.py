@@ -6,6 +6,7 @@ from deepclust_ext.ops.diffused_neighbor_gather import diffused_neighbor_gather
 from deepclust_ext.ops.fused_contrastive_loss import fused_contrastive_loss
 from deepclust_ext.ops.fused_hsd_loss import fused_hsd_loss
 from deepclust_ext.ops.kmeans_assign import kmeans_assign, kmeans_step, kmeans_update
+from deepclust_ext.ops.kmeans_seed import kmeans_seed
 from deepclust_ext.ops.nearest_neighbors import nearest_neighbors
 from deepclust_ext.ops.sinkhorn_knopp import sinkhorn_knopp
 from deepclust_ext.reference import HardPairs, HSDStats
@@ -19,6 +20,7 @@ __all__ = [
     "fused_contrastive_loss",
     "fused_hsd_loss",
     "kmeans_assign",
+    "kmeans_seed",
     "kmeans_step",
     "kmeans_update",
     "nearest_neighbors",

@@ -11,6 +11,7 @@ from deepclust_ext.reference.diffused_neighbor_gather import diffused_neighbor_g
 from deepclust_ext.reference.fused_contrastive_loss import fused_contrastive_loss
 from deepclust_ext.reference.fused_hsd_loss import HSDStats, fused_hsd_loss
 from deepclust_ext.reference.kmeans_assign import kmeans_assign, kmeans_step, kmeans_update
+from deepclust_ext.reference.kmeans_seed import kmeans_seed
 from deepclust_ext.reference.nearest_neighbors import nearest_neighbors
 from deepclust_ext.reference.sinkhorn_knopp import sinkhorn_knopp
 
@@ -23,6 +24,7 @@ __all__ = [
     "fused_contrastive_loss",
     "fused_hsd_loss",
     "kmeans_assign",
+    "kmeans_seed",
     "kmeans_step",
     "kmeans_update",
     "nearest_neighbors",
