@@ -77,8 +77,8 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("reduction") = "mean");
   m.def("kmeans_assign", deepclust::kmeans_assign, pybind11::arg("features"), pybind11::arg("centroids"),
         pybind11::kw_only(), pybind11::arg("metric") = "euclidean");
-  m.def("kmeans_seed", deepclust::kmeans_seed, pybind11::arg("features"), pybind11::arg("uniform"),
-        pybind11::kw_only(), pybind11::arg("metric") = "euclidean", pybind11::arg("weights") = pybind11::none());
+  m.def("kmeans_seed", deepclust::kmeans_seed, pybind11::arg("features"), pybind11::arg("uniform"), pybind11::kw_only(),
+        pybind11::arg("metric") = "euclidean", pybind11::arg("weights") = pybind11::none());
   m.def("nearest_neighbors", deepclust::nearest_neighbors, pybind11::arg("query"), pybind11::arg("bank"),
         pybind11::kw_only(), pybind11::arg("k"), pybind11::arg("exclude") = pybind11::none(),
         pybind11::arg("valid") = pybind11::none());

@@ -58,15 +58,12 @@ at::Tensor kmeans_seed_autocast(const at::Tensor& features, const at::Tensor& un
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
-  m.def(
-      "kmeans_seed(Tensor features, Tensor uniform, str metric='euclidean', Tensor? weights=None) -> Tensor places");
+  m.def("kmeans_seed(Tensor features, Tensor uniform, str metric='euclidean', Tensor? weights=None) -> Tensor places");
 }
 
 TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) { m.impl("kmeans_seed", kmeans_seed_autograd); }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
-  m.impl("kmeans_seed", kmeans_seed_autocast<c10::DeviceType::CPU>);
-}
+TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) { m.impl("kmeans_seed", kmeans_seed_autocast<c10::DeviceType::CPU>); }
 
 TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
   m.impl("kmeans_seed", kmeans_seed_autocast<c10::DeviceType::CUDA>);

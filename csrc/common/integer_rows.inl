@@ -1,0 +1,135 @@
+// Rows as 16-bit integers: half the bytes of float32 and products at twice its rate, with an error that is known.
+//
+//     x_k = s (q_k + e_k),   s = |x| / kIntegerNorm,   |e_k| hardly above 1/2
+//
+// By Cauchy and Schwarz a sum of products of two rows stays below 2^31, and what it says of x.y is off by no more than
+// integer_error(depth) |x| |y|. Both hold for any rows, so that a decision with that margin is certain.
+//
+// A row is a lane of the vectors, with two neighboring elements in its 32 bits, the first in the low half. Columns of a
+// panel are as many as those of float32 in tile_core.inl. No include guard: compiled once per capability; immintrin.h
+// stands before it on x86.
+
+namespace deepclust {
+namespace DEEPCLUST_CAPABILITY {
+
+constexpr float kIntegerNorm = 32000;
+
+inline int64_t integer_columns() { return Tile<float>::kPanelColumns; }
+
+inline float integer_error(int64_t depth) {
+  const float relative = 0.505f * std::sqrt(static_cast<float>(depth)) / kIntegerNorm;
+  return relative * (2 + relative);
+}
+
+// Elements of float that pack_integer_panel needs.
+inline int64_t integer_workspace(int64_t depth) {
+  constexpr int64_t kStep = 2 * VecOf<float>::kLanes;
+  const int64_t padded = (depth + kStep - 1) / kStep * kStep;
+  return padded + padded / 2 * VecOf<float>::kLanes;
+}
+
+// sum over the two elements of each lane of x times those of y
+DEEPCLUST_INLINE Vec<int32_t> multiply_pairs(const Vec<int32_t>& x, const Vec<int32_t>& y) {
+#if DEEPCLUST_X86 && DEEPCLUST_VECTOR_BYTES == 64
+  return (Vec<int32_t>)_mm512_madd_epi16((__m512i)x, (__m512i)y);
+#elif DEEPCLUST_X86 && DEEPCLUST_VECTOR_BYTES == 32
+  return (Vec<int32_t>)_mm256_madd_epi16((__m256i)x, (__m256i)y);
+#elif DEEPCLUST_X86
+  return (Vec<int32_t>)_mm_madd_epi16((__m128i)x, (__m128i)y);
+#else
+  return ((x << 16) >> 16) * ((y << 16) >> 16) + (x >> 16) * (y >> 16);
+#endif
+}
+
+// The lanes of a comparison that are true, the first in the lowest bit.
+DEEPCLUST_INLINE uint32_t true_lanes(const Mask<float>& mask) {
+#if DEEPCLUST_X86 && DEEPCLUST_VECTOR_BYTES == 64
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif DEEPCLUST_X86 && DEEPCLUST_VECTOR_BYTES == 32
+  return _mm256_movemask_ps((__m256)mask);
+#elif DEEPCLUST_X86
+  return _mm_movemask_ps((__m128)mask);
+#else
+  return lane_bits<float>(mask);
+#endif
+}
+
+template <int64_t... kLane>
+DEEPCLUST_INLINE Vec<int32_t> pairs_of(const Vec<int32_t>& low, const Vec<int32_t>& high,
+                                       std::integer_sequence<int64_t, kLane...>) {
+  const Vec<int32_t> even = __builtin_shufflevector(low, high, (2 * kLane)...);
+  const Vec<int32_t> odd = __builtin_shufflevector(low, high, (2 * kLane + 1)...);
+  return (even & 0xffff) | (odd << 16);
+}
+
+// Packs rows first ... first + count - 1, at most a panel, less `shift`, and finds their norms. The last row stands in
+// for absent ones. A norm that is not finite comes with integers that mean nothing.
+template <typename T>
+void pack_integer_panel(const T* rows,   // (N, depth)
+                        const T* shift,  // (depth,)
+                        int64_t first, int64_t count, int64_t depth,
+                        float* workspace,  // (integer_workspace(depth),)
+                        int32_t* panel,    // (depth / 2 rounded up, kPanelColumns)
+                        float* norm        // (kPanelColumns,)
+) {
+  constexpr int64_t kLanes = VecOf<float>::kLanes;
+  constexpr int64_t kColumns = Tile<float>::kPanelColumns;
+  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
+  const int64_t pairs = (depth + 1) / 2, padded = (depth + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
+  float* shifted = workspace;
+  int32_t* integers = reinterpret_cast<int32_t*>(workspace + padded);  // (kLanes, padded / 2)
+  std::fill(shifted + depth, shifted + padded, 0.0f);
+  for (int64_t begin = 0; begin < kColumns; begin += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t column = begin + lane < count ? begin + lane : count - 1;
+      const T* row = rows + (first + column) * depth;
+      for (int64_t k = 0; k < depth; ++k) shifted[k] = static_cast<float>(row[k] - shift[k]);
+      const float length = std::sqrt(squares_of(shifted, depth));
+      const float scale = length > 0 ? kIntegerNorm / length : 0.0f;
+      norm[begin + lane] = length;
+      int32_t* to = integers + lane * (padded / 2);
+      for (int64_t k = 0; k < padded; k += 2 * kLanes, to += kLanes) {
+        const Vec<float> low = load(shifted + k) * scale + kRound, high = load(shifted + k + kLanes) * scale + kRound;
+        store(to, pairs_of(reinterpret_cast<Vec<int32_t>>(low), reinterpret_cast<Vec<int32_t>>(high),
+                           std::make_integer_sequence<int64_t, kLanes>()));
+      }
+    }
+    for (int64_t p = 0; p < pairs; p += kLanes) {
+      Vec<float> square[kLanes];
+#pragma GCC unroll 16
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        square[lane] = reinterpret_cast<Vec<float>>(load(integers + lane * (padded / 2) + p));
+      }
+      transpose<float>(square);
+      for (int64_t i = 0; i < kLanes && p + i < pairs; ++i) {
+        store(panel + (p + i) * kColumns + begin, reinterpret_cast<Vec<int32_t>>(square[i]));
+      }
+    }
+  }
+}
+
+// sum[r] += rows[r] * columns over the pairs, for kRows rows and the two vectors of a panel. Meanwhile the panel behind
+// it comes nearer, if `kBringsNext`: panels tend to begin with pages, where a processor does not foresee them.
+template <int64_t kRows, bool kBringsNext>
+DEEPCLUST_INLINE void multiply_integer_tile(const int32_t* rows,   // (kRows, pairs)
+                                            const int32_t* panel,  // (pairs, kPanelColumns)
+                                            int64_t pairs, Vec<int32_t> (&sum)[kRows][2]) {
+  constexpr int64_t kLanes = VecOf<int32_t>::kLanes;
+#pragma GCC unroll 4
+  for (int64_t p = 0; p < pairs; ++p) {
+    const Vec<int32_t> low = load(panel + p * 2 * kLanes), high = load(panel + p * 2 * kLanes + kLanes);
+    if (kBringsNext) {
+      __builtin_prefetch(panel + (pairs + p) * 2 * kLanes);
+      if (kVectorBytes == 64) __builtin_prefetch(panel + (pairs + p) * 2 * kLanes + kLanes);
+    }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kRows; ++r) {
+      const Vec<int32_t> pair = rows[r * pairs + p] - Vec<int32_t>{};
+      sum[r][0] += multiply_pairs(low, pair);
+      sum[r][1] += multiply_pairs(high, pair);
+    }
+  }
+}
+
+}  // namespace DEEPCLUST_CAPABILITY
+}  // namespace deepclust
