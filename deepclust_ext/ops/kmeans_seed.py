@@ -25,17 +25,17 @@ def kmeans_seed(
         P(j \in J_t) \propto w_j \min_{s<t} d(x_j, x_{c_s})
 
     Costs are added up as 64-bit integers, to which one scale brings them, so that the same numbers choose the same rows
-    on any number of threads. Ties go to the first candidate. On the CPU, products in 16-bit integers show with certainty
-    for most rows that a candidate is not nearer; only the other distances are computed, by differences, as those of
-    :func:`~deepclust_ext.kmeans_assign`.
+    on any number of threads. Ties go to the first candidate. On the CPU, products in 16-bit integers exclude most rows,
+    with certainty, as nearer to the row that they have. The other distances are computed by differences, as
+    :func:`~deepclust_ext.kmeans_assign` does it.
 
     Args:
         features: Rows (N, D), float16, bfloat16, float32 or float64; N > 0, D > 0. Squared distances must not overflow.
         uniform: Random numbers (K, C) in [0, 1), float64; row t draws the candidates of center t. Of the first row one
             number counts: it draws the first center by weight.
         metric: ``"euclidean"`` or ``"cosine"``.
-        weights: Weights (N,), float64, none negative and one above 0; None for equal ones. Whole numbers choose the rows
-            that as many copies of each would.
+        weights: Weights (N,), float64, none negative and one above 0; None for equal ones. Whole numbers choose the
+            rows that as many copies of each would.
 
     Returns:
         The places (K,) of the chosen rows, int64, a constant. Rows may repeat where there are fewer than K distinct

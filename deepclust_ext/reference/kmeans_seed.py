@@ -23,7 +23,8 @@ def kmeans_seed(
         places: Tensor,  # (C,)
     ) -> Tensor:
         centers = rows.index_select(0, places).split(1)
-        return costs(torch.stack([kmeans_assign(rows, center, metric=metric)[1] for center in centers]), metric, weights)
+        distances = [kmeans_assign(rows, center, metric=metric)[1] for center in centers]
+        return costs(torch.stack(distances), metric, weights)
 
     if weights is None:
         chosen = [(uniform[0, :1] * len(rows)).long()]
