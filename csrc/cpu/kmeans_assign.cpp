@@ -50,6 +50,7 @@ namespace deepclust {
 namespace {
 
 constexpr int64_t kMaxChunk = 1024;  // centroids whose scores are kept for a look back: an eighth of a common L2 cache
+constexpr int64_t kMinIntegerClusters = 32;  // fewer are multiplied in less time than it takes to round a row
 constexpr float kPairRounding = 1.0f / 256;  // of bfloat16, relative
 constexpr int64_t kDoubtfulPanels = 7;
 
@@ -63,16 +64,17 @@ constexpr int64_t kRowsInT = 16;  // of a cluster, that are added up before the 
 // What the kernels read.
 template <typename T>
 struct AssignInputs {
-  int64_t clusters;           // K
-  int64_t depth;              // D
-  int64_t pairs;              // D / 2, rounded up
-  int64_t chunk;              // centroids at a time, a multiple of kPanelRows
-  const T* features;          // (N, D)
-  const T* centroids;         // (K, D) normalized for the cosine
-  const T* shift;             // (D,)
-  const T* block;             // (K rounded up to kPanelRows, block_stride(D)) centroids less `shift`
-  const T* bias;              // (K rounded up to kPanelRows,)
-  const int32_t* pair_block;  // (K rounded up to kPanelRows, pairs) the same as pairs of bfloat16, or null
+  int64_t clusters;              // K
+  int64_t depth;                 // D
+  int64_t pairs;                 // D / 2, rounded up
+  int64_t chunk;                 // centroids at a time, a multiple of kPanelRows
+  const T* features;             // (N, D)
+  const T* centroids;            // (K, D) normalized for the cosine
+  const T* shift;                // (D,)
+  const T* block;                // (K rounded up to kPanelRows, block_stride(D)) centroids less `shift`
+  const T* bias;                 // (K rounded up to kPanelRows,)
+  const int32_t* pair_block;     // (K rounded up to kPanelRows, pairs) the same as pairs of bfloat16, or null
+  const int32_t* integer_block;  // (K rounded up to kPanelRows, pairs) the same as pairs of integers, or null
   const T* shortfall;  // (K,) 1 - |y|^2 of normalized centroids that are shorter than 1, else 0; only for the cosine
   T reach;             // the largest |y - shift|; for the cosine with the shortfall
   T pair_error;        // the largest distance of a y - shift to its pairs
@@ -135,7 +137,7 @@ class Assignment {
   static constexpr auto size_of = Scratch<T>::size_of;
   const int64_t tile_ = DEEPCLUST_SELECT(panel_rows<T>)();
   const int64_t padded_, pairs_, stride_;
-  const bool by_pairs_;
+  const bool by_pairs_, by_integers_;
   Scratch<T> scratch_;
   Scratch<int32_t> pair_scratch_;
   AssignInputs<T> in_;
@@ -148,9 +150,10 @@ Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroid
       pairs_((centroids.size(1) + 1) / 2),
       stride_(DEEPCLUST_SELECT(block_stride)(centroids.size(1))),
       by_pairs_(std::is_same_v<T, float> && centroids.size(0) > 1 && has_bfloat16()),
+      by_integers_(std::is_same_v<T, float> && centroids.size(0) >= kMinIntegerClusters && !by_pairs_),
       scratch_(size_of(padded_ * stride_) + size_of(cosine ? centroids.numel() : 0) + 2 * size_of(padded_) +
                size_of(centroids.size(1))),
-      pair_scratch_(by_pairs_ ? padded_ * pairs_ : 0) {
+      pair_scratch_(by_pairs_ || by_integers_ ? padded_ * pairs_ : 0) {
   const int64_t depth = centroids.size(1), clusters = centroids.size(0);
   T* block = scratch_.take(padded_ * stride_);
   T* normalized = scratch_.take(cosine ? clusters * depth : 0);
@@ -169,6 +172,7 @@ Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroid
          block,
          bias,
          pair_block,
+         nullptr,
          shortfall,
          T(0),
          T(0),
@@ -193,6 +197,13 @@ Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroid
   in_.reach = std::sqrt(-2 * *std::min_element(bias, bias + clusters));
   if constexpr (std::is_same_v<T, float>) {
     if (by_pairs_) in_.pair_error = make_pairs(block, padded_, stride_, depth, pair_block);
+    if (by_integers_ && in_.reach <= std::numeric_limits<T>::max()) {
+      int32_t* integer_block = pair_scratch_.take(padded_ * pairs_);
+      at::parallel_for(0, padded_, 64, [&](int64_t begin, int64_t end) {
+        DEEPCLUST_SELECT(integer_centroids<T>)(in_, begin, end, integer_block);
+      });
+      in_.integer_block = integer_block;
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 // compiled once per capability.
 #include "common/rows.inl"
 #include "common/tile_core.inl"
+#include "common/tile_integers.inl"
 #include "cpu/row_distance.inl"
 
 namespace deepclust {
@@ -46,6 +47,27 @@ bool pack_centroids(const AssignInputs<T>& in, int64_t first,
   }
   for (int64_t r = count; r < kRows; ++r) bias[r] = std::numeric_limits<T>::quiet_NaN();  // which no comparison picks
   return finite;
+}
+
+// Rounds packed centroids to 16-bit integers of one scale, which makes the longest of norm kIntegerNorm; pairs of them
+// side by side.
+template <typename T>
+void integer_centroids(const AssignInputs<T>& in, int64_t begin, int64_t end,
+                       int32_t* integers  // (K rounded up to kPanelRows, pairs)
+) {
+  const int64_t stride = block_stride(in.depth);
+  const T scale = in.reach > 0 ? static_cast<T>(kIntegerNorm) / in.reach : T(0);
+  const auto rounded = [](T value) __attribute__((always_inline)) {
+    return static_cast<int32_t>(value + (value > 0 ? T(0.5) : T(-0.5)));
+  };
+  for (int64_t c = begin; c < end; ++c) {
+    const T* row = in.block + c * stride;
+    int32_t* to = integers + c * in.pairs;
+    for (int64_t p = 0; p < in.depth / 2; ++p) {
+      to[p] = (rounded(row[2 * p] * scale) & 0xffff) | rounded(row[2 * p + 1] * scale) << 16;
+    }
+    if (in.depth % 2 != 0) to[in.pairs - 1] = rounded(row[in.depth - 1] * scale) & 0xffff;
+  }
 }
 
 // What a panel of rows found: their best and second best scores, and the centroids of the best; -1 without a number.
@@ -111,6 +133,30 @@ void score_panel(const AssignInputs<T>& in, int64_t begin, int64_t end,
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kRows; ++r) score[r][0] = score[r][1] = broadcast(in.bias[c + r]);
     multiply_tile<kRows, false, 2>(in.block + c * stride, stride, panel, kWidth, in.depth, score);
+    running.template take<kRows>(score, c, scores + (c - begin) * kWidth);
+  }
+  running.finish(found);
+}
+
+// The same from 16-bit integers.
+inline void score_integers(const AssignInputs<float>& in, int64_t begin, int64_t end,
+                           const int32_t* panel,  // (pairs, kPanelColumns)
+                           const float* norm,     // (kPanelColumns,)
+                           float* scores,         // (end - begin rounded up to kPanelRows, kPanelColumns)
+                           PanelScores<float>& found) {
+  constexpr int64_t kRows = Tile<float>::kPanelRows, kWidth = Tile<float>::kPanelColumns;
+  const float unit = in.reach / (kIntegerNorm * kIntegerNorm);
+  const Vec<float> low = load(norm) * unit, high = load(norm + kWidth / 2) * unit;
+  RunningScores<float> running;
+  for (int64_t c = begin; c < end; c += kRows) {
+    Vec<int32_t> sum[kRows][2] = {};
+    multiply_integer_tile<kRows, false>(in.integer_block + c * in.pairs, panel, in.pairs, sum);
+    Vec<float> score[kRows][2];
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      score[r][0] = __builtin_convertvector(sum[r][0], Vec<float>) * low + in.bias[c + r];
+      score[r][1] = __builtin_convertvector(sum[r][1], Vec<float>) * high + in.bias[c + r];
+    }
     running.template take<kRows>(score, c, scores + (c - begin) * kWidth);
   }
   running.finish(found);
@@ -299,23 +345,42 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
   bool scored = false;
   T squared_norm[kWidth];
   PanelScores<T> found;
+  // Scores of all centroids by score(begin, end) for a chunk of them; false if the first ones leave most rows open.
+  const auto consider_all = [&](const auto& score) {
+    for (int64_t begin = 0; begin < in.clusters; begin += in.chunk) {
+      const int64_t end = begin + in.chunk < in.clusters ? begin + in.chunk : in.clusters;
+      score(begin, end);
+      if (begin == 0 && assigner.is_doubtful(found)) {
+        doubtful = kDoubtfulPanels;
+        return false;
+      }
+      assigner.consider_best(found, begin, end, scores);
+    }
+    return true;
+  };
+  if constexpr (std::is_same_v<T, float>) {
+    if (in.integer_block != nullptr && doubtful == 0) {
+      float norm[kWidth];
+      int32_t* integers = reinterpret_cast<int32_t*>(panel);
+      pack_columns(assigner.rows, in.depth, in.shift, 0, count, in.depth, panel, squared_norm);
+      round_panel(panel, squared_norm, in.depth, integers, norm);
+      scored = assigner.set_margins(squared_norm, integer_error(in.depth) * in.reach) &&
+               consider_all(
+                   [&](int64_t begin, int64_t end) { score_integers(in, begin, end, integers, norm, scores, found); });
+    } else if (in.integer_block != nullptr) {
+      --doubtful;
+    }
+  }
 #if DEEPCLUST_VECTOR_BYTES == 64
   if constexpr (std::is_same_v<T, float>) {
     if (in.pair_block != nullptr && doubtful == 0) {
       pack_pairs(assigner.rows, in.shift, count, in.depth, panel, squared_norm);
-      scored = assigner.set_margins(squared_norm, kPairRounding * in.reach + in.pair_error);
-      for (int64_t begin = 0; scored && begin < in.clusters; begin += in.chunk) {
-        const int64_t end = begin + in.chunk < in.clusters ? begin + in.chunk : in.clusters;
-        const float* next_rows = begin == 0 ? in.features + (first + count) * in.depth : nullptr;
-        score_pairs(in, begin, end, panel, next_rows, scores, found);
-        if (begin == 0 && assigner.is_doubtful(found)) {
-          scored = false;
-          doubtful = kDoubtfulPanels;
-        } else {
-          assigner.consider_best(found, begin, end, scores);
-        }
-      }
-    } else if (doubtful > 0) {
+      scored = assigner.set_margins(squared_norm, kPairRounding * in.reach + in.pair_error) &&
+               consider_all([&](int64_t begin, int64_t end) {
+                 const float* next_rows = begin == 0 ? in.features + (first + count) * in.depth : nullptr;
+                 score_pairs(in, begin, end, panel, next_rows, scores, found);
+               });
+    } else if (in.pair_block != nullptr) {
       --doubtful;
     }
   }

@@ -208,7 +208,7 @@ Seeding<T>::Seeding(const at::Tensor& features, int64_t candidates, bool cosine,
                  float_scratch_.take(candidates), float_scratch_.take(candidates)};
   std::fill(state_.bound + count_, state_.bound + padded_, 0.0f);
   for_blocks([&](int64_t begin, int64_t end, int64_t) {
-    const int64_t size = DEEPCLUST_SELECT(integer_workspace)(depth_);
+    const int64_t size = DEEPCLUST_SELECT(seed_workspace)(depth_);
     Scratch<float> scratch(size);
     DEEPCLUST_SELECT(pack_seed_panels<T>)(state_, begin, end, scratch.take(size));
   });

@@ -1,8 +1,8 @@
 // Kernels of kmeans_seed for one capability; driven by kmeans_seed.cpp, which explains the method. No include guard:
 // compiled once per capability.
-#include "common/integer_rows.inl"
 #include "common/rows.inl"
 #include "common/tile_core.inl"
+#include "common/tile_integers.inl"
 #include "cpu/row_distance.inl"
 
 namespace deepclust {
@@ -26,16 +26,28 @@ bool all_rows_finite(const T* rows, int64_t begin, int64_t end, int64_t depth) {
   return true;
 }
 
+// Elements of float that pack_seed_panels needs.
+inline int64_t seed_workspace(int64_t depth) { return (2 * Tile<float>::kPanelColumns + 1) * depth; }
+
 // Packs panels [begin, end) and finds the norms of their rows.
 template <typename T>
 void pack_seed_panels(const SeedState<T>& in, int64_t begin, int64_t end,
-                      float* workspace  // (integer_workspace(depth),)
+                      float* workspace  // (seed_workspace(depth),)
 ) {
   constexpr int64_t kColumns = Tile<float>::kPanelColumns;
+  float* packed = workspace;                   // (depth, kColumns)
+  float* rows = packed + kColumns * in.depth;  // (kColumns, depth)
+  float* zeros = rows + kColumns * in.depth;   // (depth,)
+  std::fill(zeros, zeros + in.depth, 0.0f);
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t first = panel * kColumns, count = in.count - first < kColumns ? in.count - first : kColumns;
-    pack_integer_panel(in.rows, in.shift, first, count, in.depth, workspace, in.panels + first * in.pairs,
-                       in.norm + first);
+    for (int64_t r = 0; r < count; ++r) {
+      const T* row = in.rows + (first + r) * in.depth;
+      for (int64_t k = 0; k < in.depth; ++k) rows[r * in.depth + k] = static_cast<float>(row[k] - in.shift[k]);
+    }
+    float squared_norm[kColumns];
+    pack_columns(rows, in.depth, zeros, 0, count, in.depth, packed, squared_norm);
+    round_panel(packed, squared_norm, in.depth, in.panels + first * in.pairs, in.norm + first);
   }
 }
 

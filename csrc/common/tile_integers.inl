@@ -21,13 +21,6 @@ inline float integer_error(int64_t depth) {
   return relative * (2 + relative);
 }
 
-// Elements of float that pack_integer_panel needs.
-inline int64_t integer_workspace(int64_t depth) {
-  constexpr int64_t kStep = 2 * VecOf<float>::kLanes;
-  const int64_t padded = (depth + kStep - 1) / kStep * kStep;
-  return padded + padded / 2 * VecOf<float>::kLanes;
-}
-
 // sum over the two elements of each lane of x times those of y
 DEEPCLUST_INLINE Vec<int32_t> multiply_pairs(const Vec<int32_t>& x, const Vec<int32_t>& y) {
 #if DEEPCLUST_X86 && DEEPCLUST_VECTOR_BYTES == 64
@@ -54,57 +47,30 @@ DEEPCLUST_INLINE uint32_t true_lanes(const Mask<float>& mask) {
 #endif
 }
 
-template <int64_t... kLane>
-DEEPCLUST_INLINE Vec<int32_t> pairs_of(const Vec<int32_t>& low, const Vec<int32_t>& high,
-                                       std::integer_sequence<int64_t, kLane...>) {
-  const Vec<int32_t> even = __builtin_shufflevector(low, high, (2 * kLane)...);
-  const Vec<int32_t> odd = __builtin_shufflevector(low, high, (2 * kLane + 1)...);
-  return (even & 0xffff) | (odd << 16);
-}
-
-// Packs rows first ... first + count - 1, at most a panel, less `shift`, and finds their norms. The last row stands in
-// for absent ones. A norm that is not finite comes with integers that mean nothing.
-template <typename T>
-void pack_integer_panel(const T* rows,   // (N, depth)
-                        const T* shift,  // (depth,)
-                        int64_t first, int64_t count, int64_t depth,
-                        float* workspace,  // (integer_workspace(depth),)
-                        int32_t* panel,    // (depth / 2 rounded up, kPanelColumns)
-                        float* norm        // (kPanelColumns,)
+// Rounds a panel that pack_columns has packed, and finds the norms of its rows. `integers` may be the panel itself. A
+// norm that is not finite comes with integers that mean nothing.
+inline void round_panel(const float* panel,         // (depth, kPanelColumns)
+                        const float* squared_norm,  // (kPanelColumns,)
+                        int64_t depth,
+                        int32_t* integers,  // (depth / 2 rounded up, kPanelColumns)
+                        float* norm         // (kPanelColumns,)
 ) {
-  constexpr int64_t kLanes = VecOf<float>::kLanes;
-  constexpr int64_t kColumns = Tile<float>::kPanelColumns;
-  constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  const int64_t pairs = (depth + 1) / 2, padded = (depth + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
-  float* shifted = workspace;
-  int32_t* integers = reinterpret_cast<int32_t*>(workspace + padded);  // (kLanes, padded / 2)
-  std::fill(shifted + depth, shifted + padded, 0.0f);
+  constexpr int64_t kLanes = VecOf<float>::kLanes, kColumns = Tile<float>::kPanelColumns;
+  const Vec<float> kRound = broadcast(0x1.8p23f);  // adding it leaves the nearest integer in the low bits
+  float scales[kColumns];
+  for (int64_t c = 0; c < kColumns; ++c) {
+    norm[c] = std::sqrt(squared_norm[c]);
+    scales[c] = norm[c] > 0 ? kIntegerNorm / norm[c] : 0.0f;
+  }
   for (int64_t begin = 0; begin < kColumns; begin += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const int64_t column = begin + lane < count ? begin + lane : count - 1;
-      const T* row = rows + (first + column) * depth;
-      for (int64_t k = 0; k < depth; ++k) shifted[k] = static_cast<float>(row[k] - shift[k]);
-      const float length = std::sqrt(squares_of(shifted, depth));
-      const float scale = length > 0 ? kIntegerNorm / length : 0.0f;
-      norm[begin + lane] = length;
-      int32_t* to = integers + lane * (padded / 2);
-      for (int64_t k = 0; k < padded; k += 2 * kLanes, to += kLanes) {
-        const Vec<float> low = load(shifted + k) * scale + kRound, high = load(shifted + k + kLanes) * scale + kRound;
-        store(to, pairs_of(reinterpret_cast<Vec<int32_t>>(low), reinterpret_cast<Vec<int32_t>>(high),
-                           std::make_integer_sequence<int64_t, kLanes>()));
-      }
+    const Vec<float> scale = load(scales + begin);
+    const auto rounded = [&](int64_t k) __attribute__((always_inline)) {
+      return reinterpret_cast<Vec<int32_t>>(load(panel + k * kColumns + begin) * scale + kRound);
+    };
+    for (int64_t k = 0; k + 1 < depth; k += 2) {
+      store(integers + k / 2 * kColumns + begin, (rounded(k) & 0xffff) | rounded(k + 1) << 16);
     }
-    for (int64_t p = 0; p < pairs; p += kLanes) {
-      Vec<float> square[kLanes];
-#pragma GCC unroll 16
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        square[lane] = reinterpret_cast<Vec<float>>(load(integers + lane * (padded / 2) + p));
-      }
-      transpose<float>(square);
-      for (int64_t i = 0; i < kLanes && p + i < pairs; ++i) {
-        store(panel + (p + i) * kColumns + begin, reinterpret_cast<Vec<int32_t>>(square[i]));
-      }
-    }
+    if (depth % 2 != 0) store(integers + depth / 2 * kColumns + begin, rounded(depth - 1) & 0xffff);
   }
 }
 
