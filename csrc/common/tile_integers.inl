@@ -74,19 +74,20 @@ inline void round_panel(const float* panel,         // (depth, kPanelColumns)
   }
 }
 
-// sum[r] += rows[r] * columns over the pairs, for kRows rows and the two vectors of a panel. Meanwhile the panel behind
-// it comes nearer, if `kBringsNext`: panels tend to begin with pages, where a processor does not foresee them.
-template <int64_t kRows, bool kBringsNext>
+// sum[r] += rows[r] * columns over the pairs, for kRows rows and the two vectors of a panel. Meanwhile kBytes for each
+// pair come nearer from `next` on, which may lie behind the last of all: a processor does not foresee many short rows,
+// nor what begins with a page.
+template <int64_t kRows, int64_t kBytes>
 DEEPCLUST_INLINE void multiply_integer_tile(const int32_t* rows,   // (kRows, pairs)
                                             const int32_t* panel,  // (pairs, kPanelColumns)
-                                            int64_t pairs, Vec<int32_t> (&sum)[kRows][2]) {
-  constexpr int64_t kLanes = VecOf<int32_t>::kLanes;
+                                            int64_t pairs, const void* next, Vec<int32_t> (&sum)[kRows][2]) {
+  constexpr int64_t kLanes = VecOf<int32_t>::kLanes, kCacheLine = 64;
 #pragma GCC unroll 4
   for (int64_t p = 0; p < pairs; ++p) {
     const Vec<int32_t> low = load(panel + p * 2 * kLanes), high = load(panel + p * 2 * kLanes + kLanes);
-    if (kBringsNext) {
-      __builtin_prefetch(panel + (pairs + p) * 2 * kLanes);
-      if (kVectorBytes == 64) __builtin_prefetch(panel + (pairs + p) * 2 * kLanes + kLanes);
+#pragma GCC unroll 4
+    for (int64_t byte = 0; byte < kBytes; byte += kCacheLine) {
+      __builtin_prefetch(static_cast<const char*>(next) + p * kBytes + byte);
     }
 #pragma GCC unroll 8
     for (int64_t r = 0; r < kRows; ++r) {

@@ -138,26 +138,41 @@ void score_panel(const AssignInputs<T>& in, int64_t begin, int64_t end,
   running.finish(found);
 }
 
-// The same from 16-bit integers.
+// Scores of a panel of rows, as integers, against centroids first ... first + kPanelRows - 1. Meanwhile `kBytes` for
+// each pair come nearer from `next` on.
+template <int64_t kBytes>
+DEEPCLUST_INLINE void score_integer_tile(const AssignInputs<float>& in, int64_t first,
+                                         const int32_t* panel,     // (pairs, kPanelColumns)
+                                         const Vec<float>* units,  // (2,)
+                                         const void* next,
+                                         float* scores,  // (kPanelRows, kPanelColumns)
+                                         RunningScores<float>& running) {
+  constexpr int64_t kRows = Tile<float>::kPanelRows;
+  Vec<int32_t> sum[kRows][2] = {};
+  multiply_integer_tile<kRows, kBytes>(in.integer_block + first * in.pairs, panel, in.pairs, next, sum);
+  Vec<float> score[kRows][2];
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < kRows; ++r) {
+    score[r][0] = __builtin_convertvector(sum[r][0], Vec<float>) * units[0] + in.bias[first + r];
+    score[r][1] = __builtin_convertvector(sum[r][1], Vec<float>) * units[1] + in.bias[first + r];
+  }
+  running.template take<kRows>(score, first, scores);
+}
+
+// The same against centroids [begin, end). The first tile brings `next_rows`, the panel that is packed next.
 inline void score_integers(const AssignInputs<float>& in, int64_t begin, int64_t end,
-                           const int32_t* panel,  // (pairs, kPanelColumns)
-                           const float* norm,     // (kPanelColumns,)
-                           float* scores,         // (end - begin rounded up to kPanelRows, kPanelColumns)
+                           const int32_t* panel,    // (pairs, kPanelColumns)
+                           const float* norm,       // (kPanelColumns,)
+                           const float* next_rows,  // (kPanelColumns, depth), which may lie past the last
+                           float* scores,           // (end - begin rounded up to kPanelRows, kPanelColumns)
                            PanelScores<float>& found) {
   constexpr int64_t kRows = Tile<float>::kPanelRows, kWidth = Tile<float>::kPanelColumns;
   const float unit = in.reach / (kIntegerNorm * kIntegerNorm);
-  const Vec<float> low = load(norm) * unit, high = load(norm + kWidth / 2) * unit;
+  const Vec<float> units[2] = {load(norm) * unit, load(norm + kWidth / 2) * unit};
   RunningScores<float> running;
-  for (int64_t c = begin; c < end; c += kRows) {
-    Vec<int32_t> sum[kRows][2] = {};
-    multiply_integer_tile<kRows, false>(in.integer_block + c * in.pairs, panel, in.pairs, sum);
-    Vec<float> score[kRows][2];
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
-      score[r][0] = __builtin_convertvector(sum[r][0], Vec<float>) * low + in.bias[c + r];
-      score[r][1] = __builtin_convertvector(sum[r][1], Vec<float>) * high + in.bias[c + r];
-    }
-    running.template take<kRows>(score, c, scores + (c - begin) * kWidth);
+  score_integer_tile<2 * kWidth * 4>(in, begin, panel, units, next_rows, scores, running);
+  for (int64_t c = begin + kRows; c < end; c += kRows) {
+    score_integer_tile<0>(in, c, panel, units, nullptr, scores + (c - begin) * kWidth, running);
   }
   running.finish(found);
 }
@@ -365,8 +380,10 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
       pack_columns(assigner.rows, in.depth, in.shift, 0, count, in.depth, panel, squared_norm);
       round_panel(panel, squared_norm, in.depth, integers, norm);
       scored = assigner.set_margins(squared_norm, integer_error(in.depth) * in.reach) &&
-               consider_all(
-                   [&](int64_t begin, int64_t end) { score_integers(in, begin, end, integers, norm, scores, found); });
+               consider_all([&](int64_t begin, int64_t end) {
+                 const float* next_rows = in.features + (first + count) * in.depth;
+                 score_integers(in, begin, end, integers, norm, next_rows, scores, found);
+               });
     } else if (in.integer_block != nullptr) {
       --doubtful;
     }

@@ -114,8 +114,9 @@ DEEPCLUST_INLINE void search_tile(const SeedState<T>& in, const SeedCandidates& 
                                   int64_t panel, uint32_t* open /* (kRows,) */) {
   constexpr int64_t kLanes = VecOf<float>::kLanes, kColumns = Tile<float>::kPanelColumns;
   Vec<int32_t> sum[kRows][2] = {};
-  multiply_integer_tile<kRows, kIsFirst>(candidates.pairs + first * in.pairs, in.panels + panel * kColumns * in.pairs,
-                                         in.pairs, sum);
+  const int32_t* rows = in.panels + panel * kColumns * in.pairs;
+  multiply_integer_tile<kRows, kIsFirst ? kColumns * 4 : 0>(candidates.pairs + first * in.pairs, rows, in.pairs,
+                                                            rows + kColumns * in.pairs, sum);
 #pragma GCC unroll 2
   for (int64_t v = 0; v < 2; ++v) {
     const Vec<float> norm = load(in.norm + panel * kColumns + v * kLanes);
