@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
@@ -59,11 +59,13 @@ FLOOR_TABLES = {
 
 #: What is no op but measured too, in float32: for about so many seconds a case, or only once if that is 0.
 #: Rates are those of a CPU; a training step has no floor.
-BEYOND_OPS: Mapping[str, Callable[[Setting, float, Rates | None], list[Row]]] = {
+BEYOND_OPS: Mapping[str, Callable[[Setting, float, Rates | None], Iterable[Row]]] = {
     "KMeans": kmeans.measure_series,
+    "KMeans_grid": kmeans.measure_grid,
     "training_step": lambda setting, seconds, rates: steps.measure_digits(setting, seconds),
 }
 BEYOND_OPS_ON = {"cpu": tuple(BEYOND_OPS), "cuda": ("KMeans",)}
+BY_NAME_ALONE = {"KMeans_grid"}  # too long to be run when all is
 
 SERIES_SECONDS, SECONDS = 3.0, 10.0  # per case, of a series and of all cases
 
@@ -131,12 +133,13 @@ def run_op(name: str, options: argparse.Namespace, settings: Mapping[Setting, Ra
 
 
 def run_beyond(name: str, options: argparse.Namespace, settings: Mapping[Setting, Rates | None]) -> Iterator[list[Row]]:
-    """Measure and print what is no op; yield its rows."""
+    """Measure and print what is no op; yield the rows of each case."""
     (setting,) = (setting for setting in settings if setting.dtype == "float32")
-    rows = BEYOND_OPS[name](setting, options.seconds, settings[setting])
-    for case, of_case in groupby(rows, key=lambda row: row.case):
-        print(f"\n{name} {case}\n{format_table(list(of_case), 'yardstick')}", flush=True)
-    yield rows
+    measured = BEYOND_OPS[name](setting, options.seconds, settings[setting])
+    for case, of_case in groupby(measured, key=lambda row: row.case):
+        rows = list(of_case)
+        print(f"\n{name} {case}\n{format_table(rows, 'yardstick')}", flush=True)
+        yield rows
 
 
 def run(options: argparse.Namespace, command: str) -> int:
@@ -167,7 +170,9 @@ def run(options: argparse.Namespace, command: str) -> int:
         if rates:
             environment[f"rates in {dtype}"] = str(rates)
             print(f"this machine in {dtype}: {rates}")
-    beyond = () if options.cases or "float32" not in dtypes else BEYOND_OPS_ON[options.device]
+    beyond = [name for name in BEYOND_OPS_ON[options.device] if name not in BY_NAME_ALONE]
+    if options.cases or "float32" not in dtypes:
+        beyond = []
     path = csv_path(options.out, setting)
     everything: list[Row] = []
     for name in options.op or [*op_names(), *beyond]:

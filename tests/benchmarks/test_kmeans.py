@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import __main__ as command_line
 from benchmarks import kmeans
 from benchmarks.floors import BF16, CARDS
 from benchmarks.floors import kmeans as kmeans_floors
@@ -18,29 +19,30 @@ SETTING = Setting("m", "AVX2", "cpu", 1, "2", "c", "float32")
 
 
 def test_scikit_learn_computes_the_same_and_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_missing() -> Any:
+    def load_missing(iterations: int) -> Any:
         raise ImportError("No module named 'faiss'")
 
     monkeypatch.setitem(kmeans.PROVIDERS, "faiss", load_missing)
-    rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=8, clusters=5)
+    rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=32, clusters=5)
     assert {row.provider: row.status for row in rows} == {
         "ours": "ok",
         "scikit-learn": "ok",
         "faiss": "not installed: No module named 'faiss'",
+        "faiss SuperKmeans": "ok",
     }
     assert rows[0].per_ours == 1
 
 
 def test_faiss_computes_the_same() -> None:
     pytest.importorskip("faiss")
-    rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=8, clusters=5)
+    rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=32, clusters=5)
     assert {row.status for row in rows} == {"ok"}
 
 
 def test_a_wrong_inertia_is_named_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_wrong() -> Any:
+    def load_wrong(iterations: int) -> Any:
         def fit(rows: Tensor, centers: Tensor) -> Tensor:
-            return 2 * kmeans.load_ours()(rows, centers)  # type: ignore[no-any-return]
+            return 2 * kmeans.load_ours(iterations)(rows, centers)  # type: ignore[no-any-return]
 
         return fit
 
@@ -101,3 +103,16 @@ def test_kmeans_is_not_predicted_to_beat_its_floors(dtype: str) -> None:
         assert kmeans_floors.predict_update(rows, clusters, dims, dtype, CARDS["NVIDIA H200"]) > update.seconds(
             CARDS["NVIDIA H200"]
         )
+
+
+def test_grid_yields_its_rows_case_by_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "GRID", ((500, 3, 8), (400, 2, 8)))
+    monkeypatch.setattr(kmeans, "PROVIDERS", {"ours": kmeans.load_ours})
+    rows = kmeans.measure_grid(SETTING, 0.01, None)
+    assert next(rows).case == "random-500x8-k3-10-iterations"
+    assert [row.case for row in rows] == ["random-400x8-k2-10-iterations"]
+    assert [row.case for row in kmeans.measure_grid(SETTING, 0, None)] == ["random-400x8-k2-10-iterations"]
+
+
+def test_the_grid_is_measured_when_it_is_named_alone() -> None:
+    assert set(command_line.BEYOND_OPS_ON["cpu"]) >= command_line.BY_NAME_ALONE == {"KMeans_grid"}

@@ -121,7 +121,7 @@ def test_a_rival_that_fails_is_named_and_the_others_are_timed(monkeypatch: pytes
     def fail(*inputs: Tensor, **options: Any) -> Any:
         raise RuntimeError("no kernel image\nis available")
 
-    monkeypatch.setitem(kmeans.CUDA_PROVIDERS, "flash-kmeans", lambda: fail)
+    monkeypatch.setitem(kmeans.CUDA_PROVIDERS, "flash-kmeans", lambda iterations: fail)
     assert measure_kmeans(monkeypatch, "flash-kmeans").status == "failed: RuntimeError: no kernel image"
 
     case = case_for_cuda("nearest_neighbors", "bank100000-k50-256x128", "topk", "broken")
@@ -211,9 +211,9 @@ def test_kmeans_on_a_gpu_has_sizes_and_rivals_of_its_own(monkeypatch: pytest.Mon
         return []
 
     monkeypatch.setattr(kmeans, "measure", measure)
-    kmeans.measure_series(dataclasses.replace(SETTING, device="cuda"), 0, None)
+    list(kmeans.measure_series(dataclasses.replace(SETTING, device="cuda"), 0, None))
     assert measured == [(20_000, 40, 64)]
-    kmeans.measure_series(dataclasses.replace(SETTING, device="cuda"), 1, None)
+    list(kmeans.measure_series(dataclasses.replace(SETTING, device="cuda"), 1, None))
     assert measured[1:] == [(20_000, 40, 64), (65_536, 100, 128), (65_536, 1000, 128), (1_000_000, 1000, 128)]
 
 
