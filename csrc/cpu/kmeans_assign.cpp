@@ -8,8 +8,9 @@
 // index; the distance of the nearest is the result. So the instruction set does not show in a label, and no score in a
 // distance. Rows or centroids whose squares overflow have no scores: all centroids are compared.
 //
-// Where the processor multiplies bfloat16, float32 scores come from that, at half the cost and with wider bounds. Where
-// they leave most rows of a panel open, that panel and some after it are multiplied in float32.
+// Scores of float32 rows come from bfloat16 where the processor multiplies it, and else, with more than a few centroids,
+// from 16-bit integers: at half the cost and with wider bounds. Where they leave most rows of a panel open, that panel
+// and some after it are multiplied in float32.
 //
 // The cosine of normalized rows is 1 - |x - y|^2 / 2, so the same search finds it. A centroid with a norm below 1e-12
 // stays shorter than 1 when it is normalized, by a shortfall of its squared norm that its score takes into account.
@@ -50,7 +51,7 @@ namespace deepclust {
 namespace {
 
 constexpr int64_t kMaxChunk = 1024;  // centroids whose scores are kept for a look back: an eighth of a common L2 cache
-constexpr int64_t kMinIntegerClusters = 32;  // fewer are multiplied in less time than it takes to round a row
+constexpr int64_t kMinIntegerClusters = 8;  // fewer are multiplied in less time than it takes to round a row
 constexpr float kPairRounding = 1.0f / 256;  // of bfloat16, relative
 constexpr int64_t kDoubtfulPanels = 7;
 

@@ -47,6 +47,19 @@ def test_near_ties(kind: str, dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("depth", [1, 2, 7, 64, 301])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_centroids_are_searched_as_exactly_as_few(kind: str, depth: int, device: str) -> None:
+    """Few are multiplied in float32, many in coarser numbers, which may not show."""
+    features, centroids = (x.float().to(device) for x in make_batch(kind, 300, 96, depth))
+    for scale in (1.0, 1e-12, 1e12):
+        for metric in METRICS:
+            _, distances = kmeans_assign(scale * features, scale * centroids, metric=metric)
+            few = [kmeans_assign(scale * features, scale * part, metric=metric)[1] for part in centroids.split(4)]
+            assert torch.equal(distances, torch.stack(few).amin(dim=0))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_rows_that_have_no_products(device: str) -> None:
     """Squares that overflow, vectors without length and rows that are not finite, beside rows that are ordinary."""
     features, centroids = (x.float().to(device) for x in make_batch("random", 80, 70, 20))
