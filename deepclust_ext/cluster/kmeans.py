@@ -46,8 +46,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     float32, autocast or not. ``y`` of any method is ignored: scikit-learn's pipelines and searches pass one.
 
     A row of weight w counts as w rows do in means, inertia and k-means++; weights are added up in float64. Whole
-    weights give the clusters that as many copies of each row in its place would, up to rounding, unless ``batch_size``
-    or ``init="random"`` draws rows, or an empty cluster takes one. Rows of weight 0 have labels and no other part.
+    weights give the clusters that as many copies of each row in its place would, up to rounding, unless
+    ``batch_size``, ``init="random"`` or "k-means||" draws rows, or an empty cluster takes one. Rows of weight 0 have
+    labels and no other part.
 
     Data that does not fit has two ways. ``batch_size`` lets :meth:`fit` work on that many rows at a time, of a tensor
     that may lie in a file (``torch.from_file``). :meth:`partial_fit` takes the batches of any stream, as that of
@@ -59,9 +60,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     Args:
         n_clusters: K.
         metric: "euclidean" or "cosine".
-        init: First centers: "k-means++" (greedy, 2 + log K trials), "random" rows, centers (K, D), or a function that
-            is called as ``init(rows, n_clusters, random_state=seed)`` for each start and returns centers. It is given
-            a tensor and a whole number.
+        init: First centers: "k-means++" (greedy, 2 + log K trials), "k-means||" (five passes that draw K / 2 candidates
+            each, of which k-means makes K centers: for a thousand clusters and more, as good and several times
+            faster), "random" rows, centers (K, D), or a function that is called as
+            ``init(rows, n_clusters, random_state=seed)`` for each start and returns centers. It is given a tensor and
+            a whole number.
         n_init: Starts, of which the one with the least inertia stays. "auto" is 10 for "random" and functions, and 1
             otherwise.
         max_iter: Iterations of a start at most; with ``batch_size``, passes over the rows.
@@ -88,8 +91,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         >>> sorted(kmeans.cluster_centers_.tolist())
         [[0.0, 1.0], [9.0, 1.0]]
 
-    Source: Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++", 2007; Sculley,
-    "Web-scale k-means clustering", 2010.
+    Source: Lloyd, "Least squares quantization in PCM", 1982; Arthur and Vassilvitskii, "k-means++", 2007; Bahmani et
+    al., "Scalable k-means++", 2012; Sculley, "Web-scale k-means clustering", 2010.
     """
 
     cluster_centers_: Any

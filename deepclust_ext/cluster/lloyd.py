@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from deepclust_ext.cluster.inputs import as_rows, checked_rows
+from deepclust_ext.cluster.parallel_seeding import oversampled_centers
 from deepclust_ext.cluster.settings import Settings
 from deepclust_ext.cluster.steps import assign_and_sum, cluster_sums, exact_sum, fill_empty, seed_centers
 from deepclust_ext.cluster.stream import Stream
 from deepclust_ext.ops import kmeans_assign, kmeans_step
 from deepclust_ext.reference.kmeans_assign import centers_of
 from deepclust_ext.reference.kmeans_seed import costs
+
+_SEEDINGS = {"k-means++": seed_centers, "k-means||": oversampled_centers}
 
 
 class Fitted(NamedTuple):
@@ -133,8 +136,8 @@ def first_centers(
 ) -> Tensor:
     """Return the centers (K, D) that a start begins with."""
     if isinstance(settings.init, str):
-        if settings.init == "k-means++":
-            return seed_centers(rows, settings.n_clusters, settings.metric, generator, weights)
+        if settings.init in _SEEDINGS:
+            return _SEEDINGS[settings.init](rows, settings.n_clusters, settings.metric, generator, weights)
         return rows[_random_places(len(rows), weights, generator)[: settings.n_clusters].to(rows.device)]
     given: Any = settings.init
     if callable(given):

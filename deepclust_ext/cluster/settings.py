@@ -32,8 +32,9 @@ class Settings(NamedTuple):
         init, n_init = estimator.init, estimator.n_init
         is_random = callable(init) or (isinstance(init, str) and init == "random")
         if isinstance(init, str):
-            if init not in ("k-means++", "random"):
-                raise ValueError(f"init: expected 'k-means++', 'random', centers or a function, got {init!r}")
+            if init not in ("k-means++", "k-means||", "random"):
+                expected = "'k-means++', 'k-means||', 'random', centers or a function"
+                raise ValueError(f"init: expected {expected}, got {init!r}")
         elif not callable(init):
             as_rows(init, "init")
         check_random_state(estimator.random_state)

@@ -96,7 +96,7 @@ def test_greedy_seeds_are_in_different_clusters() -> None:
     st.integers(1, 5),
     st.integers(1, 6),
     st.sampled_from(METRICS),
-    st.sampled_from(["k-means++", "random"]),
+    st.sampled_from(["k-means++", "k-means||", "random"]),
     st.sampled_from([None, 1, 7]),
 )
 def test_invariants(
@@ -144,7 +144,7 @@ def test_cosine_is_spherical_kmeans(backend: str) -> None:
 
 @pytest.mark.parametrize("batch_size", [None, 128])
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("init", ["k-means++", "random"])
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random"])
 def test_a_seed_gives_one_result_on_any_number_of_threads(
     set_threads: Any, metric: str, init: str, batch_size: int | None
 ) -> None:
@@ -297,7 +297,10 @@ def test_errors_name_the_argument() -> None:
     for arguments, message in (
         ({"n_clusters": 0}, "n_clusters: expected at least 1, got 0"),
         ({"metric": "l1"}, "metric: expected 'euclidean' or 'cosine', got 'l1'"),
-        ({"init": "farthest"}, "init: expected 'k-means\\+\\+', 'random', centers or a function, got 'farthest'"),
+        (
+            {"init": "farthest"},
+            "init: expected 'k-means\\+\\+', 'k-means\\|\\|', 'random', centers or a function, got 'farthest'",
+        ),
         ({"n_init": 0}, "n_init: expected at least 1, got 0"),
         ({"max_iter": 0}, "max_iter: expected at least 1, got 0"),
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),

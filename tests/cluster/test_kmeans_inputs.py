@@ -234,7 +234,7 @@ MODES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-@pytest.mark.parametrize("init", ["k-means++", "random", first_rows])
+@pytest.mark.parametrize("init", ["k-means++", "k-means||", "random", first_rows])
 def test_torch_s_modes_change_nothing(backend: str, mode: str, metric: str, init: Any) -> None:
     def run() -> list[Any]:
         results: list[Any] = []
