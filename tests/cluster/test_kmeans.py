@@ -297,10 +297,7 @@ def test_errors_name_the_argument() -> None:
     for arguments, message in (
         ({"n_clusters": 0}, "n_clusters: expected at least 1, got 0"),
         ({"metric": "l1"}, "metric: expected 'euclidean' or 'cosine', got 'l1'"),
-        (
-            {"init": "farthest"},
-            "init: expected 'k-means\\+\\+', 'k-means\\|\\|', 'random', centers or a function, got 'farthest'",
-        ),
+        ({"init": "farthest"}, "init: expected 'k-means.* or a function, got 'farthest'"),
         ({"n_init": 0}, "n_init: expected at least 1, got 0"),
         ({"max_iter": 0}, "max_iter: expected at least 1, got 0"),
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),
