@@ -22,6 +22,7 @@ Rounds = dict[tuple[str, str], list[float]]  # (provider, mode) -> seconds of on
 
 WARM_UPS = 2
 MIN_ROUNDS, MAX_ROUNDS = 9, 200
+LONG_ROUND = 30.0  # seconds: the first round that takes longer is the only one
 # Seconds of a sample at least: events resolve half a microsecond, a queue takes a few to fill, and a short call would
 # find the caches as another provider left them.
 MIN_STRETCH = 1e-3
@@ -116,7 +117,7 @@ def time_rounds(
 
 
 def sample_rounds(samplers: Mapping[str, Callable[[], Sample]], seconds: float) -> Rounds:
-    """Take one sample of each per round, for about so many seconds; no seconds mean 3 rounds."""
+    """Take one sample of each per round, for about so many seconds; no seconds mean 3 rounds, LONG_ROUND means one."""
 
     def run_round(order: list[str]) -> dict[tuple[str, str], float]:
         return {(name, mode): taken for name in order for mode, taken in samplers[name]().items()}
@@ -126,6 +127,8 @@ def sample_rounds(samplers: Mapping[str, Callable[[], Sample]], seconds: float) 
         start = time.perf_counter()
         warm_up = run_round(order)
         round_seconds = time.perf_counter() - start
+        if round_seconds > LONG_ROUND:
+            return {key: [taken] for key, taken in warm_up.items()}
     rounds: Rounds = {key: [] for key in warm_up}
     count = min(max(int(seconds / round_seconds), MIN_ROUNDS), MAX_ROUNDS) if seconds else 3
     shuffler = random.Random(0)  # nobody always finds the caches as the same other one left them

@@ -39,12 +39,18 @@ class Provider:
     check: Callable[[Any, tuple[Tensor, ...], Mapping[str, Any]], str | None] | None = None
 
 
+def convert(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return an input as a leaf tensor in another dtype; what is float64 stays so."""
+    return x.detach().to(x.dtype if x.dtype == torch.float64 else dtype).requires_grad_(x.requires_grad)
+
+
 @dataclass(frozen=True, eq=False)  # a case is itself: hashable whatever its fields
 class Case:
     """Inputs of one size; `make(rows, dims)` returns them in float32 on the CPU, the same for the same arguments.
 
-    The reference, the yardstick and PROVIDERS get `options` too, and the last inputs by `keywords`; rivals of the case
-    and what is timed `beside` get the inputs alone, by position.
+    What it returns in float64, numbers that an op takes in no other dtype, stays so. The reference, the yardstick and
+    PROVIDERS get `options` too, and the last inputs by `keywords`; rivals of the case and what is timed `beside` get
+    the inputs alone, by position.
     """
 
     distribution: str
@@ -58,6 +64,7 @@ class Case:
     options: Mapping[str, float] = field(default_factory=dict)
     works: Mapping[str, WorkOf] | None = None  # in place of the op's WORK
     passes: int = 1  # over the inputs: how often they are read at least where no cache holds them
+    pass_bytes: int | None = None  # what each further pass reads, if not all inputs
     modes: Sequence[str] | None = None  # in place of the op's MODES
     memory_only: bool = False  # too large for a check in float64
     checked_rows: int | None = None  # so many rows are checked instead: too large for a check in float64 on this GPU
@@ -70,7 +77,7 @@ class Case:
     def inputs(self, dtype: torch.dtype, device: str, rows: int | None = None) -> tuple[Tensor, ...]:
         """Return the inputs as leaf tensors; other `rows` make a smaller copy of the case."""
         made = self.make(rows or self.rows, self.dims)
-        return tuple(x.detach().to(device, dtype).requires_grad_(x.requires_grad) for x in made)
+        return tuple(convert(x.to(device), dtype) for x in made)
 
     def bind(self, function: Function) -> Function:
         """Return a function of the inputs alone, by position."""
@@ -239,7 +246,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 def reference_results(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the results of the reference on the same values in another dtype."""
-    converted = tuple(x.detach().to(dtype).requires_grad_(x.requires_grad) for x in inputs)
+    converted = tuple(convert(x, dtype) for x in inputs)
     return named_results(modes_of(op, case), case.bind(op.TRUTH), converted)
 
 

@@ -101,7 +101,7 @@ def find_floors(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...], output:
     """
     read, written = count_bytes(inputs), count_bytes(tensors_of(output))
     cache = cache_bytes()
-    again = (case.passes - 1) * max(0, read - cache) if cache else 0
+    again = (case.passes - 1) * max(0, (case.pass_bytes or read) - cache) if cache else 0
     moved = {
         "forward": read + written,
         "backward": read + written + count_bytes(x for x in inputs if x.requires_grad),

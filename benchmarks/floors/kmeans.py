@@ -1,4 +1,4 @@
-"""Floors and predictions of kmeans_assign and kmeans_update on CUDA; see floors/__init__.py."""
+"""Floors and predictions of kmeans_assign and kmeans_update on CUDA, floors of kmeans_seed; see floors/__init__.py."""
 
 from benchmarks.floors import (
     BF16,
@@ -16,7 +16,8 @@ from benchmarks.floors import (
 )
 
 ARITHMETICS = {"float32": (TF32X3, 4), "float32-high": (TF32X3, 4), "bfloat16": (BF16, 2), "float16": (FP16, 2)}
-LABEL_BYTES = 8
+LABEL_BYTES, UNIFORM_BYTES = 8, 8
+INTEGER_BYTES = 2  # of an element of the rows, as kmeans_seed reads them again at every step on the CPU
 EPILOGUE_OPERATIONS = 8  # of a lane for every row and centroid
 
 # How the update is cut; see part_rows_of in csrc/cuda/kmeans_assign.cu.
@@ -24,6 +25,9 @@ MIN_PART_ROWS, PART_ROWS_PER_CLUSTER, MAX_PARTS = 256, 4, 1024
 
 #: Rows, centroids and features of the cases for CUDA.
 CUDA_ASSIGNMENTS = ((20_000, 40, 64), (65_536, 100, 128), (65_536, 1000, 128), (1_000_000, 1000, 128))
+
+#: Rows, centers and features of the cases of kmeans_seed for CUDA.
+CUDA_SEEDINGS = ((20_000, 40, 64), (100_000, 1000, 128))
 
 
 def assign_work(rows: int, dims: int, dtype: str, *, clusters: int) -> Work:
@@ -36,6 +40,13 @@ def assign_work(rows: int, dims: int, dtype: str, *, clusters: int) -> Work:
 def update_work(rows: int, dims: int, dtype: str, *, clusters: int) -> Work:
     """Return the work of an update: inputs read, sums written."""
     return Work({}, rows * (dims * ARITHMETICS[dtype][1] + LABEL_BYTES) + clusters * (4 * dims + LABEL_BYTES))
+
+
+def seed_work(rows: int, dims: int, dtype: str, *, clusters: int, candidates: int) -> Work:
+    """Return the work of choosing centers: rows multiplied with the candidates of all but the first, and read once."""
+    arithmetic, size = ARITHMETICS[dtype]
+    moved = rows * dims * size + clusters * (candidates * UNIFORM_BYTES + LABEL_BYTES)
+    return Work({arithmetic: arithmetic.pieces * 2 * rows * dims * (clusters - 1) * candidates}, moved)
 
 
 def predict_assign(rows: int, clusters: int, dims: int, dtype: str, card: Card) -> tuple[float, str]:

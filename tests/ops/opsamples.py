@@ -220,6 +220,35 @@ def kmeans_assign_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     ]
 
 
+def kmeans_seed_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """Both metrics, weights; ragged sizes, clusters, data far from the origin, one candidate and many."""
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(
+        name: str, rows: int, dims: int, clusters: int, candidates: int, *, weighted: bool = False, **options: Any
+    ) -> Sample:
+        features = torch.randn(rows, dims, generator=generator, dtype=torch.float64)
+        if name == "clusters":
+            features = 0.3 * features + 2 * torch.randn(9, dims, generator=generator).double()[torch.arange(rows) % 9]
+        if name == "offset":
+            features += 20
+        options["uniform"] = torch.rand(clusters, candidates, generator=generator, dtype=torch.float64).to(device)
+        if weighted:
+            options["weights"] = torch.randint(4, (rows,), generator=generator).double().to(device)
+        name = f"{name} {rows}x{dims}, {clusters} of {candidates} {[*options]}"
+        return Sample(name, (features.to(dtype).to(device),), options, constant=True, emptied=0)
+
+    return [
+        sample("random", 5, 3, 2, 2),
+        sample("random", 37, 7, 6, 3, weighted=True),
+        sample("random", 70, 16, 9, 5, metric="cosine"),
+        sample("random", 131, 33, 12, 1),
+        sample("clusters", 150, 24, 9, 4, weighted=True, metric="cosine"),
+        sample("clusters", 150, 24, 9, 4),
+        sample("offset", 65, 9, 7, 6, weighted=True),
+    ]
+
+
 def nearest_neighbors_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     """Ragged sizes, few candidates and many, excluded and invalid rows; cosines of both signs, so none are equal."""
     generator = torch.Generator().manual_seed(0)
@@ -292,6 +321,7 @@ SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
     "fused_contrastive_loss": fused_contrastive_loss_samples,
     "fused_hsd_loss": fused_hsd_loss_samples,
     "kmeans_assign": kmeans_assign_samples,
+    "kmeans_seed": kmeans_seed_samples,
     "nearest_neighbors": nearest_neighbors_samples,
     "sinkhorn_knopp": sinkhorn_knopp_samples,
 }
