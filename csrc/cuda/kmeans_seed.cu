@@ -1,14 +1,14 @@
 // Greedy k-means++ as two launches for every center; nothing waits for the device.
 //
-// The first launch of a step measures the candidates: a quad has two rows, and reads them once for up to eight
-// candidates, whose rows come from the caches. Distances are summed over squared differences, by the same code and so
-// to the same bits as those of kmeans_assign. It stores for each candidate how far each row would be from its nearest
-// center, and of each block the sums of integer costs and the largest cost. The last block to end chooses the
-// candidate. Its largest cost gives the scale of the next step.
+// The first one takes over the distances of the center that was chosen last and makes integers of the costs. Each block
+// adds up a part of the rows. The last block to end draws the candidates: a warp finds the part in which a running sum
+// crosses, then the row. It lays their rows side by side, chunk by chunk, where one address leads to all of a group.
 //
-// The second launch takes over the distances of the chosen one and makes integers of the costs. Each block adds up a
-// part of the rows; the last one draws the next candidates: a warp finds the part in which a running sum crosses, then
-// the row. It lays their rows side by side, chunk by chunk, where one address leads to all of a group.
+// The second one measures the candidates: a quad has two rows, and reads them once for up to eight candidates, whose
+// rows come from the caches. Distances are summed over squared differences, by the same code and so to the same bits as
+// those of kmeans_assign. It stores for each candidate how far each row would be from its nearest center, and of each
+// block the sums of integer costs and the largest cost. The last block chooses the candidate, and its largest cost
+// gives the scale of the next integers.
 //
 // Sums are of integers, so that neither the number of blocks nor the order in which they end shows in the result. The
 // rows are read in place where they need neither padding nor widening.
@@ -56,26 +56,23 @@ struct SeedState {
 
 template <class T>
 struct Arguments {
-  const T* rows;           // (N, row_depth)
-  T* norms;                // (N,) for the cosine
-  T* scales;               // (N,) 1 / max(norm, 1e-12), for the cosine
-  T* least;                // (N,)
-  int64_t* integers;       // (N,)
-  T* distances;            // (C, N)
-  int64_t* candidates;     // (C,)
-  T* candidate_rows;       // (groups, chunks, group, kChunk) as they are compared; the last group repeats its last one
-  int64_t* block_sums;     // (C, blocks)
-  double* block_largest;   // (C, blocks)
-  int64_t* part_sums;      // (parts,)
-  SeedState* state;        // one
-  int64_t* places;         // (K,)
-  const double* uniform;   // (K, C)
-  const double* weights;   // (N,) or null
-  double span;             // scale times largest cost: their sum fits int64
-  int64_t count;           // N
-  int64_t row_depth;       //
-  int64_t num_candidates;  // C
-  int64_t part_rows;
+  const T* rows;          // (N, row_depth)
+  T* norms;               // (N,) for the cosine
+  T* scales;              // (N,) 1 / max(norm, 1e-12), for the cosine
+  T* least;               // (N,)
+  int64_t* integers;      // (N,)
+  T* distances;           // (C, N)
+  int64_t* candidates;    // (C,)
+  T* candidate_rows;      // (groups, chunks, group, kChunk) as they are compared; the last group repeats its last one
+  int64_t* block_sums;    // (C, blocks)
+  double* block_largest;  // (C, blocks)
+  int64_t* part_sums;     // (parts,)
+  SeedState* state;       // one
+  int64_t* places;        // (K,)
+  const double* uniform;  // (K, C)
+  const double* weights;  // (N,) or null
+  double span;            // scale times largest cost: their sum fits int64
+  int64_t count, row_depth, num_candidates, part_rows;  // N, D in whole chunks, C, rows of a part
   bool cosine;
 
   __device__ __forceinline__ ComparedRow<T> row(int64_t i) const {
@@ -130,8 +127,9 @@ __global__ void __launch_bounds__(kThreads)
   if (in.weights != nullptr) {
     largest = largest_of<kWarps>(in.weights + first, static_cast<int>(smaller<int64_t>(kQuads, in.count - first)));
   }
-  if (threadIdx.x == 0) {
-    atomicMax(&in.state->largest, static_cast<unsigned long long>(__double_as_longlong(largest)));
+  if (threadIdx.x == 0 && (in.weights != nullptr || blockIdx.x == 0)) {
+    const double positive = larger(largest, 0.0);  // not -0, whose bits are large
+    atomicMax(&in.state->largest, static_cast<unsigned long long>(__double_as_longlong(positive)));
   }
   if (i >= in.count) return;
   const Row* source = features + i * depth;
@@ -425,8 +423,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t part = threadIdx.x; part < parts; part += kThreads) total += in.part_sums[part];
   total = sum_in_all(total);
   for (int64_t c = threadIdx.x / 32; c < count; c += kWarps) {
-    const double drawn = in.uniform[step * in.num_candidates + c] * static_cast<double>(total);
-    const int64_t target = static_cast<int64_t>(drawn);
+    const double uniform = in.uniform[step * in.num_candidates + c];
+    const int64_t target = static_cast<int64_t>(uniform * static_cast<double>(total));
     const Crossing part = find_crossing(in.part_sums, 0, parts, 0, target);
     const int64_t from = part.place * in.part_rows, to = smaller(from + in.part_rows, in.count);
     const int64_t place = find_crossing(in.integers, from, to, part.before, target).place;

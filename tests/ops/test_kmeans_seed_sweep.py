@@ -15,7 +15,7 @@ METRICS = ["euclidean", "cosine"]
 
 # (N, D, K, C) around the borders of row tiles (128), chunks (2 and 4 features), groups of candidates (4 and 8), and
 # parts of rows (512); on the emulated device six blocks of 128 rows share the distances.
-SIZES = [(1, 1, 2, 3), (5, 2, 7, 1), (127, 4, 3, 4), (130, 17, 4, 5), (513, 3, 3, 9), (1100, 8, 3, 17)]
+SIZES = [(1, 1, 2, 3), (5, 2, 7, 1), (127, 4, 3, 4), (130, 17, 4, 5), (1100, 8, 3, 9)]
 
 
 def random_rows(count: int, depth: int) -> Tensor:
