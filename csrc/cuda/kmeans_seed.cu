@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   }
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const bool first_step = step == 0;
-  const double scale = in.scale();
+  const double scale = first_step ? 0 : in.scale();  // at first it is for weights; and one candidate needs no sum
   for (int64_t first = 0; first < count; first += kGroup) {
     const auto candidate = [&](int c) { return in.row(in.candidates[smaller(first + c, count - 1)]); };
     const T* others = in.candidate_rows + first * in.row_depth;  // (chunks, kGroup, kChunk)
