@@ -68,9 +68,11 @@ def test_weights(dtype: torch.dtype, metric: str, device: str, assert_as_by_assi
     """Weights of many magnitudes, a third of them 0, at both ends too."""
     generator = torch.Generator().manual_seed(3)
     weights = torch.exp(9 * torch.rand(600, generator=generator, dtype=torch.float64))
-    weights[::3] = weights[-20:] = 0
-    rows = random_rows(600, 5).to(dtype).to(device)
-    places = assert_as_by_assign(rows, random_numbers(5, 5).to(device), metric=metric, weights=weights.to(device))
+    weights[::3] = weights[:20] = weights[-20:] = 0
+    rows, uniform = random_rows(600, 5).to(dtype).to(device), random_numbers(5, 5)
+    uniform[0, 0] = 0
+    places = assert_as_by_assign(rows, uniform.to(device), metric=metric, weights=weights.to(device))
+    assert int(places[0]) == 20
     assert bool((weights[places.cpu()] > 0).all())
 
 
