@@ -52,7 +52,7 @@ FLOOR_TABLES = {
     "batch_hard_mining, fused_hsd_loss": mining_floor_table,
     "diffused_neighbor_gather": gather_floor_table,
     "fused_contrastive_loss": contrastive_floor_table,
-    "kmeans_assign, kmeans_update": kmeans_floor_table,
+    "kmeans_assign, kmeans_update, kmeans_seed": kmeans_floor_table,
     "nearest_neighbors": neighbors_floor_table,
     "sinkhorn_knopp": sinkhorn_floor_table,
 }

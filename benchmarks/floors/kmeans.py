@@ -1,4 +1,6 @@
-"""Floors and predictions of kmeans_assign and kmeans_update on CUDA, floors of kmeans_seed; see floors/__init__.py."""
+"""Floors and predictions of kmeans_assign, kmeans_update and kmeans_seed on CUDA; see floors/__init__.py."""
+
+import math
 
 from benchmarks.floors import (
     BF16,
@@ -22,6 +24,9 @@ EPILOGUE_OPERATIONS = 8  # of a lane for every row and centroid
 
 # How the update is cut; see part_rows_of in csrc/cuda/kmeans_assign.cu.
 MIN_PART_ROWS, PART_ROWS_PER_CLUSTER, MAX_PARTS = 256, 4, 1024
+
+# How seeding is cut; see csrc/cuda/kmeans_seed.cu. Rows of half precision are copied to float32.
+SEED_QUAD_ROWS, SEED_GROUPS, SEED_VALUE_BYTES = 2, (4, 8), 4
 
 #: Rows, centroids and features of the cases for CUDA.
 CUDA_ASSIGNMENTS = ((20_000, 40, 64), (65_536, 100, 128), (65_536, 1000, 128), (1_000_000, 1000, 128))
@@ -47,6 +52,11 @@ def seed_work(rows: int, dims: int, dtype: str, *, clusters: int, candidates: in
     arithmetic, size = ARITHMETICS[dtype]
     moved = rows * dims * size + clusters * (candidates * UNIFORM_BYTES + LABEL_BYTES)
     return Work({arithmetic: arithmetic.pieces * 2 * rows * dims * (clusters - 1) * candidates}, moved)
+
+
+def seed_reads(rows: int, dims: int, dtype: str, *, clusters: int) -> Work:
+    """Return what seeding reads and writes where no cache holds the rows: all of them for every center."""
+    return Work({}, clusters * (rows * dims * ARITHMETICS[dtype][1] + LABEL_BYTES))
 
 
 def predict_assign(rows: int, clusters: int, dims: int, dtype: str, card: Card) -> tuple[float, str]:
@@ -76,8 +86,30 @@ def predict_update(rows: int, clusters: int, dims: int, dtype: str, card: Card) 
     return 2 * LAUNCH_SECONDS + (update_work(rows, dims, dtype, clusters=clusters).bytes + 2 * part_bytes) / card.memory
 
 
+def predict_seed(rows: int, clusters: int, dims: int, dtype: str, card: Card) -> float:
+    """Return the seconds of all kernels for 2 + log K candidates.
+
+    Those that measure distances read the rows once for a group of candidates, subtract, multiply and add in two
+    instructions, and load a chunk of a candidate from the cache for some rows at a time. The others read distances and
+    write them and integers. What the last block does is left out.
+    """
+    candidates = 2 + int(math.log(clusters))
+    group = SEED_GROUPS[candidates > SEED_GROUPS[0]]
+    groups = divide_up(candidates, group)
+    row_bytes, state = dims * SEED_VALUE_BYTES, SEED_VALUE_BYTES + LABEL_BYTES  # a distance and an integer
+    measured = max(
+        rows * (groups * row_bytes + state + candidates * SEED_VALUE_BYTES) / card.memory,
+        rows * dims * groups * group * 2 / card.lanes,
+        rows * row_bytes * groups * (1 + group / SEED_QUAD_ROWS) / card.lanes,
+    )
+    center = 2 * LAUNCH_SECONDS + measured + rows * (SEED_VALUE_BYTES + state) / card.memory
+    size = ARITHMETICS[dtype][1]
+    prepared = dims * size + (0 if size == SEED_VALUE_BYTES else row_bytes)
+    return clusters * center + LAUNCH_SECONDS + rows * prepared / card.memory
+
+
 def kmeans_floor_table(card: Card) -> str:
-    """Return floors and predictions of both ops, in Markdown."""
+    """Return floors and predictions of the three ops, in Markdown."""
     lines = []
     for rows, clusters, dims in CUDA_ASSIGNMENTS:
         by_dtype = []
@@ -93,6 +125,8 @@ def kmeans_floor_table(card: Card) -> str:
                     limit,
                     digits(update_work(rows, dims, dtype, clusters=clusters).seconds(card) * 1e6, 2),
                     digits(predict_update(rows, clusters, dims, dtype, card) * 1e6, 2),
+                    digits(seed_reads(rows, dims, dtype, clusters=clusters).seconds(card) * 1e3, 2),
+                    digits(predict_seed(rows, clusters, dims, dtype, card) * 1e3, 2),
                 )
             )
         lines.append([f"{rows} x {clusters} x {dims}", *map(", ".join, zip(*by_dtype, strict=True))])
@@ -105,5 +139,7 @@ def kmeans_floor_table(card: Card) -> str:
         "limited by",
         "update: floor, µs",
         "predicted, µs",
+        "seed: floor, ms",
+        "predicted, ms",
     ]
     return markdown_table(titles, lines)

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) assign_rows_kernel(c
     }
     if (present && quad_lane() == 0) {
       in.labels[i] = nearest.label;
-      in.distances[i] = narrow<Row>(static_cast<T>(in.cosine ? 1 - nearest.value : -nearest.value));
+      in.distances[i] = narrow<Row>(distance_of<T>(nearest.value, in.cosine));
     }
   }
 }

@@ -1,13 +1,13 @@
-// The row functor of kmeans_assign, and how near a centroid is by differences.
+// The row functor of kmeans_assign, and the decision for a row.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "common/constants.h"
 #include "common/numeric.cuh"
 #include "common/quad.cuh"
 #include "common/tile_gemm.cuh"
+#include "cuda/kmeans_distance.cuh"
 #include "device.h"
 
 namespace deepclust::kmeans {
@@ -86,70 +86,12 @@ struct ScoreSearch {
   }
 };
 
-// |x - y| where the squares leave the range of T: relative to the largest difference. By a quad.
-template <class Row>
-__device__ double scaled_distance(const Row* x /* (depth,) */, const Row* y /* (depth,) */, int64_t depth) {
-  const auto difference = [&](int64_t k) {
-    return static_cast<double>(widen(x[k])) - static_cast<double>(widen(y[k]));
-  };
-  double largest = 0;
-  for (int64_t k = quad_lane(); k < depth; k += 4) largest = larger(fabs(difference(k)), largest);
-  largest = quad_max(largest);
-  if (!(largest > 0 && largest <= Limits<double>::kMax)) return largest;
-  const int exponent = ilogb(largest);
-  double sum = 0;
-  for (int64_t k = quad_lane(); k < depth; k += 4) {
-    const double scaled = ldexp(difference(k), -exponent);
-    sum += scaled * scaled;
-  }
-  return ldexp(sqrt(quad_sum(sum)), exponent);
-}
-
-// A row of the features as it is compared: divided by its norm for the cosine.
+// How near centroid c is to a row, by a quad.
 template <class P>
-struct ComparedRow {
-  using T = typename P::Accumulator;
-  const typename P::Element* row;  // (row_depth,)
-  T scale;
-  bool is_short;  // a norm below 1e-12, so that the divided row is shorter than 1
-
-  static __device__ __forceinline__ ComparedRow make(const Arguments<P>& in, int64_t i, double norm) {
-    const T scale = in.cosine ? static_cast<T>(1 / larger(norm, kMinNorm)) : T(1);
-    return {in.features + i * in.row_depth, scale, in.cosine && norm < kMinNorm};
-  }
-};
-
-// Never contracted into a multiply-add: equal rows must have distance 0.
-__device__ __forceinline__ float product_of(float x, float y) { return __fmul_rn(x, y); }
-__device__ __forceinline__ double product_of(double x, double y) { return x * y; }
-
-// How near a centroid is to a row, by a quad: the cosine or the negative Euclidean distance. Both come from summed
-// squared differences, the cosine of vectors shorter than 1 from the product.
-template <class P>
-__device__ double closeness(const Arguments<P>& in, const ComparedRow<P>& x, int64_t c) {
-  using T = typename P::Accumulator;
-  using Row = typename P::Element;
-  const Row* y = in.centroids + c * in.row_depth;
-  const T scale = in.scales[c];
-  T squares[2] = {0, 0}, product = 0;
-  for (int64_t chunk = quad_lane(); chunk < in.row_depth / Chunk<Row>::kCount; chunk += 4) {
-    const Chunk<Row> own = Chunk<Row>::load(x.row, chunk), other = Chunk<Row>::load(y, chunk);
-#pragma unroll
-    for (int e = 0; e < Chunk<Row>::kCount; ++e) {
-      const T left = product_of(widen(own.element[e]), x.scale), right = product_of(widen(other.element[e]), scale);
-      const T difference = left - right;
-      squares[e % 2] += difference * difference;
-      product += left * right;
-    }
-  }
-  const T squared = quad_sum(squares[0] + squares[1]);
-  if (in.cosine) {
-    product = quad_sum(product);
-    return x.is_short || in.norms[c] < T(kMinNorm) ? product : 1 - 0.5 * static_cast<double>(squared);
-  }
-  constexpr T kSmall = Limits<T>::kTiny / Limits<T>::kEpsilon;
-  if (squared > kSmall && squared <= Limits<T>::kMax) return -sqrt(static_cast<double>(squared));
-  return -scaled_distance(x.row, y, in.row_depth);
+__device__ double closeness(const Arguments<P>& in, const ComparedRow<typename P::Element>& x, int64_t c) {
+  const bool is_short = in.cosine && in.norms[c] < typename P::Accumulator(kMinNorm);
+  return closeness<typename P::Element>(x, {in.centroids + c * in.row_depth, in.scales[c], is_short}, in.row_depth,
+                                        in.cosine);
 }
 
 // The nearest centroid found so far; label -1: none.
@@ -172,20 +114,21 @@ template <class P>
 __device__ bool decide_by_scores(const Arguments<P>& in, int64_t i, const BestScore<typename P::Accumulator>& best,
                                  typename P::Accumulator largest_norm, Nearest& nearest) {
   using T = typename P::Accumulator;
+  using Compared = ComparedRow<typename P::Element>;
   if (best.column < 0) return false;
   const T rounding = (in.row_depth + 32) * Limits<T>::kEpsilon + P::kSplitError;
   const T underflow = in.row_depth * Limits<T>::kTiny;
+  const auto* row = in.features + i * in.row_depth;
   T margin, value;
   if (in.cosine) {
-    const Norm<T> norm = norm_of<T>(in.features + i * in.row_depth, in.row_depth, true);
+    const Norm<T> norm = norm_of<T>(row, in.row_depth, true);
     const T size = static_cast<T>(norm.value), reach = size * largest_norm;
     if (!norm.finite || norm.value < kMinNorm || !(reach <= Limits<T>::kMax)) return false;
-    const ComparedRow<P> x = ComparedRow<P>::make(in, i, norm.value);
-    nearest = {closeness(in, x, best.column), best.column};
+    nearest = {closeness(in, Compared::make(row, norm.value, true), best.column), best.column};
     margin = 2 * (4 * rounding * size + underflow * (1 + size + largest_norm) / T(kMinNorm));
     value = size;
   } else {
-    nearest = {closeness(in, ComparedRow<P>::make(in, i, 1), best.column), best.column};
+    nearest = {closeness(in, Compared::make(row, 1, false), best.column), best.column};
     value = static_cast<T>(-nearest.value);
     const T reach = value + 2 * largest_norm;  // of |x| + |y|, since |x| is at most the distance and a norm
     margin = 2 * (rounding * (reach * reach) + underflow * (1 + reach));
@@ -197,8 +140,9 @@ __device__ bool decide_by_scores(const Arguments<P>& in, int64_t i, const BestSc
 template <class P>
 __device__ Nearest decide_by_all(const Arguments<P>& in, int64_t i) {
   using T = typename P::Accumulator;
-  const Norm<T> norm = norm_of<T>(in.features + i * in.row_depth, in.row_depth, true);
-  const ComparedRow<P> x = ComparedRow<P>::make(in, i, norm.value);
+  const auto* row = in.features + i * in.row_depth;
+  const Norm<T> norm = norm_of<T>(row, in.row_depth, true);
+  const auto x = ComparedRow<typename P::Element>::make(row, norm.value, in.cosine);
   Nearest nearest{Limits<double>::kNan, -1};
   for (int64_t c = threadIdx.x % 32 / 4; norm.finite && c < in.clusters; c += 8) {
     nearest.add(closeness(in, x, c), static_cast<int>(c));

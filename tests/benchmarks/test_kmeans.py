@@ -103,6 +103,11 @@ def test_kmeans_is_not_predicted_to_beat_its_floors(dtype: str) -> None:
         assert kmeans_floors.predict_update(rows, clusters, dims, dtype, CARDS["NVIDIA H200"]) > update.seconds(
             CARDS["NVIDIA H200"]
         )
+        seeding = kmeans_floors.seed_reads(rows, dims, dtype, clusters=clusters)
+        assert seeding.bytes == clusters * (rows * dims * kmeans_floors.ARITHMETICS[dtype][1] + 8)
+        assert kmeans_floors.predict_seed(rows, clusters, dims, dtype, CARDS["NVIDIA H200"]) > seeding.seconds(
+            CARDS["NVIDIA H200"]
+        )
 
 
 def test_grid_yields_its_rows_case_by_case(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,7 @@ T atomicCAS(T* target, deepclust::emulator::Same<T> expected, deepclust::emulato
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fmul_rn(float x, float y) { return x * y; }  // never contracted: one statement of its own
+inline double __dmul_rn(double x, double y) { return x * y; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
 inline int __float_as_int(float x) { return deepclust::emulator::bit_cast<int>(x); }

@@ -9,6 +9,7 @@
 #include "cuda/fused_contrastive_loss.cuh"
 #include "cuda/fused_hsd_loss.cuh"
 #include "cuda/kmeans_assign.cuh"
+#include "cuda/kmeans_seed.cuh"
 #include "cuda/nearest_neighbors.cuh"
 #include "cuda/pair_gradient.cuh"
 #include "cuda/sinkhorn_knopp.cuh"
@@ -124,6 +125,12 @@ void kmeans(int64_t count, int64_t clusters, int64_t depth) {
     require(launch_kmeans_assign(assign, plan, {}, nullptr, memory, nullptr));
     require(launch_kmeans_update({type, count, clusters, depth, memory, nullptr}, memory, nullptr, memory, nullptr,
                                  nullptr));
+    for (const bool cosine : {false, true}) {
+      // Few steps: each launches the same again.
+      const KmeansSeedInputs seed{type, count, depth, 2, clusters == 1 ? 1 : 9, memory, nullptr, nullptr, cosine};
+      const KmeansSeedPlan seed_plan = plan_kmeans_seed(seed, device::multiprocessor_count());
+      require(launch_kmeans_seed(seed, seed_plan, {}, nullptr, nullptr));
+    }
   }
 }
 
