@@ -138,6 +138,12 @@ def prepare_to_resume(path: Path, wishes: Wishes, given: Source) -> Prepared:
     if given.labels is not None:
         source = replace(source, labels=given.labels)
     images = source.open(**_cached(source, path))
+    count = len(images)  # type: ignore[arg-type]
+    if count != recipe.data.images:
+        raise ValueError(
+            f"data: expected {recipe.data.images} images, with which the run in {path} began, got {count}; others need "
+            "a run of their own"
+        )
     return Prepared(recipe, with_unlabelled(recipe, source, images), source, ())
 
 
@@ -151,8 +157,8 @@ def with_unlabelled(recipe: Recipe, source: Source, images: Dataset[Any]) -> Any
         return images
     if source.root is None:
         raise ValueError(
-            f"data: expected the data set {recipe.data.dataset} and a root, whose images without labels the recipe "
-            f"{recipe.name} needs, got {', '.join(source.data)}; data.unlabelled=0 and phases of your own do without"
+            f"data: expected the data set {recipe.data.dataset} and a root, whose images without labels "
+            f"{recipe.title} needs, got {', '.join(source.data)}; data.unlabelled=0 and phases of your own do without"
         )
     name = f"{source.data[0]}-unlabelled"
     return {"images": images, "unlabelled": load_dataset(name, source.root, size=source.size, scale=source.scale)}

@@ -138,7 +138,7 @@ class RunFolder:
                 raise error from None
             raise ValueError(
                 f"{error}. {self.previous} is whole and holds the run after epoch {epochs}: move it to "
-                f"{self.checkpoint} to continue from there"
+                f"{self.checkpoint} to go by that one"
             ) from error
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -240,24 +240,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: If it is not a whole checkpoint of this format.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"resume: expected a checkpoint at {path}, got none")
+        raise FileNotFoundError(f"checkpoint: expected one at {path}, got none")
     fault = _fault(path)
     if fault is not None:
-        raise ValueError(f"resume: expected a checkpoint at {path}, got {fault}")
+        raise ValueError(f"checkpoint: expected a whole one at {path}, got {fault}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Not torch's own message, which proposes to execute what the file holds.
         raise ValueError(
-            f"resume: expected a checkpoint at {path}, got a file that holds more than tensors and plain values "
+            f"checkpoint: expected one at {path}, got a file that holds more than tensors and plain values "
             f"({type(error).__name__})"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"resume: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
+        raise ValueError(f"checkpoint: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
     missing = [name for name in ENTRIES if name not in state]
     if missing:
-        raise ValueError(f"resume: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
+        raise ValueError(f"checkpoint: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
     return state
 
 

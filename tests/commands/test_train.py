@@ -247,6 +247,13 @@ def test_settings_that_would_make_it_another_run_are_named(run: Path, capsys: py
     assert (run / "recipe.yaml").read_text() == before
 
 
+def test_a_run_goes_on_with_as_many_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = str(write_images(tmp_path / "images", count=19))
+    assert main(["train", images, "--resume", "--out", str(run)]) == 1
+    message = f"data: expected 60 images, with which the run in {run} began, got 57; others need a run of their own"
+    assert capsys.readouterr().err.splitlines()[-1] == f"deepclust-ext: {message}"
+
+
 def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "nowhere", "--clusters", "3", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -271,6 +271,12 @@ def test_images_that_the_recipe_is_not_of_are_named(
         make_trainer(recipe, images, tmp_path)
 
 
+def test_the_recipe_of_a_run_has_no_name_of_its_own(tmp_path: Path) -> None:
+    recipe = replace(recipes.load("hadis-digits"), name="recipe")
+    with pytest.raises(ValueError, match="data.images: expected 1797 images, as the recipe has it, got 9"):
+        make_trainer(recipe, TensorDataset(torch.rand(9, 1, 8, 8)), tmp_path)
+
+
 def test_unlabelled_images_are_counted_too(tmp_path: Path) -> None:
     recipe = recipes.load("sacc-digits", {"data.images": 128, "data.unlabelled": 140})
     data = {"images": Pictures(recipe, 128), "unlabelled": Pictures(recipe, 128)}
