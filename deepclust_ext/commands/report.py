@@ -30,9 +30,10 @@ def run(args: argparse.Namespace) -> int:
 
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.page import write_page
+    from deepclust_ext.training.files import REPORT_NAME
 
-    if args.out is not None:  # the run's own page is made anew from its last checkpoint
-        refuse_to_replace(args.out, args.overwrite)
+    own = args.out is None  # a page that is made anew from the run's last checkpoint
+    refuse_to_replace(args.run_folder / REPORT_NAME if own else args.out, args.overwrite or own)
     opened = open_run(args.run_folder, device=device(args))
     images = opened.images(labels=args.labels)
     rows, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)

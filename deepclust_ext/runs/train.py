@@ -33,7 +33,7 @@ from deepclust_ext.runs.profile import profiled
 from deepclust_ext.runs.signals import stopping
 from deepclust_ext.runs.source import Source, labels_of
 from deepclust_ext.training import Trainer, files
-from deepclust_ext.training.files import RunFolder, replacing, without_nan, write_text
+from deepclust_ext.training.files import RunFolder, check_writable, remove, replacing, without_nan, write_text
 from deepclust_ext.training.progress import in_words
 from deepclust_ext.training.stop import Stopped
 
@@ -122,7 +122,7 @@ def train(
         if options.resume:
             trainer.check_resume()  # before anything is written or removed
             for name in RESULTS:
-                (path / name).unlink(missing_ok=True)
+                remove(path / name)
         else:
             _clear(run_folder)
         run_folder.begun = (files.RECIPE_NAME, files.RECORD_NAME, files.LOG_NAME, files.SKIPPED_NAME)
@@ -131,7 +131,8 @@ def train(
             say(line)
         write_text(path / files.RECIPE_NAME, recipes.dump(recipe))
         if getattr(images, "skipped", None):
-            images.write_skipped(path / files.SKIPPED_NAME)  # type: ignore[attr-defined]
+            with replacing(path / files.SKIPPED_NAME) as unfinished:
+                images.write_skipped(unfinished)  # type: ignore[attr-defined]
         record = _record(trainer, options, source, before)
         write_record(path, record)
         _say_how_long(trainer)
@@ -170,7 +171,10 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: If it is not empty, or is to be overwritten and holds no run.
+        NotADirectoryError: If something else is in its way.
+        PermissionError: If nothing can be written there.
     """
+    check_writable(path, "out")
     if resume or not path.is_dir():
         return
     own = ("run.lock", "images-*")  # of a run that has not begun: its lock, and the images that it keeps
@@ -199,7 +203,7 @@ def _clear(folder: RunFolder) -> None:
     """Remove what a run has left; other files stay."""
     folder.clear()
     for file in (folder.path / BOARD_NAME).glob("events.out.tfevents.*"):
-        file.unlink()
+        remove(file)
 
 
 def _trained(trainer: Trainer, recipe: Recipe, options: Options) -> Trained:

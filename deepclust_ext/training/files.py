@@ -111,7 +111,7 @@ class RunFolder:
         """Remove the files of a run but those that have been begun."""
         for name in RUN_FILES:
             if name not in self.begun:
-                (self.path / name).unlink(missing_ok=True)
+                remove(self.path / name)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, and keep the one before it; a folder that was removed meanwhile is made again."""
@@ -148,8 +148,9 @@ class RunFolder:
 
     def _lock(self) -> None:
         path = self.path / LOCK_NAME
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with named(path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         _held.add(self._descriptor)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,6 +173,52 @@ class RunFolder:
         if self._descriptor in _held:  # a forked process has closed its own already
             _held.remove(self._descriptor)
             os.close(self._descriptor)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Require a folder in which files can be written, or a place where one can be made.
+
+    Args:
+        folder: It may be missing, and folders above it too.
+        option: What it was given as, for messages.
+
+    Raises:
+        NotADirectoryError: If something else lies there, or where a folder above it has to be.
+        PermissionError: If nothing can be written there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        kind = "the file" if there.exists() else "the link to nothing"
+        raise NotADirectoryError(
+            f"{option}: expected a folder, got {kind} {there}"
+            if there == folder
+            else f"{option}: expected a folder at {folder}, got {kind} {there} in its way"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{option}: expected a folder to write to at {folder}, got {there}, in which nothing can be written"
+        )
+
+
+@contextmanager
+def named(what: Path | str) -> Iterator[None]:
+    """Let an OSError of what writes or removes a file begin with what that is, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise _named(what, error) from error
+
+
+def _named(what: Path | str, error: OSError) -> OSError:
+    found = OSError(f"{what}: cannot be written: {error.strerror or error}")
+    found.errno = error.errno
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there; an OSError names it."""
+    with named(path):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -200,9 +247,7 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         # Torch's writer raises a RuntimeError while it closes, which hides what happened.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
-            named = OSError(f"{path}: cannot be written: {cause.strerror or cause}")
-            named.errno = cause.errno
-            raise named from error
+            raise _named(path, cause) from error
         if isinstance(cause, KeyboardInterrupt):
             raise cause from None
         raise
