@@ -27,10 +27,11 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from deepclust_ext.runs import open_run
-    from deepclust_ext.runs.scores import format_scores, score_run
+    from deepclust_ext.runs.scores import check_labels, format_scores, score_run
     from deepclust_ext.training.files import without_nan
 
     opened = open_run(args.run_folder, device=device(args))
+    check_labels(opened, args.data, args.labels)
     images = opened.images(*args.data, labels=args.labels)
     scores = score_run(opened, images, seed=args.seed, num_workers=args.workers)
     print(json.dumps(without_nan(scores), indent=2) if args.json else format_scores(scores))

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
     from deepclust_ext.runs import Options, Source, train
     from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
-    from deepclust_ext.runs.train import check_folder, closing_words, recorded_options
+    from deepclust_ext.runs.train import check_folder, check_labels, closing_words, recorded_options
 
     overrides = read_settings(args.set) | ({} if args.batch_size is None else {"batch_size": args.batch_size})
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--out: expected the folder of the run to resume, got none")
     out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
     check_folder(out, resume=args.resume, overwrite=args.overwrite)
+    if not args.resume:
+        check_labels(source, args.score_every)
     given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every")}
     options = replace(
         recorded_options(out) if args.resume else Options(),

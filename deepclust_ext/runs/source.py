@@ -40,6 +40,11 @@ class Source:
         """Whether this is a data set by its name."""
         return self.root is not None or (self.data == (BUNDLED,) and not Path(BUNDLED).exists())
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there are labels, as far as can be told before the images are opened."""
+        return self.labels is not None or self.is_named
+
     def resolved(self) -> "Source":
         """Return the same with absolute paths, for whoever reads it from another folder."""
         root, labels = (None if path is None else str(Path(path).resolve()) for path in (self.root, self.labels))

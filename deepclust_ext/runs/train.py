@@ -37,6 +37,8 @@ from deepclust_ext.training.files import RunFolder, check_writable, remove, repl
 from deepclust_ext.training.progress import in_words
 from deepclust_ext.training.stop import Stopped
 
+_UNLABELLED = "score_every: expected 0 without labels, got {}"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -103,7 +105,7 @@ def train(
     data, images = images, images["images"] if isinstance(images, Mapping) else images
     labels, _ = labels_of(images)
     if options.score_every and labels is None:
-        raise ValueError("score_every: expected 0 without labels, got " + str(options.score_every))
+        raise ValueError(_UNLABELLED.format(options.score_every))
     check_folder(path, resume=options.resume, overwrite=options.overwrite)
     trainer = make_trainer(
         recipe,
@@ -186,6 +188,12 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
             f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; "
             "resume continues the run in it, overwrite replaces it"
         )
+
+
+def check_labels(source: Source, score_every: int | None) -> None:
+    """Require labels for scores, as far as can be told before the images are opened; ValueError otherwise."""
+    if score_every and not source.is_labelled:
+        raise ValueError(_UNLABELLED.format(score_every))
 
 
 @contextmanager

@@ -185,6 +185,24 @@ def test_wrong_uses_are_one_line(
     assert (here / "there.csv").read_text() == "a,b\n"
 
 
+def test_scores_without_labels_are_refused_before_images_are_read(
+    run: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(*arguments: Any) -> Any:
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr("deepclust_ext.data.stores.Files.read", read)
+    record = json.loads((run / "run.json").read_text())
+    record["source"]["labels"] = None
+    (here / "run").mkdir()
+    for name in ("recipe.yaml", "checkpoint.pt"):
+        (here / "run" / name).write_bytes((run / name).read_bytes())
+    (here / "run" / "run.json").write_text(json.dumps(record))
+    for arguments in (["run"], ["run", "new"], [str(run), "new"]):
+        assert main(["evaluate", *arguments]) == 1
+        assert "labels: expected 'folders' or a CSV file" in capsys.readouterr().err
+
+
 def test_gray_images_stand_for_colors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     color = tmp_path / "color"
     for path in sorted(write_images(tmp_path / "gray").rglob("*.png")):
