@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 import deepclust_ext
@@ -147,9 +148,8 @@ def train(
                 after_epoch=lambda epoch: board.write(epoch, probe(epoch)),
             )
         record["seconds"]["training"] = sum(epoch["seconds"] for epoch in trainer.history)
-        trained = _trained(trainer, recipe, options)
         say("embedding and clustering the images")
-        rows, shares = trained.infer(images, batch_size=recipe.batch_size, num_workers=options.num_workers)
+        trained, rows, shares = _clustered(trainer, recipe, options)
         write_clusters(path / files.CLUSTERS_NAME, images, shares)
         if labels is not None:
             record["scores"] = asdict(score_clusters(labels, shares.argmax(1), rows, recipe.data.num_clusters))
@@ -214,14 +214,17 @@ def _clear(folder: RunFolder) -> None:
         remove(file)
 
 
-def _trained(trainer: Trainer, recipe: Recipe, options: Options) -> Trained:
-    method, centers = trainer.method, None
-    if not isinstance(method, ClusterHeadMethod):
-        images = trainer.data["images"]
-        centers = fit_centers(method, images, recipe, seed=options.seed, num_workers=options.num_workers)
-        with replacing(trainer.folder.path / files.CENTERS_NAME) as unfinished:
-            np.save(unfinished, centers.numpy())
-    return Trained(method, trainer.test_view, centers)
+def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trained, Tensor, Tensor]:
+    """Return the trained method with rows (N, D) and shares (N, K) of its images, which are embedded once."""
+    method, images = trainer.method, trainer.data["images"]
+    if isinstance(method, ClusterHeadMethod):
+        trained = Trained(method, trainer.test_view)
+        return trained, *trained.infer(images, batch_size=recipe.batch_size, num_workers=options.num_workers)
+    centers, rows = fit_centers(method, images, recipe, seed=options.seed, num_workers=options.num_workers)
+    with replacing(trainer.folder.path / files.CENTERS_NAME) as unfinished:
+        np.save(unfinished, centers.numpy())
+    trained = Trained(method, trainer.test_view, centers)
+    return trained, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
 
 
 def _say_how_long(trainer: Trainer) -> None:
