@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUN)")
-    parser.add_argument("--labels", metavar="folders|FILE", help="default: those that the run's data have themselves")
+    parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     add_device(parser)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
     parser.add_argument("--root", type=Path, help="folder of a data set of the papers; DATA is then its name")
     parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
-    parser.add_argument("--labels", help='"folders" or a CSV of path,label, for scores alone')
+    parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
     parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")

@@ -70,7 +70,7 @@ class Run:
 
         Args:
             *data: Folders and files; none for the run's own.
-            labels: "folders" or a CSV file; None for the run's own where these are its images.
+            labels: As of :class:`Source`; None for the run's own where these are its images.
             **settings: What else :class:`deepclust_ext.data.Images` takes.
 
         Raises:

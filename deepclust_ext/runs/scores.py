@@ -14,7 +14,7 @@ from deepclust_ext.runs.source import labels_of
 NEIGHBORS, TEMPERATURE = 20, 0.07
 
 
-_UNLABELLED = "labels: expected 'folders' or a CSV file with the columns path and label, got none"
+_UNLABELLED = "labels: expected 'folders', 'own' or a CSV file with the columns path and label, got none"
 
 
 def check_labels(run: Run, data: Sequence[str], labels: str | None) -> None:

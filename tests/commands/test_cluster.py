@@ -163,7 +163,11 @@ WRONG = [
     (["embed", "RUN", "new", "--format", "csv", "--out", "rows.npz"], "--out: expected a name that ends in .csv"),
     (["embed", "RUN", "new", "--out", "rows.txt"], "--out: expected a name that ends in .npz, got rows.txt"),
     (["embed", "RUN", "new", "--device", "warp"], "device: expected one that torch can use here"),
-    (["evaluate", "RUN", "new"], "labels: expected 'folders' or a CSV file with the columns path and label, got none"),
+    (
+        ["evaluate", "RUN", "new"],
+        "labels: expected 'folders', 'own' or a CSV file with the columns path and label, got none",
+    ),
+    (["evaluate", "RUN", "new", "--labels", "own"], "labels: expected 'folders' or a CSV file, since"),
     (["evaluate", "RUN", "new", "--labels", "x"], "labels: expected 'folders', whole numbers or a CSV file"),
     (["evaluate", "RUN", "new", "--labels", "there.csv"], "expected the columns path and label"),
 ]
@@ -200,7 +204,25 @@ def test_scores_without_labels_are_refused_before_images_are_read(
     (here / "run" / "run.json").write_text(json.dumps(record))
     for arguments in (["run"], ["run", "new"], [str(run), "new"]):
         assert main(["evaluate", *arguments]) == 1
-        assert "labels: expected 'folders' or a CSV file" in capsys.readouterr().err
+        assert "labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
+
+
+def test_scores_by_labels_of_the_data_themselves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(write_images(here / "images").rglob("*.png"))])
+    labels = np.repeat(np.arange(3), 20)
+    np.savez(here / "scans.npz", train_images=images, train_labels=labels[:, None], test_labels=labels[:7])
+    train = ["train", "scans.npz", "--recipe", str(write_recipe(here)), "--out"]
+    assert main([*train, "run"]) == 0
+    capsys.readouterr()
+    own = run_json(["evaluate", "run", "--labels", "own"], capsys)
+    assert (own["images"], own["classes"]) == (60, 3)
+    assert run_json(["evaluate", "run", "--labels", "train_labels"], capsys) == own
+    assert run_json(["evaluate", "run", "scans.npz", "--labels", "own"], capsys) == own
+    assert main(["evaluate", "run"]) == 1
+    assert "labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
+    assert main([*train, "labelled", "--labels", "train_labels"]) == 0
+    capsys.readouterr()
+    assert run_json(["evaluate", "labelled"], capsys) == own  # by what the run's folder keeps
 
 
 def test_gray_images_stand_for_colors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

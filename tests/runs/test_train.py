@@ -153,13 +153,19 @@ def test_images_that_cannot_be_opened_again(tmp_path: Path, images: Any, recipe:
     [
         (Source(()), "data: expected a folder of images, got none"),
         (Source(("cifar10", "stl10"), root="."), "data: expected one name where there is a root, got cifar10, stl10"),
-        (Source(("cifar10",), root=".", labels="folders"), "labels: expected none for cifar10, which has its own"),
+        (Source(("cifar10",), root=".", labels="folders"), "labels: expected 'own' or none for cifar10, got 'folders'"),
         (Source(("cifar11",), root="."), "name: expected one of"),
+        (Source(("digits",), labels="folders"), "labels: expected 'own' or none for digits, got 'folders'"),
     ],
 )
 def test_wrong_sources(source: Source, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         source.open()
+
+
+def test_a_data_set_by_its_name_has_its_own_labels() -> None:
+    own, plain = (Source(("digits",), labels=labels).resolved().open() for labels in ("own", None))
+    assert torch.equal(own.labels, plain.labels)  # type: ignore[attr-defined]
 
 
 def test_a_source_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
