@@ -18,7 +18,9 @@ class TestLabels:
         assert images.classes == ("9", "10")  # as numbers
         assert [label for _, label in images] == [1, 0, 0]
         save(tmp_path / "loose.png")
-        with pytest.raises(ValueError, match="expected every image in a folder of its class, got loose.png"):
+        with pytest.raises(
+            ValueError, match="in a folder of its class, got loose.png; move it into one, or give labels as"
+        ):
             load_images(tmp_path, labels="folders")
 
     def test_by_csv(self, tmp_path: Path) -> None:
