@@ -365,14 +365,14 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
     if not isinstance(labels, (str, os.PathLike)):
         return array_classes(labels, len(store.names))
     (source,) = sources if len(sources) == 1 else (None,)
-    is_npz = isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".npz"
+    path = Path(source) if isinstance(source, (str, os.PathLike)) else Path()
     if labels == "own":
-        if not is_npz:
+        if path.suffix != ".npz":
             kinds = "'folders' or a CSV file, since only one .npz file alone has labels of its own"
             raise ValueError(f"labels: expected {kinds}, got 'own' of {', '.join(map(_called, sources))}")
-        return array_classes(read_npz_labels(Path(source), len(store.names)), len(store.names))
-    if is_npz:
-        return array_classes(dict(read_npz(Path(source), [str(labels)]))[str(labels)], len(store.names))
+        return array_classes(read_npz_labels(path, len(store.names)), len(store.names))
+    if path.suffix == ".npz":
+        return array_classes(dict(read_npz(path, [str(labels)]))[str(labels)], len(store.names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
         raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")
     return read_classes(Path(labels), store)

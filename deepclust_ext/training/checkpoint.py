@@ -70,7 +70,7 @@ def check_resumed(
     try:
         check_settings(stored, own, path)
     except ValueError as error:
-        if fixed_epochs is None or own["epochs"] <= stored["epochs"]:  # type: ignore[operator]
+        if fixed_epochs is None or own["epochs"] <= stored["epochs"]:
             raise
         raise ValueError(
             f"{error}; {fixed_epochs}, so in a run of {own['epochs']} epochs the first {stored['epochs']} would have "
