@@ -34,8 +34,11 @@ def run(args: argparse.Namespace) -> int:
 
     own = args.out is None and not args.data  # a table that is made anew from the run's last checkpoint
     path = args.out or (Path(CLUSTERS_NAME) if args.data else args.run_folder / CLUSTERS_NAME)
-    refuse_to_replace(path, args.overwrite or own)
+    if not own:
+        refuse_to_replace(path, args.overwrite)
     opened = open_run(args.run_folder, device=device(args))
+    if own:
+        refuse_to_replace(path, overwrite=True)
     if args.into is not None:
         check_into(args.into, args.data or opened.source.data)
     images = opened.images(*args.data)

@@ -33,8 +33,11 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.training.files import REPORT_NAME
 
     own = args.out is None  # a page that is made anew from the run's last checkpoint
-    refuse_to_replace(args.run_folder / REPORT_NAME if own else args.out, args.overwrite or own)
+    if not own:
+        refuse_to_replace(args.out, args.overwrite)
     opened = open_run(args.run_folder, device=device(args))
+    if own:
+        refuse_to_replace(args.run_folder / REPORT_NAME, overwrite=True)
     images = opened.images(labels=args.labels)
     rows, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
     path = write_page(opened, images, rows, shares, args.out)

@@ -148,6 +148,8 @@ def test_scores_are_those_of_the_table(run: Path, here: Path, capsys: pytest.Cap
 WRONG = [
     (["cluster", "nowhere"], "run: expected the folder of a run, such as 'train' makes, at nowhere, got nothing"),
     (["cluster", "new"], "got a folder without recipe.yaml"),
+    (["cluster", "there.csv"], "run: expected the folder of a run, such as 'train' makes, at there.csv, got a file"),
+    (["report", "there.csv"], "run: expected the folder of a run, such as 'train' makes, at there.csv, got a file"),
     (["cluster", "RUN", "nothing"], "nothing: expected a folder or a file of images"),
     (["cluster", "RUN", "new", "--out", "new"], "out: expected a file to write, got the folder new"),
     (["cluster", "RUN", "new", "--out", "there.csv"], "--overwrite replaces it"),
