@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except (FloatingPointError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
-        _say(str(error.args[0]) if isinstance(error, KeyError) else str(error), parsed.debug)
+        _say(_words(error), parsed.debug)
         return 1
     return status
 
@@ -87,6 +87,15 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _words(error: Exception) -> str:
+    """Return what to say of an expected failure."""
+    if isinstance(error, KeyError):
+        return str(error.args[0])
+    if isinstance(error, OSError) and error.strerror is not None:  # the system's own, which begins with a number
+        return f"{error.filename or 'a file'}: cannot be read or written: {error.strerror}"
+    return str(error)
 
 
 def _say(message: str, debug: bool) -> None:

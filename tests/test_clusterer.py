@@ -123,12 +123,17 @@ def test_a_copy_is_the_same_to_the_bit(fitted: DeepClusterer, how: Any) -> None:
     assert results(copied.fit(scans()), scans(9)) == results(fitted, scans(9))
 
 
-def test_a_pickle_serves_another_process(fitted: DeepClusterer, tmp_path: Path) -> None:
+def test_a_pickle_serves_another_process_which_then_imports_the_estimator(
+    fitted: DeepClusterer, tmp_path: Path
+) -> None:
     (tmp_path / "fitted.pickle").write_bytes(pickle.dumps(fitted))
     np.save(tmp_path / "images.npy", scans(9))
     code = (
-        "import pickle, sys, numpy as np, torch; torch.set_num_threads(int(sys.argv[2]));"
+        "import deepclust_ext, sys; assert not {'sklearn', 'torchvision'} & set(sys.modules);"
+        "assert 'DeepClusterer' in deepclust_ext.__all__;"
+        "import pickle, numpy as np, torch; torch.set_num_threads(int(sys.argv[2]));"
         "c = pickle.load(open(sys.argv[1] + '/fitted.pickle', 'rb'));"
+        "assert 'sklearn' in sys.modules; assert type(c) is deepclust_ext.DeepClusterer;"
         "print(c.transform(np.load(sys.argv[1] + '/images.npy')).tobytes().hex())"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(torch.get_num_threads())]
@@ -226,10 +231,9 @@ def test_rows_of_features(method: str) -> None:
     with pytest.raises(ValueError, match="X has 5 features, but DeepClusterer is expecting 6 features"):
         clusterer.predict(rows[:, 1:])
     # A second fit goes by the second rows alone.
-    assert (
-        clusterer.fit(rows / 1000).labels_.tolist()
-        == DeepClusterer(method, 3, epochs=20, device="cpu").fit_predict(rows / 1000).tolist()
-    )
+    clusterer.set_params(epochs=1).fit(rows / 1000)
+    expected = DeepClusterer(method, 3, epochs=1, device="cpu").fit(rows / 1000)
+    assert clusterer.transform(rows / 1000).tolist() == expected.transform(rows / 1000).tolist()
 
 
 def test_in_pipelines_and_searches() -> None:
@@ -280,12 +284,3 @@ def test_the_examples_of_the_page() -> None:
     found = doctest.testfile(str(page), module_relative=False)
     assert found.attempted > 10
     assert not found.failed
-
-
-def test_the_package_imports_the_estimator_when_it_is_asked_for() -> None:
-    code = (
-        "import sys, deepclust_ext; assert not {'sklearn', 'torchvision'} & set(sys.modules);"
-        "from deepclust_ext import DeepClusterer; assert 'sklearn' in sys.modules;"
-        "assert 'DeepClusterer' in deepclust_ext.__all__"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -54,9 +54,14 @@ def refuse_to_replace(path: Path, overwrite: bool, option: str = "out") -> Path:
     Raises:
         FileExistsError: If there is a file that is not to be replaced.
         IsADirectoryError: If it is a folder.
+        NotADirectoryError: If something else lies where its folder has to be.
+        PermissionError: If nothing can be written there.
     """
+    from deepclust_ext.training.files import check_writable
+
     if path.is_dir():
         raise IsADirectoryError(f"{option}: expected a file to write, got the folder {path}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{option}: expected no file at {path}, which is there; --overwrite replaces it")
+    check_writable(path.parent, option)
     return path

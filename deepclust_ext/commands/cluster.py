@@ -29,16 +29,21 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from deepclust_ext.runs import open_run
-    from deepclust_ext.runs.clusters import check_sorting, sort_files, write_clusters
+    from deepclust_ext.runs.clusters import check_into, check_sorting, sort_files, write_clusters
     from deepclust_ext.training.files import CLUSTERS_NAME
 
     own = args.out is None and not args.data  # a table that is made anew from the run's last checkpoint
     path = args.out or (Path(CLUSTERS_NAME) if args.data else args.run_folder / CLUSTERS_NAME)
-    refuse_to_replace(path, args.overwrite or own)
+    if not own:
+        refuse_to_replace(path, args.overwrite)
     opened = open_run(args.run_folder, device=device(args))
+    if own:
+        refuse_to_replace(path, overwrite=True)
+    if args.into is not None:
+        check_into(args.into, args.data or opened.source.data)
     images = opened.images(*args.data)
     if args.into is not None:
-        check_sorting(args.into, images, args.data or opened.source.data, mode=args.mode)
+        check_sorting(images, mode=args.mode)
     _, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
     sorted_into = None
     if args.into is not None:

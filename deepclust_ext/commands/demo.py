@@ -52,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.evaluation import score_clusters
     from deepclust_ext.runs import Options, Source
     from deepclust_ext.runs.scored import train_scored
+    from deepclust_ext.runs.train import check_folder
 
+    out = args.out or Path("runs") / f"demo-{args.method}-seed{args.seed}"
+    check_folder(out, resume=args.resume, overwrite=args.overwrite)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     overrides = {} if args.batch_size is None else {"batch_size": args.batch_size}
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     run = train_scored(
         recipe,
         digits,
-        args.out or Path("runs") / f"demo-{args.method}-seed{args.seed}",
+        out,
         Options(seed=args.seed, resume=args.resume, overwrite=args.overwrite, profile=args.profile),
         source=Source(("digits",)),
         baselines={"pixels": score_clusters(digits.labels, predicted, pixels, num_clusters)},

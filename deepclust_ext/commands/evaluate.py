@@ -1,11 +1,12 @@
 """Score the clusters of a run against true labels, which training never sees.
 
-Labels are the names of the folders in which the images lie, or a CSV file with the columns path and label, whose paths
-begin where DATA lies.
+Labels are the names of the folders in which the images lie, those that the data hold themselves ("own": an .npz file or
+a data set by its name), or a CSV file with the columns path and label, whose paths begin where DATA lies.
 
 Example:
   deepclust-ext evaluate runs/photos --labels folders
   deepclust-ext evaluate runs/photos test-photos --labels labels.csv --json
+  deepclust-ext evaluate runs/scans --labels own
 """
 
 import argparse
@@ -16,7 +17,7 @@ from deepclust_ext.commands._arguments import add_device, add_run, at_least, dev
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     add_run(parser)
-    parser.add_argument("--labels", metavar="folders|FILE", help="default: those that the run's data have themselves")
+    parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of k-means (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     add_device(parser)
@@ -27,10 +28,11 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from deepclust_ext.runs import open_run
-    from deepclust_ext.runs.scores import format_scores, score_run
+    from deepclust_ext.runs.scores import check_labels, format_scores, score_run
     from deepclust_ext.training.files import without_nan
 
     opened = open_run(args.run_folder, device=device(args))
+    check_labels(opened, args.data, args.labels)
     images = opened.images(*args.data, labels=args.labels)
     scores = score_run(opened, images, seed=args.seed, num_workers=args.workers)
     print(json.dumps(without_nan(scores), indent=2) if args.json else format_scores(scores))

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUN)")
-    parser.add_argument("--labels", metavar="folders|FILE", help="default: those that the run's data have themselves")
+    parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     add_device(parser)
@@ -30,10 +30,14 @@ def run(args: argparse.Namespace) -> int:
 
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.page import write_page
+    from deepclust_ext.training.files import REPORT_NAME
 
-    if args.out is not None:  # the run's own page is made anew from its last checkpoint
+    own = args.out is None  # a page that is made anew from the run's last checkpoint
+    if not own:
         refuse_to_replace(args.out, args.overwrite)
     opened = open_run(args.run_folder, device=device(args))
+    if own:
+        refuse_to_replace(args.run_folder / REPORT_NAME, overwrite=True)
     images = opened.images(labels=args.labels)
     rows, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
     path = write_page(opened, images, rows, shares, args.out)

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
     parser.add_argument("--root", type=Path, help="folder of a data set of the papers; DATA is then its name")
     parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
-    parser.add_argument("--labels", help='"folders" or a CSV of path,label, for scores alone')
+    parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
     parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
     from deepclust_ext.runs import Options, Source, train
     from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
-    from deepclust_ext.runs.train import check_folder, closing_words, recorded_options
+    from deepclust_ext.runs.train import check_folder, check_labels, closing_words, recorded_options
 
     overrides = read_settings(args.set) | ({} if args.batch_size is None else {"batch_size": args.batch_size})
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--out: expected the folder of the run to resume, got none")
     out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
     check_folder(out, resume=args.resume, overwrite=args.overwrite)
+    if not args.resume:
+        check_labels(source, args.score_every)
     given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every")}
     options = replace(
         recorded_options(out) if args.resume else Options(),

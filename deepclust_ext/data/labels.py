@@ -37,7 +37,10 @@ def folder_classes(store: Store) -> list[str]:
     }
     image = next((store.names[place] for place in sorted(outside) if _can_read(store, place)), None)
     if image is not None:
-        raise ValueError(f"labels='folders': expected every image in a folder of its class, got {image}")
+        raise ValueError(
+            f"labels='folders': expected every image in a folder of its class, got {image}; move it into one, or give "
+            "labels as a CSV file"
+        )
     return ["" if place in outside else name.split("/", 1)[0] for place, name in enumerate(store.names)]
 
 

@@ -23,7 +23,17 @@ from deepclust_ext.data.labels import array_classes, folder_classes, number_clas
 from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
 from deepclust_ext.data.seen import Seen, checksum, look_at, percentiles
 from deepclust_ext.data.side_by_side import side_by_side
-from deepclust_ext.data.stores import Array, Files, Joined, Mapped, Store, find_images, read_list, read_npz
+from deepclust_ext.data.stores import (
+    Array,
+    Files,
+    Joined,
+    Mapped,
+    Store,
+    find_images,
+    read_list,
+    read_npz,
+    read_npz_labels,
+)
 from deepclust_ext.ops._checks import check_integer
 
 Source = str | os.PathLike[str] | NDArray[Any]
@@ -280,7 +290,8 @@ def load_images(
         *sources: Each a folder, flat or nested; an image file; a .txt file of paths; a .npy file, which is mapped; an
             .npz file; or an array. See :class:`Array` for shapes.
         labels: ``"folders"`` for the first folder in an image's name, a CSV file with the columns path and label, or
-            whole numbers (N,), or the key of such numbers in an .npz file; for scores alone.
+            whole numbers (N,); of an .npz file ``"own"`` for the array of such numbers that it holds beside the images,
+            or its key where there are several. For scores alone.
         keys: The arrays to take from an .npz file, such as MedMNIST's ``train_images``.
         **settings: See :class:`Images`.
 
@@ -354,11 +365,21 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
     if not isinstance(labels, (str, os.PathLike)):
         return array_classes(labels, len(store.names))
     (source,) = sources if len(sources) == 1 else (None,)
-    if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".npz":
-        return array_classes(dict(read_npz(Path(source), [str(labels)]))[str(labels)], len(store.names))
+    path = Path(source) if isinstance(source, (str, os.PathLike)) else Path()
+    if labels == "own":
+        if path.suffix != ".npz":
+            kinds = "'folders' or a CSV file, since only one .npz file alone has labels of its own"
+            raise ValueError(f"labels: expected {kinds}, got 'own' of {', '.join(map(_called, sources))}")
+        return array_classes(read_npz_labels(path, len(store.names)), len(store.names))
+    if path.suffix == ".npz":
+        return array_classes(dict(read_npz(path, [str(labels)]))[str(labels)], len(store.names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
         raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")
     return read_classes(Path(labels), store)
+
+
+def _called(source: Source) -> str:
+    return "an array" if isinstance(source, np.ndarray) else os.fspath(source)
 
 
 def _interpolated(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -14,6 +14,8 @@ from PIL import Image
 from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.pixels import ImageError, Pixels, by_type
 
+_HEADER_BYTES = 1 << 16  # of an array in an .npz file, at most
+
 
 class Store(Protocol):
     """Images that can be read one by one."""
@@ -270,6 +272,28 @@ def read_npz(path: Path, keys: Sequence[str] | None) -> list[tuple[str, NDArray[
     return [(key, arrays[key]) for key in keys]
 
 
+def read_npz_labels(path: Path, count: int) -> NDArray[Any]:
+    """Return the one array of an .npz file that has a whole number for each of its images, (N,) or (N, 1).
+
+    Raises:
+        ValueError: If there is none or several, or the file is damaged.
+    """
+    largest = count * np.dtype(np.int64).itemsize + _HEADER_BYTES  # so that images stay unread
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in arrays.zip.infolist()}
+            read = {key: arrays[key] for key in arrays.files if sizes[key] <= largest}
+    except (ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise _damaged(path, error) from error
+    found = {
+        key: array for key, array in read.items() if array.dtype.kind in "iu" and array.shape in ((count,), (count, 1))
+    }
+    if len(found) != 1:
+        got = f"{', '.join(found)}; name one of them" if found else f"none among {', '.join(arrays.files)}"
+        raise ValueError(f"labels='own': expected one array of {path} with a whole number for each image, got {got}")
+    return next(iter(found.values()))
+
+
 def map_array(path: Path) -> NDArray[Any]:
     """Return the array in a .npy file, mapped.
 
@@ -289,4 +313,8 @@ def _load_npz(path: Path, keys: Sequence[str] | None) -> tuple[list[str], dict[s
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return arrays.files, {key: arrays[key] for key in arrays.files if keys is None or key in keys}
     except (ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path}: expected arrays of numbers in a whole .npz file: {error}") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: expected arrays of numbers in a whole .npz file: {error}")

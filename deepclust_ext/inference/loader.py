@@ -5,9 +5,26 @@ from collections.abc import Generator, Iterable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from deepclust_ext.inference.images import IndexedImages
+
+
+class _Safe(Dataset[Any]):
+    """Images whose errors come as batches: of those that a worker raises torch makes a message with its traceback."""
+
+    def __init__(self, images: IndexedImages) -> None:
+        self._images = images
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        try:
+            return self._images.collate(self._images.__getitems__(indices))
+        except Exception as error:
+            return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class Loader:
@@ -36,9 +53,9 @@ class Loader:
         self._generator = torch.Generator("cpu")
         with torch.device("cpu"):
             self._loader = DataLoader(
-                images,
+                _Safe(images),
                 batch_sampler=self._order,
-                collate_fn=images.collate,
+                collate_fn=_as_it_is,
                 num_workers=num_workers,
                 pin_memory=torch.device(device).type == "cuda",
                 persistent_workers=stay and num_workers > 0,
@@ -54,7 +71,7 @@ class Loader:
         self._order[:] = order
         # Torch's loader would take a number only where it starts workers: a resumed run would have others.
         self._generator.manual_seed(int(torch.empty((), dtype=torch.int64, device="cpu").random_()))
-        loading = None
+        loading = batch = None
         try:
             # A worker that is interrupted while it begins would be missed: they begin without the signal, which waits
             # here, and this process ends them.
@@ -69,9 +86,11 @@ class Loader:
                     batch = next(loading, None)
                 if batch is None:
                     return
+                if isinstance(batch, Exception):
+                    raise batch
                 yield batch
         except BaseException as error:
             # Else torch's frames would keep its workers alive for as long as anybody keeps the error.
             raise error.with_traceback(None) from error.__cause__
         finally:
-            del loading
+            del loading, batch  # an error among them, whose frame is this one

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
@@ -65,6 +66,16 @@ class Trained(nn.Module):
         """Return rows (B, D) and shares (B, K) as a call does, of images that the test view has seen already."""
         rows, *shares = (part.float() for part in self.method.outputs(views))
         return rows, shares[0] if self.centers is None else center_shares(rows, self.centers)
+
+    def shares_of(
+        self,
+        rows: Tensor,  # (N, D) that this method gave
+        *,
+        batch_size: int = 512,
+    ) -> Tensor:
+        """Return the shares (N, K) of the clusters by centers in images whose rows are known, on the CPU."""
+        assert self.centers is not None
+        return torch.cat([center_shares(part.float(), self.centers).cpu() for part in rows.split(batch_size)])
 
     def infer(self, images: Dataset[Any], *, batch_size: int = 512, num_workers: int = 0) -> tuple[Tensor, Tensor]:
         """Return rows (N, D) and shares (N, K) of all images of a data set, in its order, on the CPU.

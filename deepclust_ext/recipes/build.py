@@ -58,7 +58,7 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
     Raises:
         ValueError: Names what differs.
     """
-    expected, as_in = recipe.data, f"as the recipe {recipe.name} has it"
+    expected, as_in = recipe.data, f"as {recipe.title} has it"
     test_view = make_test_view(recipe)
     views = {"test_view": test_view} if test_view else {"the image itself": torch.nn.Identity()}
     views |= {f"views.{place}": view for place, view in enumerate(make_views(recipe))}

@@ -90,6 +90,11 @@ class Recipe:
     name: str = ""
 
     @property
+    def title(self) -> str:
+        """What messages call it; that of a run's folder, recipe.yaml, has no name of its own."""
+        return "the recipe" if self.name in ("", "recipe") else f"the recipe {self.name}"
+
+    @property
     def epochs(self) -> int:
         """Epochs of all phases together."""
         return sum(phase.epochs for phase in self.phases)

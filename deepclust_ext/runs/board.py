@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from deepclust_ext.training.files import named
+
 
 class Board:
     """Writes the records of epochs for TensorBoard; without its package it does nothing.
@@ -25,15 +27,21 @@ class Board:
             self._writer.close()
 
     def write(self, record: Mapping[str, float], found: Mapping[str, float]) -> Mapping[str, float]:
-        """Write the record of an epoch and what was found after it, and return the latter."""
+        """Write the record of an epoch and what was found after it, and return the latter.
+
+        Raises:
+            OSError: If it cannot be written; names the folder.
+        """
         if self._writer is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             # What a run wrote beyond the epoch that it goes on from is hidden.
-            self._writer = SummaryWriter(str(self._folder), purge_step=int(record["epoch"]))
+            with named(self._folder):
+                self._writer = SummaryWriter(str(self._folder), purge_step=int(record["epoch"]))
         if self._writer is not None:
-            for name, value in {**record, **found}.items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, value, int(record["epoch"]))
-            self._writer.flush()
+            with named(self._folder):
+                for name, value in {**record, **found}.items():
+                    if name != "epoch":
+                        self._writer.add_scalar(name, value, int(record["epoch"]))
+                self._writer.flush()
         return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext.runs.source import file_of, names_of
-from deepclust_ext.training.files import replacing
+from deepclust_ext.training.files import check_writable, named, replacing, write_text
 
 MODES = ("symlink", "copy", "list")
 
@@ -37,28 +37,35 @@ def write_clusters(
         unfinished.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def check_sorting(folder: Path, images: Dataset[Any], sources: Sequence[str], *, mode: str) -> None:
-    """Require that images can be sorted into a folder; takes the arguments of :func:`sort_files`.
+def check_into(folder: Path, sources: Sequence[str]) -> None:
+    """Require a folder that images can be sorted into, before they are read.
 
     Args:
         folder: Where; must not exist, or be empty, and not lie among the images.
-        images: Of files, unless ``mode`` is "list".
         sources: Folders and files that the images come from.
-        mode: As of :func:`sort_files`.
 
     Raises:
         FileExistsError: If the folder is not empty.
-        ValueError: If the mode is unknown, an image is no file of its own, or the folder lies among the images.
+        NotADirectoryError: If something else is in its way.
+        PermissionError: If nothing can be written there.
+        ValueError: If the folder lies among the images.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+    check_writable(folder, "into")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"into: expected an empty folder, got {folder}, which is not")
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"into: expected a folder, got the file {folder}")
     for source in sources:
         if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
             raise ValueError(f"into: expected a folder outside of {source}, whose images it would double, got {folder}")
+
+
+def check_sorting(images: Dataset[Any], *, mode: str) -> None:
+    """Require images that can be sorted by a mode of :func:`sort_files`.
+
+    Raises:
+        ValueError: If the mode is unknown, or an image is no file of its own.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     without = next((name for i, name in enumerate(names_of(images)) if file_of(images, i) is None), None)
     if without is not None and mode != "list":
         raise ValueError(f"into: expected images that are files of their own, got {without}; --mode list takes any")
@@ -71,7 +78,7 @@ def sort_files(
     *,
     mode: str,
 ) -> None:
-    """Sort the files of images into a folder for each cluster, after :func:`check_sorting`.
+    """Sort the files of images into a folder for each cluster, after :func:`check_into` and :func:`check_sorting`.
 
     Args:
         folder: Where.
@@ -80,13 +87,12 @@ def sort_files(
         mode: "symlink" for links to the files, "copy" for copies, "list" for a text file of paths per cluster.
 
     Raises:
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written; names it.
     """
     names, clusters = names_of(images), shares.argmax(1).tolist()
     files = [file_of(images, index) for index in range(len(names))]
     digits = len(str(shares.shape[1] - 1))
     if mode == "list":
-        folder.mkdir(parents=True, exist_ok=True)
         for cluster in range(shares.shape[1]):
             own = [
                 str(file.resolve()) if file else name
@@ -94,16 +100,17 @@ def sort_files(
                 if place == cluster
             ]
             lines = "".join(line + "\n" for line in own)
-            (folder / f"cluster-{cluster:0{digits}}.txt").write_text(lines, "utf-8", "surrogateescape")
+            write_text(folder / f"cluster-{cluster:0{digits}}.txt", lines)
         return
     for name, file, cluster in zip(_inside(names), files, clusters, strict=True):
         assert file is not None
         target = folder / f"cluster-{cluster:0{digits}}" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if mode == "symlink":
-            target.symlink_to(Path(os.path.abspath(file)))  # noqa: PTH100 - a link to a link shall stay one
-        else:
-            shutil.copy2(file, target)
+        with named(f"{target}, of {file}"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if mode == "symlink":
+                target.symlink_to(Path(os.path.abspath(file)))  # noqa: PTH100 - a link to a link shall stay one
+            else:
+                shutil.copy2(file, target)
 
 
 def _inside(names: list[str]) -> Iterator[str]:

@@ -18,7 +18,7 @@ import deepclust_ext
 from deepclust_ext.data.views import ResizeView
 from deepclust_ext.inference.trained import Trained, center_shares
 from deepclust_ext.runs.folder import Run
-from deepclust_ext.training.files import replacing
+from deepclust_ext.training.files import check_writable, replacing
 
 #: How far a row or share of the file may lie from ours.
 TOLERANCE = 1e-4
@@ -89,6 +89,8 @@ def check_target(path: Path, format: str, *, overwrite: bool = False) -> None:
     Raises:
         FileExistsError: If there is a file and it must not be overwritten.
         ImportError: If the format needs a package that is missing; names the extra.
+        NotADirectoryError: If something else lies where the file's folder has to be.
+        PermissionError: If nothing can be written there.
         ValueError: If the format is unknown, or the file's name ends otherwise.
     """
     if format not in FORMATS:
@@ -105,6 +107,7 @@ def check_target(path: Path, format: str, *, overwrite: bool = False) -> None:
         raise ValueError(f"out: expected a file, got the folder {path}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"out: expected a new file, got {path}, which exists; overwrite replaces it")
+    check_writable(path.parent, "out")
 
 
 def export(run: Run, path: Path, *, format: str, overwrite: bool = False) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
 from deepclust_ext.data.stores import map_array
-from deepclust_ext.inference import Trained, embed
+from deepclust_ext.inference import Trained, device_of, map_images
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_method, make_test_view
@@ -70,7 +70,7 @@ class Run:
 
         Args:
             *data: Folders and files; none for the run's own.
-            labels: "folders" or a CSV file; None for the run's own where these are its images.
+            labels: As of :class:`Source`; None for the run's own where these are its images.
             **settings: What else :class:`deepclust_ext.data.Images` takes.
 
         Raises:
@@ -189,14 +189,23 @@ def fit_centers(
     *,
     seed: int,
     num_workers: int = 0,
-) -> torch.Tensor:
-    """Return the centers (K, D) of the final spherical k-means on the rows of a method without a cluster head."""
-    rows = embed(
-        method, images, test_view=make_test_view(recipe), batch_size=recipe.batch_size, num_workers=num_workers
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the centers (K, D) of the final spherical k-means of a method without a cluster head, on the CPU.
+
+    With them come the rows (N, D) of the images, which it was made of, on the method's device.
+    """
+    (rows,) = map_images(
+        lambda views: (method.embed(views),),
+        images,
+        test_view=make_test_view(recipe),
+        batch_size=recipe.batch_size,
+        num_workers=num_workers,
+        device=device_of(method),
+        progress="embedding",
     )
     kmeans = recipe.kmeans.spherical(recipe.data.num_clusters, seed)
     centers: torch.Tensor = kmeans.fit(rows).cluster_centers_
-    return centers.cpu()
+    return centers.cpu(), rows
 
 
 def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mapping[str, Any]) -> torch.Tensor:
@@ -209,4 +218,4 @@ def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mappi
             )
         return centers
     images = recorded_source(path, record).open()
-    return fit_centers(method, images, recipe, seed=record["config"]["seed"])
+    return fit_centers(method, images, recipe, seed=record["config"]["seed"])[0]

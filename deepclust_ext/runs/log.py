@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deepclust_ext.training.files import named
+
 #: Of the whole package: a program that has its own handlers gets these lines too.
 LOGGER = logging.getLogger("deepclust_ext")
 
@@ -24,7 +26,8 @@ def logged(path: Path) -> Iterator[None]:
     Raises:
         OSError: If it cannot be written; names it.
     """
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=False)
+    with named(path):
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=False)
     # What cannot be logged, as on a full disk, is said on standard error; the checkpoint decides whether the run ends.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
-from deepclust_ext.data import Images, load_dataset
+from deepclust_ext.data import Images, load_dataset, load_images
 from deepclust_ext.inference import takes_any_size
 from deepclust_ext.recipes import Recipe
-from deepclust_ext.recipes.build import make_views
+from deepclust_ext.recipes.build import make_config, make_test_view, make_views
 from deepclust_ext.recipes.defaults import default_recipe
 from deepclust_ext.recipes.files import method_names
 from deepclust_ext.runs.folder import read_record, recorded_source
@@ -91,11 +92,12 @@ def prepare(source: Source, wishes: Wishes, *, cache_folder: Path | None = None)
     """
     if wishes.recipe is None and wishes.num_clusters is None:
         raise ValueError("clusters: expected how many, since no recipe says so, got none")
+    named = _checked(source, wishes)
     images = source.open(**_cached(source, cache_folder))
-    if wishes.recipe is None:
+    if named is None:
         recipe, reasons = _default(source, images, wishes)
     else:
-        recipe, reasons = _named(source, images, wishes), []
+        recipe, reasons = _fitted(named, source, images, wishes), []
     if wishes.epochs is not None:
         recipe = recipe.with_epochs(wishes.epochs)
         reasons.append(f"{wishes.epochs} epochs, as asked for")
@@ -138,6 +140,12 @@ def prepare_to_resume(path: Path, wishes: Wishes, given: Source) -> Prepared:
     if given.labels is not None:
         source = replace(source, labels=given.labels)
     images = source.open(**_cached(source, path))
+    count = len(images)  # type: ignore[arg-type]
+    if count != recipe.data.images:
+        raise ValueError(
+            f"data: expected {recipe.data.images} images, with which the run in {path} began, got {count}; others need "
+            "a run of their own"
+        )
     return Prepared(recipe, with_unlabelled(recipe, source, images), source, ())
 
 
@@ -151,8 +159,8 @@ def with_unlabelled(recipe: Recipe, source: Source, images: Dataset[Any]) -> Any
         return images
     if source.root is None:
         raise ValueError(
-            f"data: expected the data set {recipe.data.dataset} and a root, whose images without labels the recipe "
-            f"{recipe.name} needs, got {', '.join(source.data)}; data.unlabelled=0 and phases of your own do without"
+            f"data: expected the data set {recipe.data.dataset} and a root, whose images without labels "
+            f"{recipe.title} needs, got {', '.join(source.data)}; data.unlabelled=0 and phases of your own do without"
         )
     name = f"{source.data[0]}-unlabelled"
     return {"images": images, "unlabelled": load_dataset(name, source.root, size=source.size, scale=source.scale)}
@@ -160,6 +168,22 @@ def with_unlabelled(recipe: Recipe, source: Source, images: Dataset[Any]) -> Any
 
 def _cached(source: Source, folder: Path | None) -> dict[str, Any]:
     return {} if source.data == ("digits",) and source.is_named else {"cache_folder": folder}
+
+
+def _checked(source: Source, wishes: Wishes) -> Recipe | None:
+    """Require wishes that a recipe can follow, before images are read; return the named recipe, or None for a default.
+
+    What only the images can tell is left open: whether there are fewer of them than clusters.
+    """
+    named = None if wishes.recipe is None else _named(wishes)
+    if named is None:
+        assert wishes.num_clusters is not None
+        blank = load_images(np.zeros((wishes.num_clusters + 1, 1, 1), np.uint8), cache="none")
+        recipe, _ = _default(source, blank, wishes)
+    else:
+        recipe = recipes.changed(named, {**_integers(named), **_told(wishes)})
+    make_config(recipe), make_views(recipe), make_test_view(recipe)
+    return named
 
 
 def _default(source: Source, images: Any, wishes: Wishes) -> tuple[Recipe, list[str]]:
@@ -177,18 +201,31 @@ def _method(name: str) -> str:
     return known[name.lower()]
 
 
-def _named(source: Source, images: Any, wishes: Wishes) -> Recipe:
-    """Return a recipe by its name or file; of other images than its own data set it takes their number and channels."""
+def _named(wishes: Wishes) -> Recipe:
+    """Return a recipe by its name or file."""
     name = str(wishes.recipe)
     recipe = recipes.load(Path(name) if name.endswith(".yaml") else name)
     if wishes.method is not None and wishes.method.lower() != recipe.method.lower():
         raise ValueError(f"method: expected {recipe.method.lower()}, as the recipe {name} has it, got {wishes.method}")
+    return recipe
+
+
+def _fitted(recipe: Recipe, source: Source, images: Any, wishes: Wishes) -> Recipe:
+    """Return a named recipe for these images: of others than its own data set it takes their number and channels."""
     own = {} if source.is_named and recipe.data.dataset == source.data[0] else _facts(source, images)
-    if recipe.test_view is None and not images[0][0].is_floating_point():
-        # Which makes values between 0 and 1 of integers.
-        own["test_view"] = {"name": "resize", "size": recipe.data.size}
+    if not images[0][0].is_floating_point():
+        own |= _integers(recipe)
+    return recipes.changed(recipe, {**own, **_told(wishes)})
+
+
+def _integers(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe without a test view needs for images of integers: a view that makes 0 to 1 of them."""
+    return {} if recipe.test_view is not None else {"test_view": {"name": "resize", "size": recipe.data.size}}
+
+
+def _told(wishes: Wishes) -> dict[str, Any]:
     clusters = {} if wishes.num_clusters is None else {"data.num_clusters": wishes.num_clusters}
-    return recipes.changed(recipe, {**own, **clusters, **wishes.overrides})
+    return {**clusters, **wishes.overrides}
 
 
 def _facts(source: Source, images: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """All scores of a run against true labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,19 @@ from deepclust_ext.runs.folder import Run
 from deepclust_ext.runs.source import labels_of
 
 NEIGHBORS, TEMPERATURE = 20, 0.07
+
+
+_UNLABELLED = "labels: expected 'folders', 'own' or a CSV file with the columns path and label, got none"
+
+
+def check_labels(run: Run, data: Sequence[str], labels: str | None) -> None:
+    """Require labels of a run's own images, or of others, as far as can be told before they are opened.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if labels is None and (data or not run.source.is_labelled):
+        raise ValueError(_UNLABELLED)
 
 
 def score_run(run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int = 0) -> dict[str, Any]:
@@ -26,7 +39,7 @@ def score_run(run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int
     """
     labels, classes = labels_of(images)
     if labels is None:
-        raise ValueError("labels: expected 'folders' or a CSV file with the columns path and label, got none")
+        raise ValueError(_UNLABELLED)
     if len(labels) < 2:
         raise ValueError(f"data: expected at least 2 images, got {len(labels)}")
     rows, shares = run.trained.infer(images, batch_size=run.recipe.batch_size, num_workers=num_workers)

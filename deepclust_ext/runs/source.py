@@ -21,7 +21,8 @@ class Source:
         root: The folder that holds the data set, for a name.
         size: Side of the square that images are resized to; None for the images as they are.
         scale: "type" or "percentile", see :class:`deepclust_ext.data.Images`.
-        labels: "folders" or the path of a CSV file, for scores alone; a data set of the papers has its own.
+        labels: "folders", "own" for those that an .npz file holds, the key of one of its arrays, or the path of a CSV
+            file; for scores alone. A data set by its name has its own, with "own" and with None.
     """
 
     data: tuple[str, ...]
@@ -40,11 +41,19 @@ class Source:
         """Whether this is a data set by its name."""
         return self.root is not None or (self.data == (BUNDLED,) and not Path(BUNDLED).exists())
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there are labels, as far as can be told before the images are opened."""
+        return self.labels is not None or self.is_named
+
     def resolved(self) -> "Source":
         """Return the same with absolute paths, for whoever reads it from another folder."""
-        root, labels = (None if path is None else str(Path(path).resolve()) for path in (self.root, self.labels))
+        root = None if self.root is None else str(Path(self.root).resolve())
         data = self.data if self.is_named else tuple(str(Path(path).resolve()) for path in self.data)
-        return Source(data, root, self.size, self.scale, self.labels if self.labels == "folders" else labels)
+        labels = self.labels
+        if labels not in (None, "folders", "own") and not data[0].endswith(".npz"):
+            labels = str(Path(str(labels)).resolve())
+        return Source(data, root, self.size, self.scale, labels)
 
     def open(self, **settings: Any) -> Dataset[Any]:
         """Return the images.
@@ -61,12 +70,12 @@ class Source:
         if not self.is_named:
             settings |= {"size": self.size, "scale": self.scale, "labels": self.labels}
             return load_images(*self.data, **settings)
-        if self.data == (BUNDLED,):
-            return Digits()
         if len(self.data) > 1:
             raise ValueError(f"data: expected one name where there is a root, got {', '.join(self.data)}")
-        if self.labels is not None:
-            raise ValueError(f"labels: expected none for {self.data[0]}, which has its own, got {self.labels!r}")
+        if self.labels not in (None, "own"):
+            raise ValueError(f"labels: expected 'own' or none for {self.data[0]}, got {self.labels!r}")
+        if self.data == (BUNDLED,):
+            return Digits()
         return load_dataset(self.data[0], str(self.root), size=self.size, scale=self.scale, **settings)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 import deepclust_ext
@@ -33,9 +34,11 @@ from deepclust_ext.runs.profile import profiled
 from deepclust_ext.runs.signals import stopping
 from deepclust_ext.runs.source import Source, labels_of
 from deepclust_ext.training import Trainer, files
-from deepclust_ext.training.files import RunFolder, replacing, without_nan, write_text
+from deepclust_ext.training.files import RunFolder, check_writable, remove, replacing, without_nan, write_text
 from deepclust_ext.training.progress import in_words
 from deepclust_ext.training.stop import Stopped
+
+_UNLABELLED = "score_every: expected 0 without labels, got {}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def train(
     data, images = images, images["images"] if isinstance(images, Mapping) else images
     labels, _ = labels_of(images)
     if options.score_every and labels is None:
-        raise ValueError("score_every: expected 0 without labels, got " + str(options.score_every))
+        raise ValueError(_UNLABELLED.format(options.score_every))
     check_folder(path, resume=options.resume, overwrite=options.overwrite)
     trainer = make_trainer(
         recipe,
@@ -122,7 +125,7 @@ def train(
         if options.resume:
             trainer.check_resume()  # before anything is written or removed
             for name in RESULTS:
-                (path / name).unlink(missing_ok=True)
+                remove(path / name)
         else:
             _clear(run_folder)
         run_folder.begun = (files.RECIPE_NAME, files.RECORD_NAME, files.LOG_NAME, files.SKIPPED_NAME)
@@ -131,7 +134,8 @@ def train(
             say(line)
         write_text(path / files.RECIPE_NAME, recipes.dump(recipe))
         if getattr(images, "skipped", None):
-            images.write_skipped(path / files.SKIPPED_NAME)  # type: ignore[attr-defined]
+            with replacing(path / files.SKIPPED_NAME) as unfinished:
+                images.write_skipped(unfinished)  # type: ignore[attr-defined]
         record = _record(trainer, options, source, before)
         write_record(path, record)
         _say_how_long(trainer)
@@ -144,9 +148,8 @@ def train(
                 after_epoch=lambda epoch: board.write(epoch, probe(epoch)),
             )
         record["seconds"]["training"] = sum(epoch["seconds"] for epoch in trainer.history)
-        trained = _trained(trainer, recipe, options)
         say("embedding and clustering the images")
-        rows, shares = trained.infer(images, batch_size=recipe.batch_size, num_workers=options.num_workers)
+        trained, rows, shares = _clustered(trainer, recipe, options)
         write_clusters(path / files.CLUSTERS_NAME, images, shares)
         if labels is not None:
             record["scores"] = asdict(score_clusters(labels, shares.argmax(1), rows, recipe.data.num_clusters))
@@ -170,7 +173,10 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: If it is not empty, or is to be overwritten and holds no run.
+        NotADirectoryError: If something else is in its way.
+        PermissionError: If nothing can be written there.
     """
+    check_writable(path, "out")
     if resume or not path.is_dir():
         return
     own = ("run.lock", "images-*")  # of a run that has not begun: its lock, and the images that it keeps
@@ -182,6 +188,12 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
             f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; "
             "resume continues the run in it, overwrite replaces it"
         )
+
+
+def check_labels(source: Source, score_every: int | None) -> None:
+    """Require labels for scores, as far as can be told before the images are opened; ValueError otherwise."""
+    if score_every and not source.is_labelled:
+        raise ValueError(_UNLABELLED.format(score_every))
 
 
 @contextmanager
@@ -199,17 +211,20 @@ def _clear(folder: RunFolder) -> None:
     """Remove what a run has left; other files stay."""
     folder.clear()
     for file in (folder.path / BOARD_NAME).glob("events.out.tfevents.*"):
-        file.unlink()
+        remove(file)
 
 
-def _trained(trainer: Trainer, recipe: Recipe, options: Options) -> Trained:
-    method, centers = trainer.method, None
-    if not isinstance(method, ClusterHeadMethod):
-        images = trainer.data["images"]
-        centers = fit_centers(method, images, recipe, seed=options.seed, num_workers=options.num_workers)
-        with replacing(trainer.folder.path / files.CENTERS_NAME) as unfinished:
-            np.save(unfinished, centers.numpy())
-    return Trained(method, trainer.test_view, centers)
+def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trained, Tensor, Tensor]:
+    """Return the trained method with rows (N, D) and shares (N, K) of its images, which are embedded once."""
+    method, images = trainer.method, trainer.data["images"]
+    if isinstance(method, ClusterHeadMethod):
+        trained = Trained(method, trainer.test_view)
+        return trained, *trained.infer(images, batch_size=recipe.batch_size, num_workers=options.num_workers)
+    centers, rows = fit_centers(method, images, recipe, seed=options.seed, num_workers=options.num_workers)
+    with replacing(trainer.folder.path / files.CENTERS_NAME) as unfinished:
+        np.save(unfinished, centers.numpy())
+    trained = Trained(method, trainer.test_view, centers)
+    return trained, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
 
 
 def _say_how_long(trainer: Trainer) -> None:

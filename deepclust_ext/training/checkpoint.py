@@ -48,7 +48,7 @@ def check_resumed(
     path: Path,
     *,
     last_phase: int,
-    more_epochs: bool,
+    fixed_epochs: str | None,
     other_versions: bool,
 ) -> None:
     """Require that a run of these settings can go on from a checkpoint's state.
@@ -58,23 +58,23 @@ def check_resumed(
         own: Settings of the run.
         path: Of the checkpoint.
         last_phase: Place of the last phase.
-        more_epochs: Whether that one may have more epochs than before.
+        fixed_epochs: Why that one may not have more epochs than before; None where it may.
         other_versions: Whether the checkpoint may be of other versions.
 
     Raises:
         ValueError: If anything differs; names it and both values.
     """
     stored = state["settings"]
-    if more_epochs:
+    if fixed_epochs is None:
         stored = _with_epochs_of(stored, own, last_phase)
     try:
         check_settings(stored, own, path)
     except ValueError as error:
-        if more_epochs or own["epochs"] == stored["epochs"]:
+        if fixed_epochs is None or own["epochs"] <= stored["epochs"]:
             raise
         raise ValueError(
-            f"{error}; more epochs in the last phase are possible where the learning rate is constant or has a "
-            f"horizon, and the method does not go by the share of the run"
+            f"{error}; {fixed_epochs}, so in a run of {own['epochs']} epochs the first {stored['epochs']} would have "
+            f"been others: train a new one of {own['epochs']}"
         ) from error
     if other_versions:
         return

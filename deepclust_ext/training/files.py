@@ -111,7 +111,7 @@ class RunFolder:
         """Remove the files of a run but those that have been begun."""
         for name in RUN_FILES:
             if name not in self.begun:
-                (self.path / name).unlink(missing_ok=True)
+                remove(self.path / name)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, and keep the one before it; a folder that was removed meanwhile is made again."""
@@ -138,7 +138,7 @@ class RunFolder:
                 raise error from None
             raise ValueError(
                 f"{error}. {self.previous} is whole and holds the run after epoch {epochs}: move it to "
-                f"{self.checkpoint} to continue from there"
+                f"{self.checkpoint} to go by that one"
             ) from error
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
@@ -148,8 +148,9 @@ class RunFolder:
 
     def _lock(self) -> None:
         path = self.path / LOCK_NAME
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with named(path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         _held.add(self._descriptor)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,6 +173,52 @@ class RunFolder:
         if self._descriptor in _held:  # a forked process has closed its own already
             _held.remove(self._descriptor)
             os.close(self._descriptor)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Require a folder in which files can be written, or a place where one can be made.
+
+    Args:
+        folder: It may be missing, and folders above it too.
+        option: What it was given as, for messages.
+
+    Raises:
+        NotADirectoryError: If something else lies there, or where a folder above it has to be.
+        PermissionError: If nothing can be written there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        kind = "the file" if there.exists() else "the link to nothing"
+        raise NotADirectoryError(
+            f"{option}: expected a folder, got {kind} {there}"
+            if there == folder
+            else f"{option}: expected a folder at {folder}, got {kind} {there} in its way"
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{option}: expected a folder to write to at {folder}, got {there}, in which nothing can be written"
+        )
+
+
+@contextmanager
+def named(what: Path | str) -> Iterator[None]:
+    """Let an OSError of what writes or removes a file begin with what that is, in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise _named(what, error) from error
+
+
+def _named(what: Path | str, error: OSError) -> OSError:
+    found = OSError(f"{what}: cannot be written: {error.strerror or error}")
+    found.errno = error.errno
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there; an OSError names it."""
+    with named(path):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -200,9 +247,7 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         # Torch's writer raises a RuntimeError while it closes, which hides what happened.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if isinstance(cause, OSError):
-            named = OSError(f"{path}: cannot be written: {cause.strerror or cause}")
-            named.errno = cause.errno
-            raise named from error
+            raise _named(path, cause) from error
         if isinstance(cause, KeyboardInterrupt):
             raise cause from None
         raise
@@ -240,24 +285,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: If it is not a whole checkpoint of this format.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"resume: expected a checkpoint at {path}, got none")
+        raise FileNotFoundError(f"checkpoint: expected one at {path}, got none")
     fault = _fault(path)
     if fault is not None:
-        raise ValueError(f"resume: expected a checkpoint at {path}, got {fault}")
+        raise ValueError(f"checkpoint: expected a whole one at {path}, got {fault}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Not torch's own message, which proposes to execute what the file holds.
         raise ValueError(
-            f"resume: expected a checkpoint at {path}, got a file that holds more than tensors and plain values "
+            f"checkpoint: expected one at {path}, got a file that holds more than tensors and plain values "
             f"({type(error).__name__})"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"resume: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
+        raise ValueError(f"checkpoint: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
     missing = [name for name in ENTRIES if name not in state]
     if missing:
-        raise ValueError(f"resume: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
+        raise ValueError(f"checkpoint: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
     return state
 
 

@@ -361,13 +361,17 @@ class Trainer:
             ValueError: As :meth:`fit`.
         """
         state = self.folder.load()
-        more_epochs = self.config.learning_rate.open_ended and not self.method.uses_progress
+        fixed_epochs = None
+        if not self.config.learning_rate.open_ended:
+            fixed_epochs = "without a horizon the learning rate falls over all epochs of the run"
+        elif self.method.uses_progress:
+            fixed_epochs = f"{type(self.method).__name__} goes by the share of the run that is done"
         check_resumed(
             state,
             self.settings(),
             self.folder.checkpoint,
             last_phase=len(self.config.phases) - 1,
-            more_epochs=more_epochs,
+            fixed_epochs=fixed_epochs,
             other_versions=other_versions,
         )
         return state

@@ -115,6 +115,15 @@ def test_an_expected_failure_is_one_line_and_status_1(
     assert captured.err == "deepclust-ext: no such folder: images\n"
 
 
+def test_an_error_of_the_system_s_own_is_said_without_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "run", lambda arguments: (tmp_path / "nothing").open())
+    assert main(["demo"]) == 1
+    said = capsys.readouterr().err
+    assert said == f"deepclust-ext: {tmp_path / 'nothing'}: cannot be read or written: No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [(KeyboardInterrupt("interrupted in epoch 3"), "interrupted in epoch 3"), (KeyboardInterrupt(), "interrupted")],

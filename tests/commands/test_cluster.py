@@ -148,6 +148,8 @@ def test_scores_are_those_of_the_table(run: Path, here: Path, capsys: pytest.Cap
 WRONG = [
     (["cluster", "nowhere"], "run: expected the folder of a run, such as 'train' makes, at nowhere, got nothing"),
     (["cluster", "new"], "got a folder without recipe.yaml"),
+    (["cluster", "there.csv"], "run: expected the folder of a run, such as 'train' makes, at there.csv, got a file"),
+    (["report", "there.csv"], "run: expected the folder of a run, such as 'train' makes, at there.csv, got a file"),
     (["cluster", "RUN", "nothing"], "nothing: expected a folder or a file of images"),
     (["cluster", "RUN", "new", "--out", "new"], "out: expected a file to write, got the folder new"),
     (["cluster", "RUN", "new", "--out", "there.csv"], "--overwrite replaces it"),
@@ -163,7 +165,11 @@ WRONG = [
     (["embed", "RUN", "new", "--format", "csv", "--out", "rows.npz"], "--out: expected a name that ends in .csv"),
     (["embed", "RUN", "new", "--out", "rows.txt"], "--out: expected a name that ends in .npz, got rows.txt"),
     (["embed", "RUN", "new", "--device", "warp"], "device: expected one that torch can use here"),
-    (["evaluate", "RUN", "new"], "labels: expected 'folders' or a CSV file with the columns path and label, got none"),
+    (
+        ["evaluate", "RUN", "new"],
+        "labels: expected 'folders', 'own' or a CSV file with the columns path and label, got none",
+    ),
+    (["evaluate", "RUN", "new", "--labels", "own"], "labels: expected 'folders' or a CSV file, since"),
     (["evaluate", "RUN", "new", "--labels", "x"], "labels: expected 'folders', whole numbers or a CSV file"),
     (["evaluate", "RUN", "new", "--labels", "there.csv"], "expected the columns path and label"),
 ]
@@ -183,6 +189,42 @@ def test_wrong_uses_are_one_line(
     assert last.startswith("deepclust-ext: ")
     assert message in last
     assert (here / "there.csv").read_text() == "a,b\n"
+
+
+def test_scores_without_labels_are_refused_before_images_are_read(
+    run: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read(*arguments: Any) -> Any:
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr("deepclust_ext.data.stores.Files.read", read)
+    record = json.loads((run / "run.json").read_text())
+    record["source"]["labels"] = None
+    (here / "run").mkdir()
+    for name in ("recipe.yaml", "checkpoint.pt"):
+        (here / "run" / name).write_bytes((run / name).read_bytes())
+    (here / "run" / "run.json").write_text(json.dumps(record))
+    for arguments in (["run"], ["run", "new"], [str(run), "new"]):
+        assert main(["evaluate", *arguments]) == 1
+        assert "labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
+
+
+def test_scores_by_labels_of_the_data_themselves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(write_images(here / "images").rglob("*.png"))])
+    labels = np.repeat(np.arange(3), 20)
+    np.savez(here / "scans.npz", train_images=images, train_labels=labels[:, None], test_labels=labels[:7])
+    train = ["train", "scans.npz", "--recipe", str(write_recipe(here)), "--out"]
+    assert main([*train, "run"]) == 0
+    capsys.readouterr()
+    own = run_json(["evaluate", "run", "--labels", "own"], capsys)
+    assert (own["images"], own["classes"]) == (60, 3)
+    assert run_json(["evaluate", "run", "--labels", "train_labels"], capsys) == own
+    assert run_json(["evaluate", "run", "scans.npz", "--labels", "own"], capsys) == own
+    assert main(["evaluate", "run"]) == 1
+    assert "labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
+    assert main([*train, "labelled", "--labels", "train_labels"]) == 0
+    capsys.readouterr()
+    assert run_json(["evaluate", "labelled"], capsys) == own  # by what the run's folder keeps
 
 
 def test_gray_images_stand_for_colors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,5 +285,7 @@ def test_a_damaged_run_is_named(run: Path, here: Path, capsys: pytest.CaptureFix
         whole = (here / "run" / name).read_bytes()
         (here / "run" / name).write_bytes(content)
         assert main(["cluster", "run"]) == 1
-        assert name in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert name in said
+        assert "resume" not in said
         (here / "run" / name).write_bytes(whole)

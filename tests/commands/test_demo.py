@@ -14,8 +14,12 @@ import torch
 from deepclust_ext import recipes
 from deepclust_ext.__main__ import main
 from deepclust_ext.commands import demo
+from deepclust_ext.data import Digits
 from deepclust_ext.evaluation import ClusterScores, Evaluation
 from deepclust_ext.training.files import RunFolder
+
+#: Scans of a demo whose scores do not matter.
+FEW = 256
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -24,36 +28,52 @@ def parse(*options: str) -> argparse.Namespace:
     return parser.parse_args(options)
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a demo have the first 256 scans alone, and its recipes be of so many."""
+    load = recipes.load
+
+    class FewDigits(Digits):
+        def __init__(self) -> None:
+            super().__init__()
+            self.images, self.labels, self.names = self.images[:FEW], self.labels[:FEW], self.names[:FEW]
+
+    monkeypatch.setattr("deepclust_ext.data.Digits", FewDigits)
+    monkeypatch.setattr(recipes, "load", lambda name, changes=None: load(name, {**(changes or {}), "data.images": FEW}))
+
+
+@pytest.mark.usefixtures("few")
 def test_two_epochs_write_figure_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    assert demo.run(parse("--epochs", "2", "--batch-size", "256", "--out", str(tmp_path))) == 0
+    assert demo.run(parse("--epochs", "2", "--batch-size", "128", "--out", str(tmp_path))) == 0
     printed = capsys.readouterr().out
     assert all(
         line in printed for line in ("k-means on pixels", "k-means, untrained network", "hadis, 2 epochs", "vote of 20")
     )
     assert (tmp_path / "overview.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["metrics"]["pixels"]["acc"] == pytest.approx(0.79, abs=0.02)
-    assert sum(record["metrics"]["trained"]["kmeans"]["sizes"]) == 1797
+    assert 0.5 < record["metrics"]["pixels"]["acc"] < 1
+    assert sum(record["metrics"]["trained"]["kmeans"]["sizes"]) == FEW
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
-    settings = {"method": "hadis", "seed": 0, "epochs": 2, "batch_size": 256, "resume": False}
+    settings = {"method": "hadis", "seed": 0, "epochs": 2, "batch_size": 128, "resume": False}
     assert settings.items() <= record["config"].items()
-    recipe = recipes.completed(recipes.load("hadis-digits", {"batch_size": 256})).with_epochs(2)
+    recipe = recipes.completed(recipes.load("hadis-digits", {"batch_size": 128})).with_epochs(2)
     assert recipes.load(tmp_path / "recipe.yaml") == replace(recipe, name="recipe")
-    assert (tmp_path / "report.html").stat().st_size > 100_000
+    assert (tmp_path / "report.html").stat().st_size > 50_000
     assert f"the page of the run, to open in a browser: {tmp_path / 'report.html'}" in printed
     assert record["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 @pytest.mark.parametrize("method", [name.removesuffix(demo.ENDING) for name in recipes.names(demo.ENDING)])
+@pytest.mark.usefixtures("few")
 def test_without_matplotlib_it_says_so_and_goes_on(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "deepclust_ext.evaluation.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    options = ("--method", method, "--epochs", "1", "--batch-size", "512", "--profile", "--out", str(tmp_path))
+    options = ("--method", method, "--epochs", "1", "--batch-size", "128", "--profile", "--out", str(tmp_path))
     assert demo.run(parse(*options)) == 0
     printed = capsys.readouterr().out
     assert all(line in printed for line in ("k-means on pixels", "k-means, untrained network", f"{method}, 1 epochs"))
@@ -63,7 +83,7 @@ def test_without_matplotlib_it_says_so_and_goes_on(
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def small(few: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the options of a demo of one epoch, with quick baselines, scores and figure."""
     scores = ClusterScores(0.5, 0.5, 0.5, float("nan"), [1797])
     monkeypatch.setattr("deepclust_ext.cluster.KMeans.fit_predict", lambda self, rows: torch.arange(len(rows)) % 10)
@@ -71,7 +91,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("deepclust_ext.runs.scored.evaluate", lambda *a, **k: Evaluation(0.5, scores, None))
     monkeypatch.setattr("deepclust_ext.evaluation.plots.save_overview", lambda path, *rest: path.touch())
     monkeypatch.setattr("deepclust_ext.runs.page.report_html", lambda *arguments, **options: "a page")
-    return ["demo", "--method", "sacc", "--epochs", "1", "--batch-size", "512", "--out"]
+    return ["demo", "--method", "sacc", "--epochs", "1", "--batch-size", "128", "--out"]
 
 
 def test_a_second_demo_is_refused_until_it_may_overwrite(
@@ -130,5 +150,6 @@ def test_complete_demo_clusters_the_digits(tmp_path: Path, method: str, floor: f
     # costs up to 0.02.
     demo.run(parse("--method", method, "--seed", "0", "--out", str(tmp_path)))
     record = json.loads((tmp_path / "run.json").read_text())
+    assert record["metrics"]["pixels"]["acc"] == pytest.approx(0.79, abs=0.02)
     trained = record["metrics"]["trained"]
     assert (trained["head"] or trained["kmeans"])["acc"] >= floor

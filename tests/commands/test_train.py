@@ -5,6 +5,7 @@ import json
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -240,11 +241,56 @@ def test_wrong_uses_are_one_line(
     assert not (tmp_path / "runs").exists()  # nothing is left behind
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "sacc-digit"], "did you mean 'sacc-digits'?"),
+        (["--recipe", "nothing.yaml"], "nothing.yaml: cannot be read or written: No such file or directory"),
+        (["--recipe", "small.yaml", "--method", "sacc"], "method: expected clc, as the recipe small.yaml has it"),
+        (["--recipe", "small.yaml", "--set", "batchsize=3"], "did you mean 'batch_size'?"),
+        (["--recipe", "small.yaml", "--set", "optimizer.lr=fast"], "optimizer.lr: expected a number"),
+        (["--recipe", "small.yaml", "--set", "batch_size=0"], "batch_size: expected at least 2"),
+        (["--recipe", "small.yaml", "--set", "test_view.size=x"], "test_view.size: expected an integer"),
+        (["--recipe", "small.yaml", "--score-every", "1"], "score_every: expected 0 without labels, got 1"),
+        (["--clusters", "3", "--method", "kmeans"], "method: expected one of"),
+        (["--clusters", "3", "--set", "model.width=3"], "hadis-scans.yaml.model: expected one of"),
+        (["--clusters", "3", "--set", "test_view.size=0"], "size: expected at least 1"),
+        (["--clusters", "3", "--labels", "nothing.csv"], "labels: expected 'folders', whole numbers or a CSV file"),
+        (["--recipe", "small.yaml", "--out", "small.yaml"], "out: expected a folder, got the file small.yaml"),
+        (["--recipe", "small.yaml", "--device", "warp"], "device: expected one that torch can use here"),
+    ],
+)
+def test_wrong_wishes_are_said_before_images_are_read(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def read(*arguments: Any) -> Any:
+        raise AssertionError("an image was read")
+
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "00.png").touch()
+    write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("deepclust_ext.data.stores.Files.read", read)
+    assert main(["train", "images", *options]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_settings_that_would_make_it_another_run_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "recipe.yaml").read_text()
     assert main(["train", "--resume", "--out", str(run), "--set", "optimizer.lr=0.5"]) == 1
     assert "optimizer.lr: expected 0.001" in capsys.readouterr().err
     assert (run / "recipe.yaml").read_text() == before
+
+
+def test_a_run_goes_on_with_as_many_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = str(write_images(tmp_path / "images", count=19))
+    assert main(["train", images, "--resume", "--out", str(run)]) == 1
+    message = f"data: expected 60 images, with which the run in {run} began, got 57; others need a run of their own"
+    assert capsys.readouterr().err.splitlines()[-1] == f"deepclust-ext: {message}"
 
 
 def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:

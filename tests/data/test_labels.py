@@ -18,7 +18,9 @@ class TestLabels:
         assert images.classes == ("9", "10")  # as numbers
         assert [label for _, label in images] == [1, 0, 0]
         save(tmp_path / "loose.png")
-        with pytest.raises(ValueError, match="expected every image in a folder of its class, got loose.png"):
+        with pytest.raises(
+            ValueError, match="in a folder of its class, got loose.png; move it into one, or give labels as"
+        ):
             load_images(tmp_path, labels="folders")
 
     def test_by_csv(self, tmp_path: Path) -> None:
@@ -101,3 +103,29 @@ def test_a_file_that_cannot_be_read_needs_no_folder(tmp_path: Path) -> None:
     save(tmp_path / "alone.png")
     with pytest.raises(ValueError, match="expected every image in a folder of its class, got alone.png"):
         load_images(tmp_path, labels="folders")
+
+
+def test_the_labels_of_an_npz_file_are_told_by_their_number(tmp_path: Path) -> None:
+    path, images = tmp_path / "scans.npz", np.zeros((4, 2, 3), np.uint8)
+    images[:] = np.arange(4, dtype=np.uint8)[:, None, None]
+    np.savez(path, x=images, y=np.array([3, 1, 1, 2]), other=np.array([1, 2, 3]), weights=np.ones(4))
+    loaded = load_images(path, labels="own")
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == [2, 0, 0, 1]
+    np.savez(path, x=images, y=np.array([3, 1, 1, 2]), z=np.array([[3], [1], [1], [2]]))
+    with pytest.raises(ValueError, match="labels='own': expected one array of .*, got y, z; name one of them"):
+        load_images(path, labels="own")
+    assert load_images(path, labels="z").classes == ("1", "2", "3")
+    np.savez(path, x=images, weights=np.ones(4))
+    with pytest.raises(ValueError, match="labels='own': expected one array .*, got none among x, weights"):
+        load_images(path, labels="own")
+
+
+def test_images_without_labels_of_their_own_are_named(tmp_path: Path) -> None:
+    images = np.zeros((4, 2, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    for source, name in ((images, "an array"), (tmp_path / "images.npy", ".*images.npy")):
+        with pytest.raises(
+            ValueError, match=f"labels: expected 'folders' or a CSV file, since .*, got 'own' of {name}"
+        ):
+            load_images(source, labels="own")

@@ -60,7 +60,7 @@ def test_an_epoch_that_ends_early(num_workers: int) -> None:
     with closing(loader.batches(ORDER)) as batches:
         next(batches)
     assert [places.tolist() for _, places in loader.batches(ORDER[::-1])] == ORDER[::-1]
-    with pytest.raises(ValueError, match="data, image 39: expected an image that can be read, got OSError: cut off"):
+    with pytest.raises(ValueError, match="^data, image 39: expected an image that can be read, got OSError: cut off$"):
         list(loader.batches([[38, 39], *ORDER]))
     assert [places.tolist() for _, places in loader.batches(ORDER)] == ORDER
     del loader

@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import deepclust_ext
+from tests.forks import Template
 
 PACKAGE = Path(deepclust_ext.__file__).parent
 
@@ -43,16 +44,23 @@ def library_of(package: Path) -> Path:
     return library
 
 
-def run(package: Path, code: str = PROBE, **environment: str) -> subprocess.CompletedProcess[str]:
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Code in a process that imports a package as new, in its folder."""
+    with Template(os.environ) as template:
+
+        def run_code(package: Path, code: str = PROBE, **environment: str) -> "subprocess.CompletedProcess[str]":
+            return template.run(WITHOUT_EDITABLE + code, package.parent, environment_of(package) | environment)
+
+        yield run_code
+
+
+def environment_of(package: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "DEEPCLUST_EXT_BACKEND"}
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_EDITABLE + code],
-        cwd=package.parent,
-        env=kept | {"PYTHONPATH": str(package.parent)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return kept | {"PYTHONPATH": str(package.parent)}
 
 
 def hide(package: Path) -> str:
@@ -74,7 +82,11 @@ BREAKAGES = pytest.mark.parametrize("break_it", [hide, corrupt, age])
 
 
 def test_a_good_library_loads_without_a_warning(copied: Path) -> None:
-    said, devices, reason = json.loads(run(copied).stdout)
+    command = [sys.executable, "-c", WITHOUT_EDITABLE + PROBE]
+    done = subprocess.run(
+        command, cwd=copied.parent, env=environment_of(copied), capture_output=True, text=True, check=True
+    )
+    said, devices, reason = json.loads(done.stdout)
     assert said == []
     assert "cpu" in devices
     assert reason is None
@@ -82,7 +94,7 @@ def test_a_good_library_loads_without_a_warning(copied: Path) -> None:
 
 @BREAKAGES
 def test_the_reference_runs_after_one_warning_with_reason_and_cure(
-    copied: Path, break_it: Callable[[Path], str]
+    copied: Path, run: Run, break_it: Callable[[Path], str]
 ) -> None:
     expected = break_it(copied)
     result = run(copied)
@@ -95,7 +107,9 @@ def test_the_reference_runs_after_one_warning_with_reason_and_cure(
     assert expected in reason
 
 
-def test_a_tree_without_a_library_before_an_installed_package_that_has_one(copied: Path, tmp_path: Path) -> None:
+def test_a_tree_without_a_library_before_an_installed_package_that_has_one(
+    copied: Path, run: Run, tmp_path: Path
+) -> None:
     """What happens after `pip install .` to whatever is run inside the checkout."""
     installed = Path(shutil.copytree(copied, tmp_path / "site-packages" / "deepclust_ext"))
     hide(copied)
@@ -113,7 +127,7 @@ def test_a_tree_without_a_library_before_an_installed_package_that_has_one(copie
 
 
 @BREAKAGES
-def test_backend_native_makes_it_an_error(copied: Path, break_it: Callable[[Path], str]) -> None:
+def test_backend_native_makes_it_an_error(copied: Path, run: Run, break_it: Callable[[Path], str]) -> None:
     expected = break_it(copied)
     result = run(copied, DEEPCLUST_EXT_BACKEND="native")
     assert result.returncode == 1
@@ -122,13 +136,13 @@ def test_backend_native_makes_it_an_error(copied: Path, break_it: Callable[[Path
     assert expected in last
 
 
-def test_backend_reference_is_silent_even_with_a_broken_library(copied: Path) -> None:
+def test_backend_reference_is_silent_even_with_a_broken_library(copied: Path, run: Run) -> None:
     corrupt(copied)
     result = run(copied, DEEPCLUST_EXT_BACKEND="reference")
     assert json.loads(result.stdout) == [[], [], "DEEPCLUST_EXT_BACKEND=reference"]
 
 
-def test_an_unknown_backend_is_an_error(copied: Path) -> None:
+def test_an_unknown_backend_is_an_error(copied: Path, run: Run) -> None:
     result = run(copied, DEEPCLUST_EXT_BACKEND="cuda")
     last = result.stderr.strip().splitlines()[-1]
     assert last == "ValueError: DEEPCLUST_EXT_BACKEND: expected auto, native or reference, got 'cuda'"
@@ -145,7 +159,7 @@ for warning in caught:
 """
 
 
-def test_a_device_without_kernels_warns_once_per_type(copied: Path) -> None:
+def test_a_device_without_kernels_warns_once_per_type(copied: Path, run: Run) -> None:
     lines = run(copied, DEVICE_PROBE).stdout.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "RuntimeWarning deepclust_ext was built without kernels for mps tensors",
@@ -153,7 +167,7 @@ def test_a_device_without_kernels_warns_once_per_type(copied: Path) -> None:
     ]
 
 
-def test_a_device_without_kernels_is_an_error_under_backend_native(copied: Path) -> None:
+def test_a_device_without_kernels_is_an_error_under_backend_native(copied: Path, run: Run) -> None:
     result = run(copied, DEVICE_PROBE, DEEPCLUST_EXT_BACKEND="native")
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("RuntimeError: deepclust_ext was built without kernels for mps tensors")
@@ -169,7 +183,7 @@ print(compiled(torch.zeros(())).item(), compiled(torch.zeros((), device="meta"))
 """
 
 
-def test_the_library_of_another_tree_is_not_taken(copied: Path) -> None:
+def test_the_library_of_another_tree_is_not_taken(copied: Path, run: Run) -> None:
     library = library_of(PACKAGE)
     hide(copied)
     # As the finder of an editable install elsewhere does.
@@ -191,6 +205,6 @@ sys.meta_path.append(Elsewhere)
 
 
 @pytest.mark.parametrize(("backend", "expected"), [("auto", "1.0 meta"), ("reference", "-1.0 meta")])
-def test_the_choice_is_traced_without_a_graph_break(copied: Path, backend: str, expected: str) -> None:
+def test_the_choice_is_traced_without_a_graph_break(copied: Path, run: Run, backend: str, expected: str) -> None:
     result = run(copied, COMPILE_PROBE, DEEPCLUST_EXT_BACKEND=backend)
     assert result.stdout.strip() == expected, result.stderr

@@ -85,7 +85,8 @@ def test_every_row_of_the_table_trains(name: str, images: NDArray[Any], method: 
     assert recipe.name == f"{method.lower()}-{name}"
     assert recipe.data.images == len(images)
     assert any(f"{len(images):,} " in reason for reason in reasons)
-    assert_builds(recipe, data, tmp_path / "run")
+    few = read(images[:64])  # enough of them for some steps
+    assert_builds(replace(recipe, data=replace(recipe.data, images=len(few))), few, tmp_path / "run")
 
 
 def test_hadis_is_the_method_where_none_is_named() -> None:

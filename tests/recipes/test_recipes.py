@@ -41,7 +41,7 @@ def resized(recipe: recipes.Recipe, size: int) -> recipes.Recipe:
     return replace(recipe, views=views, test_view=test_view, data=replace(recipe.data, size=size))
 
 
-def assert_steps(recipe: recipes.Recipe, out: Path) -> None:
+def assert_steps(recipe: recipes.Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Require two steps at least, on two images each, that move weights and log finite numbers."""
     pytest.importorskip("torchvision", exc_type=ImportError)
     phases = tuple(replace(phase, epochs=1) for phase in recipe.phases)
@@ -50,6 +50,8 @@ def assert_steps(recipe: recipes.Recipe, out: Path) -> None:
     recipe = replace(recipe, phases=phases, batch_size=2, data=shape)
     data: dict[str, Dataset[Any]] = {source: Pictures(recipe, 2 * steps) for phase in phases for source in phase.passes}
     trainer = make_trainer(recipe, data, out)
+    for name in ("save", "load"):  # of checkpoints, which have tests of their own: of a ResNet these take longer
+        monkeypatch.setattr(trainer.folder, name, lambda *arguments: None)
     before = {name: weight.clone() for name, weight in trainer.method.named_parameters()}
     history = trainer.fit()
     assert len(history) == len(phases)
@@ -61,16 +63,16 @@ def assert_steps(recipe: recipes.Recipe, out: Path) -> None:
 
 @pytest.mark.parametrize("name", recipes.names())
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # of batches as small as these
-def test_every_recipe_makes_two_steps(name: str, tmp_path: Path) -> None:
+def test_every_recipe_makes_two_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipes.load(name)
-    assert_steps(recipe if recipe.data.size <= 32 else resized(recipe, 32), tmp_path)
+    assert_steps(recipe if recipe.data.size <= 32 else resized(recipe, 32), tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in recipes.names() if recipes.load(name).data.size > 32])
 @pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
-def test_every_recipe_makes_two_steps_at_its_size(name: str, tmp_path: Path) -> None:
-    assert_steps(recipes.load(name), tmp_path)
+def test_every_recipe_makes_two_steps_at_its_size(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_steps(recipes.load(name), tmp_path, monkeypatch)
 
 
 def test_there_is_a_recipe_for_each_method_and_each_cell_of_the_tables() -> None:
@@ -269,6 +271,12 @@ def test_images_that_the_recipe_is_not_of_are_named(
     images = TensorDataset(torch.rand(count, channels, size, size))
     with pytest.raises(ValueError, match=message):
         make_trainer(recipe, images, tmp_path)
+
+
+def test_the_recipe_of_a_run_has_no_name_of_its_own(tmp_path: Path) -> None:
+    recipe = replace(recipes.load("hadis-digits"), name="recipe")
+    with pytest.raises(ValueError, match="data.images: expected 1797 images, as the recipe has it, got 9"):
+        make_trainer(recipe, TensorDataset(torch.rand(9, 1, 8, 8)), tmp_path)
 
 
 def test_unlabelled_images_are_counted_too(tmp_path: Path) -> None:

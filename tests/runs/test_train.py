@@ -1,7 +1,9 @@
 """Whole runs in Python: they are the trainer's own to the bit, leave others' files alone, and say where images were."""
 
+import csv
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from deepclust_ext import recipes
-from deepclust_ext.data import load_images
+from deepclust_ext.data import Images, load_images
 from deepclust_ext.recipes.build import make_trainer
 from deepclust_ext.runs import Options, Run, Source, open_run, train
 from deepclust_ext.runs.estimate import seconds_of_a_step
@@ -74,6 +76,30 @@ def test_other_methods_run_too(method: str, tmp_path: Path, images: Any, recipe:
         torch.testing.assert_close(open_run(run.path).trained.infer(images)[1], shares)
 
 
+def test_the_images_are_embedded_once_at_the_end(
+    tmp_path: Path, images: Any, recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepclust_ext.runs.page.report_html", lambda *arguments, **options: "")  # it reads images
+    phases = [{"name": "main", "epochs": 1, "pseudo_labels": "once"}]
+    changes = {"method": "HaDis", "model": {"hidden_dim": 8, "embedding_dim": 4}, "phases": phases}
+    recipe = recipes.changed(recipe, changes)
+    seen: list[int] = []
+
+    class Counted(Images):
+        def images_at(self, indices: Sequence[int]) -> Any:
+            seen.extend(indices if (tmp_path / "run" / "checkpoint.pt").exists() else ())
+            return super().images_at(indices)
+
+    counted = Counted(images.store)
+    run = train(recipe, counted, tmp_path / "run")
+    assert len(seen) == 60 + 56 + 60 + 60  # for pseudo-labels, the batches of the epoch, the probe, the clusters
+    rows, shares = run.trained.infer(counted)
+    with (run.path / "clusters.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["cluster"]) for row in table] == shares.argmax(1).tolist()
+    torch.testing.assert_close(run.trained.shares_of(rows), shares)
+
+
 def test_files_of_others_stay(tmp_path: Path, images: Any, recipe: recipes.Recipe) -> None:
     small_run(tmp_path, images, recipe)
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -127,13 +153,19 @@ def test_images_that_cannot_be_opened_again(tmp_path: Path, images: Any, recipe:
     [
         (Source(()), "data: expected a folder of images, got none"),
         (Source(("cifar10", "stl10"), root="."), "data: expected one name where there is a root, got cifar10, stl10"),
-        (Source(("cifar10",), root=".", labels="folders"), "labels: expected none for cifar10, which has its own"),
+        (Source(("cifar10",), root=".", labels="folders"), "labels: expected 'own' or none for cifar10, got 'folders'"),
         (Source(("cifar11",), root="."), "name: expected one of"),
+        (Source(("digits",), labels="folders"), "labels: expected 'own' or none for digits, got 'folders'"),
     ],
 )
 def test_wrong_sources(source: Source, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         source.open()
+
+
+def test_a_data_set_by_its_name_has_its_own_labels() -> None:
+    own, plain = (Source(("digits",), labels=labels).resolved().open() for labels in ("own", None))
+    assert torch.equal(own.labels, plain.labels)  # type: ignore[attr-defined]
 
 
 def test_a_source_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

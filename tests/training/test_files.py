@@ -69,7 +69,7 @@ def test_every_flipped_bit_is_found(stored: Path, tmp_path: Path) -> None:
     ends = [*range(100), *range(len(whole) - 300, len(whole))]
     for place in {*ends, *range(0, len(whole), len(whole) // 300)}:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        with pytest.raises(ValueError, match=f"^resume: expected a checkpoint at {re.escape(str(path))}, got a "):
+        with pytest.raises(ValueError, match=f"^checkpoint: expected a whole one at {re.escape(str(path))}, got a "):
             load_checkpoint(path)
 
 
@@ -129,7 +129,7 @@ def test_the_checkpoint_before_a_damaged_one_is_offered(stored: Path, tmp_path: 
     path, previous = folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME
     path.write_bytes(path.read_bytes()[:-200])
     trainer = make_trainer(folder, config=config_of(phases=SHORT))
-    offer = f"{previous} is whole and holds the run after epoch 2: move it to {path} to continue from there"
+    offer = f"{previous} is whole and holds the run after epoch 2: move it to {path} to go by that one"
     with pytest.raises(ValueError, match=re.escape(offer)):
         trainer.fit(resume=True)
     previous.rename(path)
