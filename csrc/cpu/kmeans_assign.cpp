@@ -8,9 +8,9 @@
 // index; the distance of the nearest is the result. So the instruction set does not show in a label, and no score in a
 // distance. Rows or centroids whose squares overflow have no scores: all centroids are compared.
 //
-// Scores of float32 rows come from bfloat16 where the processor multiplies it, and else, with more than a few centroids,
-// from 16-bit integers: at half the cost and with wider bounds. Where they leave most rows of a panel open, that panel
-// and some after it are multiplied in float32.
+// Scores of float32 rows come from bfloat16 where the processor multiplies it, and else, with more than a few
+// centroids, from 16-bit integers: at half the cost and with wider bounds. Where they leave most rows of a panel open,
+// that panel and some after it are multiplied in float32.
 //
 // The cosine of normalized rows is 1 - |x - y|^2 / 2, so the same search finds it. A centroid with a norm below 1e-12
 // stays shorter than 1 when it is normalized, by a shortfall of its squared norm that its score takes into account.
@@ -51,7 +51,7 @@ namespace deepclust {
 namespace {
 
 constexpr int64_t kMaxChunk = 1024;  // centroids whose scores are kept for a look back: an eighth of a common L2 cache
-constexpr int64_t kMinIntegerClusters = 8;  // fewer are multiplied in less time than it takes to round a row
+constexpr int64_t kMinIntegerClusters = 8;   // fewer are multiplied in less time than it takes to round a row
 constexpr float kPairRounding = 1.0f / 256;  // of bfloat16, relative
 constexpr int64_t kDoubtfulPanels = 7;
 
@@ -60,7 +60,8 @@ constexpr int64_t kMinPartRows = 1024;
 constexpr int64_t kPartRowsPerCluster = 8;
 constexpr int64_t kPartRowsMultiple = 64;  // whole panels
 constexpr int64_t kMaxParts = 64;
-constexpr int64_t kRowsInT = 16;  // of a cluster, that are added up before the sum goes on in double
+constexpr int64_t kMaxIdleShare = 20;  // 1 / 20 of the rows
+constexpr int64_t kRowsInT = 16;       // of a cluster, that are added up before the sum goes on in double
 
 // What the kernels read.
 template <typename T>
@@ -241,6 +242,11 @@ std::tuple<at::Tensor, at::Tensor> kmeans_assign_cpu(const at::Tensor& features,
   return {labels, to_dtype(distances, features.scalar_type())};
 }
 
+int64_t part_rows_of(int64_t count, int64_t clusters) {
+  const int64_t least_rows = std::max({kMinPartRows, kPartRowsPerCluster * clusters, (count - 1) / kMaxParts + 1});
+  return (least_rows + kPartRowsMultiple - 1) / kPartRowsMultiple * kPartRowsMultiple;
+}
+
 // Sums and sizes of clusters. `label_rows` is called for each part before its labels are read, by the same thread.
 template <typename T, typename LabelRows>
 void update(const at::Tensor& features, const int64_t* labels, const at::Tensor& sums, const at::Tensor& counts,
@@ -249,8 +255,7 @@ void update(const at::Tensor& features, const int64_t* labels, const at::Tensor&
   const T* rows = features.const_data_ptr<T>();
   T* sum = sums.mutable_data_ptr<T>();
   int64_t* size = counts.mutable_data_ptr<int64_t>();
-  const int64_t least_rows = std::max({kMinPartRows, kPartRowsPerCluster * clusters, (count - 1) / kMaxParts + 1});
-  const int64_t part_rows = (least_rows + kPartRowsMultiple - 1) / kPartRowsMultiple * kPartRowsMultiple;
+  const int64_t part_rows = part_rows_of(count, clusters);
   const int64_t parts = (count + part_rows - 1) / part_rows;
   const int64_t part_size = Scratch<T>::size_of(clusters * depth), part_clusters = Scratch<int64_t>::size_of(clusters);
   Scratch<T> sum_scratch(parts * part_size);
@@ -324,15 +329,26 @@ template <typename T>
 std::array<double, 2> step(const at::Tensor& features, const at::Tensor& centroids, bool cosine,
                            const at::Tensor& labels, const at::Tensor& centers, const at::Tensor& counts) {
   const Assignment<T> assignment(features, centroids, cosine);
+  const int64_t count = features.size(0);
   int64_t* label = labels.mutable_data_ptr<int64_t>();
-  update<T>(features, label, centers, counts, [&](int64_t begin, int64_t end) {
+  const auto label_rows = [&](int64_t begin, int64_t end) {
     if (!assignment.finite()) {
       std::fill(label + begin, label + end, int64_t{-1});
       return;
     }
     Scratch<T> scratch(assignment.workspace());
     assignment(begin, end, scratch.take(assignment.workspace()), label, nullptr);
-  });
+  };
+  // Rows are labeled part by part, and added up while they are in cache, unless one thread has much more than its share
+  // of the few parts that there are with many clusters.
+  const int64_t threads = at::get_num_threads(), part_rows = part_rows_of(count, centroids.size(0));
+  const int64_t parts_of_one = ((count + part_rows - 1) / part_rows + threads - 1) / threads;
+  if (parts_of_one * part_rows * threads <= count + count / kMaxIdleShare) {
+    update<T>(features, label, centers, counts, label_rows);
+  } else {
+    at::parallel_for(0, count, kPartRowsMultiple, label_rows);
+    update<T>(features, label, centers, counts, [](int64_t, int64_t) {});
+  }
   return sums_to_centers<T>(centers, counts, centroids, cosine);
 }
 
