@@ -1,16 +1,16 @@
-// kmeans_seed: the first centers of k-means by greedy k-means++ (Arthur and Vassilvitskii, 2007, with the candidates of
-// their section 4), from given random numbers.
+// kmeans_seed: the first centers of k-means by greedy k-means++ (Arthur and Vassilvitskii, 2007, with the several
+// candidates of their conclusion), from given random numbers.
 //
 // d_i = distance of row i from the nearest row chosen so far, as kmeans_assign returns it, and its cost
 //     c_i = weight_i d_i^2 ("euclidean")   or   weight_i max(d_i, 0) ("cosine"), in float64.
-// Costs become integers, q_i = floor(scale c_i), with one power of two over the largest cost as the scale for all rows,
-// such that their sum S fits int64. A number u draws the first row whose running sum of q exceeds floor(u S), else the
+// Costs become integers, q_i = floor(scale c_i), of one scale for all rows, 2^(62 - bits of N) over the largest cost, so
+// that their sum S fits int64. A number u draws the first row whose running sum of q exceeds floor(u S), else the
 // last one. Row 0 of `uniform` draws the first center: by weights, without them floor(u N). Each other row draws C
 // candidates; the one that leaves the least sum of integer costs, by the scale before it, is chosen, ties to the first.
 //
 // So sums are exact in any order, and the result does not depend on the thread count. A NaN or Inf in a row gives -1 in
-// all places; rows whose squared distances overflow are not supported. Rows, the costs and integers of size N are kept;
-// nothing of size N x K. The output is a constant. Offsets are 64-bit.
+// all places; rows whose squared distances overflow are not supported. Kept are a copy of the rows, what is of size N,
+// and on CUDA distances of size N C; nothing of size N x K. The output is a constant. Offsets are 64-bit.
 #pragma once
 
 #include <ATen/core/Tensor.h>
