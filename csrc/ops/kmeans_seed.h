@@ -3,8 +3,8 @@
 //
 // d_i = distance of row i from the nearest row chosen so far, as kmeans_assign returns it, and its cost
 //     c_i = weight_i d_i^2 ("euclidean")   or   weight_i max(d_i, 0) ("cosine"), in float64.
-// Costs become integers, q_i = floor(scale c_i), of one scale for all rows, 2^(62 - bits of N) over the largest cost, so
-// that their sum S fits int64. A number u draws the first row whose running sum of q exceeds floor(u S), else the
+// Costs become integers, q_i = floor(scale c_i), of one scale for all rows, 2^(62 - bits of N) over the largest cost,
+// so that their sum S fits int64. A number u draws the first row whose running sum of q exceeds floor(u S), else the
 // last one. Row 0 of `uniform` draws the first center: by weights, without them floor(u N). Each other row draws C
 // candidates; the one that leaves the least sum of integer costs, by the scale before it, is chosen, ties to the first.
 //
