@@ -130,19 +130,9 @@ emulated-sweep-asan:
 emulated-sweep-check:
 	cd build/emulated-check && OMP_NUM_THREADS=1 $(bin)/python -m pytest $(sweep)
 
-# Without torch's cache of device memory, each tensor is an allocation of its own, so that its end is seen.
-sanitizer := PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 --report-api-errors no \
-	--kernel-name kernel_substring=deepclust
-
-# On a machine with a GPU, with the Python and torch that are there: nothing is installed.
+# On a machine with a GPU, with the Python and torch that are there, in stages; STAGE=ops goes on with that one.
 test-gpu:
-	$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU"'
-	DEEPCLUST_EXT_CUDA=1 $(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) -m pytest tests/cuda/conformance -k gpu
-	$(PYTHON) -m pytest tests/ops tests/cuda/gpu
-	$(sanitizer) --tool memcheck $(PYTHON) -m tests.cuda.gpu.run_ops
-	$(sanitizer) --tool racecheck $(PYTHON) -m tests.cuda.gpu.run_ops
-	$(PYTHON) -m benchmarks --device cuda
+	$(PYTHON) -m tests.cuda.gpu.ticket $(if $(STAGE),--from $(STAGE)) $(if $(RESULTS),--results $(RESULTS))
 
 lint: setup
 	$(bin)/ruff check
