@@ -87,7 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: float32; on cuda all but float64")
-    parser.add_argument("--floors", action="store_true", help="print floors and predictions for an H200, run nothing")
+    parser.add_argument(
+        "--floors", action="store_true", help="print floors and predictions for GPUs, run nothing"
+    )
     parser.add_argument("--from", dest="csv", type=Path, metavar="CSV", help="make the report of a CSV, run nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of CSV and report")
     return parser
@@ -199,8 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.floors:
-        for names, floor_table in FLOOR_TABLES.items():
-            print(f"{names}\n\n{floor_table(CARDS['NVIDIA H200'])}\n")
+        for card, rates in CARDS.items():
+            for names, floor_table in FLOOR_TABLES.items():
+                print(f"{card}: {names}\n\n{floor_table(rates)}\n")
         return 0
     if options.csv:
         if not options.csv.is_file():

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 CUDA_SIZES = tuple((rows, dims) for dims in (128, 256) for rows in (256, 1024, 4096, 16384, 65536))
 
 LAUNCH_SECONDS = 4e-6  # 3 to 5 us from a launch to the end of a kernel that does nothing
-MMA_SHARE = 0.6  # of the tensor cores' rate that mma.sync is said to reach on Hopper
 WARP_ROWS, TILE_COLUMNS = 16, 64  # of a warp in a tile, and of the tile
 
 
@@ -39,14 +38,31 @@ class Card:
     flops: dict[str, float]  # operations per second of the tensor cores
     memory: float  # bytes per second
     l2: float  # bytes per second
+    mma_share: float  # of the tensor cores' rate that mma.sync reaches
+    float_lanes: int  # of a multiprocessor, in float32
 
     @property
     def lanes(self) -> float:
-        """Return instructions of one lane per second; shared memory moves as many bytes."""
+        """Return instructions of one lane per second."""
+        return self.multiprocessors * self.float_lanes * self.clock
+
+    @property
+    def shared(self) -> float:
+        """Return bytes per second of shared memory."""
         return self.multiprocessors * 128 * self.clock
 
 
-CARDS = {"NVIDIA H200": Card(132, 1.7e9, {"tf32": 400e12, "half": 790e12}, memory=4.3e12, l2=5.5e12)}
+#: By the names that their drivers give them. mma.sync is said to reach 60 % on Hopper, and is the tensor cores' own
+#: instruction before it.
+CARDS = {
+    "NVIDIA H200": Card(132, 1.7e9, {"tf32": 400e12, "half": 790e12}, 4.3e12, 5.5e12, mma_share=0.6, float_lanes=128),
+    "NVIDIA A100-SXM4-80GB": Card(
+        108, 1.41e9, {"tf32": 130e12, "half": 260e12}, 1.8e12, 4e12, mma_share=0.9, float_lanes=64
+    ),
+    "NVIDIA GeForce RTX 3090": Card(
+        82, 1.7e9, {"tf32": 30e12, "half": 60e12}, 0.84e12, 2e12, mma_share=0.9, float_lanes=128
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +99,9 @@ def predict_tiles(
     out: with few rows the real time is longer.
     """
     seconds = {
-        "warps": work.mma_seconds(card) / MMA_SHARE + lane_operations / card.lanes,
+        "warps": work.mma_seconds(card) / card.mma_share + lane_operations / card.lanes,
         "L2": from_l2 / card.l2,
-        "shared": (from_l2 + from_shared) / card.lanes,
+        "shared": (from_l2 + from_shared) / card.shared,
     }
     limit = max(seconds, key=lambda name: seconds[name])
     per_multiprocessor = blocks / card.multiprocessors

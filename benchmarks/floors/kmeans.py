@@ -100,7 +100,7 @@ def predict_seed(rows: int, clusters: int, dims: int, dtype: str, card: Card) ->
     measured = max(
         rows * (groups * row_bytes + state + candidates * SEED_VALUE_BYTES) / card.memory,
         rows * dims * groups * group * 2 / card.lanes,
-        rows * row_bytes * groups * (1 + group / SEED_QUAD_ROWS) / card.lanes,
+        rows * row_bytes * groups * (1 + group / SEED_QUAD_ROWS) / card.shared,
     )
     center = 2 * LAUNCH_SECONDS + measured + rows * (SEED_VALUE_BYTES + state) / card.memory
     size = ARITHMETICS[dtype][1]
