@@ -87,9 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="threads of torch (default: as torch chooses)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: float32; on cuda all but float64")
-    parser.add_argument(
-        "--floors", action="store_true", help="print floors and predictions for GPUs, run nothing"
-    )
+    parser.add_argument("--floors", action="store_true", help="print floors and predictions for GPUs, run nothing")
     parser.add_argument("--from", dest="csv", type=Path, metavar="CSV", help="make the report of a CSV, run nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of CSV and report")
     return parser
