@@ -56,7 +56,7 @@ struct KmeansSeedWorkspace {
   void* field[kKmeansSeedFields];
 };
 
-// // Two launches for every center, and one before them.
+// Two launches for every center, and one before them.
 cudaError_t launch_kmeans_seed(const KmeansSeedInputs& inputs, const KmeansSeedPlan& plan,
                                const KmeansSeedWorkspace& workspace,
                                int64_t* places,  // (K,)
