@@ -60,6 +60,7 @@ def fused_contrastive_loss(
     class_queue: Tensor | None = None,
     normalize: bool = True,
     reduction: str = "mean",
+    keep_gradient: bool = False,
 ) -> tuple[Tensor, ...]: ...
 def fused_hsd_loss(
     teacher: Tensor, student: Tensor, *, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"

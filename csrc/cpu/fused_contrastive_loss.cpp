@@ -68,6 +68,14 @@ struct LogSums {
   double sum = 0, weight_sum = 0;
 };
 
+// Sums over the rows that anchors are compared with of these rows times their exponentials, relative to the shifts of
+// the anchors, (anchors, stride) each; null where they are not kept.
+template <typename T>
+struct KeptRows {
+  T* sum = nullptr;
+  T* weight_sum = nullptr;  // for hardness above 0
+};
+
 // The values of all anchors, (anchors,) each, slopes times the gradient of the anchor's loss.
 template <typename T>
 struct AnchorValues {
@@ -153,37 +161,78 @@ struct Problem {
   }
 };
 
-// Adds the exponentials of all scores of the queue to the sums of the anchors.
+// Adds the exponentials of all scores of the queue to the sums of the anchors, and to what is kept of its rows.
 template <typename T>
-void sum_queue(const Problem<T>& problem, LogSums<T>* sums /* (anchors,) */) {
+void sum_queue(const Problem<T>& problem,
+               LogSums<T>* sums,        // (anchors,)
+               const KeptRows<T>& kept  // (anchors, stride)
+) {
   const int64_t group = std::min(problem.anchors.count(), kGroupColumns);
   const int64_t chunks = count_chunks(problem.in.count);
+  const int64_t stride = problem.in.stride;
+  const int64_t size = kept.sum == nullptr ? 0 : group * stride, weight_size = kept.weight_sum == nullptr ? 0 : size;
   std::vector<LogSums<T>> by_chunk(chunks * group);  // (chunks, columns of a group)
+  Scratch<T> scratch(chunks * (size + weight_size));
+  T* memory = scratch.take(chunks * (size + weight_size));
+  const auto kept_of = [&](int64_t index, int64_t column) {  // of a chunk, from a column of the group on
+    T* own = memory + index * (size + weight_size);
+    return KeptRows<T>{size > 0 ? own + column * stride : nullptr,
+                       weight_size > 0 ? own + size + column * stride : nullptr};
+  };
   const auto task = [&](const Chunk& chunk) {
     LogSums<T>* own = by_chunk.data() + chunk.index * group;
     std::fill(own, own + group, LogSums<T>());  // of the group before
+    std::fill(memory + chunk.index * (size + weight_size), memory + (chunk.index + 1) * (size + weight_size), T(0));
     problem.for_each_pair_in(chunk, [&](BlockPair pair, const T* rows) {
       pair.for_rows = false;
-      DEEPCLUST_SELECT(sum_tile<T>)(problem.in, pair, rows, nullptr, own + pair.column - chunk.column, nullptr);
+      const int64_t column = pair.column - chunk.column;
+      DEEPCLUST_SELECT(sum_tile<T>)(problem.in, pair, rows, nullptr, own + column, nullptr,
+                                    kept_of(chunk.index, column));
     });
   };
   for_each_chunk(problem.in.count, problem.anchors.count(), task, [&](int64_t column, int64_t columns) {
-    for (int64_t i = 0; i < chunks; ++i) {
-      DEEPCLUST_SELECT(add_sums<T>)(problem.in, by_chunk.data() + i * group, columns, sums + column);
-    }
+    at::parallel_for(0, columns, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        for (int64_t i = 0; i < chunks; ++i) {
+          DEEPCLUST_SELECT(add_sums<T>)(problem.in, by_chunk[i * group + c], kept_of(i, 0), c, sums[column + c], kept,
+                                        column + c);
+        }
+      }
+    });
   });
+}
+
+// The derivative of every anchor's loss by its own row, but for the scale of the scores, from what is kept of the
+// queue: slope sum - weight_slope weight_sum + positive_slope positive.
+template <typename T>
+void write_anchor_gradient(const Problem<T>& problem, const KeptRows<T>& kept,
+                           const T* values,  // (kContrastiveValues, anchors)
+                           T* gradient       // (anchors, depth)
+) {
+  const int64_t count = problem.anchors.count(), depth = problem.in.depth, stride = problem.in.stride;
+  for (int64_t i = 0; i < count; ++i) {
+    const T* positive = problem.positives->rows() + i * stride;
+    for (int64_t k = 0; k < depth; ++k) {
+      T sum = values[kPositiveSlope * count + i] * positive[k] + values[kSlope * count + i] * kept.sum[i * stride + k];
+      if (kept.weight_sum != nullptr) sum -= values[kWeightSlope * count + i] * kept.weight_sum[i * stride + k];
+      gradient[i * depth + k] = sum;
+    }
+  }
 }
 
 template <typename T>
 FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a,
                                     const OptionalTensor& class_b, const OptionalTensor& queue,
                                     const OptionalTensor& class_queue, const Options& options,
-                                    std::string_view reduction) {
+                                    std::string_view reduction, bool keep_gradient) {
   const at::TensorOptions accumulation = z_a.options().dtype(c10::CppTypeToScalarType<T>::value);
   const int64_t count = z_a.size(0) * (queue ? 1 : 2);
   const bool is_sum = reduction != "none";
   at::Tensor loss = at::empty({count}, accumulation);
   const at::Tensor row_values = at::empty({kContrastiveValues, count}, accumulation);
+  const bool keeps = keep_gradient && queue;
+  const int64_t depth = z_a.size(1) + (class_a ? class_a->size(1) : 0);
+  const at::Tensor anchor_gradient = keeps ? at::empty({count, depth}, accumulation) : at::empty({0}, accumulation);
   T* losses = loss.template mutable_data_ptr<T>();
   T* values = row_values.template mutable_data_ptr<T>();
   if (count > 0) {
@@ -191,6 +240,11 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
     if (problem.finite) {
       std::vector<LogSums<T>> sums(count);
       std::vector<T> positive(count);
+      const int64_t kept_size = keeps ? count * problem.in.stride : 0;
+      const bool keeps_weights = keeps && options.loss.hardness > 0;
+      std::vector<T> kept_rows((1 + keeps_weights) * kept_size);
+      const KeptRows<T> kept{keeps ? kept_rows.data() : nullptr,
+                             keeps_weights ? kept_rows.data() + kept_size : nullptr};
       if (!problem.two_views) {
         DEEPCLUST_SELECT(score_pairs<T>)(problem.anchors.rows(), problem.positives->rows(), count,
                                          problem.anchors.stride(), problem.in.score_scale, positive.data());
@@ -198,10 +252,11 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
       if (problem.two_views) {
         for_each_pair(count, [&](const BlockPair& pair) {
           DEEPCLUST_SELECT(sum_tile<T>)(problem.in, pair, problem.in.rows + pair.row * problem.in.stride,
-                                        sums.data() + pair.row, sums.data() + pair.column, positive.data());
+                                        sums.data() + pair.row, sums.data() + pair.column, positive.data(),
+                                        KeptRows<T>());
         });
       } else {
-        sum_queue(problem, sums.data());
+        sum_queue(problem, sums.data(), kept);
       }
       at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
@@ -214,9 +269,11 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
           values[kShift * count + i] = options.loss.negatives > 0 ? sums[i].shift : T(0);
         }
       });
+      if (keeps) write_anchor_gradient(problem, kept, values, anchor_gradient.template mutable_data_ptr<T>());
     } else {
       loss.fill_(std::numeric_limits<double>::quiet_NaN());
       row_values.fill_(std::numeric_limits<double>::quiet_NaN());
+      anchor_gradient.fill_(std::numeric_limits<double>::quiet_NaN());
     }
   }
   if (is_sum) {
@@ -226,7 +283,7 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
     *loss.template mutable_data_ptr<T>() =
         static_cast<T>(reduction == "mean" ? total / std::max<double>(count, 1) : total);
   }
-  return {to_dtype(loss, z_a.scalar_type()), row_values};
+  return {to_dtype(loss, z_a.scalar_type()), row_values, anchor_gradient};
 }
 
 FusedContrastiveLossOutputs fused_contrastive_loss_cpu(const at::Tensor& z_a,  // (B, D)
@@ -237,13 +294,13 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cpu(const at::Tensor& z_a,  /
                                                        double class_temperature,
                                                        const OptionalTensor& queue,        // (M, D)
                                                        const OptionalTensor& class_queue,  // (M, K)
-                                                       bool normalize, std::string_view reduction) {
+                                                       bool normalize, std::string_view reduction, bool keep_gradient) {
   check_fused_contrastive_loss(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
                                class_queue, reduction);
   const int64_t negatives = queue ? queue->size(0) : std::max<int64_t>(2 * z_a.size(0) - 2, 0);
   const Options options{{temperature, hardness, debias, class_temperature, negatives}, normalize};
   const auto run = z_a.scalar_type() == at::kDouble ? loss_of<double> : loss_of<float>;
-  return run(z_a, z_b, class_a, class_b, queue, class_queue, options, reduction);
+  return run(z_a, z_b, class_a, class_b, queue, class_queue, options, reduction, keep_gradient);
 }
 
 enum Input { kZA, kZB, kClassA, kClassB, kQueue, kClassQueue, kInputs };
@@ -310,6 +367,44 @@ void add_queue_gradients(const Problem<T>& problem, const AnchorValues<T>& of_an
   });
 }
 
+// Gradients where the forward pass has kept those of the anchors: no row of the queue is read again.
+template <typename T>
+std::array<at::Tensor, kInputs> gradients_of_kept(const at::Tensor& grad_loss, const at::Tensor& z_a,
+                                                  const at::Tensor& z_b, const at::Tensor& row_values,
+                                                  const at::Tensor& anchor_gradient, const OptionalTensor& class_a,
+                                                  const OptionalTensor& class_b, const Options& options,
+                                                  std::string_view reduction, const InputMask& wanted) {
+  const int64_t count = anchor_gradient.size(0), depth = anchor_gradient.size(1);
+  const bool want_b = wanted[kZB] || wanted[kClassB];
+  const PackedRows<T> anchors({{z_a, class_a}}, options, want_b ? Keep::kRows : Keep::kNorms);
+  const at::Tensor slopes = slopes_of<T>(1 / options.loss.temperature, grad_loss, row_values, reduction);
+  std::array<at::Tensor, kInputs> gradients;
+  const auto write = [&](const PackedRows<T>& rows, const T* gradient, Input z, Input classes) {
+    if (wanted[z]) gradients[z] = rows.feature_gradient(gradient, 0);
+    if (wanted[classes]) gradients[classes] = rows.class_gradient(gradient, 0);
+  };
+  std::vector<T> gradient(count * anchors.stride());
+  if (wanted[kZA] || wanted[kClassA]) {
+    const double share = 1 / options.loss.temperature / (reduction == "mean" ? static_cast<double>(count) : 1.0);
+    const at::Tensor grad = to_accumulation(grad_loss);
+    const T* grads = grad.template const_data_ptr<T>();
+    const T* from = anchor_gradient.template const_data_ptr<T>();
+    for (int64_t i = 0; i < count; ++i) {
+      const T own = share * grads[reduction == "none" ? i : 0];
+      for (int64_t k = 0; k < depth; ++k) gradient[i * anchors.stride() + k] = own * from[i * depth + k];
+    }
+    write(anchors, gradient.data(), kZA, kClassA);
+  }
+  if (want_b) {
+    const PackedRows<T> positives({{z_b, class_b}}, options, Keep::kNorms);
+    std::fill(gradient.begin(), gradient.end(), T(0));
+    const T* positive_slope = slopes.template const_data_ptr<T>() + kPositiveSlope * count;
+    add_scaled_rows(positive_slope, anchors.rows(), count, anchors.stride(), gradient.data());
+    write(positives, gradient.data(), kZB, kClassB);
+  }
+  return gradients;
+}
+
 template <typename T>
 std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const at::Tensor& z_a, const at::Tensor& z_b,
                                              const at::Tensor& row_values, const OptionalTensor& class_a,
@@ -369,10 +464,11 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
 }
 
 FusedContrastiveLossGradients fused_contrastive_loss_backward_cpu(
-    const at::Tensor& grad_loss,   // () or (anchors,)
-    const at::Tensor& z_a,         // (B, D)
-    const at::Tensor& z_b,         // (B, D)
-    const at::Tensor& row_values,  // (kContrastiveValues, anchors)
+    const at::Tensor& grad_loss,        // () or (anchors,)
+    const at::Tensor& z_a,              // (B, D)
+    const at::Tensor& z_b,              // (B, D)
+    const at::Tensor& row_values,       // (kContrastiveValues, anchors)
+    const at::Tensor& anchor_gradient,  // (anchors, D + K) or empty
     double temperature, double hardness,
     const OptionalTensor& class_a,  // (B, K)
     const OptionalTensor& class_b,  // (B, K)
@@ -386,7 +482,12 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward_cpu(
   const bool some = row_values.size(1) > 0;
   const bool finite = some && (is_double ? std::isfinite(*row_values.const_data_ptr<double>())
                                          : std::isfinite(*row_values.const_data_ptr<float>()));
-  if (finite) {
+  const bool want_queue = output_mask[kQueue] || output_mask[kClassQueue];
+  if (finite && anchor_gradient.dim() == 2 && !want_queue) {
+    const auto run = is_double ? gradients_of_kept<double> : gradients_of_kept<float>;
+    gradients =
+        run(grad_loss, z_a, z_b, row_values, anchor_gradient, class_a, class_b, options, reduction, output_mask);
+  } else if (finite) {
     const auto run = is_double ? gradients_of<double> : gradients_of<float>;
     gradients =
         run(grad_loss, z_a, z_b, row_values, class_a, class_b, queue, class_queue, options, reduction, output_mask);

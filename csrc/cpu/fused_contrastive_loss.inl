@@ -94,11 +94,13 @@ struct ContrastiveTile {
 };
 
 // Sums over the tile of exp((1 + hardness) (s - shift)) and, if kWeighted, exp(hardness (s - shift)), by rows, by
-// columns or both; shift(r, c) gives it for the lanes from column c on.
-template <bool kWeighted, bool kByRows, bool kByColumns, typename T, typename Shift>
-void sum_exponentials(const ContrastiveTile<T>& tile, T hardness, const Shift& shift,
-                      T* by_row,    // (2, kTileRows) overwritten
-                      T* by_column  // (2, kTileColumns) overwritten
+// columns or both; shift(r, c) gives it for the lanes from column c on. If kKeep, the exponentials take the place of
+// the scores, and those of the weights go to `weights`.
+template <bool kWeighted, bool kByRows, bool kByColumns, bool kKeep = false, typename T, typename Shift>
+void sum_exponentials(ContrastiveTile<T>& tile, T hardness, const Shift& shift,
+                      T* by_row,            // (2, kTileRows) overwritten
+                      T* by_column,         // (2, kTileColumns) overwritten
+                      T* weights = nullptr  // (kTileRows, kTileColumns) overwritten
 ) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   if (kByColumns) {
@@ -112,9 +114,11 @@ void sum_exponentials(const ContrastiveTile<T>& tile, T hardness, const Shift& s
       if constexpr (kWeighted) {
         const Vec<T> weight = exponential<T>(score * hardness);
         value *= weight;
+        if (kKeep) store(weights + r * kTileColumns + c, weight);
         if (kByRows) sum[1] += weight;
         if (kByColumns) store(by_column + kTileColumns + c, load(by_column + kTileColumns + c) + weight);
       }
+      if (kKeep) store(tile.scores + r * kTileColumns + c, value);
       if (kByRows) sum[0] += value;
       if (kByColumns) store(by_column + c, load(by_column + c) + value);
     }
@@ -143,9 +147,21 @@ void add_to_anchor(const ContrastiveInputs<T>& in, T shift, double sum, double w
   total.weight_sum += weight_sum;
 }
 
+// Multiplies the kept rows of an anchor by what a change of its shift does to its exponentials.
+template <typename T>
+void rescale_kept(const ContrastiveInputs<T>& in, T from, T to, const KeptRows<T>& kept, int64_t anchor) {
+  T* rows[2] = {kept.sum, kept.weight_sum};
+  for (int which = 0; which < 2; ++which) {
+    if (rows[which] == nullptr || from == to) continue;
+    const double growth = which == 0 ? 1.0 + in.hardness : double(in.hardness);
+    const T factor = from == -std::numeric_limits<T>::infinity() ? T(0) : std::exp(growth * (double(from) - to));
+    for (int64_t k = anchor * in.stride; k < (anchor + 1) * in.stride; ++k) rows[which][k] *= factor;
+  }
+}
+
 template <bool kWeighted, typename T>
 void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, const T* pair_rows, LogSums<T>* row_sums,
-                 LogSums<T>* column_sums, T* positive) {
+                 LogSums<T>* column_sums, T* positive, const KeptRows<T>& kept) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   ContrastiveTile<T> tile(in, pair, pair_rows);
@@ -156,6 +172,22 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, const T*
   const T hardness = in.hardness;
   T by_row[2 * kTileRows];
   T by_column[2 * kTileColumns];
+  alignas(64) T weights[kWeighted ? kTileRows * kTileColumns : 1];
+  // Column sums of all exponentials, and of the rows times these where they are kept.
+  const auto sum_columns = [&](const auto& shift) {
+    if (kept.sum == nullptr) {
+      sum_exponentials<kWeighted, false, true>(tile, hardness, shift, by_row, by_column);
+      return;
+    }
+    sum_exponentials<kWeighted, false, true, true>(tile, hardness, shift, by_row, by_column, weights);
+    const int64_t width = in.stride / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns;
+    add_product<true>(tile.scores, kTileColumns, pair_rows, in.stride, tile.columns, tile.rows, width, kept.sum,
+                      in.stride);
+    if constexpr (kWeighted) {
+      add_product<true>(weights, kTileColumns, pair_rows, in.stride, tile.columns, tile.rows, width, kept.weight_sum,
+                        in.stride);
+    }
+  };
   if (in.bounded) {
     const auto shift = [&](int64_t, int64_t) __attribute__((always_inline)) { return broadcast(in.bound); };
     if (pair.for_rows && pair.for_columns) {
@@ -163,7 +195,7 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, const T*
     } else if (pair.for_rows) {
       sum_exponentials<kWeighted, true, false>(tile, hardness, shift, by_row, by_column);
     } else {
-      sum_exponentials<kWeighted, false, true>(tile, hardness, shift, by_row, by_column);
+      sum_columns(shift);
     }
     for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
       add_to_anchor(in, in.bound, by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), row_sums[r]);
@@ -203,9 +235,8 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, const T*
     }
   }
   for (int64_t c = 0; c < tile.padded; ++c) shift[c] = shift[c] == -kInfinity ? T(0) : shift[c];
-  sum_exponentials<kWeighted, false, true>(
-      tile, hardness, [&](int64_t, int64_t c) __attribute__((always_inline)) { return load(shift + c); }, by_row,
-      by_column);
+  for (int64_t c = 0; c < tile.columns; ++c) rescale_kept(in, column_sums[c].shift, shift[c], kept, c);
+  sum_columns([&](int64_t, int64_t c) __attribute__((always_inline)) { return load(shift + c); });
   for (int64_t c = 0; c < tile.columns; ++c) {
     add_to_anchor(in, shift[c], by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), column_sums[c]);
   }
@@ -217,19 +248,32 @@ void sum_tile(const ContrastiveInputs<T>& in, const BlockPair& pair,
               const T* pair_rows,       // (pair.rows and a panel more, stride)
               LogSums<T>* row_sums,     // (pair.rows,)
               LogSums<T>* column_sums,  // (pair.columns,)
-              T* positive               // (anchors,)
+              T* positive,              // (anchors,)
+              const KeptRows<T>& kept   // (pair.columns, stride) each; of pairs for columns alone
 ) {
   if (in.hardness > 0) {
-    sum_tile_as<true>(in, pair, pair_rows, row_sums, column_sums, positive);
+    sum_tile_as<true>(in, pair, pair_rows, row_sums, column_sums, positive, kept);
   } else {
-    sum_tile_as<false>(in, pair, pair_rows, row_sums, column_sums, positive);
+    sum_tile_as<false>(in, pair, pair_rows, row_sums, column_sums, positive, kept);
   }
 }
 
-// total[i] += part[i]
+// Adds the sums of a part to those of an anchor, and what is kept of it.
 template <typename T>
-void add_sums(const ContrastiveInputs<T>& in, const LogSums<T>* part, int64_t count, LogSums<T>* total) {
-  for (int64_t i = 0; i < count; ++i) add_to_anchor(in, part[i].shift, part[i].sum, part[i].weight_sum, total[i]);
+void add_sums(const ContrastiveInputs<T>& in, const LogSums<T>& part, const KeptRows<T>& part_kept, int64_t part_anchor,
+              LogSums<T>& total, const KeptRows<T>& kept, int64_t anchor) {
+  if (part.sum == 0 && part.weight_sum == 0) return;
+  const T shift = part.shift > total.shift ? part.shift : total.shift;
+  rescale_kept(in, total.shift, shift, kept, anchor);
+  rescale_kept(in, part.shift, shift, part_kept, part_anchor);
+  T* to[2] = {kept.sum, kept.weight_sum};
+  const T* from[2] = {part_kept.sum, part_kept.weight_sum};
+  for (int which = 0; which < 2; ++which) {
+    for (int64_t k = 0; to[which] != nullptr && k < in.stride; ++k) {
+      to[which][anchor * in.stride + k] += from[which][part_anchor * in.stride + k];
+    }
+  }
+  add_to_anchor(in, part.shift, part.sum, part.weight_sum, total);
 }
 
 // What the anchors at the lanes of a score add to its weight.

@@ -49,12 +49,12 @@ FusedContrastiveLossOutputs fused_contrastive_loss(const at::Tensor& z_a, const 
                                                    double hardness, double debias, const OptionalTensor& class_a,
                                                    const OptionalTensor& class_b, double class_temperature,
                                                    const OptionalTensor& queue, const OptionalTensor& class_queue,
-                                                   bool normalize, std::string_view reduction) {
+                                                   bool normalize, std::string_view reduction, bool keep_gradient) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("deepclust_ext::fused_contrastive_loss", "")
                              .typed<decltype(fused_contrastive_loss)>();
   return op.call(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue, class_queue,
-                 normalize, reduction);
+                 normalize, reduction, keep_gradient);
 }
 
 namespace {
@@ -65,10 +65,11 @@ using torch::autograd::variable_list;
 constexpr size_t kInputs = 6;  // that can have a gradient: z_a, z_b, class_a, class_b, queue, class_queue
 
 FusedContrastiveLossGradients fused_contrastive_loss_backward(
-    const at::Tensor& grad_loss,   // () or (anchors,)
-    const at::Tensor& z_a,         // (B, D)
-    const at::Tensor& z_b,         // (B, D)
-    const at::Tensor& row_values,  // (kContrastiveValues, anchors)
+    const at::Tensor& grad_loss,        // () or (anchors,)
+    const at::Tensor& z_a,              // (B, D)
+    const at::Tensor& z_b,              // (B, D)
+    const at::Tensor& row_values,       // (kContrastiveValues, anchors)
+    const at::Tensor& anchor_gradient,  // (anchors, D + K) or empty
     double temperature, double hardness,
     const OptionalTensor& class_a,  // (B, K)
     const OptionalTensor& class_b,  // (B, K)
@@ -79,8 +80,8 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward(
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("deepclust_ext::fused_contrastive_loss_backward", "")
                              .typed<decltype(fused_contrastive_loss_backward)>();
-  return op.call(grad_loss, z_a, z_b, row_values, temperature, hardness, class_a, class_b, class_temperature, queue,
-                 class_queue, normalize, reduction, output_mask);
+  return op.call(grad_loss, z_a, z_b, row_values, anchor_gradient, temperature, hardness, class_a, class_b,
+                 class_temperature, queue, class_queue, normalize, reduction, output_mask);
 }
 
 OptionalTensor or_none(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
@@ -92,13 +93,15 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
                             double hardness, double debias, const OptionalTensor& class_a,
                             const OptionalTensor& class_b, double class_temperature, const OptionalTensor& queue,
                             const OptionalTensor& class_queue, bool normalize, std::string_view reduction,
-                            FusedContrastiveLossOutputs* outputs) {
+                            bool keep_gradient, FusedContrastiveLossOutputs* outputs) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     *outputs = fused_contrastive_loss(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature,
-                                      queue, class_queue, normalize, reduction);
-    const auto& [loss, row_values] = *outputs;
-    context->save_for_backward({z_a, z_b, or_undefined(class_a), or_undefined(class_b), or_undefined(queue),
-                                or_undefined(class_queue), row_values});
+                                      queue, class_queue, normalize, reduction, keep_gradient);
+    const auto& [loss, row_values, anchor_gradient] = *outputs;
+    const bool keeps = anchor_gradient.dim() == 2;  // then nothing reads the queue again, which may change at once
+    context->save_for_backward({z_a, z_b, or_undefined(class_a), or_undefined(class_b),
+                                keeps ? at::Tensor() : or_undefined(queue),
+                                keeps ? at::Tensor() : or_undefined(class_queue), row_values, anchor_gradient});
     context->saved_data["temperature"] = temperature;
     context->saved_data["hardness"] = hardness;
     context->saved_data["class_temperature"] = class_temperature;
@@ -115,9 +118,10 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
     }
     const auto& data = context->saved_data;
     const auto gradients = fused_contrastive_loss_backward(
-        grads[0], saved[0], saved[1], saved[6], data.at("temperature").toDouble(), data.at("hardness").toDouble(),
-        or_none(saved[2]), or_none(saved[3]), data.at("class_temperature").toDouble(), or_none(saved[4]),
-        or_none(saved[5]), data.at("normalize").toBool(), data.at("reduction").toStringView(), wanted);
+        grads[0], saved[0], saved[1], saved[6], saved[7], data.at("temperature").toDouble(),
+        data.at("hardness").toDouble(), or_none(saved[2]), or_none(saved[3]), data.at("class_temperature").toDouble(),
+        or_none(saved[4]), or_none(saved[5]), data.at("normalize").toBool(), data.at("reduction").toStringView(),
+        wanted);
     const auto [grad_z_a, grad_z_b, grad_class_a, grad_class_b, grad_queue, grad_class_queue] = gradients;
     const auto want = [&wanted](size_t input, const at::Tensor& gradient) {
       return wanted[input] ? gradient : at::Tensor();
@@ -135,6 +139,7 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
             want(5, grad_class_queue),
             none,
             none,
+            none,
             none};
   }
 };
@@ -142,17 +147,17 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
 FusedContrastiveLossOutputs fused_contrastive_loss_autograd(
     const at::Tensor& z_a, const at::Tensor& z_b, double temperature, double hardness, double debias,
     const OptionalTensor& class_a, const OptionalTensor& class_b, double class_temperature, const OptionalTensor& queue,
-    const OptionalTensor& class_queue, bool normalize, std::string_view reduction) {
+    const OptionalTensor& class_queue, bool normalize, std::string_view reduction, bool keep_gradient) {
   if (!needs_graph(z_a, z_b, or_undefined(class_a), or_undefined(class_b), or_undefined(queue),
                    or_undefined(class_queue))) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return fused_contrastive_loss(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
-                                  class_queue, normalize, reduction);
+                                  class_queue, normalize, reduction, keep_gradient);
   }
   FusedContrastiveLossOutputs outputs;
   std::get<0>(outputs) =
       FusedContrastiveLoss::apply(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
-                                  class_queue, normalize, reduction, &outputs);
+                                  class_queue, normalize, reduction, keep_gradient, &outputs);
   return outputs;
 }
 
@@ -160,14 +165,14 @@ template <c10::DeviceType kDevice>
 FusedContrastiveLossOutputs fused_contrastive_loss_autocast(
     const at::Tensor& z_a, const at::Tensor& z_b, double temperature, double hardness, double debias,
     const OptionalTensor& class_a, const OptionalTensor& class_b, double class_temperature, const OptionalTensor& queue,
-    const OptionalTensor& class_queue, bool normalize, std::string_view reduction) {
+    const OptionalTensor& class_queue, bool normalize, std::string_view reduction, bool keep_gradient) {
   const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   const auto to_float = [](const OptionalTensor& x) {
     return x ? OptionalTensor(autocast_to_float(*x, kDevice)) : std::nullopt;
   };
   return fused_contrastive_loss(autocast_to_float(z_a, kDevice), autocast_to_float(z_b, kDevice), temperature, hardness,
                                 debias, to_float(class_a), to_float(class_b), class_temperature, to_float(queue),
-                                to_float(class_queue), normalize, reduction);
+                                to_float(class_queue), normalize, reduction, keep_gradient);
 }
 
 }  // namespace
@@ -176,9 +181,11 @@ TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
       "fused_contrastive_loss(Tensor z_a, Tensor z_b, float temperature=0.5, float hardness=0.0, float debias=0.0, "
       "Tensor? class_a=None, Tensor? class_b=None, float class_temperature=1.0, Tensor? queue=None, "
-      "Tensor? class_queue=None, bool normalize=True, str reduction='mean') -> (Tensor loss, Tensor row_values)");
+      "Tensor? class_queue=None, bool normalize=True, str reduction='mean', bool keep_gradient=False) -> "
+      "(Tensor loss, Tensor row_values, Tensor anchor_gradient)");
   m.def(
-      "fused_contrastive_loss_backward(Tensor grad_loss, Tensor z_a, Tensor z_b, Tensor row_values, float temperature, "
+      "fused_contrastive_loss_backward(Tensor grad_loss, Tensor z_a, Tensor z_b, Tensor row_values, Tensor "
+      "anchor_gradient, float temperature, "
       "float hardness, Tensor? class_a, Tensor? class_b, float class_temperature, Tensor? queue, Tensor? class_queue, "
       "bool normalize, str reduction, bool[6] output_mask) -> (Tensor grad_z_a, Tensor grad_z_b, "
       "Tensor grad_class_a, Tensor grad_class_b, Tensor grad_queue, Tensor grad_class_queue)");

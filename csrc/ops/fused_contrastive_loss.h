@@ -23,8 +23,11 @@
 namespace deepclust {
 
 // loss, () or (anchors,) for reduction "none", in the input dtype; for the backward pass row_values
-// (kContrastiveValues, anchors) in the accumulation dtype, see common/contrastive_row.h.
-using FusedContrastiveLossOutputs = std::tuple<at::Tensor, at::Tensor>;
+// (kContrastiveValues, anchors) in the accumulation dtype, see common/contrastive_row.h, and anchor_gradient, on the
+// CPU with a queue and keep_gradient (anchors, D + K), else empty: the derivative of every anchor's loss by its
+// normalized row and scaled class vector, times the temperature. With it, the backward pass reads no queue that needs
+// no gradient.
+using FusedContrastiveLossOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Of z_a, z_b, class_a, class_b, queue, class_queue; empty where not asked for.
 using FusedContrastiveLossGradients =
@@ -38,7 +41,7 @@ FusedContrastiveLossOutputs fused_contrastive_loss(const at::Tensor& z_a,  // (B
                                                    double class_temperature,
                                                    const std::optional<at::Tensor>& queue,        // (M, D)
                                                    const std::optional<at::Tensor>& class_queue,  // (M, K)
-                                                   bool normalize, std::string_view reduction);
+                                                   bool normalize, std::string_view reduction, bool keep_gradient);
 
 void check_fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, double temperature, double hardness,
                                   double debias, const std::optional<at::Tensor>& class_a,

@@ -147,7 +147,33 @@ def fused_contrastive_loss(
         class_queue,
         normalize,
         reduction,
+        _keeps_gradient(z_a, z_b, class_a, class_b, queue, class_queue),
     )[0]
+
+
+def _keeps_gradient(
+    z_a: Tensor,  # (B, D)
+    z_b: Tensor,  # (B, D)
+    class_a: Tensor | None,  # (B, K)
+    class_b: Tensor | None,  # (B, K)
+    queue: Tensor | None,  # (M, D)
+    class_queue: Tensor | None,  # (M, K)
+) -> bool:
+    """Return whether forward is to compute the anchors' gradient too: where nothing else takes the queue backward.
+
+    Scores of a queue are needed once then, not twice. On CUDA the backward pass computes them again.
+    """
+
+    def needs_gradient(*tensors: Tensor | None) -> bool:
+        return any(x is not None and x.requires_grad for x in tensors)
+
+    return (
+        queue is not None
+        and z_a.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and needs_gradient(z_a, class_a)
+        and not needs_gradient(queue, class_queue)
+    )
 
 
 def _with_tensor_temperature(
@@ -273,13 +299,17 @@ def _fake(
     class_queue: Tensor | None = None,  # (M, K)
     normalize: bool = True,
     reduction: str = "mean",
-) -> tuple[Tensor, Tensor]:
+    keep_gradient: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     _check_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
     anchors = z_a.shape[0] * (2 if queue is None else 1)
     accumulation = torch.promote_types(z_a.dtype, torch.float32)
+    depth = z_a.shape[1] + (0 if class_a is None else class_a.shape[1])
+    keeps = keep_gradient and queue is not None and z_a.device.type == "cpu"
     return (
         z_a.new_empty((anchors,) if reduction == "none" else ()),
         z_a.new_empty((4, anchors), dtype=accumulation),
+        z_a.new_empty((anchors, depth) if keeps else (0,), dtype=accumulation),
     )
 
 
@@ -288,6 +318,7 @@ def _fake_backward(
     z_a: Tensor,  # (B, D)
     z_b: Tensor,  # (B, D)
     row_values: Tensor,  # (4, 2B) or with a queue (4, B)
+    anchor_gradient: Tensor,  # (B, D + K) or empty
     temperature: float,
     hardness: float,
     class_a: Tensor | None,  # (B, K)

@@ -28,6 +28,7 @@ CASES: dict[str, Loss] = {
     "debias": lambda x, t: fused_contrastive_loss(x, B, debias=t) * t,
     "class_temperature": lambda x, t: fused_contrastive_loss(x, B, **classes(x), class_temperature=t) * t,
     "two numbers": lambda x, t: fused_contrastive_loss(x, B, temperature=t, hardness=3 * t) * t,
+    "constant queue": lambda x, t: fused_contrastive_loss(x, B, queue=B.flip(0), temperature=2 * t) * t,
     "hsd": lambda x, t: fused_hsd_loss(B, x, temperature=2 * t) * t,
     "epsilon": lambda x, t: sinkhorn_knopp(x, epsilon=t, differentiable=True).square().sum() * t,
     "tolerance": lambda x, t: (

@@ -50,12 +50,13 @@ def assert_as_by_assign(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "metric"), [(size, metric) for size in SIZES for metric in METRICS if size[0] < 1000 or metric != "cosine"]
+)
 def test_sizes(size: tuple[int, int, int, int], metric: str, device: str, assert_as_by_assign: Any) -> None:
     count, depth, centers, candidates = size
     uniform = random_numbers(centers, candidates).to(device)
-    for dtype in DTYPES if count < 1000 else DTYPES[::3]:
+    for dtype in DTYPES if count < 1000 else DTYPES[:1]:
         places = assert_as_by_assign(random_rows(count, depth).to(dtype).to(device), uniform, metric=metric)
         assert int(places.min()) >= 0
         assert int(places.max()) < count
@@ -67,9 +68,9 @@ def test_sizes(size: tuple[int, int, int, int], metric: str, device: str, assert
 def test_weights(dtype: torch.dtype, metric: str, device: str, assert_as_by_assign: Any) -> None:
     """Weights of many magnitudes, a third of them 0, at both ends too."""
     generator = torch.Generator().manual_seed(3)
-    weights = torch.exp(9 * torch.rand(600, generator=generator, dtype=torch.float64))
+    weights = torch.exp(9 * torch.rand(300, generator=generator, dtype=torch.float64))
     weights[::3] = weights[:20] = weights[-20:] = 0
-    rows, uniform = random_rows(600, 5).to(dtype).to(device), random_numbers(5, 5)
+    rows, uniform = random_rows(300, 5).to(dtype).to(device), random_numbers(5, 5)
     uniform[0, 0] = 0
     places = assert_as_by_assign(rows, uniform.to(device), metric=metric, weights=weights.to(device))
     assert int(places[0]) == 20
@@ -83,8 +84,7 @@ def test_rows_without_direction(dtype: torch.dtype, device: str, assert_as_by_as
     rows = random_rows(150, 6)
     rows[::4] = 0
     rows[1::4] *= 1e-14
-    for seed in (2, 5):
-        assert_as_by_assign(rows.to(dtype).to(device), random_numbers(6, seed).to(device), metric="cosine")
+    assert_as_by_assign(rows.to(dtype).to(device), random_numbers(6, 5).to(device), metric="cosine")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -100,12 +100,12 @@ def test_squares_that_underflow(dtype: torch.dtype, device: str, assert_as_by_as
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("metric", METRICS)
 def test_more_centers_than_distinct_rows(metric: str, device: str, assert_as_by_assign: Any) -> None:
-    rows = torch.eye(3, 4, device=device).repeat(200, 1)
+    rows = torch.eye(3, 4, device=device).repeat(50, 1)
     places = assert_as_by_assign(rows, random_numbers(5, 6).to(device), metric=metric)
     assert set((places % 3).tolist()[:3]) == {0, 1, 2}
-    assert places[3:].tolist() == [599, 599]  # where nothing costs anything, the last row
-    copies = rows[:1].expand(600, -1)
-    assert assert_as_by_assign(copies, random_numbers(3, 2).to(device), metric=metric)[1:].tolist() == [599, 599]
+    assert places[3:].tolist() == [149, 149]  # where nothing costs anything, the last row
+    copies = rows[:1].expand(150, -1)
+    assert assert_as_by_assign(copies, random_numbers(3, 2).to(device), metric=metric)[1:].tolist() == [149, 149]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -47,7 +47,7 @@ def test_near_ties(kind: str, dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("depth", [1, 2, 7, 64, 301])
+@pytest.mark.parametrize("depth", [1, 64] if EMULATED else [1, 2, 7, 64, 301])
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_centroids_are_searched_as_exactly_as_few(kind: str, depth: int, device: str) -> None:
     """Few are multiplied in float32, many in coarser numbers on the CPU, which may not show."""

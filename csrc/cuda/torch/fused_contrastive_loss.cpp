@@ -87,7 +87,8 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cuda(const at::Tensor& z_a,  
                                                         double class_temperature,
                                                         const OptionalTensor& queue,        // (M, D)
                                                         const OptionalTensor& class_queue,  // (M, K)
-                                                        bool normalize, std::string_view reduction) {
+                                                        bool normalize, std::string_view reduction,
+                                                        bool /* keep_gradient */) {
   check_fused_contrastive_loss(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
                                class_queue, reduction);
   const DeviceScope device(z_a);
@@ -97,13 +98,14 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cuda(const at::Tensor& z_a,  
   const at::TensorOptions options = z_a.options();
   const at::Tensor loss = reduction == "none" ? at::empty({anchors}, options) : at::empty({}, options);
   const at::Tensor row_values = at::empty({kContrastiveValues, anchors}, options.dtype(accumulation_dtype(z_a)));
-  if (anchors == 0) return {at::zeros_like(loss), row_values};
+  const at::Tensor anchor_gradient = at::empty({0}, row_values.options());  // the backward pass computes scores again
+  if (anchors == 0) return {at::zeros_like(loss), row_values, anchor_gradient};
   const ContrastivePlan plan = plan_contrastive_loss(call.inputs(), device::multiprocessor_count());
   const DeviceMemory memory(contrastive_bytes(call.inputs(), plan, false).field, kContrastiveFields, options);
   check_launch(launch_fused_contrastive_loss(call.inputs(), plan, contrastive_workspace_of(memory),
                                              loss_reduction(reduction), loss.mutable_data_ptr(),
                                              row_values.mutable_data_ptr(), device.stream()));
-  return {loss, row_values};
+  return {loss, row_values, anchor_gradient};
 }
 
 FusedContrastiveLossGradients fused_contrastive_loss_backward_cuda(
@@ -111,7 +113,7 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward_cuda(
     const at::Tensor& z_a,         // (B, D)
     const at::Tensor& z_b,         // (B, D)
     const at::Tensor& row_values,  // (kContrastiveValues, anchors)
-    double temperature, double hardness,
+    const at::Tensor& /* anchor_gradient */, double temperature, double hardness,
     const OptionalTensor& class_a,  // (B, K)
     const OptionalTensor& class_b,  // (B, K)
     double class_temperature,
