@@ -9,6 +9,8 @@
 // Tasks run in rounds of disjoint pairs (block_pairs.h), so that sums of a block need no locks and have one order. A
 // queue, which may be large, is never packed as a whole: a task packs one block of it after the other, compares it with
 // all anchors while it is in cache, and has sums of its own for these, which are added up in one order too.
+// Where no gradient of the queue will be asked for, the forward pass multiplies the exponentials with the rows as well,
+// which gives the gradients of the anchors; the backward pass then reads no queue.
 //
 // Where no score is so large that exponentials could vanish, all of them are taken relative to one bound of the scores;
 // one exponential then serves both anchors of a pair. Otherwise every anchor has its own running maximum.
