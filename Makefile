@@ -72,11 +72,14 @@ with_sanitizers = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
 
+# What torch.compile makes of the ops is Python, the same on every device and in every build.
+without_compilers := --ignore=tests/ops/test_compile.py
+
 # The op tests with AddressSanitizer and UndefinedBehaviorSanitizer in the library.
 asan: setup
 	$(call copy_tree,build/asan)
 	@cd build/asan && DEEPCLUST_EXT_SANITIZE=1 DEEPCLUST_EXT_CUDA=0 $(bin)/python setup.py --quiet build_ext --inplace
-	cd build/asan && $(with_sanitizers) $(pytest) tests/ops
+	cd build/asan && $(with_sanitizers) $(pytest) tests/ops $(without_compilers)
 
 # Every CUDA kernel compiled for every architecture: warnings, spills, registers, shared memory, launches; then the whole
 # library linked and loaded. No GPU.
@@ -89,15 +92,17 @@ sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py tests/ops/t
 	tests/ops/test_neighbors_sweep.py tests/ops/test_views_sweep.py
 
 # The oldest torch at hand, without torchvision: every op, and every module at least imported. What reaches every part of
-# the kernels does not depend on torch.
-cpu_torch = $(MAKE) -C build/cpu-torch VENV=.venv TORCH=torch==2.13.0 EXTRAS_TO_RUN= TOOLS='hypothesis pytest pytest-xdist'
+# the kernels does not depend on torch; kernels that cannot run here are not worth compiling.
+with_torch := $(addprefix tests/ops/test_,all_ops.py arguments.py compile.py tensor_temperature.py) tests/test_layout.py
+cpu_torch = CFLAGS=$(if $(shell grep -m1 avx512f /proc/cpuinfo 2>/dev/null),,-DDEEPCLUST_AVX512=0) \
+	$(MAKE) -C build/cpu-torch VENV=.venv TORCH=torch==2.13.0 EXTRAS_TO_RUN= TOOLS='hypothesis pytest pytest-xdist'
 
 cpu-torch-environment:
 	$(call copy_tree,build/cpu-torch)
 	+@$(cpu_torch) --no-print-directory .venv/.tools
 
 test-cpu-torch: cpu-torch-environment
-	+$(cpu_torch) test TESTS="tests/ops tests/test_layout.py $(sweep:%=--ignore=%)"
+	+$(cpu_torch) test TESTS="$(with_torch)"
 
 # What CI installs, at once, since pip takes one core.
 environments:
@@ -118,7 +123,7 @@ $(emulated_trees): emulated-%: setup
 test-emulated: setup
 	@$(MAKE) --no-print-directory $(emulated_trees)
 	$(pytest) tests/cuda/emulator tests/cuda/conformance
-	cd build/emulated-plain && $(pytest) tests/ops
+	cd build/emulated-plain && $(pytest) tests/ops $(without_compilers)
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync $(emulated_sweeps)
 
 .PHONY: $(emulated_sweeps)

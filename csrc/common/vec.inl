@@ -97,13 +97,25 @@ DEEPCLUST_INLINE uint32_t lane_bits(Mask<T> mask) {
   return lane_bits<T>(mask, std::make_integer_sequence<int64_t, VecOf<T>::kLanes>());
 }
 
+// Adds vectors i and i + kHalf for all i below, then with half of that, until all are in the first.
+template <int64_t kHalf, typename T, size_t kVectors>
+DEEPCLUST_INLINE void add_halves(Vec<T> (&values)[kVectors]) {
+  if constexpr (kHalf > 0) {
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < kHalf; ++v) values[v] += values[v + kHalf];
+    add_halves<kHalf / 2, T>(values);
+  }
+}
+
 // Sum of term(k) over k < depth; `vector_term` gives it for the lanes from k on, `scalar_term` for one k.
 template <typename T, typename VectorTerm, typename ScalarTerm>
 DEEPCLUST_INLINE T sum_terms(int64_t depth, const VectorTerm& vector_term, const ScalarTerm& scalar_term) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr int64_t kStep = 256 / static_cast<int64_t>(sizeof(T));  // enough sums side by side to hide their latency
   constexpr int64_t kVectors = kStep / kLanes;
-  Vec<T> partial[kVectors] = {};
+  Vec<T> partial[kVectors];
+#pragma GCC unroll 16
+  for (int64_t v = 0; v < kVectors; ++v) partial[v] = Vec<T>{};
   int64_t k = 0;
   for (; k + kStep <= depth; k += kStep) {
 #pragma GCC unroll 16
@@ -115,11 +127,7 @@ DEEPCLUST_INLINE T sum_terms(int64_t depth, const VectorTerm& vector_term, const
 #pragma GCC unroll 16
     for (int64_t v = 0; v < kVectors; ++v) partial[v] += load(rest + v * kLanes);
   }
-#pragma GCC unroll 4
-  for (int64_t half = kVectors / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-    for (int64_t v = 0; v < half; ++v) partial[v] += partial[v + half];
-  }
+  add_halves<kVectors / 2, T>(partial);  // whatever is no constant here would leave all sums in memory
   return sum_lanes<T>(partial[0]);
 }
 

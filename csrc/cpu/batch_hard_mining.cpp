@@ -111,7 +111,8 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
   const int64_t padded = panels * width;
   const int64_t rows_size = normalize ? count * depth : 0;
   const auto size_of = Scratch<T>::size_of;
-  Scratch<T> scratch(2 * size_of(padded * depth) + 2 * size_of(rows_size) + 2 * size_of(depth) + 5 * size_of(padded));
+  Scratch<T> scratch(2 * size_of(padded * depth) + 2 * size_of(rows_size) + 2 * size_of(depth) + 5 * size_of(padded) +
+                     size_of(4 * count));
   T* teacher_panels = scratch.take(padded * depth);
   T* student_panels = scratch.take(padded * depth);
   T* teacher_rows = scratch.take(rows_size);
@@ -122,6 +123,7 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
   T* self_distance = scratch.take(padded);
   T* teacher_norm_squared = scratch.take(padded);
   T* shift = scratch.take(depth);
+  T* squared = scratch.take(4 * count);
   const T* teacher_source = teacher_input.const_data_ptr<T>();
   const T* student_source = student_input.const_data_ptr<T>();
   const T* teacher = normalize ? teacher_rows : teacher_source;
@@ -190,13 +192,13 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
     bool expect_product = false;
     for (int64_t first = begin * block_rows; first < std::min(end * block_rows, count); first += block_rows) {
       DEEPCLUST_SELECT(mine_rows<T>)(in, first, std::min(block_rows, count - first), limit, memory, &expect_product,
-                                     index, index + count);
+                                     index, index + count, squared);
     }
   });
   at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t kind = 0; kind < 4; ++kind) {
       DEEPCLUST_SELECT(measure_pairs<T>)(teacher, kind < 2 ? student : teacher, begin, end, depth,
-                                         index + kind % 2 * count, distance + kind * count,
+                                         index + kind % 2 * count, squared + kind * count, distance + kind * count,
                                          inverse_distance + kind * count);
     }
   });

@@ -151,21 +151,27 @@ struct BestPairs {
   int64_t negative = -1;
   T positive_ceiling = std::numeric_limits<T>::infinity();
   T negative_floor = -std::numeric_limits<T>::infinity();
+  T squared[4] = {-1, -1, -1, -1};  // of the pairs, in the order of measure_pairs, not clamped; -1 where not computed
 
   bool can_be_positive(T score) const { return score <= positive_ceiling; }
   bool can_be_negative(T score) const { return score >= negative_floor; }
 
-  void add(bool is_negative, T squared, int64_t column) {
-    const T score = T(0.5) * (norm_squared - squared);
-    if (is_negative && (squared < negative_squared || (squared == negative_squared && column < negative))) {
-      negative_squared = squared;
+  void add(bool is_negative, T across, T among_teachers, int64_t column) {
+    const T clamped = across > T(kMinSquaredDistance) ? across : T(kMinSquaredDistance);
+    const T score = T(0.5) * (norm_squared - clamped);
+    if (is_negative && (clamped < negative_squared || (clamped == negative_squared && column < negative))) {
+      negative_squared = clamped;
       negative = column;
       negative_floor = score - margin;
+      squared[1] = across;
+      squared[3] = among_teachers;
     }
-    if (!is_negative && (squared > positive_squared || (squared == positive_squared && column < positive))) {
-      positive_squared = squared;
+    if (!is_negative && (clamped > positive_squared || (clamped == positive_squared && column < positive))) {
+      positive_squared = clamped;
       positive = column;
       positive_ceiling = score + margin;
+      squared[0] = across;
+      squared[2] = among_teachers;
     }
   }
 };
@@ -182,21 +188,22 @@ struct RowMiner {
     return squared_distance(in.teacher + row * in.depth, others + column * in.depth, in.depth);
   }
 
-  bool is_negative(int64_t column) const { return squared_to(in.teacher, column) > in.self_squared[row]; }
-
-  // Adds a column of known class, unless its score rules it out.
-  void add(bool negative, int64_t column) {
+  // Adds a column of known class, unless its score rules it out; `among_teachers` is -1 where it is not known.
+  void add(bool negative, int64_t column, T among_teachers) {
     const T score = scan.scores[column];
     if (!(negative ? best.can_be_negative(score) : best.can_be_positive(score))) return;
-    const T squared = squared_to(in.student, column);
-    best.add(negative, squared > T(kMinSquaredDistance) ? squared : T(kMinSquaredDistance), column);
+    best.add(negative, squared_to(in.student, column), among_teachers, column);
   }
 
-  void classify(int64_t column) { add(is_negative(column), column); }
+  void classify(int64_t column) {
+    const T among_teachers = squared_to(in.teacher, column);
+    add(among_teachers > in.self_squared[row], column, among_teachers);
+  }
 
   // Classifies columns from both ends of the score order until no other can win. False after `limit` tests.
   bool mine_in_order(int64_t limit) {
-    add(false, row);
+    const T own = in.self_squared[row];  // clamped, so that what is not above the clamp is computed again
+    best.add(false, own > T(kMinSquaredDistance) ? own : squared_to(in.student, row), T(0), row);
     scan.take_out(row);
     // No teacher row is farther from this one than the sum of their distances from the shift.
     const T reach = std::sqrt(in.teacher_norm_squared[row]) + in.teacher_norm_max;
@@ -279,7 +286,7 @@ struct RowMiner {
       if (!any_lane<T>(candidate)) continue;
       for (int64_t j = column; j < column + kLanes; ++j) {
         if (teacher_scores[j] < below || teacher_scores[j] > above) {
-          add(teacher_scores[j] < below, j);
+          add(teacher_scores[j] < below, j, T(-1));
         } else if (best.can_be_negative(scan.scores[j]) || best.can_be_positive(scan.scores[j])) {
           classify(j);
         }
@@ -297,7 +304,8 @@ void mine_rows(const MiningInputs<T>& in,
                T* workspace,  // (mining_workspace<T>(...),)
                bool* expect_product,
                int64_t* positive_index,  // (N,)
-               int64_t* negative_index   // (N,)
+               int64_t* negative_index,  // (N,)
+               T* squared                // (4, N) of the pairs, -1 where not computed
 ) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr int64_t kRows = Tile<T>::kPanelRows;
@@ -359,6 +367,7 @@ void mine_rows(const MiningInputs<T>& in,
   for (int64_t r = 0; r < count; ++r) {
     positive_index[first + r] = best[r].positive;
     negative_index[first + r] = best[r].negative;
+    for (int64_t kind = 0; kind < 4; ++kind) squared[kind * in.count + first + r] = best[r].squared[kind];
   }
 }
 
@@ -391,13 +400,15 @@ void measure_pairs(const T* anchors,  // (N, depth)
                    const T* others,   // (N, depth) the rows that `index` points to
                    int64_t begin, int64_t end, int64_t depth,
                    const int64_t* index,  // (N,)
+                   const T* known,        // (N,) squared distances, -1 where they are to be computed
                    T* distance,           // (N,)
                    T* inverse_distance    // (N,)
 ) {
   for (int64_t i = begin; i < end; ++i) {
     distance[i] = inverse_distance[i] = T(0);
     if (index[i] < 0) continue;
-    const T squared = squared_distance(anchors + i * depth, others + index[i] * depth, depth);
+    const T squared =
+        known[i] >= T(0) ? known[i] : squared_distance(anchors + i * depth, others + index[i] * depth, depth);
     distance[i] = std::sqrt(squared > T(kMinSquaredDistance) ? squared : T(kMinSquaredDistance));
     if (squared >= T(kMinSquaredDistance)) inverse_distance[i] = 1 / distance[i];
   }
