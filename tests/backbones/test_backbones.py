@@ -167,7 +167,7 @@ def test_without_torchvision_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         with pytest.raises(
             ImportError, match=r"torchvision cannot be imported .*; pip install 'deepclust_ext\[vision\]'"
         ):
-            refuse("resnet18", stem="cifar")  # type: ignore[operator]
+            refuse("resnet18", stem="cifar")
 
 
 def frozen_in_double() -> nn.Module:
