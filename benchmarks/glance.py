@@ -22,16 +22,18 @@ TITLES = (
 def find_headlines(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rivals' rows of what is to be shown of one op: the largest case of its series, or every training step.
 
-    Of several series it is the longest one, with the most rivals.
+    Of several series it is the longest one, then that with the most rivals, then the largest one.
     """
     series: dict[str, dict[int, list[Row]]] = {}
     for row in whole_rows(rows):
         place = split_case(row.case)
         if place and row.per_ours is not None and not row.provider.startswith(OURS):
             series.setdefault(place[0], {}).setdefault(place[1], []).append(row)
-    largest = sorted(series.values(), key=lambda sizes: (len(sizes), len(sizes[max(sizes)])), reverse=True)
-    found = [sizes[max(sizes)] for sizes in largest]
-    return [of_case for i, of_case in enumerate(found) if i == 0 or of_case[0].mode == "step"]
+    steps = [of_case for sizes in series.values() for of_case in sizes.values() if of_case[0].mode == "step"]
+    if steps or not series:
+        return steps
+    shown = max(series.values(), key=lambda sizes: (len(sizes), len(sizes[max(sizes)]), max(sizes)))
+    return [shown[max(shown)]]
 
 
 def glance_table(rows: Sequence[Row]) -> str:

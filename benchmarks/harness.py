@@ -30,8 +30,8 @@ DEFAULT_DTYPES = {"cpu": ("float32",), "cuda": ("float32", "float32-high", "bflo
 class Provider:
     """One implementation. `load` imports or compiles it; ImportError there means that it is not installed.
 
-    One that draws random numbers of its own has a `check`: of its results, the inputs and the case's options it says
-    what is wrong, or None.
+    One that draws random numbers of its own, or computes something else, has a `check`: of its results, the inputs and
+    the case's options it says what is wrong, or None.
     """
 
     load: Callable[[], Function]

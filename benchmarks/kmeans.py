@@ -1,15 +1,16 @@
-"""KMeans against those of scikit-learn, faiss, flash-kmeans and cuVS: `python -m benchmarks --op KMeans`.
+"""KMeans against those of scikit-learn, faiss, flash-kmeans, flashlib and cuVS: `python -m benchmarks --op KMeans`.
 
 `--op KMeans_grid` has fewer iterations of many sizes, most of them larger; it takes half an hour or more.
 
-All make the same iterations on the same rows from the same centers, but for SuperKmeans of faiss, which takes none, and
-begins with rows that it draws; it needs 32 features. Ours, scikit-learn's and cuVS' then find labels or inertia of all
-rows, which the others do not, so that their share of the work is a little smaller. Before all are timed, inertias of
-their centers have to agree to one in a thousand, and to one in fifty that of SuperKmeans; no closer, as flash-kmeans
-multiplies in TF32.
+All make the same iterations on the same rows from the same centers, fewer where no label changes before. SuperKmeans
+of faiss takes no centers, begins with rows that it draws, and needs 32 features. Ours, scikit-learn's and cuVS' then
+find labels or inertia of all rows, which the others do not, so that their share of the work is a little smaller. Before
+all are timed, inertias of their centers have to agree to one in a thousand, and to one in fifty that of SuperKmeans; no
+closer, as flash-kmeans and flashlib multiply in TF32 on a GPU.
 
-On the CPU, scikit-learn and faiss bring an OpenMP, set to as many threads as torch; faiss is told to use all rows. On a
-GPU faiss alone takes its rows from host memory, and copies them in every iteration.
+On the CPU, scikit-learn and faiss bring an OpenMP, set to as many threads as torch; faiss is told to use all rows.
+flash-kmeans is there what its class falls back to without a GPU. On a GPU faiss alone takes its rows from host memory,
+and copies them in every iteration.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +45,16 @@ CHECKED_PAIRS = 1 << 25  # distances of a check at a time: 0.3 GB in float64
 def make_rows(rows: int, dims: int) -> Tensor:
     """Return normal rows (N, D), on which k-means goes on for longer than ITERATIONS."""
     return torch.randn(rows, dims, generator=torch.Generator().manual_seed(0))
+
+
+def count_iterations(
+    rows: Tensor,  # (N, D)
+    centers: Tensor,  # (K, D)
+    most: int,
+) -> int:
+    """Return how many iterations there are, at most so many, until no label changes: some packages stop there."""
+    made: int = KMeans(len(centers), init=centers, max_iter=most, tol=0).fit(rows).n_iter_
+    return made
 
 
 def load_ours(iterations: int) -> Function:
@@ -97,7 +108,9 @@ def load_super_kmeans(iterations: int) -> Function:
     """Return faiss' with pruning by some of the features, of all rows, and without its early stop."""
     import faiss
 
-    super_kmeans: Any = faiss.SuperKmeans  # type: ignore[attr-defined]
+    super_kmeans: Any = getattr(faiss, "SuperKmeans", None)
+    if super_kmeans is None:
+        raise ImportError("faiss with SuperKmeans, 1.15.1 or newer")
 
     def fit(rows: Tensor, centers: Tensor) -> Tensor:
         faiss.omp_set_num_threads(torch.get_num_threads())
@@ -110,17 +123,34 @@ def load_super_kmeans(iterations: int) -> Function:
     return fit
 
 
-def load_flash_kmeans(iterations: int) -> Function:
-    """Return flash-kmeans', by Triton kernels that add clusters up in no fixed order."""
-    from flash_kmeans import batch_kmeans_Euclid
+def load_flash_kmeans(iterations: int, *, gpu: bool) -> Function:
+    """Return flash-kmeans', by Triton kernels on a GPU, and by what its class falls back to, plain PyTorch, on the CPU.
+
+    The class itself takes no centers to begin with.
+    """
+    if gpu:
+        from flash_kmeans import batch_kmeans_Euclid as cluster
+    else:
+        from flash_kmeans.torch_fallback import batch_kmeans_Euclid_torch_native as cluster
+
+    def fit(rows: Tensor, centers: Tensor) -> Tensor:
+        first = centers[None].clone()  # not for it to write over
+        _, last, made = cluster(rows[None], len(centers), max_iters=iterations, tol=0.0, init_centroids=first)
+        assert made == iterations, f"{made} iterations"
+        return last[0]  # type: ignore[no-any-return]
+
+    return fit
+
+
+def load_flashlib(iterations: int) -> Function:
+    """Return flashlib's, the successor of flash-kmeans, by the kernels that it chooses itself."""
+    from flashlib import flash_kmeans
 
     def fit(rows: Tensor, centers: Tensor) -> Tensor:
         first = centers[None].clone()  # it writes over them
-        _, last, made = batch_kmeans_Euclid(
-            rows[None], len(centers), max_iters=iterations, tol=0.0, init_centroids=first
-        )
+        _, last, made = flash_kmeans(rows, len(centers), max_iters=iterations, tol=0.0, init_centroids=first)
         assert made == iterations, f"{made} iterations"
-        return last[0]  # type: ignore[no-any-return]
+        return last  # type: ignore[no-any-return]
 
     return fit
 
@@ -155,10 +185,12 @@ PROVIDERS: Mapping[str, Callable[[int], Function]] = {
     "scikit-learn": load_scikit_learn,
     "faiss": partial(load_faiss, gpu=False),
     "faiss SuperKmeans": load_super_kmeans,
+    "flash-kmeans": partial(load_flash_kmeans, gpu=False),
 }
 CUDA_PROVIDERS: Mapping[str, Callable[[int], Function]] = {
     "ours": load_ours,
-    "flash-kmeans": load_flash_kmeans,
+    "flash-kmeans": partial(load_flash_kmeans, gpu=True),
+    "flashlib": load_flashlib,
     "faiss-gpu": partial(load_faiss, gpu=True),
     "cuVS": load_cuvs,
 }
@@ -210,6 +242,7 @@ def measure(
     """Check and time all providers; one that is not installed, fails, or is wrong has a status that says so."""
     features = make_rows(rows, dims).to(setting.device)
     inputs = (features, features[:clusters].clone())
+    iterations = count_iterations(*inputs, iterations)
     functions: dict[str, Function] = {}
     statuses: dict[str, str] = {}
     inertias: dict[str, float] = {}

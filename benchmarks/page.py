@@ -13,8 +13,8 @@ from benchmarks.report import OURS, Row, format_cell
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PEERS = ("faiss", "lightly", "ot", "pytorch_metric_learning")  # as they are imported
-PEERS_ON = {"cpu": (*PEERS, "sklearn"), "cuda": (*PEERS, "cuvs", "flash_kmeans")}
+PEERS = ("faiss", "flash_kmeans", "lightly", "ot", "pytorch_metric_learning")  # as they are imported
+PEERS_ON = {"cpu": (*PEERS, "kornia", "sklearn"), "cuda": (*PEERS, "cuvs", "flashlib", "memeff", "siglip_kernel")}
 
 COLUMNS = {
     "case": "case",

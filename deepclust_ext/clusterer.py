@@ -19,12 +19,13 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset, TensorDataset
 
 from deepclust_ext import recipes
+from deepclust_ext.backbones.load import check_backbone
 from deepclust_ext.cluster.inputs import RandomState, as_rows, check_random_state, checked_rows, make_generator
 from deepclust_ext.data import Images, load_images
 from deepclust_ext.data.stores import Files
 from deepclust_ext.inference import Trained, takes_any_size
 from deepclust_ext.methods import ClusterHeadMethod
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_integer, check_seed
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer, make_views
 from deepclust_ext.recipes.files import method_names
@@ -121,7 +122,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             TypeError: If X is of no kind that is taken, or an argument of the estimator of the wrong type.
             ValueError: If a shape or value does not fit; names it.
         """
-        seed = self._seed()
+        seed, named = self._seed(), self._named_recipe()
         check_integer(self.n_clusters, "n_clusters", 1)
         data, scaling = _opened(X), None
         if len(data) < 2:
@@ -129,7 +130,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if not isinstance(data, Images):
             deviation, mean = torch.std_mean(data, dim=0, correction=0)
             scaling = mean, torch.where(deviation > 0, deviation, 1)
-        recipe = self._recipe_of(data)
+        recipe = self._recipe_of(data, named)
         size, resized = recipe.data.size, None
         if isinstance(data, Images) and data.image_size != (size, size) and not takes_any_size(*make_views(recipe)):
             resized, data = size, _opened(X, size)
@@ -213,19 +214,33 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     def _seed(self) -> int:
         check_random_state(self.random_state)
         if isinstance(self.random_state, (int, np.integer)):
-            return check_integer(self.random_state, "random_state", 0, 2**32 - 1)
+            return check_seed(self.random_state, "random_state")
         return int(torch.randint(2**32, (), generator=make_generator(self.random_state), device="cpu"))
 
     def _device(self) -> torch.device:
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device is None else self.device)
 
-    def _recipe_of(self, data: Images | Tensor) -> Recipe:
-        count, channels = len(data), data.channels if isinstance(data, Images) else data.shape[1]
+    def _named_recipe(self) -> Recipe | None:
+        """Return the recipe that is asked for, or None for a default one of a method; no image has to be read yet."""
+        if self.epochs is not None:
+            check_integer(self.epochs, "epochs", 1)
         if self.recipe is None:
-            known = {name.lower(): name for name in method_names()}
-            method = known.get(str(self.method).lower())
-            if method is None:
-                raise ValueError(f"method: expected one of {', '.join(known)}, got {self.method!r}")
+            self._method()
+            return None
+        recipe = self.recipe if isinstance(self.recipe, Recipe) else recipes.load(self.recipe)  # type: ignore[arg-type]
+        check_backbone(recipe.backbone.name, recipe.backbone.stem)
+        return recipe
+
+    def _method(self) -> str:
+        known = {name.lower(): name for name in method_names()}
+        if str(self.method).lower() not in known:
+            raise ValueError(f"method: expected one of {', '.join(known)}, got {self.method!r}")
+        return known[str(self.method).lower()]
+
+    def _recipe_of(self, data: Images | Tensor, named: Recipe | None) -> Recipe:
+        count, channels = len(data), data.channels if isinstance(data, Images) else data.shape[1]
+        if named is None:
+            method = self._method()
             if isinstance(data, Images):
                 from deepclust_ext.recipes.defaults import default_recipe
 
@@ -233,13 +248,13 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             else:
                 recipe = rows_recipe(count, channels, self.n_clusters, method=method)
         else:
-            recipe = self.recipe if isinstance(self.recipe, Recipe) else recipes.load(self.recipe)  # type: ignore[arg-type]
+            recipe = named
             own: dict[str, Any] = {"data.images": count, "data.channels": channels}
             own |= {"data.num_clusters": self.n_clusters, "batch_size": min(recipe.batch_size, count)}
             if recipe.test_view is None and isinstance(data, Images):  # integers and other sizes may come later
                 own["test_view"] = {"name": "resize", "size": recipe.data.size}
             recipe = recipes.changed(recipe, own)
-        return recipe if self.epochs is None else recipe.with_epochs(check_integer(self.epochs, "epochs", 1))
+        return recipe if self.epochs is None else recipe.with_epochs(int(self.epochs))
 
     def _to_predict(self, X: Any) -> Dataset[Any]:  # noqa: N803
         """Return images or rows of the kind that was fitted."""

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 from deepclust_ext import DeepClusterer, recipes
 from deepclust_ext.data import Images, load_images
 from deepclust_ext.recipes import Recipe
+from deepclust_ext.recipes.schema import Backbone
 
 SETTINGS: dict[str, Any] = {"recipe": "sacc-digits", "epochs": 1, "device": "cpu"}
 
@@ -252,6 +254,7 @@ def test_in_pipelines_and_searches() -> None:
         ({"n_clusters": 99, **SETTINGS}, scans(), ValueError, "num_clusters: expected 1 to 24, the number of images"),
         ({"epochs": 0}, [[0.0], [1.0]], ValueError, "epochs: expected at least 1, got 0"),
         ({"random_state": -1}, scans(), ValueError, "random_state: expected 0 to 4294967295, got -1"),
+        ({"random_state": 2**32}, scans(), ValueError, "random_state: expected 0 to 4294967295, got 4294967296"),
         ({"random_state": "x"}, scans(), TypeError, "random_state: expected an integer"),
         ({"recipe": "sacc-digit"}, scans(), ValueError, "did you mean 'sacc-digits'"),
         ({}, scans()[:1], ValueError, "X: expected at least 2 images or rows, got n_samples = 1"),
@@ -266,6 +269,24 @@ def test_errors(settings: dict[str, Any], given: Any, error: type[Exception], me
         clusterer.fit(given)
     with pytest.raises(NotFittedError, match="DeepClusterer: expected fit to be called first"):
         clusterer.predict(given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "kmeans"}, "method: expected one of"),
+        ({"recipe": "sacc-digit"}, "did you mean 'sacc-digits'"),
+        (
+            {"recipe": replace(recipes.load("sacc-digits"), backbone=Backbone("resnet19"))},
+            "backbone.name: expected one",
+        ),
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"random_state": 2**32}, "random_state: expected 0 to 4294967295, got 4294967296"),
+    ],
+)
+def test_what_can_be_told_without_images_is_told_before_they_are_read(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeepClusterer(**settings).fit("no/such/folder")
 
 
 def test_a_file_of_a_list_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

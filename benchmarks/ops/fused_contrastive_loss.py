@@ -2,23 +2,25 @@
 
 Rows of a case are those of one view, B. All forms but the queue's compare 2 B rows with each other. lightly and
 pytorch-metric-learning have the plain form only; the latter compares every positive pair with every negative one,
-(2 B)^3 values, and so ends at 256 rows. On a GPU the plain form can be had from torch's flex_attention too, without a
-2 B x 2 B matrix.
+(2 B)^3 values, and so ends at 256 rows. On a GPU the plain form can be had from torch's flex_attention and from memeff
+too, without a 2 B x 2 B matrix. siglip-kernel's loss is another one, of as many scores, and is checked by its own
+definition.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
-from torch.nn.functional import normalize
+from torch.nn.functional import logsigmoid, normalize
 
 from benchmarks.clock import Function
 from benchmarks.floors import CUDA_SIZES
 from benchmarks.floors.contrastive import gradient_work, loss_work
-from benchmarks.harness import Case, Provider, Yardstick
+from benchmarks.harness import Case, Provider, Yardstick, convert, find_fault
 from benchmarks.inputs import CHECKED_ROWS, CLUSTERS
 from deepclust_ext import fused_contrastive_loss, reference
 
@@ -36,6 +38,7 @@ PROVIDERS = {
 
 TEMPERATURE = 0.5  # of our op where a case does not say otherwise
 QUEUE = 65536  # rows, as in MoCo
+SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0  # where SigLIP begins
 
 
 def load_lightly() -> Function:
@@ -83,6 +86,64 @@ def load_flex_attention() -> Function:
         return compiled(z_a, z_b, all_others(2 * len(z_a), z_a.device))
 
     return loss
+
+
+def load_memeff() -> Function:
+    """Return memeff's InfoNCE of queries with documents and queries, one way and the other: together NT-Xent."""
+    from memeff import MemoryEfficientQwen3Loss
+
+    one_way = MemoryEfficientQwen3Loss(
+        temperature=TEMPERATURE,
+        margin=2.0,  # cosines differ by no more: no negative is left out as too similar
+        use_qq_negatives=True,
+        stable=False,  # else gradients are larger than those of the loss
+    )
+
+    def loss(z_a: Tensor, z_b: Tensor) -> Tensor:
+        return (one_way(z_a, z_b) + one_way(z_b, z_a)) / 2  # type: ignore[no-any-return]
+
+    return loss
+
+
+def all_with_partners(
+    z_a: Tensor,  # (B, D)
+    z_b: Tensor,  # (B, D)
+) -> tuple[Tensor, Tensor]:
+    """Return the normalized rows of both views, (2B, D), and for each the same sample's in the other view."""
+    rows = normalize(torch.cat([z_a, z_b]), dim=1)
+    return rows, rows.roll(len(z_a), 0)
+
+
+def sigmoid_loss(z_a: Tensor, z_b: Tensor) -> Tensor:
+    """Return SigLIP's loss of all rows with all partners, by its definition."""
+    rows, partners = all_with_partners(z_a, z_b)
+    scores = rows @ partners.T * SIGMOID_SCALE + SIGMOID_BIAS
+    signs = 2 * torch.eye(len(rows), dtype=rows.dtype, device=rows.device) - 1
+    return -logsigmoid(signs * scores).sum() / len(rows)
+
+
+def load_siglip_kernel() -> Function:
+    """Return siglip-kernel's loss of the same rows; it computes its gradient in the forward pass."""
+    from siglip_kernel import fused_siglip_loss
+
+    def loss(z_a: Tensor, z_b: Tensor) -> Tensor:
+        rows, partners = all_with_partners(z_a, z_b)
+        scale, bias = (rows.new_tensor(x, dtype=torch.float32) for x in (math.log(SIGMOID_SCALE), SIGMOID_BIAS))
+        return fused_siglip_loss(rows, partners, scale, bias)  # type: ignore[no-any-return]
+
+    return loss
+
+
+def check_sigmoid_loss(loss: Tensor, inputs: tuple[Tensor, ...], _: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a loss or its gradients by the definition of SigLIP's, or None."""
+
+    def results(loss: Tensor, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        gradients = torch.autograd.grad(loss, inputs)
+        return {"output": loss.detach(), **{f"gradient of input {i}": x for i, x in enumerate(gradients)}}
+
+    naive, exact = (tuple(convert(x, dtype) for x in inputs) for dtype in (inputs[0].dtype, torch.float64))
+    budget, truth = (results(sigmoid_loss(*x), x) for x in (naive, exact))
+    return find_fault(results(loss, inputs), budget, truth, inputs[0].dtype)
 
 
 def two_views(rows: int, dims: int) -> tuple[Tensor, Tensor]:
@@ -165,7 +226,12 @@ CASES = [
     make_case("plain", 32768, 128, memory_only=True, too_large_for=("reference", "compiled reference", "lightly")),
 ]
 SERIES = [make_case("plain", rows, 128) for rows in (128, 512, 2048)]
-CUDA_RIVALS = {**FORMS["plain"]["rivals"], "flex_attention": Provider(load_flex_attention, compiled=True)}
+CUDA_RIVALS = {
+    **FORMS["plain"]["rivals"],
+    "flex_attention": Provider(load_flex_attention, compiled=True),
+    "memeff": Provider(load_memeff),
+    "siglip-kernel, sigmoid loss": Provider(load_siglip_kernel, check=check_sigmoid_loss),
+}
 CUDA_CASES = [
     *(
         make_case(

@@ -1,4 +1,4 @@
-"""nearest_neighbors against torch's product and topk, eager and compiled, and the exact search of faiss and cuVS.
+"""nearest_neighbors against torch's product and topk, eager and compiled, and exact search of faiss and two more.
 
 Rows and dims of a case are queries and features; the bank's size stands in its name. All rows are of norm 1, as in a
 bank of features, so that a provider may do without normalizing them; ours always normalizes both.
@@ -115,6 +115,17 @@ def load_cuvs(k: int) -> Function:
     return search
 
 
+def load_flashlib(k: int) -> Function:
+    """Return flashlib's search by squared Euclidean distance, which orders rows of norm 1 alike."""
+    from flashlib import flash_knn
+
+    def search(query: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+        distances, indices = flash_knn(query, bank, k)
+        return (1 - distances / 2).to(query.dtype), indices.long()
+
+    return search
+
+
 PROVIDERS = {
     "ours": Provider(lambda: nearest_neighbors),
     "topk": Provider(lambda: product_and_topk),
@@ -162,6 +173,7 @@ CASES = [
     make_case(2048, 10_000, 128, 20),
 ]
 SERIES = [make_case(rows, 10_000, 128, 20) for rows in (64, 256, 1024)]
+CUDA_RIVALS = {"faiss-gpu": load_faiss_gpu, "cuVS": load_cuvs, "flashlib": load_flashlib}
 CHECKED_PAIRS = 1 << 27  # a float64 matrix of 1 GB, which the reference holds several times and sorts
 
 
@@ -174,7 +186,7 @@ def cuda_case(rows: int, candidates: int, dims: int, k: int) -> Case:
         dims,
         k,
         checked_rows=checked if checked < rows else None,
-        rivals={"faiss-gpu": Provider(partial(load_faiss_gpu, k)), "cuVS": Provider(partial(load_cuvs, k))},
+        rivals={name: Provider(partial(load, k)) for name, load in CUDA_RIVALS.items()},
         skip={"faiss": "skipped: on the CPU"},
     )
 

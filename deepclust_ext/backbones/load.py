@@ -2,13 +2,13 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from deepclust_ext.backbones.modes import evaluation
-from deepclust_ext.backbones.resnet import RESNETS, resnet
+from deepclust_ext.backbones.resnet import RESNETS, check_resnet, resnet
 from deepclust_ext.backbones.small import small_linear_network, small_network
 
 #: Name -> a network of a size and channels. Those of the digits take other sizes too, without another block for them.
@@ -19,6 +19,23 @@ SMALL: dict[str, Callable[[int, int], nn.Module]] = {
     "digits-linear": lambda image_size, channels: small_linear_network(8, channels),
 }
 BACKBONES = (*SMALL, *RESNETS)
+
+
+def check_backbone(name: str, stem: str | None = None) -> None:
+    """Require a network that :func:`load_backbone` finds, without making it; a function's module is imported.
+
+    Raises:
+        ImportError: If a ResNet needs torchvision and there is none, or there is no such module.
+        ValueError: If the name is unknown, or a stem is given to a network that has none.
+    """
+    if name in RESNETS:
+        check_resnet(stem)
+    elif stem is not None:
+        raise ValueError(f"backbone.stem: expected none for {name!r}, which is no ResNet, got {stem!r}")
+    elif ":" in name:
+        _find(name)
+    elif name not in BACKBONES:
+        raise ValueError(f"backbone.name: expected one of {', '.join(BACKBONES)}, or 'module:function', got {name!r}")
 
 
 def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | None = None) -> tuple[nn.Module, int]:
@@ -36,20 +53,18 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
         ValueError: If the name is unknown, a stem is given to a network that has none, or the network does not map such
             images to rows.
     """
+    check_backbone(name, stem)
     if name in RESNETS:
         network = resnet(name, image_size, channels=channels, stem=stem)
-    elif stem is not None:
-        raise ValueError(f"backbone.stem: expected none for {name!r}, which is no ResNet, got {stem!r}")
     elif name in SMALL:
         network = SMALL[name](image_size, channels)
-    elif ":" in name:
-        network = _own(name)
     else:
-        raise ValueError(f"backbone.name: expected one of {', '.join(BACKBONES)}, or 'module:function', got {name!r}")
+        network = _own(name)
     return network, _feature_dim(network, name, (2, channels, image_size, image_size))
 
 
-def _own(name: str) -> nn.Module:
+def _find(name: str) -> Callable[[], Any]:
+    """Return the function that "module:function" names."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise ValueError(f"backbone.name: expected 'module:function', got {name!r}")
@@ -59,8 +74,12 @@ def _own(name: str) -> nn.Module:
         raise ImportError(f"backbone.name: expected a module that can be imported, got {name!r}: {error}") from error
     if not callable(make):
         raise ValueError(f"backbone.name: expected a function {function} in {module}, got {make!r}")
+    return cast(Callable[[], Any], make)
+
+
+def _own(name: str) -> nn.Module:
     try:
-        network = make()
+        network = _find(name)()
     except TypeError as error:
         raise TypeError(
             f"backbone.name: expected {name} to need no arguments and return an nn.Module, got: {error}"

@@ -17,6 +17,22 @@ def default_stem(image_size: int) -> str:
     return "cifar" if image_size <= LARGEST_CIFAR_SIZE else "imagenet"
 
 
+def check_resnet(stem: str | None = None) -> None:
+    """Require a stem that there is, or None, and torchvision.
+
+    Raises:
+        ImportError: If torchvision is missing or does not fit torch.
+        ValueError: If the stem is unknown.
+    """
+    if stem is not None and stem not in STEMS:
+        raise ValueError(f"backbone.stem: expected one of {', '.join(STEMS)}, got {stem!r}")
+    try:
+        import torchvision.models  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:  # the latter two for a torchvision of another torch
+        message = f"torchvision cannot be imported ({error}); pip install 'deepclust_ext[vision]'"
+        raise ImportError(message) from error
+
+
 def resnet(name: str, image_size: int, *, channels: int = 3, stem: str | None = None) -> nn.Module:
     """Return a ResNet with random weights from (B, ``channels``, H, W) to (B, 512), or (B, 2048) for ResNet-50.
 
@@ -34,16 +50,12 @@ def resnet(name: str, image_size: int, *, channels: int = 3, stem: str | None = 
     """
     if name not in RESNETS:
         raise ValueError(f"backbone.name: expected one of {', '.join(RESNETS)}, got {name!r}")
+    check_resnet(stem)
+    from torchvision import models
+
     if stem is None:
         stem = default_stem(image_size)
         print(f"backbone: {name} with the {stem} stem, for images of {image_size} pixels", file=sys.stderr)
-    if stem not in STEMS:
-        raise ValueError(f"backbone.stem: expected one of {', '.join(STEMS)}, got {stem!r}")
-    try:
-        from torchvision import models
-    except (ImportError, OSError, RuntimeError) as error:  # the latter two for a torchvision of another torch
-        message = f"torchvision cannot be imported ({error}); pip install 'deepclust_ext[vision]'"
-        raise ImportError(message) from error
     network: nn.Module = getattr(models, name)()
     network.fc = nn.Identity()
     if stem == "cifar":

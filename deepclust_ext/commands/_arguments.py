@@ -4,16 +4,25 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from deepclust_ext.ops._checks import LARGEST_SEED
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return what reads an option that is an integer of at least so much."""
+
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return what reads an option that is an integer of at least so much, and at most so much if there is a limit."""
 
     def integer(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+        if int(text) < least or (most is not None and int(text) > most):
+            expected = f"at least {least}" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
         return int(text)
 
     return integer
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str = "everything random", default: int | None = 0) -> None:
+    """Add the seed of something; without a default it is still 0 in the help."""
+    help_text = f"of {what} (default: {default or 0})"
+    parser.add_argument("--seed", type=at_least(0, LARGEST_SEED), default=default, help=help_text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from deepclust_ext.commands._arguments import at_least
+from deepclust_ext.commands._arguments import add_seed, at_least
 
 ENDING = "-digits"  # of the recipes to choose from
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the demo's options to a parser."""
     choices = _read_recipes()
     parser.add_argument("--method", choices=choices, default="hadis", help="what to train (default: %(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (default: %(default)s)")
+    add_seed(parser)
     for name, what in (("epochs", "passes over the scans"), ("batch_size", "images of a step")):
         defaults = ", ".join(f"{method} {numbers[name]}" for method, numbers in choices.items())
         parser.add_argument("--" + name.replace("_", "-"), type=at_least(1), help=f"{what} (default: {defaults})")

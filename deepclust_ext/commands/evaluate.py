@@ -11,14 +11,14 @@ Example:
 
 import argparse
 
-from deepclust_ext.commands._arguments import add_device, add_run, at_least, device
+from deepclust_ext.commands._arguments import add_device, add_run, add_seed, device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     add_run(parser)
     parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of k-means (default: %(default)s)")
+    add_seed(parser, "k-means")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     add_device(parser)
 

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deepclust_ext.commands._arguments import add_device, add_run, at_least, device, refuse_to_replace
+from deepclust_ext.commands._arguments import add_device, add_run, add_seed, at_least, device, refuse_to_replace
 
 
 def clusters(text: str) -> range:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=at_least(2), default=5, help="random parts of the images (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of everything random (default: %(default)s)")
+    add_seed(parser)
     parser.add_argument("--out", type=Path, default=Path(), help="folder for sweep.csv and sweep.png (default: here)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     parser.add_argument("--overwrite", action="store_true", help="replace the files that are there")

@@ -13,7 +13,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, at_least, device
+from deepclust_ext.commands._arguments import add_device, add_seed, at_least, device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
     parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
-    parser.add_argument("--seed", type=at_least(0), help="of everything random (default: 0)")
+    add_seed(parser, default=None)
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
     from deepclust_ext.runs import Options, Source, train
     from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
-    from deepclust_ext.runs.train import check_folder, check_labels, closing_words, recorded_options
+    from deepclust_ext.runs.source import check_labels
+    from deepclust_ext.runs.train import check_folder, closing_words, recorded_options
 
     overrides = read_settings(args.set) | ({} if args.batch_size is None else {"batch_size": args.batch_size})
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
@@ -65,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         **{name: value for name, value in given.items() if value is not None},
     )
-    ready = prepare_to_resume(out, wishes, source) if args.resume else prepare(source, wishes, cache_folder=out)
+    if args.resume:
+        ready = prepare_to_resume(out, wishes, source, score_every=options.score_every)
+    else:
+        ready = prepare(source, wishes, cache_folder=out)
     print(closing_words(train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)))
     return 0

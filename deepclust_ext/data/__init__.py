@@ -4,11 +4,12 @@ from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.datasets import DATASETS, load_dataset
 from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.digits import Digits
+from deepclust_ext.data.load import load_images
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.operations import OPERATIONS
 from deepclust_ext.data.pixels import ImageError, Pixels
 from deepclust_ext.data.random_views import RandomViews
-from deepclust_ext.data.sources import Images, load_images
+from deepclust_ext.data.sources import Images
 from deepclust_ext.data.views import VIEWS, PerImage, ResizeView, make_view, resize_view, strong_view, weak_view
 from deepclust_ext.reference.augment_views import STEPS
 

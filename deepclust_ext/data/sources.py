@@ -1,15 +1,16 @@
-"""Images of any kind as one data set: folders, lists, arrays, several of them, each image read once before a run."""
+"""Images of any kind as one data set, each image read once before a run."""
 
+import copy
 import csv
 import hashlib
-import inspect
+import operator
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -19,24 +20,13 @@ from torch.nn import functional
 from torch.utils.data import Dataset, get_worker_info
 
 from deepclust_ext.data.kept import Kept, free_memory, keep_in_file, keep_in_memory
-from deepclust_ext.data.labels import array_classes, folder_classes, number_classes, read_classes
+from deepclust_ext.data.labels import number_classes
 from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
 from deepclust_ext.data.seen import Seen, checksum, look_at, percentiles
 from deepclust_ext.data.side_by_side import side_by_side
-from deepclust_ext.data.stores import (
-    Array,
-    Files,
-    Joined,
-    Mapped,
-    Store,
-    find_images,
-    read_list,
-    read_npz,
-    read_npz_labels,
-)
+from deepclust_ext.data.stores import Array, Store
 from deepclust_ext.ops._checks import check_integer
 
-Source = str | os.PathLike[str] | NDArray[Any]
 _SHARE_OF_MEMORY = 0.25  # of what is free, that images may take
 
 
@@ -47,7 +37,8 @@ class Images(Dataset[Any]):
     all files hold such values, as photographs do, or fewer bits that are exact in it; 0 is black, and white is 255 or
     65535. Otherwise, and with ``scale="percentile"``, it is float32, of which 1 is white. All views here take each.
 
-    Every image is read once when this is made, so that what cannot be read is known before training.
+    Every image is read once when this is made, so that what cannot be read is known before training. A slice is a data
+    set of these images, which it shares with the whole one: channels, type, range, classes and ``skipped`` stay.
 
     Args:
         store: Where the images lie.
@@ -118,16 +109,12 @@ class Images(Dataset[Any]):
         self._type = np.dtype(np.float32) if self.range else largest
         self.dtype = torch.from_numpy(np.empty(0, self._type)).dtype
         sides = np.array([(size, size) if size else image.shape[:2] for image in images], np.int64)
-        self.image_size = tuple(sides[0].tolist()) if (sides == sides[0]).all() else None
-        self.kinds = Counter((*image.shape, str(image.dtype)) for image in images)
         self.labels, self.classes = None, None
         if classes is not None:
             self.labels, self.classes = number_classes([classes[index] for index in self.indices])
-        self._checksums = [image.checksum for image in images]
-        digest = hashlib.sha256(repr((size, scale, self.range, self.channels)).encode())
-        for name, image in zip(self.names, images, strict=True):
-            digest.update(repr((name, image.shape, image.dtype, image.checksum)).encode())
-        self.fingerprint = digest.hexdigest()
+        self._stored = [(image.shape, image.dtype, image.checksum) for image in images]
+        self._places = range(len(images))  # among those that are kept
+        self._sum_up()
         # Such an array can be indexed by a batch, and needs no more than another type.
         self._array = store if isinstance(store, Array) and self.image_size == images[0].shape[:2] else None
         self._kept, where = self._keep(cache, cache_folder, sides)
@@ -144,14 +131,25 @@ class Images(Dataset[Any]):
         """Yield all items in order."""
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int) -> Any:
-        """Return an image (C, H, W), and its class where there are labels.
+    def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        """Return an image (C, H, W), and its class where there are labels; of a slice a data set of these images.
 
         Raises:
             ImageError: If the image cannot be read any more, or has become another.
+            IndexError: If there is no such image.
+            TypeError: If the index is neither an integer nor a slice.
+            ValueError: If no image is in the slice.
         """
-        image = self.images_at([index])[0]
-        return image if self.labels is None else (image, int(self.labels[index]))
+        if isinstance(index, slice):
+            return self._part(index)
+        try:
+            place = operator.index(index)
+        except TypeError as error:
+            raise TypeError(f"index: expected an integer or a slice, got {index!r:.80}") from error
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"index: expected {-len(self)} to {len(self) - 1}, got {place}")
+        image = self.images_at([place])[0]
+        return image if self.labels is None else (image, int(self.labels[place]))
 
     def images_at(self, indices: Sequence[int]) -> Tensor | list[Tensor]:
         """Return a batch of images without classes, (B, C, H, W), or a list of (C, H, W) where all are read one by one.
@@ -162,9 +160,10 @@ class Images(Dataset[Any]):
             ImageError: If an image cannot be read any more, or has become another.
         """
         if self._kept is not None:
-            return self._kept.images_at(indices)
+            return self._kept.images_at([self._places[index] for index in indices])
         if self._array is not None:
-            return torch.from_numpy(self._converted(self._array.read_several(indices)))
+            stored = [self.indices[index] for index in indices]
+            return torch.from_numpy(self._converted(self._array.read_several(stored)))
         if len(indices) == 1 or get_worker_info() is not None:
             return [torch.from_numpy(self._decoded(index)) for index in indices]
         return [
@@ -179,6 +178,31 @@ class Images(Dataset[Any]):
         """Write the files that are not among the images as CSV: path, reason."""
         with Path(path).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows([("path", "reason"), *self.skipped])
+
+    def _part(self, key: slice) -> "Images":
+        """Return a data set of some of these images."""
+        inside = range(len(self))[key]
+        if not inside:
+            raise ValueError(f"index: expected a slice with at least one of {len(self)} images, got {key}")
+        part = copy.copy(self)
+        for name in ("indices", "names", "_stored"):
+            setattr(part, name, getattr(self, name)[key])
+        part._places = self._places[key]
+        if self.labels is not None:
+            part.labels = self.labels[list(inside)]
+        part.notes = [f"{len(inside)} of {self.notes[0]}", *self.notes[1:]]
+        part._sum_up()
+        return part
+
+    def _sum_up(self) -> None:
+        """Set what follows from all images together."""
+        sides = {(self.size, self.size) if self.size else shape[:2] for shape, _, _ in self._stored}
+        self.image_size = sides.pop() if len(sides) == 1 else None
+        self.kinds = Counter((*shape, str(dtype)) for shape, dtype, _ in self._stored)
+        digest = hashlib.sha256(repr((self.size, self.scale, self.range, self.channels)).encode())
+        for name, stored in zip(self.names, self._stored, strict=True):
+            digest.update(repr((name, *stored)).encode())
+        self.fingerprint = digest.hexdigest()
 
     def _read_all(self, *, sampled: bool, on_error: str) -> list[Seen | None]:
         """Read every image once, side by side, and list what cannot be read."""
@@ -223,7 +247,7 @@ class Images(Dataset[Any]):
     def _decoded(self, index: int) -> NDArray[Any]:
         """Return an image (C, H, W) from its file."""
         pixels = self.store.read(self.indices[index])
-        if checksum(pixels) != self._checksums[index]:
+        if checksum(pixels) != self._stored[index][2]:
             raise ImageError(f"{self.names[index]}: expected the image that was read first, got another one since")
         return self._converted(pixels)
 
@@ -276,110 +300,6 @@ class Images(Dataset[Any]):
         if self._type in WHITE:
             square = np.rint(square * WHITE[self._type]).clip(0, WHITE[self._type]).astype(self._type)
         return square
-
-
-def load_images(
-    *sources: Source,
-    labels: str | os.PathLike[str] | Sequence[int] | NDArray[Any] | Tensor | None = None,
-    keys: Sequence[str] | None = None,
-    **settings: Any,
-) -> Images:
-    """Return the images of folders, lists and arrays as one data set.
-
-    Args:
-        *sources: Each a folder, flat or nested; an image file; a .txt file of paths; a .npy file, which is mapped; an
-            .npz file; or an array. See :class:`Array` for shapes.
-        labels: ``"folders"`` for the first folder in an image's name, a CSV file with the columns path and label, or
-            whole numbers (N,); of an .npz file ``"own"`` for the array of such numbers that it holds beside the images,
-            or its key where there are several. For scores alone.
-        keys: The arrays to take from an .npz file, such as MedMNIST's ``train_images``.
-        **settings: See :class:`Images`.
-
-    Raises:
-        FileNotFoundError: If a source is missing.
-        ImageError: See :class:`Images`.
-        KeyError: If an .npz file lacks a key.
-        TypeError: If a source is of none of these kinds.
-        ValueError: If a setting or the labels are wrong.
-    """
-    if not sources:
-        raise ValueError("sources: expected folders, files or arrays, got none")
-    known = [name for name in inspect.signature(Images).parameters if name not in ("store", "classes", "skipped")]
-    if unknown := [name for name in settings if name not in known]:
-        raise TypeError(f"settings: expected some of {', '.join(known)}, got {', '.join(unknown)}")
-    if keys is not None and not any(str(source).endswith(".npz") for source in sources if not hasattr(source, "shape")):
-        raise ValueError(f"keys: expected an .npz file among the sources, got none for {list(keys)}")
-    stores: list[Store] = []
-    skipped: list[tuple[str, str]] = []
-    for source in sources:
-        store, others = _open(source, keys)
-        stores.append(store)
-        skipped += others
-    store = stores[0] if len(stores) == 1 else Joined(stores, _titles(sources))
-    if not store.names:
-        first = f", first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise ImageError(f"{sources[0]}: expected images, got none; {len(skipped)} files were skipped{first}")
-    if len(set(store.names)) < len(store.names):
-        twice = next(name for name, count in Counter(store.names).items() if count > 1)
-        raise ValueError(f"sources: expected every image once, got {twice} again")
-    if isinstance(labels, str) and labels == "folders":
-        classes: Sequence[str] | None = [name for part in stores for name in folder_classes(part)]
-    else:
-        classes = _classes(labels, store, sources)
-    return Images(store, classes=classes, skipped=skipped, **settings)
-
-
-def _titles(sources: Sequence[Source]) -> list[str]:
-    """Return what goes before the names of images, by source: of a folder its name, or if two have it its path."""
-    folders = [
-        Path(source) if isinstance(source, (str, os.PathLike)) and Path(source).is_dir() else None for source in sources
-    ]
-    names = Counter(folder.name for folder in folders if folder)
-    return [
-        "" if not folder else f"{folder.name if names[folder.name] == 1 else folder.as_posix()}/" for folder in folders
-    ]
-
-
-def _open(source: Source, keys: Sequence[str] | None) -> tuple[Store, list[tuple[str, str]]]:
-    if isinstance(source, np.ndarray):
-        return Array(source, "images"), []
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"sources: expected folders, files or arrays, got {type(source).__name__}")
-    path = Path(source)
-    if path.is_dir():
-        found, others = find_images(path)
-        return Files(found, [file.relative_to(path).as_posix() for file in found]), others
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: expected a folder or a file of images, found nothing")
-    if path.suffix == ".npy":
-        return Array(Mapped(path), path.name), []
-    if path.suffix == ".npz":
-        arrays = [Array(array, f"{path.name}:{key}") for key, array in read_npz(path, keys)]
-        return arrays[0] if len(arrays) == 1 else Joined(arrays), []
-    return Files(read_list(path) if path.suffix == ".txt" else [path]), []
-
-
-def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[str] | None:
-    if labels is None:
-        return None
-    if not isinstance(labels, (str, os.PathLike)):
-        return array_classes(labels, len(store.names))
-    (source,) = sources if len(sources) == 1 else (None,)
-    path = Path(source) if isinstance(source, (str, os.PathLike)) else Path()
-    if labels == "own":
-        if path.suffix != ".npz":
-            kinds = "'folders' or a CSV file, since only one .npz file alone has labels of its own"
-            raise ValueError(f"labels: expected {kinds}, got 'own' of {', '.join(map(_called, sources))}")
-        return array_classes(read_npz_labels(path, len(store.names)), len(store.names))
-    if path.suffix == ".npz":
-        return array_classes(dict(read_npz(path, [str(labels)]))[str(labels)], len(store.names))
-    if Path(labels).suffix != ".csv" or not Path(labels).is_file():
-        raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")
-    return read_classes(Path(labels), store)
-
-
-def _called(source: Source) -> str:
-    return "an array" if isinstance(source, np.ndarray) else os.fspath(source)
 
 
 def _interpolated(values: NDArray[np.float32], size: int) -> NDArray[np.float32]:

@@ -77,13 +77,14 @@ def sweep(
         raise ValueError(f"rows: expected shape (N, D) with at least one row, got {tuple(rows.shape)}")
     check_counts(counts, len(rows))
     check_integer(seeds, "seeds", 1)
+    seed = check_integer(seed, "seed", 0, 2**64 - seeds)  # each part has the next seed
     if not rows.isfinite().all():
         raise ValueError("rows: expected finite numbers, got NaN or infinity")
     unit = normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)
     size = max(min(round(SHARE * len(rows)), MOST_ROWS), max(counts))
     parts = []
     for number in range(seeds):
-        generator = torch.Generator("cpu").manual_seed(check_integer(seed, "seed", 0) + number)
+        generator = torch.Generator("cpu").manual_seed(seed + number)
         some = torch.randperm(len(rows), generator=generator, device="cpu")[:size].to(rows.device)
         part = unit[some]
         parts.append((part, [seed_centers(part, max(counts), "cosine", generator) for _ in range(STARTS)]))

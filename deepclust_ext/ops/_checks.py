@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+#: Of a run: that of numpy's global generator.
+LARGEST_SEED = 2**32 - 1
+
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -212,6 +215,11 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
         expected = f"at least {low}" if high is None else f"{low} to {high}"
         raise ValueError(f"{name}: expected {expected}{condition}, got {value}")
     return number
+
+
+def check_seed(value: object, name: str = "seed") -> int:
+    """Return the seed of a run as Python's int; TypeError or ValueError for what numpy's generator does not take."""
+    return check_integer(value, name, 0, LARGEST_SEED)
 
 
 def check_bool(value: object, name: str) -> bool:

@@ -93,7 +93,7 @@ def make_trainer(
         recipe: All settings.
         data: The images, or several data sets by name, see :class:`deepclust_ext.training.Trainer`.
         out: Folder for checkpoint and history.
-        seed: Of everything random, the first weights too.
+        seed: Of everything random, the first weights too; below 2^32.
         device: Where to train.
         **settings: Others of :class:`deepclust_ext.training.TrainConfig` that change no recipe: ``num_workers``,
             ``precision``, ``compile``.
@@ -102,8 +102,8 @@ def make_trainer(
         ImportError: If the backbone needs torchvision and there is none.
         ValueError: If the recipe does not fit the method, or the images are not those that it is of.
     """
-    check_images(recipe, data)
     config = make_config(recipe, seed=seed, **settings)
+    check_images(recipe, data)
     seed_everything(seed)
     method = make_method(recipe).to(device)
     views, test_view = make_views(recipe), make_test_view(recipe)

@@ -11,6 +11,7 @@ import yaml
 from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
+from deepclust_ext.backbones.load import check_backbone
 from deepclust_ext.data import Images, load_dataset, load_images
 from deepclust_ext.inference import takes_any_size
 from deepclust_ext.recipes import Recipe
@@ -18,7 +19,7 @@ from deepclust_ext.recipes.build import make_config, make_test_view, make_views
 from deepclust_ext.recipes.defaults import default_recipe
 from deepclust_ext.recipes.files import method_names
 from deepclust_ext.runs.folder import read_record, recorded_source
-from deepclust_ext.runs.source import Source
+from deepclust_ext.runs.source import Source, check_labels
 from deepclust_ext.training.files import RECIPE_NAME
 
 
@@ -109,17 +110,18 @@ def prepare(source: Source, wishes: Wishes, *, cache_folder: Path | None = None)
     return Prepared(recipe, with_unlabelled(recipe, source, images), source, tuple(reasons))
 
 
-def prepare_to_resume(path: Path, wishes: Wishes, given: Source) -> Prepared:
+def prepare_to_resume(path: Path, wishes: Wishes, given: Source, *, score_every: int = 0) -> Prepared:
     """Return images and recipe of the run in a folder, whose last phase may get more epochs.
 
     Args:
         path: The folder.
         wishes: What the user says of the recipe: epochs and overrides alone.
         given: Where the images lie now, if they have been moved, and labels; the rest is as it was.
+        score_every: Epochs between two scores, for which labels are needed; 0 for none.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or its images have gone.
-        ValueError: If a wish would make it another run, or its images were in memory alone.
+        ValueError: If a wish would make it another run, its images were in memory alone, or there are no labels.
     """
     if not (path / RECIPE_NAME).is_file():
         raise FileNotFoundError(f"resume: expected a run in {path}, got a folder without {RECIPE_NAME}")
@@ -139,6 +141,8 @@ def prepare_to_resume(path: Path, wishes: Wishes, given: Source) -> Prepared:
         source = replace(source, data=given.data, root=given.root)
     if given.labels is not None:
         source = replace(source, labels=given.labels)
+    check_labels(source, score_every)
+    _check_parts(recipe)
     images = source.open(**_cached(source, path))
     count = len(images)  # type: ignore[arg-type]
     if count != recipe.data.images:
@@ -182,8 +186,14 @@ def _checked(source: Source, wishes: Wishes) -> Recipe | None:
         recipe, _ = _default(source, blank, wishes)
     else:
         recipe = recipes.changed(named, {**_integers(named), **_told(wishes)})
-    make_config(recipe), make_views(recipe), make_test_view(recipe)
+    _check_parts(recipe)
     return named
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Require settings, views and a network that there are."""
+    make_config(recipe), make_views(recipe), make_test_view(recipe)
+    check_backbone(recipe.backbone.name, recipe.backbone.stem)
 
 
 def _default(source: Source, images: Any, wishes: Wishes) -> tuple[Recipe, list[str]]:

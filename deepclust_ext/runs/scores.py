@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.evaluation import knn_accuracy, score_clusters
+from deepclust_ext.ops._checks import check_integer
 from deepclust_ext.runs.folder import Run
 from deepclust_ext.runs.source import labels_of
 
@@ -35,8 +36,10 @@ def score_run(run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int
     on these images' rows; ``images``, ``classes`` and ``clusters``, which count them.
 
     Raises:
-        ValueError: If there are no labels, or fewer than two images.
+        TypeError: If the seed is no integer.
+        ValueError: If there are no labels, or fewer than two images, or the seed has more than 64 bits.
     """
+    seed = check_integer(seed, "seed", 0, 2**64 - 1)
     labels, classes = labels_of(images)
     if labels is None:
         raise ValueError(_UNLABELLED)

@@ -10,6 +10,8 @@ from deepclust_ext.data import Digits, Images, load_dataset, load_images
 
 #: The data set of the demo, which lies in no folder.
 BUNDLED = "digits"
+#: What is wrong with scores of images without labels.
+UNLABELLED = "score_every: expected 0 without labels, got {}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ class Source:
         if self.data == (BUNDLED,):
             return Digits()
         return load_dataset(self.data[0], str(self.root), size=self.size, scale=self.scale, **settings)
+
+
+def check_labels(source: Source, score_every: int | None) -> None:
+    """Require labels for scores, as far as can be told before the images are opened; ValueError otherwise."""
+    if score_every and not source.is_labelled:
+        raise ValueError(UNLABELLED.format(score_every))
 
 
 def names_of(images: Dataset[Any]) -> list[str]:

@@ -21,6 +21,7 @@ from deepclust_ext import recipes
 from deepclust_ext.evaluation import score_clusters
 from deepclust_ext.inference import Trained
 from deepclust_ext.methods import ClusterHeadMethod
+from deepclust_ext.ops._checks import check_seed
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer
 from deepclust_ext.runs.board import Board
@@ -32,13 +33,11 @@ from deepclust_ext.runs.page import write_page
 from deepclust_ext.runs.probe import Probe
 from deepclust_ext.runs.profile import profiled
 from deepclust_ext.runs.signals import stopping
-from deepclust_ext.runs.source import Source, labels_of
+from deepclust_ext.runs.source import UNLABELLED, Source, labels_of
 from deepclust_ext.training import Trainer, files
 from deepclust_ext.training.files import RunFolder, check_writable, remove, replacing, without_nan, write_text
 from deepclust_ext.training.progress import in_words
 from deepclust_ext.training.stop import Stopped
-
-_UNLABELLED = "score_every: expected 0 without labels, got {}"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Options:
     """What a run is told beside its recipe.
 
     Attributes:
-        seed: Of everything random.
+        seed: Of everything random, below 2^32.
         device: Where to train, such as "cpu" or "cuda".
         num_workers: Processes that load images.
         precision: "fp32" or "bf16", see :class:`deepclust_ext.training.TrainConfig`.
@@ -55,6 +54,10 @@ class Options:
         overwrite: Replace the run that the folder holds.
         score_every: Epochs between two scores by labels, which then are needed; 0 for none.
         profile: Whether to print where the time of an epoch goes.
+
+    Raises:
+        TypeError: If the seed is no integer.
+        ValueError: If it is negative, or 2^32 or more.
     """
 
     seed: int = 0
@@ -66,6 +69,9 @@ class Options:
     overwrite: bool = False
     score_every: int = 0
     profile: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
 
 def train(
@@ -106,7 +112,7 @@ def train(
     data, images = images, images["images"] if isinstance(images, Mapping) else images
     labels, _ = labels_of(images)
     if options.score_every and labels is None:
-        raise ValueError(_UNLABELLED.format(options.score_every))
+        raise ValueError(UNLABELLED.format(options.score_every))
     check_folder(path, resume=options.resume, overwrite=options.overwrite)
     trainer = make_trainer(
         recipe,
@@ -188,12 +194,6 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
             f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; "
             "resume continues the run in it, overwrite replaces it"
         )
-
-
-def check_labels(source: Source, score_every: int | None) -> None:
-    """Require labels for scores, as far as can be told before the images are opened; ValueError otherwise."""
-    if score_every and not source.is_labelled:
-        raise ValueError(_UNLABELLED.format(score_every))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from deepclust_ext import __version__
 from deepclust_ext.inference import IndexedImages
 from deepclust_ext.methods.base import ClusteringMethod
+from deepclust_ext.ops._checks import check_seed
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.phases import describe_phase
 
@@ -168,7 +169,13 @@ def versions() -> dict[str, str]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch (every device), numpy's global generator and python's ``random``."""
+    """Seed torch (every device), numpy's global generator and python's ``random``.
+
+    Raises:
+        TypeError: If the seed is no integer.
+        ValueError: If it is negative, or 2^32 or more.
+    """
+    seed = check_seed(seed)
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)

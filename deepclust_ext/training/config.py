@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.methods.base import OptimizerSettings
-from deepclust_ext.ops._checks import check_integer, check_non_negative, check_type
+from deepclust_ext.ops._checks import check_integer, check_non_negative, check_seed, check_type
 from deepclust_ext.training.phases import Phase
 from deepclust_ext.training.schedule import LearningRate
 
@@ -91,8 +91,9 @@ class TrainConfig:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         check_type(self.compile, "compile", bool, "True or False")
-        for name, low, high in (("batch_size", 2, None), ("seed", 0, 2**32 - 1), ("num_workers", 0, None)):
-            object.__setattr__(self, name, check_integer(getattr(self, name), name, low, high))
+        for name, low in (("batch_size", 2), ("num_workers", 0)):
+            object.__setattr__(self, name, check_integer(getattr(self, name), name, low))
+        object.__setattr__(self, "seed", check_seed(self.seed))
 
     @property
     def epochs(self) -> int:

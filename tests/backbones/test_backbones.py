@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.backbones import BACKBONES, load_backbone
+from deepclust_ext.backbones.load import check_backbone
 from deepclust_ext.backbones.resnet import RESNETS, default_stem
 
 
@@ -161,8 +163,11 @@ def test_errors_name_the_argument(name: str, options: dict[str, Any], error: typ
 
 def test_without_torchvision_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ImportError, match=r"torchvision cannot be imported .*; pip install 'deepclust_ext\[vision\]'"):
-        load_backbone("resnet18", 32, stem="cifar")
+    for refuse in (partial(load_backbone, image_size=32), check_backbone):
+        with pytest.raises(
+            ImportError, match=r"torchvision cannot be imported .*; pip install 'deepclust_ext\[vision\]'"
+        ):
+            refuse("resnet18", stem="cifar")
 
 
 def frozen_in_double() -> nn.Module:

@@ -1,6 +1,8 @@
 """The benchmarks of kmeans_assign and KMeans: what they measure agrees, and what is missing or wrong is named."""
 
 import dataclasses
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,24 +21,44 @@ SETTING = Setting("m", "AVX2", "cpu", 1, "2", "c", "float32")
 
 
 def test_scikit_learn_computes_the_same_and_a_missing_peer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_missing(iterations: int) -> Any:
-        raise ImportError("No module named 'faiss'")
-
-    monkeypatch.setitem(kmeans.PROVIDERS, "faiss", load_missing)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setitem(sys.modules, "flash_kmeans.torch_fallback", None)
+    monkeypatch.setitem(sys.modules, "flash_kmeans", ModuleType("flash_kmeans"))
     rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=32, clusters=5)
     assert {row.provider: row.status for row in rows} == {
         "ours": "ok",
         "scikit-learn": "ok",
-        "faiss": "not installed: No module named 'faiss'",
-        "faiss SuperKmeans": "ok",
+        "faiss": "not installed: import of faiss halted; None in sys.modules",
+        "faiss SuperKmeans": "not installed: import of faiss halted; None in sys.modules",
+        "flash-kmeans": "not installed: import of flash_kmeans.torch_fallback halted; None in sys.modules",
     }
     assert rows[0].per_ours == 1
 
 
-def test_faiss_computes_the_same() -> None:
-    pytest.importorskip("faiss")
+@pytest.mark.parametrize(
+    ("package", "name"), [("faiss", "faiss"), ("faiss", "faiss SuperKmeans"), ("flash_kmeans", "flash-kmeans")]
+)
+def test_a_peer_computes_the_same(package: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(package)
+    monkeypatch.setattr(kmeans, "PROVIDERS", {"ours": kmeans.load_ours, name: kmeans.PROVIDERS[name]})
     rows = kmeans.measure(SETTING, 0, None, rows=2000, dims=32, clusters=5)
-    assert {row.status for row in rows} == {"ok"}
+    assert {row.provider: row.status for row in rows} == {"ours": "ok", name: "ok"}
+
+
+def test_an_older_faiss_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", ModuleType("faiss"))
+    monkeypatch.setattr(kmeans, "PROVIDERS", {"ours": kmeans.load_ours, "super": kmeans.load_super_kmeans})
+    _, rival = kmeans.measure(SETTING, 0, None, rows=500, dims=8, clusters=5)
+    assert rival.status == "not installed: faiss with SuperKmeans, 1.15.1 or newer"
+
+
+def test_all_stop_where_no_label_changes_any_more() -> None:
+    """Ours and scikit-learn stop, where faiss would go on."""
+    pytest.importorskip("faiss")
+    rows = kmeans.measure(SETTING, 0, None, rows=500, dims=32, clusters=250)
+    case = {row.case for row in rows if row.provider in ("ours", "scikit-learn", "faiss") and row.status == "ok"}
+    assert case < {f"random-500x32-k250-{made}-iterations" for made in range(2, 10)}
+    assert len(case) == 1
 
 
 def test_a_wrong_inertia_is_named_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from benchmarks import __main__ as command_line
 from benchmarks import kmeans, page
@@ -54,11 +56,77 @@ def test_loss_by_attention_is_nt_xent(dtype: torch.dtype) -> None:
     assert list(fit) == ["flex_attention"], excluded
 
 
-def test_attention_is_a_rival_of_plain_cases_on_a_gpu_alone() -> None:
+@pytest.mark.parametrize("name", ["flex_attention", "memeff", "siglip-kernel, sigmoid loss"])
+def test_kernels_for_a_gpu_are_rivals_of_its_plain_cases_alone(name: str) -> None:
     module = load_op("fused_contrastive_loss")
-    assert {case.distribution for case in module.CUDA_CASES if "flex_attention" in case.rivals} == {"plain"}
+    assert {case.distribution for case in module.CUDA_CASES if name in case.rivals} == {"plain"}
     assert all("lightly" in case.rivals for case in module.CUDA_CASES if case.distribution == "plain")
-    assert not any("flex_attention" in case.rivals for case in (*module.CASES, *module.SERIES))
+    assert not any(name in case.rivals for case in (*module.CASES, *module.SERIES))
+
+
+def admit_rival(name: str, dtype: torch.dtype) -> str | None:
+    """Return what is wrong with a rival of the contrastive loss, of 40 rows on the CPU, or None."""
+    case = case_for_cuda("fused_contrastive_loss", "plain-128x128", name)
+    fit, excluded = admit(load_op("fused_contrastive_loss"), case, case.inputs(dtype, "cpu", rows=40))
+    return None if list(fit) == [name] else excluded[name]
+
+
+class InfoNCE(torch.nn.Module):
+    """A stand-in for memeff's MemoryEfficientQwen3Loss, as its documentation has it."""
+
+    def __init__(self, temperature: float, margin: float, use_qq_negatives: bool, stable: bool) -> None:
+        super().__init__()
+        assert margin >= 2  # which leaves no negative out
+        self.temperature, self.use_qq_negatives, self.stable = temperature, use_qq_negatives, stable
+
+    def forward(self, query: Tensor, document: Tensor) -> Tensor:
+        query, document = normalize(query, dim=1), normalize(document, dim=1)
+        scores = query @ document.T / self.temperature
+        of_queries = (query @ query.T / self.temperature).fill_diagonal_(-torch.inf)
+        negatives = torch.cat([scores, of_queries], dim=1) if self.use_qq_negatives else scores
+        loss = (negatives.logsumexp(dim=1) - scores.diag()).mean()
+        return scale_gradient(loss, (len(query) * self.temperature) ** 0.5 if self.stable else 1.0)
+
+
+def scale_gradient(loss: Tensor, factor: float) -> Tensor:
+    return loss.detach() + factor * (loss - loss.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_info_nce_both_ways_is_nt_xent(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, memeff=SimpleNamespace(MemoryEfficientQwen3Loss=InfoNCE))
+    assert admit_rival("memeff", dtype) is None
+    for changes in ({"stable": True}, {"use_qq_negatives": False}):
+        wrong = lambda changes=changes, **options: InfoNCE(**{**options, **changes})  # noqa: E731
+        install(monkeypatch, memeff=SimpleNamespace(MemoryEfficientQwen3Loss=wrong))
+        fault = admit_rival("memeff", torch.float32)
+        assert fault is not None
+        assert fault.startswith("WRONG")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_sigmoid_loss_is_checked_by_its_own_definition(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fused_siglip_loss(
+        img_features: Tensor, txt_features: Tensor, log_temperature: Tensor, bias: Tensor, factor: float = 1.0
+    ) -> Tensor:
+        scores = img_features.float() @ txt_features.float().T * log_temperature.exp() + bias
+        loss = binary_cross_entropy_with_logits(scores, torch.eye(len(scores)), reduction="sum") / len(scores)
+        return scale_gradient(loss, factor).to(img_features.dtype)
+
+    name = "siglip-kernel, sigmoid loss"
+    install(monkeypatch, siglip_kernel=SimpleNamespace(fused_siglip_loss=fused_siglip_loss))
+    assert admit_rival(name, dtype) is None
+    install(monkeypatch, siglip_kernel=SimpleNamespace(fused_siglip_loss=partial(fused_siglip_loss, factor=3.0)))
+    fault = admit_rival(name, dtype)
+    assert fault is not None
+    assert fault.startswith("WRONG: gradient of input 0 is off by 1.9e+00")
+
+
+@pytest.mark.parametrize("name", ["memeff", "siglip-kernel, sigmoid loss"])
+def test_a_missing_loss_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, memeff=None, siglip_kernel=None)
+    package = name.split(",")[0].replace("-", "_")
+    assert admit_rival(name, torch.float32) == f"not installed: import of {package} halted; None in sys.modules"
 
 
 def lloyd(rows: Tensor, centers: Tensor, iterations: int) -> Tensor:
@@ -77,7 +145,8 @@ def measure_kmeans(monkeypatch: pytest.MonkeyPatch, name: str) -> Row:
     return rival
 
 
-def test_flash_kmeans_is_called_as_its_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_flash_kmeans_is_called_as_its_documentation_says(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def batch_kmeans_Euclid(  # noqa: N802
         x: Tensor,  # (1, N, D)
         n_clusters: int,
@@ -88,11 +157,36 @@ def test_flash_kmeans_is_called_as_its_documentation_says(monkeypatch: pytest.Mo
     ) -> tuple[Tensor, Tensor, int]:
         assert init_centroids is not None
         assert init_centroids.shape == (1, n_clusters, x.shape[2])
-        init_centroids[0] = lloyd(x[0], init_centroids[0], max_iters)  # its two buffers are these and another
-        return torch.cdist(x, init_centroids).argmin(dim=2), init_centroids, max_iters
+        centers = lloyd(x[0], init_centroids[0], max_iters)[None]
+        return torch.cdist(x, centers).argmin(dim=2).int(), centers, max_iters
 
-    install(monkeypatch, flash_kmeans=SimpleNamespace(batch_kmeans_Euclid=batch_kmeans_Euclid))
+    kernels = {"batch_kmeans_Euclid": batch_kmeans_Euclid} if gpu else {}
+    fallback = {} if gpu else {"batch_kmeans_Euclid_torch_native": batch_kmeans_Euclid}
+    install(
+        monkeypatch,
+        flash_kmeans=SimpleNamespace(**kernels),
+        flash_kmeans__torch_fallback=SimpleNamespace(**fallback),
+    )
+    if not gpu:
+        monkeypatch.setitem(kmeans.CUDA_PROVIDERS, "flash-kmeans", kmeans.PROVIDERS["flash-kmeans"])
     assert measure_kmeans(monkeypatch, "flash-kmeans").status == "ok"
+
+
+def test_kmeans_of_flashlib_is_called_as_its_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flash_kmeans(
+        x: Tensor,  # (N, D)
+        n_clusters: int,
+        *,
+        max_iters: int = 100,
+        tol: float = 0.0,
+        init_centroids: Tensor,  # (1, K, D)
+    ) -> tuple[Tensor, Tensor, int]:
+        assert init_centroids.shape == (1, n_clusters, x.shape[1])
+        init_centroids[0] = lloyd(x, init_centroids[0], max_iters)  # its two buffers are these and another
+        return torch.cdist(x, init_centroids[0]).argmin(dim=1).int(), init_centroids[0], max_iters
+
+    install(monkeypatch, flashlib=SimpleNamespace(flash_kmeans=flash_kmeans))
+    assert measure_kmeans(monkeypatch, "flashlib").status == "ok"
 
 
 def test_kmeans_of_cuvs_is_called_as_its_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +277,19 @@ def install_cuvs(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def install_flashlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flash_knn(x: Tensor, c: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        assert x.dtype == c.dtype
+        cosines, indices = exact_search(c, x, k)
+        return 2 - 2 * cosines.float(), indices.int()  # squared distances of rows of norm 1
+
+    install(monkeypatch, flashlib=SimpleNamespace(flash_knn=flash_knn))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "put"), [("faiss-gpu", install_faiss), ("cuVS", install_cuvs)])
+@pytest.mark.parametrize(
+    ("name", "put"), [("faiss-gpu", install_faiss), ("cuVS", install_cuvs), ("flashlib", install_flashlib)]
+)
 def test_search_on_a_gpu_is_called_as_its_documentation_says(
     name: str, put: Callable[[pytest.MonkeyPatch], None], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,5 +367,5 @@ def test_versions_of_peers_are_found_under_any_name_of_their_package(monkeypatch
     versions = page.peer_versions("cuda")
     assert versions["faiss-gpu-cu12"] == "1 of faiss-gpu-cu12"
     assert "faiss" not in versions
-    assert versions["flash_kmeans"] == "not installed"
-    assert "flash_kmeans" not in page.peer_versions("cpu")
+    assert versions["siglip_kernel"] == "not installed"
+    assert "siglip_kernel" not in page.peer_versions("cpu")

@@ -148,6 +148,8 @@ def test_ratios_are_those_of_the_largest_case_of_the_longest_series(results: Pat
     rows = planted_series()
     (shown,) = glance.find_headlines(rows)
     assert [(row.case, row.provider) for row in shown] == [("even-1600x8", "rival")]
+    single = [make_row(case=f"{case}x8", provider="rival", per_ours=2.0) for case in ("k10-200", "k40-900", "k20-300")]
+    assert [row.case for block in glance.find_headlines(single) for row in block] == ["k40-900x8"]
     steps = [
         make_row(case=f"{method}-256x8x8", provider=provider, mode=mode, median_ms=1.0, per_ours=ratio)
         for method in ("hadis", "clc")

@@ -14,6 +14,7 @@ from deepclust_ext import commands
 from deepclust_ext.__main__ import main
 from deepclust_ext.commands import demo
 from deepclust_ext.commands._installation import collect_info, format_info
+from deepclust_ext.ops._checks import LARGEST_SEED
 
 
 def test_info_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +148,8 @@ def test_an_interruption_is_one_line_and_status_130(
         (("--threads", "two"), "argument --threads: invalid integer value: 'two'"),
         (("--epochs", "0"), "argument --epochs: expected at least 1, got 0"),
         (("--batch-size", "-3"), "argument --batch-size: expected at least 1, got -3"),
-        (("--seed", "-1"), "argument --seed: expected at least 0, got -1"),
+        (("--seed", "-1"), "argument --seed: expected 0 to 4294967295, got -1"),
+        (("--seed", "4294967296"), "argument --seed: expected 0 to 4294967295, got 4294967296"),
     ],
 )
 def test_an_option_out_of_range_is_named(
@@ -156,3 +158,13 @@ def test_an_option_out_of_range_is_named(
     with pytest.raises(SystemExit, match="2"):
         main(["demo", *option])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "demo", "evaluate", "sweep"])
+def test_a_seed_that_no_run_can_have_is_refused_by_every_command(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"train": ["images"], "demo": [], "evaluate": ["run"], "sweep": ["run", "--clusters", "2:3"]}[command]
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *given, "--seed", str(LARGEST_SEED + 1)])
+    assert f"argument --seed: expected 0 to {LARGEST_SEED}, got {LARGEST_SEED + 1}" in capsys.readouterr().err

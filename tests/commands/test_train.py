@@ -252,6 +252,10 @@ def test_wrong_uses_are_one_line(
         (["--recipe", "small.yaml", "--set", "batch_size=0"], "batch_size: expected at least 2"),
         (["--recipe", "small.yaml", "--set", "test_view.size=x"], "test_view.size: expected an integer"),
         (["--recipe", "small.yaml", "--score-every", "1"], "score_every: expected 0 without labels, got 1"),
+        (["--recipe", "small.yaml", "--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
+        (["--recipe", "small.yaml", "--set", "backbone.name=no.such:network"], "backbone.name: expected a module that"),
+        (["--recipe", "small.yaml", "--set", "backbone.stem=cifar"], "backbone.stem: expected none for"),
+        (["--clusters", "3", "--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
         (["--clusters", "3", "--method", "kmeans"], "method: expected one of"),
         (["--clusters", "3", "--set", "model.width=3"], "hadis-scans.yaml.model: expected one of"),
         (["--clusters", "3", "--set", "test_view.size=0"], "size: expected at least 1"),
@@ -276,6 +280,31 @@ def test_wrong_wishes_are_said_before_images_are_read(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("deepclust_ext.data.stores.Files.read", read)
     assert main(["train", "images", *options]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--score-every", "1"], "score_every: expected 0 without labels, got 1"),
+        (["--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
+    ],
+)
+def test_wrong_wishes_for_a_run_to_resume_are_said_before_images_are_read(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def read(*arguments: Any, **settings: Any) -> Any:
+        raise AssertionError("images were read")
+
+    write_recipe(tmp_path).rename(tmp_path / "recipe.yaml")
+    source = {"data": [str(tmp_path / "images")], "root": None, "size": None, "scale": "type", "labels": None}
+    (tmp_path / "run.json").write_text(json.dumps({"status": "stopped", "config": {}, "source": source}))
+    monkeypatch.setattr("deepclust_ext.runs.source.load_images", read)
+    assert main(["train", "--resume", "--out", str(tmp_path), *options]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -120,7 +120,8 @@ def test_many_rows_are_clustered_in_parts_of_some(monkeypatch: pytest.MonkeyPatc
         (torch.ones(5, 2), [0], {}, ValueError, "clusters: expected at least 1, got 0"),
         (torch.ones(5, 2), [2.5], {}, TypeError, "clusters: expected an integer, got 2.5"),
         (torch.ones(5, 2), [2], {"seeds": 0}, ValueError, "seeds: expected at least 1, got 0"),
-        (torch.ones(5, 2), [2], {"seed": -1}, ValueError, "seed: expected at least 0, got -1"),
+        (torch.ones(5, 2), [2], {"seed": -1}, ValueError, "seed: expected 0 to 18446744073709551611, got -1"),
+        (torch.ones(5, 2), [2], {"seed": 2**64 - 4}, ValueError, "seed: expected 0 to 18446744073709551611, got 18"),
     ],
 )
 def test_errors_name_the_argument(

@@ -16,6 +16,8 @@ from deepclust_ext.data import Images, load_images
 from deepclust_ext.recipes.build import make_trainer
 from deepclust_ext.runs import Options, Run, Source, open_run, train
 from deepclust_ext.runs.estimate import seconds_of_a_step
+from deepclust_ext.runs.scores import score_run
+from deepclust_ext.training import seed_everything
 from deepclust_ext.training.files import load_checkpoint
 from tests.runs.runfolders import write_images, write_recipe
 from tests.training.runs import without_seconds
@@ -177,3 +179,24 @@ def test_a_source_is_found_from_another_folder(tmp_path: Path, monkeypatch: pyte
     assert source.labels == "folders"
     images: Any = source.open()
     assert images.classes == ("bars", "blobs", "rings")
+
+
+def test_a_seed_that_no_run_can_have_is_refused_before_any_work(tmp_path: Path, recipe: recipes.Recipe) -> None:
+    class Unread(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            raise AssertionError("images were counted")
+
+        def __getitem__(self, index: int) -> Any:
+            raise AssertionError("an image was read")
+
+    refusal = pytest.raises(ValueError, match="seed: expected 0 to 4294967295, got 4294967296")
+    with refusal:
+        Options(seed=2**32)
+    with refusal:
+        make_trainer(recipe, Unread(), tmp_path / "out", seed=2**32)
+    before = torch.get_rng_state()
+    with refusal:
+        seed_everything(2**32)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ValueError, match="seed: expected 0 to 18446744073709551615, got 18446744073709551616"):
+        score_run(None, Unread(), seed=2**64)  # type: ignore[arg-type]
