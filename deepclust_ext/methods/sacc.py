@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss
+from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, MatchedLabelLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive
@@ -87,6 +87,7 @@ class SACC(ClusterHeadMethod):
         self.cluster_head = nn.Sequential(*cluster_head, nn.Softmax(dim=1))
         self.instance_loss = ContrastiveLoss(instance_temperature)
         self.cluster_loss = ClusterContrastiveLoss(cluster_temperature, entropy_weight)
+        self.label_loss = MatchedLabelLoss()
 
     def training_step(
         self,
@@ -116,7 +117,7 @@ class SACC(ClusterHeadMethod):
             if terms == "all":
                 cluster = self.cluster_loss(c_1, c_2) + self.cluster_loss(c_1, c_s) + self.cluster_loss(c_2, c_s)
             elif terms == "labels" and pseudo_labels is not None:
-                cluster = torch.stack([of_labels(shares, pseudo_labels) for shares in (c_1, c_2, c_s)]).mean()
+                cluster = torch.stack([self.label_loss(shares, pseudo_labels) for shares in (c_1, c_2, c_s)]).mean()
             if terms != "instance":
                 loss = instance + self.cluster_weight * cluster
                 logged["cluster"] = cluster
@@ -137,15 +138,6 @@ class SACC(ClusterHeadMethod):
                 f"a larger batch or a lower learning rate keeps the others alive"
             )
         return None
-
-
-def of_labels(
-    shares: Tensor,  # (B, K)
-    pseudo_labels: Tensor,  # (B,)
-) -> Tensor:
-    """Return the cross entropy of assignments to labels, (); a share of 0 counts as the smallest number."""
-    own = shares.gather(1, pseudo_labels.unsqueeze(1))
-    return -own.clamp_min(torch.finfo(shares.dtype).tiny).log().mean()
 
 
 @torch.no_grad()

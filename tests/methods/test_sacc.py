@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.methods import SACC
-from deepclust_ext.methods.sacc import of_labels
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_sacc
 from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head_without_norm, unit
 
@@ -127,12 +126,3 @@ def test_a_cluster_that_takes_everything_is_named(bias: tuple[float, ...]) -> No
         assert means["effective_clusters"] == pytest.approx(4)
         assert means["confidence"] == pytest.approx(1 / 4)
         assert message is None
-
-
-def test_a_share_of_zero_leaves_the_loss_of_labels_finite() -> None:
-    shares = torch.tensor([[0.0, 1.0], [0.25, 0.75]], requires_grad=True)
-    loss = of_labels(shares, torch.tensor([0, 0]))
-    loss.backward()
-    assert loss.isfinite()
-    assert shares.grad is not None
-    assert shares.grad.isfinite().all()
