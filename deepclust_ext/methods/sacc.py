@@ -9,7 +9,7 @@ from torch.profiler import record_function
 
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, MatchedLabelLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread
+from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, collapse_of_head, mlp, spread, usage
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive
 
 
@@ -130,20 +130,4 @@ class SACC(ClusterHeadMethod):
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point or few clusters take everything, or None."""
-        if terms["feature_spread"] < 0.01:
-            return f"with a feature spread of {terms['feature_spread']:.2g} the features have collapsed to a point"
-        if terms["effective_clusters"] < self.num_clusters / 2:
-            return (
-                f"the cluster head uses as much as {terms['effective_clusters']:.1f} of {self.num_clusters} clusters; "
-                f"a larger batch or a lower learning rate keeps the others alive"
-            )
-        return None
-
-
-@torch.no_grad()
-def usage(
-    assignments: Tensor,  # (B, K)
-) -> dict[str, Tensor]:
-    """Clusters in use, as the exponential of the mean assignment's entropy, and the mean of the largest share."""
-    entropy = torch.special.entr(assignments.float().mean(dim=0)).sum()
-    return {"effective_clusters": entropy.exp(), "confidence": assignments.float().amax(dim=1).mean()}
+        return collapse_of_head(terms, self.num_clusters)
