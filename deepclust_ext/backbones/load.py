@@ -7,18 +7,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
 from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.backbones.resnet import RESNETS, resnet
 from deepclust_ext.backbones.small import small_linear_network, small_network
+from deepclust_ext.backbones.stem_transformer import StemTransformer
 
 #: Name -> a network of a size and channels. Those of the digits take other sizes too, without another block for them.
-SMALL: dict[str, Callable[[int, int], nn.Module]] = {
+#: "vit" is PICI's transformer, "vit-small" one for scans with a stem of convolutions.
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "small": small_network,
     "small-linear": small_linear_network,
     "digits": lambda image_size, channels: small_network(8, channels, 512),
     "digits-linear": lambda image_size, channels: small_linear_network(8, channels),
+    "vit": lambda image_size, channels: VisionTransformer(image_size, channels=channels),
+    "vit-small": lambda image_size, channels: StemTransformer(image_size, 8, 64, 2, 4, 2, channels),
 }
-BACKBONES = (*SMALL, *RESNETS)
+BACKBONES = (*NETWORKS, *RESNETS)
 
 
 def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | None = None) -> tuple[nn.Module, int]:
@@ -40,8 +45,8 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
         network = resnet(name, image_size, channels=channels, stem=stem)
     elif stem is not None:
         raise ValueError(f"backbone.stem: expected none for {name!r}, which is no ResNet, got {stem!r}")
-    elif name in SMALL:
-        network = SMALL[name](image_size, channels)
+    elif name in NETWORKS:
+        network = NETWORKS[name](image_size, channels)
     elif ":" in name:
         network = _own(name)
     else:

@@ -113,17 +113,12 @@ class VisionTransformer(nn.Module):
             TypeError: See :meth:`encode`.
             ValueError: See :meth:`encode`.
         """
-        shape = (self.channels, self.image_size, self.image_size)
-        if images.dim() != 4 or images.shape[1:] != shape:
-            expected = ", ".join(map(str, shape))
-            raise ValueError(f"images: expected shape (B, {expected}), got {tuple(images.shape)}")
-        if not images.is_floating_point():
-            raise TypeError(f"images: expected a floating dtype, got {images.dtype}")
+        self._check_images(images)
         side = self.image_size // self.patch_size
         cut: Tensor = images.unflatten(3, (side, self.patch_size)).unflatten(2, (side, self.patch_size))
         cut = cut.permute(0, 2, 4, 3, 5, 1)  # (B, row, column, row within, column within, C)
         if index is None:
-            return cut.reshape(-1, self.num_patches, self.embedding.in_features)
+            return cut.reshape(-1, self.num_patches, self.patch_size**2 * self.channels)
         _check_index(index, "index", images.shape[0], self.num_patches)
         batch = torch.arange(images.shape[0], device=index.device).unsqueeze(1)
         return cut[batch, index // side, index % side].flatten(2)
@@ -137,9 +132,26 @@ class VisionTransformer(nn.Module):
         if keep is not None:
             _check_index(keep, "keep", images.shape[0], self.num_patches)
         positions = self.positions[1:] if keep is None else self.positions[1:][keep]
-        patches = self.embedding(self.patches(images, keep)) + positions
+        patches = self._embedded(images, keep) + positions
         first = (self.class_token + self.positions[0]).expand(images.shape[0], 1, -1)
         return torch.cat([first, patches], dim=1)
+
+    def _check_images(self, images: Tensor) -> None:
+        shape = (self.channels, self.image_size, self.image_size)
+        if images.dim() != 4 or images.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"images: expected shape (B, {expected}), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise TypeError(f"images: expected a floating dtype, got {images.dtype}")
+
+    def _embedded(
+        self,
+        images: Tensor,  # (B, C, S, S)
+        keep: Tensor | None,  # (B, kept)
+    ) -> Tensor:
+        """Return the tokens of patches without their positions, (B, kept, ``width``)."""
+        tokens: Tensor = self.embedding(self.patches(images, keep))
+        return tokens
 
 
 class MaskedDecoder(nn.Module):
