@@ -75,6 +75,8 @@ TOLERANCE = 1e-4
 
 UNUSED_FOLDER = Path("runs")  # a trainer writes when it fits, and these do not
 
+#: What learns from photographs, of the methods that cannot with a ResNet-18.
+PHOTO_BACKBONES = {"pici": "vit-small"}
 
 #: Method -> its recipe for the digits.
 DIGITS = {name.removesuffix("-digits"): recipes.load(name) for name in recipes.names("-digits")}
@@ -86,7 +88,9 @@ def digits_trainer(name: str) -> Trainer:
 
 
 def photo_trainer(name: str, batch_size: int = 256, size: int = 32) -> Trainer:
-    """Return a trainer of a method with its defaults, a ResNet-18, and weak and strong views of random RGB images.
+    """Return a trainer of a method with its defaults, and weak and strong views of random RGB images.
+
+    The network is a ResNet-18, or that of ``PHOTO_BACKBONES``.
 
     Raises:
         ImportError: If torchvision is missing or does not fit torch.
@@ -94,8 +98,9 @@ def photo_trainer(name: str, batch_size: int = 256, size: int = 32) -> Trainer:
     seed_everything(0)
     weak, strong = weak_view(size), strong_view(size)
     make: Any = method_class(DIGITS[name].method)
-    method = make(*load_backbone("resnet18", size, stem="imagenet"), 10)
-    views = {"hadis": [weak, weak], "clc": [weak, strong]}.get(name, [weak] * (method.num_views - 1) + [strong])
+    other = PHOTO_BACKBONES.get(name)
+    method = make(*(load_backbone(other, size) if other else load_backbone("resnet18", size, stem="imagenet")), 10)
+    views = {"hadis": [weak, weak], "pici": [strong, weak]}.get(name, [weak] * (method.num_views - 1) + [strong])
     images = TensorDataset(torch.rand(4 * batch_size, 3, size, size))
     phase = Phase("main", 1000, pseudo_labels=1 if method.labelled_terms else "never")
     return Trainer(method, images, views, TrainConfig([phase], batch_size=batch_size), UNUSED_FOLDER)
@@ -104,7 +109,7 @@ def photo_trainer(name: str, batch_size: int = 256, size: int = 32) -> Trainer:
 #: Name of a case, which begins with its method -> what makes its trainer, the same at every call.
 CASES: Mapping[str, Callable[[], Trainer]] = {
     **{f"{name}-digits-{recipe.batch_size}x8x8": partial(digits_trainer, name) for name, recipe in DIGITS.items()},
-    **{f"{name}-resnet18-256x32x32": partial(photo_trainer, name) for name in DIGITS},
+    **{f"{name}-{PHOTO_BACKBONES.get(name, 'resnet18')}-256x32x32": partial(photo_trainer, name) for name in DIGITS},
 }
 
 
@@ -125,9 +130,10 @@ class Stepper:
         self._batches = _batches(trainer)
         self._entered = self._in_networks = 0.0
         self._arrivals: list[float] = []  # when the backward pass came to the outputs of networks
-        for network in self.networks.values():
-            network.register_forward_pre_hook(self._enter)
-            network.register_forward_hook(self._leave)
+        self._depth = 0  # of calls within networks: a network may have more ways in than its forward
+        for part in (part for network in self.networks.values() for part in network.modules()):
+            part.register_forward_pre_hook(self._enter)
+            part.register_forward_hook(self._leave)
         trainer.method.train()
 
     def step(self) -> Sample:
@@ -189,9 +195,14 @@ class Stepper:
         return {"loss": self.loss, **gradients}
 
     def _enter(self, network: nn.Module, inputs: Any) -> None:
-        self._entered = perf_counter()
+        if not self._depth:
+            self._entered = perf_counter()
+        self._depth += 1
 
     def _leave(self, network: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         self._in_networks += perf_counter() - self._entered
         for tensor in (output,) if isinstance(output, Tensor) else output:
             if tensor.requires_grad:

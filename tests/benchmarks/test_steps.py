@@ -259,7 +259,7 @@ def test_the_demo_s_step_agrees(case: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:a batch of 8 tells little:RuntimeWarning")
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_with_resnet_18_agrees(name: str) -> None:
+def test_a_step_on_photographs_agrees(name: str) -> None:
     pytest.importorskip("torchvision")
     rows = steps.measure(SETTING, 0, name, lambda: steps.photo_trainer(name, batch_size=8))
     assert {row.status for row in rows} == {"ok"}

@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deepclust_ext.methods import SACC
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_sacc
-from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head_without_norm, unit
+from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head_without_norm, plain_contrast
 
 BATCH = 4 * NUM_CLUSTERS  # below, SACC warns
 
@@ -23,16 +23,6 @@ def test_defaults_are_the_paper_s() -> None:
     assert method.instance_loss.hardness == 0
     (group,) = method.make_optimizer(128).param_groups
     assert (group["lr"], group["weight_decay"]) == (3e-4, 0)
-
-
-def plain_contrast(vectors: list[Tensor], temperature: float) -> Tensor:
-    """NT-Xent, anchor by anchor: the positive of a vector lies half of the list away, all others are negatives."""
-    half = len(vectors) // 2
-    losses = []
-    for i, anchor in enumerate(vectors):
-        scores = [(unit(anchor) @ unit(vector) / temperature).exp() for vector in vectors]
-        losses.append(-(scores[(i + half) % (2 * half)] / sum(scores[:i] + scores[i + 1 :])).log())
-    return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("terms", ["all", "instance", "labels"])
