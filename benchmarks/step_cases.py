@@ -76,7 +76,7 @@ def _cases() -> dict[str, Callable[[], Trainer]]:
     for name in DIGITS:
         if name in STAGED:
             for terms in STAGED[name]:
-                cases[f"{name}-vit-{terms}-4x224x224"] = partial(photo_trainer, name, 4, 224, terms)
+                cases[f"{name}-vit-{terms}-2x224x224"] = partial(photo_trainer, name, 2, 224, terms)
         else:
             cases[f"{name}-resnet18-256x32x32"] = partial(photo_trainer, name)
     return cases
