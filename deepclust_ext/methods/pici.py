@@ -156,11 +156,13 @@ class PICI(ClusterHeadMethod):
 
         Raises:
             TypeError: If a view is not floating.
-            ValueError: If there are not exactly two views of the same images, ``terms`` is unknown, or it needs
-                ``pseudo_labels`` and there are none.
+            ValueError: If there are not exactly two views of the same images and of the backbone's size, ``terms`` is
+                unknown, or it needs ``pseudo_labels`` and there are none.
         """
         check_views(views, self.num_views)
         terms = self.chosen_terms(terms, pseudo_labels)
+        if views[0].shape != views[1].shape:
+            raise ValueError(f"views: expected one shape, got {tuple(views[0].shape)} and {tuple(views[1].shape)}")
         images = torch.cat([as_input(self.backbone, view) for view in views])
         keep, hidden = random_masks(len(images), self.backbone.num_patches, self.num_kept, device=images.device)
         with record_function("forward"):

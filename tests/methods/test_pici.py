@@ -187,6 +187,14 @@ def test_a_patch_at_least_is_seen_and_one_hidden(share: float, kept: int) -> Non
     assert method.training_step(make_views(2, BATCH))[0].isfinite()
 
 
+def test_views_of_another_size_are_named() -> None:
+    first, second = make_views(2, BATCH)
+    with pytest.raises(ValueError, match=r"views: expected one shape, got \(16, 1, 8, 8\) and \(16, 1, 8, 4\)"):
+        small_pici().training_step([first, second[..., :4]])
+    with pytest.raises(ValueError, match=r"images: expected shape \(B, 1, 8, 8\), got \(32, 1, 8, 4\)"):
+        small_pici().training_step([first[..., :4], second[..., :4]])
+
+
 def test_a_collapse_is_not_looked_for_in_the_reconstruction_alone() -> None:
     method = small_pici()
     _, terms = method.training_step(make_views(2, BATCH), terms="reconstruction")
