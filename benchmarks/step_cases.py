@@ -50,7 +50,7 @@ def photo_trainer(name: str, batch_size: int = 256, size: int = 32, terms: str |
     views = {"hadis": [weak, weak], "pici": [strong, weak], "clc": [weak, strong]}.get(
         name, [weak] * (method.num_views - 1) + [strong]
     )
-    images = TensorDataset(torch.rand(4 * batch_size, 3, size, size))
+    images = TensorDataset(torch.rand(max(4 * batch_size, 16), 3, size, size))
     phase = Phase("main", 1000, {"images": terms}, pseudo_labels=1 if method.labelled_terms else "never")
     return Trainer(method, images, views, TrainConfig([phase], batch_size=batch_size), UNUSED_FOLDER)
 

@@ -286,9 +286,9 @@ def test_a_step_with_resnet_18_agrees(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:a batch of 4 tells little:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:a batch of 2 tells little:RuntimeWarning")
 @pytest.mark.parametrize("terms", STAGED["pici"])
 def test_a_step_with_the_transformer_of_pici_agrees(terms: str) -> None:
-    rows = steps.measure(SETTING, 0, "pici", lambda: photo_trainer("pici", 4, 32, terms))
+    rows = steps.measure(SETTING, 0, "pici", lambda: photo_trainer("pici", 2, 32, terms))
     assert {row.status for row in rows} == {"ok"}
     assert {row.provider for row in rows} == {*steps.PROVIDERS, steps.PLAIN}
