@@ -10,6 +10,9 @@ has to give the same loss and the same gradients; a case where it does not is WR
 - backward: all of it; loss_backward is its beginning, up to the first gradient of a network's output
 - optimizer: learning rates, the update, and that of the momentum network
 
+PICI has a case for each of its phases, and a rival more: `plain torch`, the same network and losses as one writes them
+without this package, see plain_pici.py. It has to give the same loss, and gradients of the same norms.
+
 k-means, which some methods need once an epoch, is no part of a step. Rows go to the machine's CSV, under the op
 training_step.
 
@@ -32,7 +35,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from benchmarks.clock import Sample, paired_ratio, sample_rounds, summarize
 from benchmarks.floors import markdown_table
@@ -49,15 +51,14 @@ from benchmarks.report import (
     machine_name,
     update_csv,
 )
-from deepclust_ext import _extension, recipes
-from deepclust_ext.backbones import load_backbone
-from deepclust_ext.data import Digits, strong_view, weak_view
-from deepclust_ext.methods import CLC
-from deepclust_ext.recipes.build import make_trainer
-from deepclust_ext.recipes.files import method_class
-from deepclust_ext.training import Phase, TrainConfig, Trainer, seed_everything
+from benchmarks.step_cases import CASES, DIGITS, plain_trainer
+from deepclust_ext import _extension
+from deepclust_ext.methods import CLC, PICI
+from deepclust_ext.training import Trainer
+from deepclust_ext.training.loading import Batch
 
 PROVIDERS = ("fused", "reference")
+PLAIN = "plain torch"  # of PICI alone
 
 #: Modes of the rows, and what the table calls them.
 PARTS = {
@@ -72,40 +73,6 @@ PARTS = {
 
 #: Largest difference in the L2 norm, relative to the reference: rounding grows on its way back through the networks.
 TOLERANCE = 1e-4
-
-UNUSED_FOLDER = Path("runs")  # a trainer writes when it fits, and these do not
-
-
-#: Method -> its recipe for the digits.
-DIGITS = {name.removesuffix("-digits"): recipes.load(name) for name in recipes.names("-digits")}
-
-
-def digits_trainer(name: str) -> Trainer:
-    """Return the demo's trainer of a method."""
-    return make_trainer(DIGITS[name], Digits(), UNUSED_FOLDER)
-
-
-def photo_trainer(name: str, batch_size: int = 256, size: int = 32) -> Trainer:
-    """Return a trainer of a method with its defaults, a ResNet-18, and weak and strong views of random RGB images.
-
-    Raises:
-        ImportError: If torchvision is missing or does not fit torch.
-    """
-    seed_everything(0)
-    weak, strong = weak_view(size), strong_view(size)
-    make: Any = method_class(DIGITS[name].method)
-    method = make(*load_backbone("resnet18", size, stem="imagenet"), 10)
-    views = {"hadis": [weak, weak], "clc": [weak, strong]}.get(name, [weak] * (method.num_views - 1) + [strong])
-    images = TensorDataset(torch.rand(4 * batch_size, 3, size, size))
-    phase = Phase("main", 1000, pseudo_labels=1 if method.labelled_terms else "never")
-    return Trainer(method, images, views, TrainConfig([phase], batch_size=batch_size), UNUSED_FOLDER)
-
-
-#: Name of a case, which begins with its method -> what makes its trainer, the same at every call.
-CASES: Mapping[str, Callable[[], Trainer]] = {
-    **{f"{name}-digits-{recipe.batch_size}x8x8": partial(digits_trainer, name) for name, recipe in DIGITS.items()},
-    **{f"{name}-resnet18-256x32x32": partial(photo_trainer, name) for name in DIGITS},
-}
 
 
 class Stepper:
@@ -125,41 +92,42 @@ class Stepper:
         self._batches = _batches(trainer)
         self._entered = self._in_networks = 0.0
         self._arrivals: list[float] = []  # when the backward pass came to the outputs of networks
-        for network in self.networks.values():
-            network.register_forward_pre_hook(self._enter)
-            network.register_forward_hook(self._leave)
+        self._depth = 0  # of calls within networks: a network may have more ways in than its forward
+        for part in (part for network in self.networks.values() for part in network.modules()):
+            part.register_forward_pre_hook(self._enter)
+            part.register_forward_hook(self._leave)
         trainer.method.train()
 
     def step(self) -> Sample:
         """Make one step as the trainer does, and return the seconds of its parts."""
         trainer = self.trainer
         start = perf_counter()
-        images, index = next(self._batches)
+        batch = next(self._batches)
         epoch = next(self._steps) / trainer.steps_per_epoch(trainer.config.phases[-1])
-        labels = None if self.pseudo_labels is None else self.pseudo_labels[index]
-        views = [view(images) for view in trainer.views]
-        return self._learn(views, labels, index, epoch, start)
+        labels = None if self.pseudo_labels is None else self.pseudo_labels[batch.places]
+        views = [view(batch.images) for view in trainer.views]
+        return self._learn(batch, views, labels, epoch, start)
 
     def fixed_step(self) -> Norms:
         """Make a step on random views and labels, and return its loss and the norm of each network's gradient."""
         trainer = self.trainer
-        images, index = next(self._batches)
+        batch = next(self._batches)
         generator = torch.Generator().manual_seed(0)
-        views = [torch.rand(view(images).shape, generator=generator) for view in trainer.views]
-        labels = torch.arange(len(images)) % trainer.method.num_clusters
+        views = [torch.rand(view(batch.images).shape, generator=generator) for view in trainer.views]
+        labels = torch.arange(len(batch.places)) % trainer.method.num_clusters
         torch.manual_seed(0)
-        self._learn(views, labels, index, 0.0, perf_counter())
+        self._learn(batch, views, labels, 0.0, perf_counter())
         return {name: float(value.norm()) for name, value in self.results().items()}
 
     def _learn(
-        self, views: Sequence[Tensor], labels: Tensor | None, index: Tensor, epoch: float, start: float
+        self, batch: Batch, views: Sequence[Tensor], labels: Tensor | None, epoch: float, start: float
     ) -> Sample:
         """Make the rest of a step whose views are there, and return the seconds of all its parts."""
         trainer, method = self.trainer, self.trainer.method
         have_data = perf_counter()
         self._in_networks = 0.0
         self._arrivals.clear()
-        loss, _ = method.training_step(views, labels, index)
+        loss, _ = method.training_step(views, labels, batch.places, terms=batch.terms)
         have_loss = perf_counter()
         trainer.optimizer.zero_grad()
         loss.backward()
@@ -181,17 +149,22 @@ class Stepper:
 
     def results(self) -> dict[str, Tensor]:
         """Return what two providers have to agree on: the loss of the last step and the gradients of each network."""
-        gradients = {
-            f"gradient of {name}": torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        found = {
+            name: [parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None]
             for name, network in self.networks.items()
-            if any(p.requires_grad for p in network.parameters())
         }
+        gradients = {f"gradient of {name}": torch.cat(parts) for name, parts in found.items() if parts}
         return {"loss": self.loss, **gradients}
 
     def _enter(self, network: nn.Module, inputs: Any) -> None:
-        self._entered = perf_counter()
+        if not self._depth:
+            self._entered = perf_counter()
+        self._depth += 1
 
     def _leave(self, network: nn.Module, inputs: Any, output: Tensor | tuple[Tensor, ...]) -> None:
+        self._depth -= 1
+        if self._depth:
+            return
         self._in_networks += perf_counter() - self._entered
         for tensor in (output,) if isinstance(output, Tensor) else output:
             if tensor.requires_grad:
@@ -202,11 +175,10 @@ class Stepper:
         self._arrivals.append(perf_counter())
 
 
-def _batches(trainer: Trainer) -> Iterator[tuple[Any, Tensor]]:
-    """Yield images and their places in the data set, epoch after epoch of the last phase."""
+def _batches(trainer: Trainer) -> Iterator[Batch]:
+    """Yield the batches of the last phase, epoch after epoch."""
     for epoch in count():
-        for batch in trainer._batches(trainer.config.phases[-1], epoch):
-            yield batch.images, batch.places
+        yield from trainer._batches(trainer.config.phases[-1], epoch)
 
 
 def provided_by(provider: str) -> AbstractContextManager[Any]:
@@ -215,9 +187,11 @@ def provided_by(provider: str) -> AbstractContextManager[Any]:
 
 
 def make_steppers(make: Callable[[], Trainer]) -> dict[str, Stepper]:
-    """Return a stepper for each provider, both in the same state: that after the warm-up, with queues full."""
+    """Return a stepper for each provider, all in the same state: that after the warm-up, with queues full."""
     trainers = {provider: make() for provider in PROVIDERS}
     method = trainers["fused"].method
+    if isinstance(method, PICI):
+        trainers[PLAIN] = plain_trainer(make)
     labels = trainers["fused"].kmeans(n_init=1) if method.labelled_terms else None
     for trainer in trainers.values():
         if isinstance(trainer.method, CLC):
@@ -230,11 +204,11 @@ def make_steppers(make: Callable[[], Trainer]) -> dict[str, Stepper]:
 
 
 def find_difference(norms: Norms, truth: Norms) -> str | None:
-    """Return what another checkout's step gives otherwise, or None."""
+    """Return what another checkout's step gives otherwise, or another network's, or None."""
     for name, expected in truth.items():
         off = abs(norms.get(name, torch.nan) - expected) / abs(expected)
         if not off <= TOLERANCE:
-            return f"WRONG: {name} is off by {off:.1e} from this checkout's, allowed {TOLERANCE:.0e}"
+            return f"WRONG: {name} is off by {off:.1e} from ours, allowed {TOLERANCE:.0e}"
     return None
 
 
@@ -273,10 +247,12 @@ def measure(
             steppers[provider] = other
         for provider in PROVIDERS:
             with provided_by(provider):
-                steppers[provider].fixed_step()
+                norms = steppers[provider].fixed_step()
             results[provider] = steppers[provider].results()
         if fault := find_fault(results["fused"], results["reference"]):
             return [row(provider="fused", mode="step", status=fault)]
+        if PLAIN in steppers and (fault := find_difference(steppers[PLAIN].fixed_step(), norms)):
+            return [row(provider=PLAIN, mode="step", status=fault)]
         times = sample_rounds({provider: partial(step, provider) for provider in steppers}, seconds)
     return [
         row(

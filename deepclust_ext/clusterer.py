@@ -53,7 +53,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
     used.
 
     Args:
-        method: "hadis", "sacc", "clc", in any letters; without a recipe alone, which has its own.
+        method: "hadis", "sacc", "pici", "clc", in any letters; without a recipe alone, which has its own.
         n_clusters: K, also where a recipe has another.
         recipe: Name of a bundled recipe, path of a file, or a Recipe, whose number of images and channels become those
             of X, and whose batches are no larger than X; None for one chosen by what X is.

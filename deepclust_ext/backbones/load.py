@@ -7,18 +7,23 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
 from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.backbones.resnet import RESNETS, check_resnet, resnet
 from deepclust_ext.backbones.small import small_linear_network, small_network
+from deepclust_ext.backbones.stem_transformer import StemTransformer
 
 #: Name -> a network of a size and channels. Those of the digits take other sizes too, without another block for them.
-SMALL: dict[str, Callable[[int, int], nn.Module]] = {
+#: "vit" is PICI's transformer, "vit-small" one for scans with a stem of convolutions.
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "small": small_network,
     "small-linear": small_linear_network,
     "digits": lambda image_size, channels: small_network(8, channels, 512),
     "digits-linear": lambda image_size, channels: small_linear_network(8, channels),
+    "vit": lambda image_size, channels: VisionTransformer(image_size, channels=channels),
+    "vit-small": lambda image_size, channels: StemTransformer(image_size, 8, 64, 2, 4, 2, channels),
 }
-BACKBONES = (*SMALL, *RESNETS)
+BACKBONES = (*NETWORKS, *RESNETS)
 
 
 def check_backbone(name: str, stem: str | None = None) -> None:
@@ -56,8 +61,8 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
     check_backbone(name, stem)
     if name in RESNETS:
         network = resnet(name, image_size, channels=channels, stem=stem)
-    elif name in SMALL:
-        network = SMALL[name](image_size, channels)
+    elif name in NETWORKS:
+        network = NETWORKS[name](image_size, channels)
     else:
         network = _own(name)
     return network, _feature_dim(network, name, (2, channels, image_size, image_size))

@@ -65,6 +65,8 @@ class ClusteringMethod(nn.Module, ABC):
         num_views: How many views of an image ``training_step`` takes.
         terms: The losses that a phase of a run may ask for, by name; the first is the whole loss.
         labelled_terms: Those of ``terms`` that need pseudo-labels.
+        matches_labels: Whether pseudo-labels get the numbers of those clusters of the head that they fit best, over all
+            images at once.
         default_optimizer: The paper's, or where that is not known, this package's.
         uses_progress: Whether ``after_step`` goes by the share of the run; a run of a method that does not can be
             resumed for more epochs.
@@ -76,6 +78,7 @@ class ClusteringMethod(nn.Module, ABC):
     num_views: ClassVar[int]
     terms: ClassVar[tuple[str, ...]] = ("all",)
     labelled_terms: ClassVar[frozenset[str]] = frozenset()
+    matches_labels: ClassVar[bool] = False
     default_optimizer: ClassVar[OptimizerSettings]
     uses_progress: bool = True
     axes: ClassVar[Mapping[str, tuple[str, ...]]]

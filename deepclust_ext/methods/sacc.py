@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss
+from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, MatchedLabelLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread
+from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, collapse_of_head, mlp, spread, usage
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive
 
 
@@ -87,6 +87,7 @@ class SACC(ClusterHeadMethod):
         self.cluster_head = nn.Sequential(*cluster_head, nn.Softmax(dim=1))
         self.instance_loss = ContrastiveLoss(instance_temperature)
         self.cluster_loss = ClusterContrastiveLoss(cluster_temperature, entropy_weight)
+        self.label_loss = MatchedLabelLoss()
 
     def training_step(
         self,
@@ -116,7 +117,7 @@ class SACC(ClusterHeadMethod):
             if terms == "all":
                 cluster = self.cluster_loss(c_1, c_2) + self.cluster_loss(c_1, c_s) + self.cluster_loss(c_2, c_s)
             elif terms == "labels" and pseudo_labels is not None:
-                cluster = torch.stack([of_labels(shares, pseudo_labels) for shares in (c_1, c_2, c_s)]).mean()
+                cluster = torch.stack([self.label_loss(shares, pseudo_labels) for shares in (c_1, c_2, c_s)]).mean()
             if terms != "instance":
                 loss = instance + self.cluster_weight * cluster
                 logged["cluster"] = cluster
@@ -129,29 +130,4 @@ class SACC(ClusterHeadMethod):
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
         """Return an explanation when the features are one point or few clusters take everything, or None."""
-        if terms["feature_spread"] < 0.01:
-            return f"with a feature spread of {terms['feature_spread']:.2g} the features have collapsed to a point"
-        if terms["effective_clusters"] < self.num_clusters / 2:
-            return (
-                f"the cluster head uses as much as {terms['effective_clusters']:.1f} of {self.num_clusters} clusters; "
-                f"a larger batch or a lower learning rate keeps the others alive"
-            )
-        return None
-
-
-def of_labels(
-    shares: Tensor,  # (B, K)
-    pseudo_labels: Tensor,  # (B,)
-) -> Tensor:
-    """Return the cross entropy of assignments to labels, (); a share of 0 counts as the smallest number."""
-    own = shares.gather(1, pseudo_labels.unsqueeze(1))
-    return -own.clamp_min(torch.finfo(shares.dtype).tiny).log().mean()
-
-
-@torch.no_grad()
-def usage(
-    assignments: Tensor,  # (B, K)
-) -> dict[str, Tensor]:
-    """Clusters in use, as the exponential of the mean assignment's entropy, and the mean of the largest share."""
-    entropy = torch.special.entr(assignments.float().mean(dim=0)).sum()
-    return {"effective_clusters": entropy.exp(), "confidence": assignments.float().amax(dim=1).mean()}
+        return collapse_of_head(terms, self.num_clusters)

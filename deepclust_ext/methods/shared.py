@@ -1,7 +1,7 @@
 """What several methods are made of."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -104,3 +104,24 @@ def spread(
     trace = gram.diagonal().sum()
     rank = trace.square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
     return {"feature_spread": trace / len(rows), "effective_rank": rank}
+
+
+@torch.no_grad()
+def usage(
+    assignments: Tensor,  # (B, K)
+) -> dict[str, Tensor]:
+    """Clusters in use, as the exponential of the mean assignment's entropy, and the mean of the largest share."""
+    entropy = torch.special.entr(assignments.float().mean(dim=0)).sum()
+    return {"effective_clusters": entropy.exp(), "confidence": assignments.float().amax(dim=1).mean()}
+
+
+def collapse_of_head(terms: Mapping[str, float], num_clusters: int) -> str | None:
+    """Return what an epoch's mean :func:`spread` and :func:`usage` say of a collapse, or None."""
+    if terms["feature_spread"] < 0.01:
+        return f"with a feature spread of {terms['feature_spread']:.2g} the features have collapsed to a point"
+    if terms["effective_clusters"] < num_clusters / 2:
+        return (
+            f"the cluster head uses as much as {terms['effective_clusters']:.1f} of {num_clusters} clusters; "
+            f"a larger batch or a lower learning rate keeps the others alive"
+        )
+    return None

@@ -21,12 +21,16 @@ SCANS, PHOTOGRAPHS, TEXTURES = "scans", "photographs", "textures"
 SECONDS = 1500.0
 FEWEST_EPOCHS = 20
 
-#: For photographs and textures with a GPU.
-RESNET, BATCH_OF_RESNETS, EPOCHS_OF_RESNETS = "resnet18", 256, 300
+#: For photographs and textures with a GPU. The transformer, of 224 pixels, is PICI's.
+RESNET, VIT, EPOCHS_OF_LARGE = "resnet18", "vit", 300
+BATCHES_OF_LARGE = {RESNET: 256, VIT: 96}
+#: The small transformer has patches of so many pixels, and of a smaller image too few of them.
+PATCH, SMALLEST_SIDE = 8, 32
 
 COUNT_OF_SCHEDULES = 2000
-#: For so many images: batch, and epochs without clusters, with those of k-means, and with all terms.
-SCHEDULES = {"HaDis": (64, 10, 0, 90), "SACC": (256, 30, 10, 80), "CLC": (128, 30, 10, 80)}
+#: For so many images: batch, and epochs without clusters, with those of k-means, and with all terms. PICI has those of
+#: k-means last.
+SCHEDULES = {"HaDis": (64, 10, 0, 90), "SACC": (256, 30, 10, 80), "PICI": (64, 6, 10, 90), "CLC": (128, 30, 10, 80)}
 
 
 def default_recipe(
@@ -39,7 +43,7 @@ def default_recipe(
     Args:
         images: To cluster. They may differ in size.
         num_clusters: K.
-        method: "HaDis", "SACC" or "CLC"; None for HaDis.
+        method: "HaDis", "SACC", "PICI" or "CLC"; None for HaDis.
         device: Where to train; None for a GPU if there is one.
 
     Returns:
@@ -64,12 +68,12 @@ def default_recipe(
     on_gpu = torch.device(device).type == "cuda" if device is not None else torch.cuda.is_available()
     seen = look(images)
     kind, reasons = _kind(seen)
-    size = _canvas(kind, seen, on_gpu)
+    size = _canvas(method, kind, seen, on_gpu)
     backbone = _backbone(method, kind, size, on_gpu)
-    resnet = backbone.name == RESNET
-    usual = BATCH_OF_RESNETS if resnet else SCHEDULES[method][0]
+    large = backbone.name in BATCHES_OF_LARGE
+    usual = BATCHES_OF_LARGE[backbone.name] if large else SCHEDULES[method][0]
     batch_size = _batch_size(usual, count, num_clusters)
-    epochs, time = _epochs(method, resnet, count, size, on_gpu)
+    epochs, time = _epochs(method, large, count, size, on_gpu)
     sides = " x ".join(map(str, images.image_size)) + " pixels" if images.image_size else "different sizes"
     reasons = [
         f"{count:,} {'gray' if seen.gray else 'colored'} images of {sides}",
@@ -86,10 +90,10 @@ def default_recipe(
         test_view={"name": "resize", "size": size, "interpolation": "bilinear"},
         batch_size=batch_size,
         phases=_phases(method, epochs),
-        model=_model(method, resnet, count // batch_size, batch_size),
-        optimizer=_optimizer(method, resnet),
-        learning_rate=_learning_rate(method, resnet),
-        kmeans=KMeansSettings(n_init=10 if method == "HaDis" else 20),
+        model=_model(method, large, count // batch_size, batch_size),
+        optimizer=_optimizer(method, large),
+        learning_rate=_learning_rate(method, large),
+        kmeans=KMeansSettings(n_init={"HaDis": 10, "PICI": 100}.get(method, 20)),
         name=f"{method.lower()}-{kind}",
     )
     return recipe, reasons
@@ -109,9 +113,10 @@ def _kind(seen: Look) -> tuple[str, list[str]]:
     return PHOTOGRAPHS, ["photographs: crops, flips and jitter"]
 
 
-def _canvas(kind: str, seen: Look, on_gpu: bool) -> int:
+def _canvas(method: str, kind: str, seen: Look, on_gpu: bool) -> int:
     if kind == SCANS:
-        return min(max(*seen.sides, SIDES[0]), SIDES[1])
+        side = min(max(*seen.sides, SIDES[0]), SIDES[1])
+        return max(math.ceil(side / PATCH) * PATCH, SMALLEST_SIDE) if method == "PICI" else side
     side = min(seen.sides)
     if on_gpu:
         return 32 if side < 48 else 64 if side < 80 else 96 if side < 160 else 224
@@ -119,6 +124,8 @@ def _canvas(kind: str, seen: Look, on_gpu: bool) -> int:
 
 
 def _backbone(method: str, kind: str, size: int, on_gpu: bool) -> Backbone:
+    if method == "PICI":
+        return Backbone(VIT if size > 96 else "vit-small")
     if kind == SCANS or not on_gpu:
         # Heads learn as much with a linear layer in half of the time, with which the rows of HaDis merge classes.
         return Backbone("small" if method == "HaDis" else "small-linear")
@@ -141,9 +148,9 @@ def _batch_size(usual: int, count: int, num_clusters: int) -> int:
     return max(min(usual, fitting), enough if enough < count else 2)
 
 
-def _epochs(method: str, resnet: bool, count: int, size: int, on_gpu: bool) -> tuple[int, str]:
+def _epochs(method: str, large: bool, count: int, size: int, on_gpu: bool) -> tuple[int, str]:
     """Return for how many epochs to train, and why."""
-    usual = EPOCHS_OF_RESNETS if resnet else sum(SCHEDULES[method][1:])
+    usual = EPOCHS_OF_LARGE if large else sum(SCHEDULES[method][1:])
     # Steps decide: as many as for 2,000 images, but each image at most four times as often and half as often at least.
     wanted = round(usual * min(max(COUNT_OF_SCHEDULES / count, 0.5), 4.0))
     if on_gpu:
@@ -165,7 +172,13 @@ def seconds_per_image(size: int) -> float:
 
 def _phases(method: str, epochs: int) -> tuple[Phase, ...]:
     _, before, labels, after = SCHEDULES[method]
-    if method == "HaDis":
+    if method == "PICI":
+        phases = [
+            Phase("pisd", before, {"images": "reconstruction"}),
+            Phase("picd", after),
+            Phase("cli", labels, {"images": "labels"}, "once"),
+        ]
+    elif method == "HaDis":
         phases = [Phase("warmup", before, {"images": "warmup"}), Phase("main", after, {"images": "all"}, 1)]
     else:
         phases = [
@@ -184,23 +197,30 @@ def _views(method: str, kind: str, size: int, *, resized: bool) -> tuple[dict[st
         return {"name": "sequential", "views": [*first, {"name": "affine"} | affine, {"name": "gamma", "gamma": 0.7}]}
 
     if kind == SCANS:
-        weak, strong = scan(15.0, 0.15, 0.15, 0.15, 0.09375), scan(25.0, 0.25, 0.25, 0.35, 0.16)
+        plain = weak = scan(15.0, 0.15, 0.15, 0.15, 0.09375)
+        strong = scan(25.0, 0.25, 0.25, 0.35, 0.16)
     else:
         turn = [{"name": "turn"}] if kind == TEXTURES else []
         weak = {"name": "sequential", "views": [{"name": "contrastive", "size": size, "scale": [0.2, 1.0]}, *turn]}
+        plain = {"name": "sequential", "views": [{"name": "resize", "size": size, "interpolation": "bilinear"}, *turn]}
         strong_crop = {"name": "strong", "size": size, "scale": [0.2, 1.0], "mean": None, "std": None}
         strong = {"name": "sequential", "views": [strong_crop, *turn]}
+    if method == "PICI":  # the weak one as the paper has it, where turns and strokes are not what tells scans apart
+        return strong if kind == SCANS else weak, plain
     return {"HaDis": (weak, weak), "SACC": (weak, weak, strong), "CLC": (weak, strong)}[method]
 
 
-def _model(method: str, resnet: bool, steps: int, batch_size: int) -> dict[str, Any]:
+def _model(method: str, large: bool, steps: int, batch_size: int) -> dict[str, Any]:
     """Return the arguments of a method whose epochs have so many steps: an average must not lag behind by epochs.
 
-    A ResNet has the heads of the papers, the small networks have smaller ones.
+    A large network has the heads of the papers, the small networks have smaller ones.
     """
-    widths = {} if resnet else {"hidden_dim": 256, "embedding_dim": 128 if method == "SACC" else 64}
+    if method == "PICI":
+        decoder = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+        return {} if large else {"hidden_share": 0.25} | decoder
+    widths = {} if large else {"hidden_dim": 256, "embedding_dim": 128 if method == "SACC" else 64}
     if method == "HaDis":
-        weight = {} if resnet else {"prototype_weight": 1.0}
+        weight = {} if large else {"prototype_weight": 1.0}
         return widths | weight | {"momentum": round(min(max(1 - 0.3 / steps, 0.9), 0.996), 4)}
     if method == "SACC":
         return widths
@@ -209,12 +229,16 @@ def _model(method: str, resnet: bool, steps: int, batch_size: int) -> dict[str, 
     return widths | {"queue_size": 8 * batch_size, "momentum": momentum, "epsilon": 0.9}
 
 
-def _optimizer(method: str, resnet: bool) -> OptimizerSettings:
+def _optimizer(method: str, large: bool) -> OptimizerSettings:
     if method == "HaDis":
         return OptimizerSettings("sgd", lr=0.05, lr_batch_size=256, momentum=0.9, weight_decay=5e-4)
-    return OptimizerSettings("adam", lr=3e-4 if resnet and method == "SACC" else 1e-3)
+    if method == "PICI":
+        return OptimizerSettings("adam", lr=1e-4 if large else 2e-3)
+    return OptimizerSettings("adam", lr=3e-4 if large and method == "SACC" else 1e-3)
 
 
-def _learning_rate(method: str, resnet: bool) -> LearningRate:
+def _learning_rate(method: str, large: bool) -> LearningRate:
     # SACC's own is constant, by which the head of a small network went away from a good partition (docs/defaults.md).
-    return LearningRate() if method == "SACC" and resnet else LearningRate("warmup_cosine", warmup=2)
+    if large and method in ("SACC", "PICI"):
+        return LearningRate()
+    return LearningRate("warmup_cosine", warmup=4 if method == "PICI" else 2)

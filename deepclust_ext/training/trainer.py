@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.data import Dataset
 
+from deepclust_ext.cluster import match_labels
 from deepclust_ext.inference import IndexedImages, Loader, assign, device_of, embed, moved, takes_any_size
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
@@ -301,7 +302,10 @@ class Trainer:
             self._pseudo_labels = None
         elif phase.labels_before(epoch_in_phase):
             # Fresh starts every time: starting from the last centers is quicker but keeps their early mistakes.
-            self._pseudo_labels = self.kmeans(self.config.kmeans.n_init, self._epoch_seed(epoch))
+            labels = self.kmeans(self.config.kmeans.n_init, self._epoch_seed(epoch))
+            if self.method.matches_labels:
+                labels = match_labels(labels, self.cluster(), self.method.num_clusters)
+            self._pseudo_labels = labels
 
     def _epoch_seed(self, epoch: int) -> int:
         return self.config.seed * 1000 + epoch

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from deepclust_ext.backbones import BACKBONES, load_backbone
 from deepclust_ext.backbones.load import check_backbone
+from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
 from deepclust_ext.backbones.resnet import RESNETS, default_stem
 
 
@@ -47,6 +48,16 @@ def test_resnets_have_their_stems(torchvision: None, name: str, width: int, stem
     assert network.training
 
 
+@pytest.mark.parametrize(("name", "width", "patches"), [("vit", 384, 4), ("vit-small", 64, 16)])
+def test_transformers_are_of_the_size_and_channels(name: str, width: int, patches: int) -> None:
+    network, feature_dim = load_backbone(name, 32, channels=2)
+    assert isinstance(network, VisionTransformer)
+    assert (feature_dim, network.num_patches) == (width, patches)
+    assert network(torch.rand(3, 2, 32, 32)).shape == (3, width)
+    with pytest.raises(ValueError, match="patch_size: expected a divisor of image_size, which is 28, got "):
+        load_backbone(name, 28)
+
+
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_one_channel(torchvision: None, stem: str) -> None:
     network, _ = load_backbone("resnet18", 28, channels=1, stem=stem)
@@ -74,7 +85,7 @@ def test_the_digits_network() -> None:
     assert len(means) == 3
     assert not any(mean.any() for mean in means)
     assert network(torch.rand(3, 1, 8, 8)).shape == (3, 2048)
-    assert set(BACKBONES) == {"digits", "digits-linear", "small", "small-linear", *RESNETS}
+    assert set(BACKBONES) == {"digits", "digits-linear", "small", "small-linear", "vit", "vit-small", *RESNETS}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
 from deepclust_ext.data import Images, load_images, make_view, resize_view, weak_view
 from deepclust_ext.inference import map_images
 from deepclust_ext.methods import SACC, ClusteringMethod
@@ -53,8 +54,9 @@ def folder(tmp_path: Path) -> Path:
 def test_every_method_trains_on_a_folder_of_all_kinds(name: str, folder: Path, tmp_path: Path) -> None:
     images = load_images(folder)
     assert (len(images), images.image_size, len(images.skipped)) == (24, None, 1)
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 16))
-    options = {"queue_size": 16} if name == "clc" else {}
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 16))
+    backbone = VisionTransformer(SIDE, SIDE // 2, 16, 1, 2) if name == "pici" else linear
+    options = {"clc": {"queue_size": 16}, "pici": {"decoder_depth": 1}}.get(name, {})
     method: Any = type(METHODS[name].method())(backbone, 16, 2, hidden_dim=16, embedding_dim=8, **options)
     trainer = trainer_of(method, images, tmp_path / "run", labels=1 if name == "hadis" else "never")
     history = trainer.fit()

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from deepclust_ext.evaluation import plots
 from deepclust_ext.evaluation.plots import match_clusters, save_overview
 from deepclust_ext.methods import CLC
-from tests.methods.methodsamples import METHODS, make_views
+from tests.methods.methodsamples import METHODS, every_statistic
 
 
 def test_clusters_are_numbered_like_their_classes() -> None:
@@ -44,8 +43,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 def test_every_statistic_has_its_panel(name: str, tmp_path: Path, drawn: dict[str, list[str]]) -> None:
     sample = METHODS[name]
     method = sample.method()
-    _, terms = method.training_step(make_views(method.num_views, 16), torch.arange(16) % 4)
-    record = {name: float(term) for name, term in terms.items()}
+    record = every_statistic(method)
     history = [{"epoch": epoch, "lr": 0.1, "seconds": 1.0} | record for epoch in (1.0, 2.0)]
     rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     labels = np.arange(40) % 4

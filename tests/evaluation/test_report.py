@@ -14,7 +14,7 @@ from deepclust_ext.evaluation.galleries import make_galleries
 from deepclust_ext.evaluation.report import report_html
 from deepclust_ext.evaluation.text import as_text
 from tests.evaluation.pages import Named, blobs, data_of, gray, make
-from tests.methods.methodsamples import METHODS, make_views
+from tests.methods.methodsamples import METHODS, every_statistic
 
 
 def test_galleries_by_hand() -> None:
@@ -203,8 +203,7 @@ def test_sixty_thousand_photographs_stay_below_20_megabytes() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_statistic_has_its_curve(name: str) -> None:
     method = METHODS[name].method()
-    _, terms = method.training_step(make_views(method.num_views, 16), torch.arange(16) % 4)
-    record = {name: float(term) for name, term in terms.items()}
+    record = every_statistic(method)
     history = [{"epoch": epoch, "lr": 0.1, "seconds": 1.0} | record for epoch in (1.0, 2.0)]
     panels = make(gray(3), *blobs(3), history=history, axes=method.axes)["curves"]["panels"]
     assert {panel["title"]: [line["name"] for line in panel["lines"]] for panel in panels} == {

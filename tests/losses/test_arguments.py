@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
 from deepclust_ext.compat import HSD
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, HSDLoss, PrototypeLoss, SinkhornKnopp
-from deepclust_ext.methods import CLC, SACC, HaDis
+from deepclust_ext.methods import CLC, PICI, SACC, HaDis
 
 LOSSES = (ClusterContrastiveLoss, ContrastiveLoss, HSDLoss, PrototypeLoss, SinkhornKnopp, HSD)
 LEARNED = (ClusterContrastiveLoss, ContrastiveLoss, HSDLoss, PrototypeLoss)
@@ -24,18 +25,21 @@ def method(kind: type) -> Make:
     """Return a function that makes a method with other options than the defaults."""
 
     def make(**options: Any) -> Any:
-        return kind(**{"backbone": nn.Identity(), "feature_dim": 4, "num_clusters": 2} | options)
+        small = {"backbone": nn.Identity(), "feature_dim": 4, "num_clusters": 2}
+        if kind is PICI:
+            small |= {"backbone": VisionTransformer(4, 2, 4, 1, 1), "decoder_depth": 1}
+        return kind(**small | options)
 
     make.__name__ = kind.__name__
     return make
 
 
 def parameters(make: Make) -> list[inspect.Parameter]:
-    kind = {"CLC": CLC, "SACC": SACC, "HaDis": HaDis}.get(make.__name__, make)
+    kind = {"CLC": CLC, "PICI": PICI, "SACC": SACC, "HaDis": HaDis}.get(make.__name__, make)
     return [parameter for parameter in inspect.signature(kind).parameters.values() if parameter.name != "backbone"]
 
 
-MAKERS: list[Make] = [*LOSSES, *map(method, (CLC, SACC, HaDis))]
+MAKERS: list[Make] = [*LOSSES, *map(method, (CLC, PICI, SACC, HaDis))]
 NUMBERS = [
     (make, parameter.name)
     for make in MAKERS

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepclust_ext.methods import CLC, SACC, ClusteringMethod, HaDis
+from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
+from deepclust_ext.methods import CLC, PICI, SACC, ClusteringMethod, HaDis
 
 NUM_CLUSTERS = 4
 
@@ -36,17 +37,32 @@ def small_clc(**options: Any) -> CLC:
     return CLC(small_backbone(), 36, NUM_CLUSTERS, **options)
 
 
+def small_transformer() -> VisionTransformer:
+    """Return a transformer from (B, 1, 8, 8), which are four patches, to (B, 8)."""
+    return VisionTransformer(8, 4, width=8, depth=2, heads=2, mlp_ratio=2, channels=1)
+
+
+def small_pici(**options: Any) -> PICI:
+    """Return a PICI with the same weights at every call."""
+    torch.manual_seed(0)
+    decoder = {"decoder_width": 4, "decoder_depth": 1, "decoder_heads": 2}
+    options = {"hidden_dim": 16, "embedding_dim": 8} | decoder | options
+    return PICI(small_transformer(), 8, NUM_CLUSTERS, **options)
+
+
 @dataclass
 class MethodSample:
-    """A method and how many views it takes."""
+    """A method, how many views it takes, and another backbone for it."""
 
     method: Callable[..., Any]
     num_views: int
+    backbone: Callable[[], nn.Module] = small_backbone
 
 
 METHODS = {
     "hadis": MethodSample(small_hadis, 2),
     "clc": MethodSample(small_clc, 2),
+    "pici": MethodSample(small_pici, 2, small_transformer),
     "sacc": MethodSample(small_sacc, 3),
 }
 
@@ -55,6 +71,13 @@ def make_views(count: int, batch: int = 12) -> list[Tensor]:
     """Return the same random images (B, 1, 8, 8) at every call; SACC warns of fewer than 16."""
     generator = torch.Generator().manual_seed(1)
     return list(torch.randn(count, batch, 1, 8, 8, generator=generator))
+
+
+def every_statistic(method: ClusteringMethod) -> dict[str, float]:
+    """Return the numbers that steps by each of the method's terms log."""
+    views, labels = make_views(method.num_views, 4 * NUM_CLUSTERS), torch.arange(4 * NUM_CLUSTERS) % NUM_CLUSTERS
+    steps = [method.training_step(views, labels, terms=terms)[1] for terms in method.terms]
+    return {name: float(term) for step in steps for name, term in step.items()}
 
 
 def collapsed(method: ClusteringMethod) -> ClusteringMethod:

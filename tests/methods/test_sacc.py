@@ -5,12 +5,11 @@ import warnings
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deepclust_ext.methods import SACC
-from deepclust_ext.methods.sacc import of_labels
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_sacc
-from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head_without_norm, unit
+from tests.methods.plaintorch import assert_same_gradients, backbone, copied_weights, head_without_norm, plain_contrast
 
 BATCH = 4 * NUM_CLUSTERS  # below, SACC warns
 
@@ -24,16 +23,6 @@ def test_defaults_are_the_paper_s() -> None:
     assert method.instance_loss.hardness == 0
     (group,) = method.make_optimizer(128).param_groups
     assert (group["lr"], group["weight_decay"]) == (3e-4, 0)
-
-
-def plain_contrast(vectors: list[Tensor], temperature: float) -> Tensor:
-    """NT-Xent, anchor by anchor: the positive of a vector lies half of the list away, all others are negatives."""
-    half = len(vectors) // 2
-    losses = []
-    for i, anchor in enumerate(vectors):
-        scores = [(unit(anchor) @ unit(vector) / temperature).exp() for vector in vectors]
-        losses.append(-(scores[(i + half) % (2 * half)] / sum(scores[:i] + scores[i + 1 :])).log())
-    return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize("terms", ["all", "instance", "labels"])
@@ -127,12 +116,3 @@ def test_a_cluster_that_takes_everything_is_named(bias: tuple[float, ...]) -> No
         assert means["effective_clusters"] == pytest.approx(4)
         assert means["confidence"] == pytest.approx(1 / 4)
         assert message is None
-
-
-def test_a_share_of_zero_leaves_the_loss_of_labels_finite() -> None:
-    shares = torch.tensor([[0.0, 1.0], [0.25, 0.75]], requires_grad=True)
-    loss = of_labels(shares, torch.tensor([0, 0]))
-    loss.backward()
-    assert loss.isfinite()
-    assert shares.grad is not None
-    assert shares.grad.isfinite().all()

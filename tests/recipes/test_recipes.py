@@ -35,10 +35,11 @@ class Pictures(Dataset[Any]):
 
 
 def resized(recipe: recipes.Recipe, size: int) -> recipes.Recipe:
-    """Return a recipe of images of another size, in data and views."""
+    """Return a recipe of images of another size, in data and views, and of a decoder that is quick to draw."""
     views = tuple(view | {"size": size} if "size" in view else view for view in recipe.views)
     test_view = recipe.test_view and recipe.test_view | {"size": size}
-    return replace(recipe, views=views, test_view=test_view, data=replace(recipe.data, size=size))
+    model = {**recipe.model, "decoder_depth": 1} if "decoder_depth" in recipe.model else recipe.model
+    return replace(recipe, views=views, test_view=test_view, model=model, data=replace(recipe.data, size=size))
 
 
 def assert_steps(recipe: recipes.Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +79,8 @@ def test_every_recipe_makes_two_steps_at_its_size(name: str, tmp_path: Path, mon
 def test_there_is_a_recipe_for_each_method_and_each_cell_of_the_tables() -> None:
     hadis = {"cifar10", "cifar20", "stl10", "imagenet10", "imagenet-dogs", "digits"}
     expected = {f"hadis-{name}" for name in hadis} | {f"sacc-{name}" for name in hadis | {"tiny-imagenet"}}
-    assert expected | {"clc-digits"} <= set(recipes.names())
+    pici = {"rsod", "uc-merced", "siri-whu", "aid", "d0-40", "chaoyang", "digits"}
+    assert expected | {f"pici-{name}" for name in pici} | {"clc-digits"} <= set(recipes.names())
     classes = [name for name in methods.__all__ if not name.endswith("Method") and name != "OptimizerSettings"]
     assert {recipes.load(f"{name.lower()}-digits").method for name in classes} == set(classes)
 
@@ -112,6 +114,11 @@ def test_published_figures_and_settings_of_the_papers() -> None:
     stl10 = recipes.load("sacc-stl10")
     assert list(stl10.phases[0].passes.items()) == [("unlabelled", "instance"), (MAIN, "all")]
     assert recipes.load("sacc-cifar20").model["cluster_weight"] == 0.5
+    aid = recipes.load("pici-aid")
+    assert (aid.published.acc, aid.data.num_clusters, aid.batch_size, aid.kmeans.n_init) == (74.8, 30, 96, 100)
+    assert [phase.epochs for phase in aid.phases] == [200, 800, 50]
+    assert [dict(phase.passes)["images"] for phase in aid.phases] == ["reconstruction", "all", "labels"]
+    assert [recipes.load(f"pici-{name}").data.images for name in ("rsod", "d0-40", "chaoyang")] == [976, 4508, 6160]
 
 
 def load_text(text: str, tmp_path: Path, overrides: Mapping[str, Any] | None = None) -> recipes.Recipe:

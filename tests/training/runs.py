@@ -18,12 +18,18 @@ from tests.methods.methodsamples import METHODS
 BATCH = 16
 STEPS = 3  # of the 50 scans
 
-#: Phases of runs that are not plain: HaDis with every kind of pseudo-labels, SACC with two data sets within an epoch.
+#: Phases of runs that are not plain: HaDis with every kind of pseudo-labels, PICI with its three stages, SACC with two
+#: data sets within an epoch.
 PHASES = {
     "hadis": (
         Phase("warmup", 2, {"images": "warmup"}),
         Phase("main", 3, pseudo_labels=2, resample=True),
         Phase("last", 2, pseudo_labels="once"),
+    ),
+    "pici": (
+        Phase("pisd", 2, {"images": "reconstruction"}),
+        Phase("picd", 2),
+        Phase("cli", 2, {"images": "labels"}, pseudo_labels="once"),
     ),
     "sacc": (
         Phase("instance", 2, {"images": "instance"}),

@@ -30,6 +30,10 @@ STOPS = [
     ("hadis", 3, 2),  # where pseudo-labels are those of the epoch before
     ("hadis", 5, 0),
     ("hadis", 6, 2),  # within the last phase, whose pseudo-labels are of its beginning
+    ("pici", 0, 2),
+    ("pici", 2, 1),
+    ("pici", 4, 1),  # where pseudo-labels have just been matched
+    ("pici", 5, 2),  # where they are of the epoch before
     ("sacc", 1, 2),
     ("sacc", 2, 0),
     ("sacc", 3, 1),  # within the first of two data sets

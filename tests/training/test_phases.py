@@ -67,6 +67,18 @@ def test_labels_belong_to_their_images(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(torch.equal(labels, expected[index]) for _, labels, index in steps)
 
 
+def test_labels_get_the_numbers_of_the_head_s_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(phases=(Phase("cli", 2, {"images": "labels"}, pseudo_labels=1),))
+    trainer = make_trainer(tmp_path, method="pici", config=config)
+    own = torch.arange(50) % 4
+    monkeypatch.setattr(trainer, "cluster", lambda: own)
+    monkeypatch.setattr(trainer, "kmeans", lambda *arguments: (own + 1) % 4)
+    steps = spy(trainer.method, monkeypatch)
+    trainer.fit()
+    assert len(steps) == 6
+    assert all(torch.equal(labels, own[index]) for _, labels, index in steps)
+
+
 def test_resampling_sees_clusters_equally_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.tensor([0] * 90 + [1] * 9 + [2])
     drawn = balanced(labels, 30_000, torch.Generator().manual_seed(0))

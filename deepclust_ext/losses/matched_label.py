@@ -1,0 +1,68 @@
+"""Cross entropy of assignments to labels that name the same clusters, as PICI uses it."""
+
+import torch
+from torch import Tensor, nn
+
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, result_dtype
+
+
+class MatchedLabelLoss(nn.Module):
+    r"""Ask for the share of each sample's own cluster.
+
+    With :math:`c_i` the shares of sample :math:`i` in the clusters and :math:`l_i` its label, the loss is the mean of
+
+    .. math::
+        -\log c_{i, l_i}
+
+    Label and cluster have to mean the same: :func:`deepclust_ext.cluster.match_labels` renames the labels of k-means so
+    that they do. A sample whose label lies outside ``0 .. K - 1`` takes no part; where none does, the loss is 0. A
+    share below the smallest normal number of its dtype counts as that number and has no gradient, so that the loss is
+    finite for a share of 0.
+
+    In PICI this is the cross-level interaction (CLI). Source: https://arxiv.org/abs/2401.13503.
+
+    Example:
+        >>> shares = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+        >>> float(MatchedLabelLoss()(shares, torch.tensor([0, 2])).exp())  # 1 / 0.25; cluster 2 is none of them
+        4.0
+    """
+
+    def forward(
+        self,
+        shares: Tensor,  # (B, K) rows on the simplex
+        labels: Tensor,  # (B,) integers
+    ) -> Tensor:
+        """Return the loss, (), in the dtype of ``shares``, under autocast at least float32.
+
+        float16 and bfloat16 are computed in float32.
+
+        Raises:
+            TypeError: If an argument is no tensor, the shares are of an unsupported dtype, or the labels no integers.
+            ValueError: If a shape or device does not fit.
+        """
+        _check(shares, labels)
+        wide = torch.promote_types(shares.dtype, torch.float32)
+        labels = labels.to(torch.int64)
+        last = shares.shape[1] - 1
+        takes_part = (labels >= 0) & (labels <= last)
+        with torch.autocast(shares.device.type, enabled=False):
+            own = shares.to(wide).gather(1, labels.clamp(0, last).unsqueeze(1)).squeeze(1)
+            losses = -own.clamp_min(torch.finfo(shares.dtype).tiny).log()
+            loss = torch.where(takes_part, losses, 0).sum() / takes_part.sum().clamp(min=1)
+        return loss.to(result_dtype(shares))
+
+
+def _check(shares: Tensor, labels: Tensor) -> None:
+    for tensor, name in ((shares, "shares"), (labels, "labels")):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if shares.dtype not in SUPPORTED_DTYPES:
+        raise TypeError(f"shares: expected dtype float16, bfloat16, float32 or float64, got {shares.dtype}")
+    if shares.dim() != 2 or shares.shape[1] == 0:
+        raise ValueError(f"shares: expected shape (B, K) with K > 0, got {tuple(shares.shape)}")
+    if labels.shape != shares.shape[:1]:
+        raise ValueError(f"labels: expected shape ({shares.shape[0]},), got {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels: expected an integer tensor, got {labels.dtype}")
+    if labels.device != shares.device:
+        raise ValueError(f"labels: expected device {shares.device} like shares, got {labels.device}")
