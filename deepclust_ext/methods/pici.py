@@ -19,7 +19,7 @@ from deepclust_ext.methods.shared import (
     spread,
     usage,
 )
-from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_positive
+from deepclust_ext.ops._checks import check_bool, check_fraction, check_integer, check_non_negative, check_positive
 
 
 class PICI(ClusterHeadMethod):
@@ -62,6 +62,8 @@ class PICI(ClusterHeadMethod):
         cluster_temperature: Temperature of the cluster loss.
         entropy_weight: Weight of the entropy term within the cluster loss, which asks for clusters of equal size; below
             1 where they are known to be unequal.
+        checkpointing: Keep for the backward pass only what enters each block of encoder and decoder, and compute the
+            rest a second time: less memory for the same loss and gradients.
 
     Raises:
         TypeError: If an argument is of the wrong type, or the backbone is no ``VisionTransformer``.
@@ -97,6 +99,7 @@ class PICI(ClusterHeadMethod):
         instance_temperature: float = 0.5,
         cluster_temperature: float = 1.0,
         entropy_weight: float = 1.0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         hidden_dim = feature_dim if hidden_dim is None else hidden_dim
@@ -111,6 +114,7 @@ class PICI(ClusterHeadMethod):
         self.instance_temperature = check_positive(instance_temperature, "instance_temperature")
         self.cluster_temperature = check_positive(cluster_temperature, "cluster_temperature")
         self.entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
+        self.checkpointing = check_bool(checkpointing, "checkpointing")
         if not isinstance(backbone, VisionTransformer):
             raise TypeError(
                 "backbone: expected a VisionTransformer, whose encode leaves out patches, such as "
@@ -122,6 +126,7 @@ class PICI(ClusterHeadMethod):
             raise ValueError(f"backbone: expected at least 2 patches, one of them to hide, got {backbone.num_patches}")
         self.num_kept = min(max(round((1 - hidden_share) * backbone.num_patches), 1), backbone.num_patches - 1)
         self.backbone = backbone
+        backbone.transformer.checkpointing |= checkpointing
         try:
             self.decoder = MaskedDecoder(
                 backbone.image_size,
@@ -131,6 +136,7 @@ class PICI(ClusterHeadMethod):
                 decoder_depth,
                 decoder_heads,
                 channels=backbone.channels,
+                checkpointing=checkpointing,
             )
         except ValueError as error:
             raise ValueError(f"decoder: {error}") from error

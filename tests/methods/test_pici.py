@@ -146,6 +146,27 @@ def test_the_decoder_runs_where_its_loss_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("terms", ["all", "reconstruction", "labels"])
+def test_checkpointing_keeps_less_for_the_same_gradients(terms: str) -> None:
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes[-1] += tensor.numel()
+        return tensor
+
+    results = []
+    for checkpointing in (False, True):
+        method = small_pici(checkpointing=checkpointing)
+        sizes.append(0)
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss, _ = method.training_step(make_views(2, BATCH), LABELS, terms=terms)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in method.parameters() if p.grad is not None)])
+    assert all(map(torch.equal, *results))
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+@pytest.mark.parametrize("terms", ["all", "reconstruction", "labels"])
 def test_every_step_has_masks_of_its_own_from_the_global_generator(terms: str) -> None:
     method, views = small_pici(), make_views(2, BATCH)
 
