@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deepclust_ext import fused_contrastive_loss
-from tests.helpers import EMULATED, peak_extra_megabytes, same_bits
+from tests.helpers import DEVICES, EMULATED, peak_extra_megabytes, same_bits
 from tests.ops.test_contrastive_sweep import assert_within_budget, make_inputs
 
 ANCHORS = ("z_a", "z_b", "class_a", "class_b")
@@ -26,11 +26,13 @@ LONG_CASES: list[tuple[int, int, int, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(("batch", "queue", "classes", "options"), CASES + LONG * LONG_CASES, ids=str)
-def test_gradients(batch: int, queue: int, classes: int, options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_gradients(
+    batch: int, queue: int, classes: int, options: dict[str, Any], dtype: torch.dtype, device: str
+) -> None:
     inputs = make_inputs(batch, queue, 12, classes)
-    device = "cuda" if EMULATED else "cpu"
     results = assert_within_budget(inputs, options, dtype, device, ANCHORS)
     assert results.keys() == {"loss"} | (inputs.keys() & set(ANCHORS))
 
