@@ -235,7 +235,7 @@ class CLC(ClusterHeadMethod):
                 f"iterations of Sinkhorn-Knopp keep the others alive"
             )
         highest = math.log(self.num_clusters)
-        if terms["code_entropy"] > 0.9999 * highest:
+        if terms["code_entropy"] > 0.99999 * highest:  # a healthy run begins at up to 0.9999 of it
             return (
                 f"the codes have an entropy of {terms['code_entropy']:.4f} of at most {highest:.4f}, so all clusters "
                 f"look alike; a smaller epsilon tells them apart"

@@ -236,6 +236,9 @@ def test_clusters_that_do_not_learn_yet_give_no_warning() -> None:
 
 def test_codes_that_tell_nothing_are_named() -> None:
     assert "so all clusters look alike" in (warning(small_clc(epsilon=100.0)) or "")
+    _, terms = small_clc().training_step(make_views(2))
+    beginning = {name: float(term) for name, term in terms.items()} | {"code_entropy": 0.99991 * math.log(NUM_CLUSTERS)}
+    assert small_clc().collapse_warning(beginning) is None  # as a healthy run is for some epochs
 
 
 class FreshNuisance(nn.Module):
