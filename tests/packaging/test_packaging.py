@@ -160,13 +160,19 @@ def reusing_compilers(tree: Path, log: Path) -> dict[str, str]:
 
 
 def test_pip_install_in_isolation(source: Path, tmp_path: Path) -> None:
-    """From what a source distribution ships, everything compiled, in environments that hold nothing else."""
+    """From what a source distribution ships, in environments that hold nothing else.
+
+    The next test says that nothing of csrc/ is left out, so what `make setup` compiled with this torch is used again.
+    """
     constraint = tmp_path / "constraint.txt"  # the build environment's torch must be the one that then runs
     constraint.write_text(f"torch=={torch.__version__.split('+')[0]}\n")
     python = make_environment(tmp_path / "environment", isolated=True)
     pins = {"PIP_CONSTRAINT": str(constraint), "PIP_BUILD_CONSTRAINT": str(constraint)}
-    succeed(python, "-m", "pip", "install", ".", cwd=source, PIP_COMPILE="0", **pins)
+    compiled = tmp_path / "compiled"
+    settings = {"PIP_COMPILE": "0", **pins, **reusing_compilers(source, compiled)}
+    succeed(python, "-m", "pip", "install", ".", cwd=source, **settings)
     check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
+    assert {"build/units/bindings.cpp", "csrc/build_info.cpp"} <= set(compiled.read_text().split())
 
 
 def test_source_distribution_wheel_and_editable_install(checkout: Path, source: Path, tmp_path: Path) -> None:
