@@ -130,16 +130,16 @@ void make_views(const std::vector<at::Tensor>& parts, const ViewRecipe& recipe, 
     memory.places = places.take(side);
     for (int64_t i = next++; i < count; i = next++) {
       const ImagePlace<Pixel>& image = images[i];
-      ViewRequest request{0,
-                          0,
-                          image.height,
-                          image.width,
-                          image.height,
-                          image.width,
-                          flips != nullptr && flips[i],
-                          matrices == nullptr ? nullptr : matrices + 6 * i,
-                          steps + recipe.num_steps * i,
-                          strengths + recipe.num_steps * i};
+      ViewRequest request{.top = 0,
+                          .left = 0,
+                          .rows = image.height,
+                          .columns = image.width,
+                          .image_height = image.height,
+                          .image_width = image.width,
+                          .flip = flips != nullptr && flips[i],
+                          .matrix = matrices == nullptr ? nullptr : matrices + 6 * i,
+                          .steps = steps + recipe.num_steps * i,
+                          .strengths = strengths + recipe.num_steps * i};
       if (boxes != nullptr) {  // cut, whatever they are
         const int64_t* box = boxes + 4 * i;
         request.top = std::clamp<int64_t>(box[0], 0, image.height - 1);
@@ -182,18 +182,18 @@ at::Tensor augment_views_cpu(at::TensorList images, at::IntArrayRef size, const 
     means[c] = static_cast<float>((*mean)[c]);
     inverse_stds[c] = static_cast<float>(1 / (*std)[c]);
   }
-  const ViewRecipe recipe{channels,
-                          size[0],
-                          size[1],
-                          Scratch<float>::size_of(size[0] * size[1] + kViewSlack),
-                          steps ? steps->size(1) : 0,
-                          blur_kernel,
-                          given == at::kByte     ? 255.0f
-                          : given == at::kUInt16 ? 65535.0f
-                                                 : 1.0f,
-                          means.data(),
-                          inverse_stds.data(),
-                          channels_last};
+  const ViewRecipe recipe{.channels = channels,
+                          .height = size[0],
+                          .width = size[1],
+                          .stride = Scratch<float>::size_of(size[0] * size[1] + kViewSlack),
+                          .num_steps = steps ? steps->size(1) : 0,
+                          .blur_kernel = blur_kernel,
+                          .white = given == at::kByte     ? 255.0f
+                                   : given == at::kUInt16 ? 65535.0f
+                                                          : 1.0f,
+                          .mean = means.data(),
+                          .inverse_std = inverse_stds.data(),
+                          .channels_last = channels_last};
   const at::Tensor views = at::empty({count, channels, size[0], size[1]}, images[0].options().dtype(at::kFloat),
                                      channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   const at::Tensor box = contiguous_of(boxes), flip = contiguous_of(flips), matrix = contiguous_of(matrices),

@@ -157,23 +157,23 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
     return mined;
   }
 
-  MiningInputs<T> in{count,
-                     depth,
-                     padded,
-                     teacher,
-                     student,
-                     shift,
-                     teacher_panels,
-                     teacher_bias,
-                     student_panels,
-                     student_bias,
-                     self_squared,
-                     self_distance,
-                     teacher_norm_squared,
-                     T(0),
-                     T(0),
-                     T(0),
-                     (depth + 32) * std::numeric_limits<T>::epsilon() / 2};
+  MiningInputs<T> in{.count = count,
+                     .depth = depth,
+                     .padded = padded,
+                     .teacher = teacher,
+                     .student = student,
+                     .shift = shift,
+                     .teacher_panels = teacher_panels,
+                     .teacher_bias = teacher_bias,
+                     .student_panels = student_panels,
+                     .student_bias = student_bias,
+                     .self_squared = self_squared,
+                     .self_distance = self_distance,
+                     .teacher_norm_squared = teacher_norm_squared,
+                     .self_distance_max = T(0),
+                     .teacher_norm_max = T(0),
+                     .student_norm_max = T(0),
+                     .rounding = (depth + 32) * std::numeric_limits<T>::epsilon() / 2};
   for (int64_t j = 0; j < count; ++j) {
     in.self_distance_max = std::max(in.self_distance_max, self_distance[j]);
     in.teacher_norm_max = std::max(in.teacher_norm_max, teacher_norm_squared[j]);

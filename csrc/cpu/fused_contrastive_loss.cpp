@@ -1,10 +1,11 @@
 // The contrastive loss without any N x N matrix, and with every product of two rows computed once.
 //
 // A row is packed as [z / |z|, c sqrt(temperature / class_temperature)]: scores are products of such rows over the
-// temperature, class vectors no more than further features. Rows are cut into blocks. A task computes the scores of one
-// block against another, by the tile core, and uses them while they are in cache: the forward pass sums their
-// exponentials, the backward pass turns them into derivatives and multiplies these with the rows. Scores of two views
-// are symmetric, so a task serves the rows of both its blocks.
+// temperature, class vectors no more than further features. (CUDA packs [z / |z| / sqrt(temperature), c /
+// sqrt(class_temperature)], whose products are scores: see cuda/fused_contrastive_loss.cuh.) Rows are cut into blocks.
+// A task computes the scores of one block against another, by the tile core, and uses them while they are in cache: the
+// forward pass sums their exponentials, the backward pass turns them into derivatives and multiplies these with the
+// rows. Scores of two views are symmetric, so a task serves the rows of both its blocks.
 //
 // Tasks run in rounds of disjoint pairs (block_pairs.h), so that sums of a block need no locks and have one order. A
 // queue, which may be large, is never packed as a whole: a task packs one block of it after the other, compares it with
@@ -44,12 +45,13 @@
 namespace deepclust {
 namespace {
 
-// Sums of exponentials down to exp(-64), and their inverses times a gradient, are still normal floats.
-constexpr double kMaxBoundedExponent = 64;
+// Between the least and the largest exponent: sums of exponentials down to exp(-64), and their inverses times a
+// gradient, are still normal floats, so that no maximum is searched.
+constexpr double kMaxUnshiftedSpan = 64;
 
 // What the kernels read; T is the accumulation type. Rows are packed.
 template <typename T>
-struct ContrastiveInputs {
+struct PackedContrastive {
   bool two_views;          // rows and columns are the same; else rows are the queue. Columns are the anchors.
   int64_t count;           // rows
   int64_t depth, stride;   // elements of a row, and from one row to the next
@@ -106,7 +108,7 @@ struct Problem {
   std::optional<PackedRows<T>> positives;  // with a queue
   std::optional<PackedRows<T>> queue;
   bool finite;
-  ContrastiveInputs<T> in;
+  PackedContrastive<T> in;
 
   Problem(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a, const OptionalTensor& class_b,
           const OptionalTensor& queue_z, const OptionalTensor& class_queue, const Options& options)
@@ -121,18 +123,18 @@ struct Problem {
     const T bound = scale * anchors.largest_norm() * rows.largest_norm();
     const T positive_bound = two_views ? bound : scale * anchors.largest_norm() * positives->largest_norm();
     finite = std::isfinite(bound) && std::isfinite(positive_bound);
-    in = {two_views,
-          rows.count(),
-          rows.depth(),
-          rows.stride(),
-          rows.rows(),
-          anchors.rows(),
-          anchors.panels(),
-          anchors.bias(),
-          scale,
-          hardness_of(options.loss.hardness),
-          bound,
-          2 * (1 + options.loss.hardness) * bound <= kMaxBoundedExponent};
+    in = {.two_views = two_views,
+          .count = rows.count(),
+          .depth = rows.depth(),
+          .stride = rows.stride(),
+          .rows = rows.rows(),
+          .column_rows = anchors.rows(),
+          .column_panels = anchors.panels(),
+          .column_bias = anchors.bias(),
+          .score_scale = scale,
+          .hardness = hardness_of(options.loss.hardness),
+          .bound = bound,
+          .bounded = 2 * (1 + options.loss.hardness) * bound <= kMaxUnshiftedSpan};
   }
 
   // Calls use(pair, rows of the pair) for all pairs of blocks of a chunk of the queue.
@@ -343,7 +345,7 @@ void add_queue_gradients(const Problem<T>& problem, const AnchorValues<T>& of_an
                          T* by_queue,  // (count, stride)
                          T* by_anchor  // (anchors, stride)
 ) {
-  const ContrastiveInputs<T>& in = problem.in;
+  const PackedContrastive<T>& in = problem.in;
   const int64_t anchors = problem.anchors.count();
   const int64_t group = std::min(anchors, kGroupColumns) * in.stride;
   const int64_t chunks = count_chunks(in.count);
@@ -414,7 +416,7 @@ std::array<at::Tensor, kInputs> gradients_of(const at::Tensor& grad_loss, const 
                                              const OptionalTensor& class_queue, const Options& options,
                                              std::string_view reduction, const InputMask& wanted) {
   const Problem<T> problem(z_a, z_b, class_a, class_b, queue, class_queue, options);
-  const ContrastiveInputs<T>& in = problem.in;
+  const PackedContrastive<T>& in = problem.in;
   const int64_t count = row_values.size(1);
   const at::Tensor slopes = slopes_of<T>(in.score_scale, grad_loss, row_values, reduction);
   const T* slope = slopes.template const_data_ptr<T>();

@@ -58,7 +58,7 @@ struct ContrastiveTile {
   int64_t row, rows, column, columns;
   int64_t padded;  // columns rounded up to whole panels
 
-  ContrastiveTile(const ContrastiveInputs<T>& in, const BlockPair& pair, const T* pair_rows)
+  ContrastiveTile(const PackedContrastive<T>& in, const BlockPair& pair, const T* pair_rows)
       : row(pair.row),
         rows(pair.rows),
         column(pair.column),
@@ -77,7 +77,7 @@ struct ContrastiveTile {
   // Calls use(r, c) for every row r of the tile with its positive in column c, and takes pairs that are no negatives
   // out.
   template <typename Use>
-  void take_out_positives(const ContrastiveInputs<T>& in, const Use& use) {
+  void take_out_positives(const PackedContrastive<T>& in, const Use& use) {
     if (!in.two_views) return;
     const int64_t half = in.count / 2;
     for (int64_t r = 0; r < rows; ++r) {
@@ -131,7 +131,7 @@ void sum_exponentials(ContrastiveTile<T>& tile, T hardness, const Shift& shift,
 
 // Adds sums relative to `shift` to the sums of an anchor.
 template <typename T>
-void add_to_anchor(const ContrastiveInputs<T>& in, T shift, double sum, double weight_sum, LogSums<T>& total) {
+void add_to_anchor(const PackedContrastive<T>& in, T shift, double sum, double weight_sum, LogSums<T>& total) {
   if (sum == 0 && weight_sum == 0) return;  // then the shift may say nothing
   if (shift > total.shift) {
     const double change = total.shift > -std::numeric_limits<T>::infinity() ? double(total.shift) - shift : 0.0;
@@ -149,7 +149,7 @@ void add_to_anchor(const ContrastiveInputs<T>& in, T shift, double sum, double w
 
 // Multiplies the kept rows of an anchor by what a change of its shift does to its exponentials.
 template <typename T>
-void rescale_kept(const ContrastiveInputs<T>& in, T from, T to, const KeptRows<T>& kept, int64_t anchor) {
+void rescale_kept(const PackedContrastive<T>& in, T from, T to, const KeptRows<T>& kept, int64_t anchor) {
   T* rows[2] = {kept.sum, kept.weight_sum};
   for (int which = 0; which < 2; ++which) {
     if (rows[which] == nullptr || from == to) continue;
@@ -160,7 +160,7 @@ void rescale_kept(const ContrastiveInputs<T>& in, T from, T to, const KeptRows<T
 }
 
 template <bool kWeighted, typename T>
-void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, const T* pair_rows, LogSums<T>* row_sums,
+void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T* pair_rows, LogSums<T>* row_sums,
                  LogSums<T>* column_sums, T* positive, const KeptRows<T>& kept) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
@@ -244,7 +244,7 @@ void sum_tile_as(const ContrastiveInputs<T>& in, const BlockPair& pair, const T*
 
 // Adds the exponentials of a tile to the sums of the anchors that the pair is for; notes positive scores.
 template <typename T>
-void sum_tile(const ContrastiveInputs<T>& in, const BlockPair& pair,
+void sum_tile(const PackedContrastive<T>& in, const BlockPair& pair,
               const T* pair_rows,       // (pair.rows and a panel more, stride)
               LogSums<T>* row_sums,     // (pair.rows,)
               LogSums<T>* column_sums,  // (pair.columns,)
@@ -260,7 +260,7 @@ void sum_tile(const ContrastiveInputs<T>& in, const BlockPair& pair,
 
 // Adds the sums of a part to those of an anchor, and what is kept of it.
 template <typename T>
-void add_sums(const ContrastiveInputs<T>& in, const LogSums<T>& part, const KeptRows<T>& part_kept, int64_t part_anchor,
+void add_sums(const PackedContrastive<T>& in, const LogSums<T>& part, const KeptRows<T>& part_kept, int64_t part_anchor,
               LogSums<T>& total, const KeptRows<T>& kept, int64_t anchor) {
   if (part.sum == 0 && part.weight_sum == 0) return;
   const T shift = part.shift > total.shift ? part.shift : total.shift;
@@ -287,7 +287,7 @@ DEEPCLUST_INLINE Vec<T> anchor_weight(const Vec<T>& difference, T hardness, cons
 
 // Turns the scores of a tile into the derivatives of the loss by them. Columns are anchors always, rows in two views.
 template <bool kWeighted, typename T>
-void weigh_scores(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchors, ContrastiveTile<T>& tile) {
+void weigh_scores(const PackedContrastive<T>& in, const AnchorValues<T>& anchors, ContrastiveTile<T>& tile) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   const T hardness = in.hardness;
   const auto at_column = [&](const T* values, T* copy) {  // 0 where absent
@@ -331,7 +331,7 @@ void weigh_scores(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchors
 
 // Adds the derivatives of the loss through a tile's scores to the gradients that the pair is for.
 template <typename T>
-void add_gradients(const ContrastiveInputs<T>& in, const AnchorValues<T>& anchors, const BlockPair& pair,
+void add_gradients(const PackedContrastive<T>& in, const AnchorValues<T>& anchors, const BlockPair& pair,
                    const T* pair_rows,  // (pair.rows and a panel more, stride)
                    T* row_gradient,     // (pair.rows, stride)
                    T* column_gradient   // (pair.columns, stride)

@@ -32,14 +32,14 @@ std::array<double, kHsdSums> finish_rows(const MinedPairs& mined, double tempera
   std::vector<std::array<double, kHsdSums>> sums(groups);
   at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * kRowsPerSum; i < std::min(end * kRowsPerSum, count); ++i) {
-      const MinedRow<T> mined_row{index[i],
-                                  index[count + i],
-                                  distance[i],
-                                  distance[count + i],
-                                  distance[2 * count + i],
-                                  distance[3 * count + i],
-                                  inverse[i],
-                                  inverse[count + i]};
+      const MinedRow<T> mined_row{.positive_index = index[i],
+                                  .negative_index = index[count + i],
+                                  .positive = distance[i],
+                                  .negative = distance[count + i],
+                                  .positive_teacher = distance[2 * count + i],
+                                  .negative_teacher = distance[3 * count + i],
+                                  .positive_inverse = inverse[i],
+                                  .negative_inverse = inverse[count + i]};
       const HsdRow<T> row = hsd_row(mined_row, temperature, sums[i / kRowsPerSum].data());
       loss[i] = row.loss;
       slope[i] = row.positive_slope;

@@ -164,22 +164,22 @@ Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroid
   T* shift = scratch_.take(depth);
   int32_t* pair_block = by_pairs_ ? pair_scratch_.take(padded_ * pairs_) : nullptr;
   const T* source = centroids.const_data_ptr<T>();
-  in_ = {clusters,
-         depth,
-         pairs_,
-         std::min(padded_, kMaxChunk / tile_ * tile_),
-         features.const_data_ptr<T>(),
-         cosine ? normalized : source,
-         shift,
-         block,
-         bias,
-         pair_block,
-         nullptr,
-         shortfall,
-         T(0),
-         T(0),
-         (depth + 32) * std::numeric_limits<T>::epsilon() / 2,
-         cosine};
+  in_ = {.clusters = clusters,
+         .depth = depth,
+         .pairs = pairs_,
+         .chunk = std::min(padded_, kMaxChunk / tile_ * tile_),
+         .features = features.const_data_ptr<T>(),
+         .centroids = cosine ? normalized : source,
+         .shift = shift,
+         .block = block,
+         .bias = bias,
+         .pair_block = pair_block,
+         .integer_block = nullptr,
+         .shortfall = shortfall,
+         .reach = T(0),
+         .pair_error = T(0),
+         .rounding = (depth + 32) * std::numeric_limits<T>::epsilon() / 2,
+         .cosine = cosine};
   std::atomic<bool> finite{true};
   if (cosine) {
     at::parallel_for(0, clusters, 16, [&](int64_t begin, int64_t end) {

@@ -191,19 +191,19 @@ Seeding<T>::Seeding(const at::Tensor& features, int64_t candidates, bool cosine,
   if (!finite_) return;
   find_mean(cosine ? normalized : rows, count_, depth_, shift);
   const double precision = std::numeric_limits<float>::epsilon();
-  state_ = {count_,
-            depth_,
-            pairs_,
-            cosine ? normalized : rows,
-            inverse_norm,
-            weights,
-            shift,
-            pair_scratch_.take(padded_ * pairs_),
-            float_scratch_.take(padded_),
-            float_scratch_.take(padded_),
-            cost_scratch_.take(count_),
-            (static_cast<double>(depth_) / 32 + 32) * precision,
-            cosine};
+  state_ = {.count = count_,
+            .depth = depth_,
+            .pairs = pairs_,
+            .rows = cosine ? normalized : rows,
+            .inverse_norm = inverse_norm,
+            .weights = weights,
+            .shift = shift,
+            .panels = pair_scratch_.take(padded_ * pairs_),
+            .norm = float_scratch_.take(padded_),
+            .bound = float_scratch_.take(padded_),
+            .least = cost_scratch_.take(count_),
+            .slack = (static_cast<double>(depth_) / 32 + 32) * precision,
+            .cosine = cosine};
   candidates_ = {pair_scratch_.take(candidates * pairs_), float_scratch_.take(candidates),
                  float_scratch_.take(candidates), float_scratch_.take(candidates)};
   std::fill(state_.bound + count_, state_.bound + padded_, 0.0f);

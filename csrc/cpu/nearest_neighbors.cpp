@@ -25,6 +25,7 @@
 
 #include "common/constants.h"
 #include "common/dtypes.h"
+#include "common/host_device.h"
 #include "cpu/scratch.h"
 
 namespace deepclust {
@@ -87,8 +88,6 @@ namespace deepclust {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
-
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 template <typename T>
 struct Neighbor {

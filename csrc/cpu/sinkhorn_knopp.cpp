@@ -127,19 +127,19 @@ class Solver {
         sums_(clusters),
         ratios_(clusters),
         epsilon_(epsilon) {
-    in_ = {samples,
-           clusters,
-           stride_,
-           nullptr,
-           nullptr,
-           T(0),
-           T(0),
-           memory_.take(matrix_size_),
-           memory_.take(samples),
-           memory_.take(stride_),
-           memory_.take(samples),
-           memory_.take(stride_),
-           nullptr};
+    in_ = {.samples = samples,
+           .clusters = clusters,
+           .stride = stride_,
+           .scores = nullptr,
+           .shares = nullptr,
+           .inverse_epsilon = T(0),
+           .inverse_epsilon_rest = T(0),
+           .kernel = memory_.take(matrix_size_),
+           .row_shift = memory_.take(samples),
+           .column_shift = memory_.take(stride_),
+           .u = memory_.take(samples),
+           .v = memory_.take(stride_),
+           .assignments = nullptr};
     sample_values_ = memory_.take(samples);
     peaks_ = memory_.take(stride_);
     cluster_values_ = memory_.take(stride_);

@@ -14,8 +14,10 @@
 #include <cmath>
 #include <type_traits>
 
+#include "common/arithmetic.cuh"
 #include "common/block.cuh"
 #include "common/constants.h"
+#include "common/host_device.h"
 #include "common/hsd_row.h"
 #include "common/numeric.cuh"
 #include "common/quad.cuh"
@@ -36,10 +38,10 @@ __device__ __forceinline__ T inverse_of(T squared, T distance) {
 
 // Writes one row and adds it to the sums of the loss.
 template <class P>
-__device__ void write_row(const Arguments<P>& in, int64_t i, bool finite,
+__device__ void write_row(const MiningArguments<P>& in, int64_t i, bool finite,
                           const HardestPairs<typename P::Accumulator>& pairs, double* sums /* (kHsdSums,) */) {
   using T = typename P::Accumulator;
-  using Row = typename Arguments<P>::Row;
+  using Row = typename MiningArguments<P>::Row;
   const T nan = Limits<T>::kNan;
   MinedRow<T> row{-1, -1, nan, nan, nan, nan, nan, nan};
   T inverse_teacher[2] = {nan, nan};
@@ -79,9 +81,9 @@ __device__ void write_row(const Arguments<P>& in, int64_t i, bool finite,
 
 // Loss and statistics from the sums of all row blocks.
 template <int kWarps, class P>
-__device__ void finish_loss(const Arguments<P>& in) {
+__device__ void finish_loss(const MiningArguments<P>& in) {
   using T = typename P::Accumulator;
-  using Row = typename Arguments<P>::Row;
+  using Row = typename MiningArguments<P>::Row;
   double sums[kHsdSums] = {};
   for (int block = threadIdx.x; block < in.row_blocks; block += 32 * kWarps) {
     for (int k = 0; k < kHsdSums; ++k) sums[k] += in.sums[int64_t{block} * kHsdSums + k];
@@ -98,11 +100,11 @@ __device__ void finish_loss(const Arguments<P>& in) {
 constexpr int blocks_per_multiprocessor(bool is_half, bool is_large) { return is_large ? 1 : is_half ? 3 : 2; }
 
 template <class P, int kWarps>
-constexpr int kMinBlocks = blocks_per_multiprocessor(sizeof(typename Arguments<P>::Row) == 2, kWarps == 8);
+constexpr int kMinBlocks = blocks_per_multiprocessor(sizeof(typename MiningArguments<P>::Row) == 2, kWarps == 8);
 
 // Block (x, y) searches split y of the columns for row block x.
 template <class P, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs_kernel(const Arguments<P> in) {
+__global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs_kernel(const MiningArguments<P> in) {
   using T = typename P::Accumulator;
   using Search = PairSearch<P, kWarps>;
   using Gemm = typename Search::Gemm;
@@ -149,7 +151,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs
 }
 
 template <class P, int kWarps>
-cudaError_t launch_kernels(const Arguments<P>& arguments, cudaStream_t stream) {
+cudaError_t launch_kernels(const MiningArguments<P>& arguments, cudaStream_t stream) {
   const cudaError_t error = device::launch(prepare_rows_kernel<P>, dim3(arguments.prepare_blocks),
                                            dim3(kPrepareThreads), 0, stream, arguments);
   if (error != cudaSuccess) return error;
@@ -160,7 +162,7 @@ cudaError_t launch_kernels(const Arguments<P>& arguments, cudaStream_t stream) {
 template <class P>
 cudaError_t launch_type(const MiningPlan& plan, const void* teacher, const void* student, bool normalize,
                         const MiningWorkspace& workspace, const MiningOutputs& outputs, cudaStream_t stream) {
-  using A = Arguments<P>;
+  using A = MiningArguments<P>;
   using T = typename A::T;
   using Row = typename A::Row;
   A in{};
@@ -191,8 +193,6 @@ cudaError_t launch_type(const MiningPlan& plan, const void* teacher, const void*
   return plan.warps == 8 ? launch_kernels<P, 8>(in, stream) : launch_kernels<P, 4>(in, stream);
 }
 
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
-
 }  // namespace
 
 MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int multiprocessors) {
@@ -207,14 +207,16 @@ MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int multi
   const bool is_half = type == ElementType::kBf16 || type == ElementType::kF16;
   const int64_t room = int64_t{multiprocessors} * blocks_per_multiprocessor(is_half, many_rows) / row_blocks;
   const int64_t most = smaller<int64_t>(kMaxSplits, divide_up(count, SmallBlock::kColumns));
-  return {type,
-          count,
-          depth,
-          divide_up(depth, stage_depth) * stage_depth,
-          many_rows ? 8 : 4,
-          static_cast<int>(row_blocks),
-          static_cast<int>(room < 1 ? 1 : smaller(room, most)),
-          static_cast<int>(divide_up(count, kRowsPerPrepareBlock))};
+  MiningPlan plan{};
+  plan.type = type;
+  plan.count = count;
+  plan.depth = depth;
+  plan.row_depth = divide_up(depth, stage_depth) * stage_depth;
+  plan.warps = many_rows ? 8 : 4;
+  plan.row_blocks = static_cast<int>(row_blocks);
+  plan.splits = static_cast<int>(room < 1 ? 1 : smaller(room, most));
+  plan.prepare_blocks = static_cast<int>(divide_up(count, kRowsPerPrepareBlock));
+  return plan;
 }
 
 MiningWorkspaceBytes mining_workspace_bytes(const MiningPlan& plan) {
@@ -235,17 +237,9 @@ MiningWorkspaceBytes mining_workspace_bytes(const MiningPlan& plan) {
 cudaError_t launch_batch_hard_mining(const MiningPlan& plan, const void* teacher, const void* student, bool normalize,
                                      const MiningWorkspace& workspace, const MiningOutputs& outputs,
                                      cudaStream_t stream) {
-  switch (plan.type) {
-    case ElementType::kF32:
-      return launch_type<F32AsF16x3>(plan, teacher, student, normalize, workspace, outputs, stream);
-    case ElementType::kBf16:
-      return launch_type<Bf16>(plan, teacher, student, normalize, workspace, outputs, stream);
-    case ElementType::kF16:
-      return launch_type<F16>(plan, teacher, student, normalize, workspace, outputs, stream);
-    case ElementType::kF64:
-      return launch_type<F64>(plan, teacher, student, normalize, workspace, outputs, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_arithmetic<F32AsF16x3>(plan.type, [&](auto arithmetic) {
+    return launch_type<decltype(arithmetic)>(plan, teacher, student, normalize, workspace, outputs, stream);
+  });
 }
 
 }  // namespace deepclust

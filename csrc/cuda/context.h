@@ -18,7 +18,10 @@
 #endif
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
+
+#include "common/host_device.h"
 
 namespace deepclust {
 
@@ -48,36 +51,43 @@ inline void check_launch(cudaError_t error) {
 #endif
 }
 
-// Pieces of device memory for one op, from torch's allocator; alive as long as the object, which on a stream is enough.
+// Device memory for one op from torch's allocator, cut into the fields of a workspace, a struct of pointers. Alive as
+// long as the object, which on a stream is enough.
+template <class Workspace>
 class DeviceMemory {
  public:
-  // One allocation, cut into pieces that start on their own 256 bytes; a piece of 0 bytes is null.
-  DeviceMemory(const int64_t* bytes, int count, const at::TensorOptions& options) {
+  // One allocation, cut into fields that start on their own 256 bytes; a field of 0 bytes is null.
+  template <class Bytes>
+  DeviceMemory(const Bytes& bytes /* of every field, in order */, const at::TensorOptions& options) {
+    constexpr size_t kFields = sizeof(bytes.field) / sizeof(bytes.field[0]);
+    static_assert(sizeof(Workspace) == kFields * sizeof(void*), "a workspace has a pointer for each number of bytes");
     const at::TensorOptions raw = options.dtype(at::kByte);
+    void* pieces[kFields];
 #if defined(DEEPCLUST_EMULATED)
-    for (int i = 0; i < count; ++i) {  // apart, so that the checker knows where each ends
-      memory_.push_back(at::empty({bytes[i]}, raw));
-      pieces_.push_back(bytes[i] > 0 ? memory_.back().mutable_data_ptr() : nullptr);
+    for (size_t i = 0; i < kFields; ++i) {  // apart, so that the checker knows where each ends
+      memory_.push_back(at::empty({bytes.field[i]}, raw));
+      pieces[i] = bytes.field[i] > 0 ? memory_.back().mutable_data_ptr() : nullptr;
     }
 #else
     int64_t total = 0;
-    for (int i = 0; i < count; ++i) total += round_up(bytes[i]);
+    for (const int64_t size : bytes.field) total += round_up(size);
     memory_.push_back(at::empty({total}, raw));
     auto* next = static_cast<unsigned char*>(memory_.back().mutable_data_ptr());
-    for (int i = 0; i < count; ++i) {
-      pieces_.push_back(bytes[i] > 0 ? next : nullptr);
-      next += round_up(bytes[i]);
+    for (size_t i = 0; i < kFields; ++i) {
+      pieces[i] = bytes.field[i] > 0 ? next : nullptr;
+      next += round_up(bytes.field[i]);
     }
 #endif
+    std::memcpy(&workspace_, pieces, sizeof(workspace_));
   }
 
-  void* operator[](int i) const { return pieces_[i]; }
+  const Workspace& workspace() const { return workspace_; }
 
  private:
-  static int64_t round_up(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+  static int64_t round_up(int64_t bytes) { return divide_up(bytes, 256) * 256; }
 
   std::vector<at::Tensor> memory_;
-  std::vector<void*> pieces_;
+  Workspace workspace_;
 };
 
 }  // namespace deepclust

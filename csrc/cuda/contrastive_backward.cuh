@@ -28,8 +28,8 @@ constexpr int kChunkFeatures = std::is_same<typename P::Element, double>::value 
 template <class P>
 struct OwnerArguments {
   using T = typename P::Accumulator;
-  Arguments<P> packed;
-  const T* anchor_values;  // (kContrastiveValues, anchors), see GradientArguments
+  ContrastiveArguments<P> packed;
+  const T* anchor_values;  // (kContrastiveValues, anchors), see ContrastiveGradientArguments
   T* sums;                 // (splits, count, row_depth)
   int64_t first_row, count, first_column, columns;
   int splits, first_chunk;
@@ -166,7 +166,7 @@ struct SumOverColumns {
   // Turns scores into weights, times the scale of the column.
   template <bool kBounded>
   __device__ __forceinline__ void to_weights(typename Gemm::Products& scores) const {
-    const Arguments<P>& packed = in.packed;
+    const ContrastiveArguments<P>& packed = in.packed;
 #pragma unroll
     for (int c = 0; c < 2 * Gemm::kColumnTiles; ++c) {
       const auto column = [&](ColumnValue which) {
@@ -320,7 +320,7 @@ __global__ void __launch_bounds__(32 * kOwnerWarps, kBackwardBlocksPerMultiproce
   using Sums = SumOverColumns<P>;
   using Gemm = typename Sums::Gemm;
   DEEPCLUST_DYNAMIC_SHARED(shared);
-  const Arguments<P>& packed = in.packed;
+  const ContrastiveArguments<P>& packed = in.packed;
   const T squares = largest_of<kOwnerWarps>(packed.largest_squares, packed.prepare_blocks);
   if (!(squares <= Limits<T>::kMax)) return;
   const int64_t block_row = int64_t{blockIdx.x} * Gemm::kRows;

@@ -18,13 +18,13 @@ constexpr int kRowsPerFinishBlock = 32;  // 4 of a warp
 template <class P>
 struct FinishArguments {
   using T = typename P::Accumulator;
-  Arguments<P> packed;
+  ContrastiveArguments<P> packed;
   struct Owners {
     const T* sums;  // (splits, count, row_depth)
     int64_t first_row, count;
     int splits;
   } owners[2];
-  const T* anchor_values;  // (kContrastiveValues, anchors), see GradientArguments
+  const T* anchor_values;  // (kContrastiveValues, anchors), see ContrastiveGradientArguments
   void* gradient[kContrastiveInputs];
 };
 
@@ -33,7 +33,7 @@ struct FinishArguments {
 template <class P, class Input>
 __device__ void finish_row(const FinishArguments<P>& in, const ContrastiveInputs& inputs, int64_t row, bool finite) {
   using T = typename P::Accumulator;
-  const Arguments<P>& packed = in.packed;
+  const ContrastiveArguments<P>& packed = in.packed;
   const int group = row < packed.batch ? kViewA : row < 2 * packed.batch ? kViewB : kQueue;
   const int64_t index = row - group * packed.batch;
   Input* gradient = static_cast<Input*>(in.gradient[group == kQueue ? 4 : group]);

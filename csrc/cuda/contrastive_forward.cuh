@@ -26,7 +26,7 @@ struct ExpSums {
 template <class P>
 struct LossArguments {
   using T = typename P::Accumulator;
-  Arguments<P> packed;
+  ContrastiveArguments<P> packed;
   ExpSums<T>* partial;  // (splits, anchors)
   unsigned* tickets;    // (row_blocks + 1,)
   double* sums;         // (row_blocks,)
@@ -79,7 +79,7 @@ struct SumExps {
   }
 
   __device__ __forceinline__ void operator()(int64_t first_column, typename Gemm::Products& products) {
-    const Arguments<P>& packed = in.packed;
+    const ContrastiveArguments<P>& packed = in.packed;
     to_scores<Gemm>({in.columns, packed.batch, packed.two_views}, first_row, scale,
                     packed.scale + in.first_column + first_column, first_column, products);
 #pragma unroll
@@ -125,7 +125,7 @@ struct SumExps {
 template <class P>
 __device__ double finish_anchor(const LossArguments<P>& in, int64_t i, bool finite) {
   using T = typename P::Accumulator;
-  const Arguments<P>& packed = in.packed;
+  const ContrastiveArguments<P>& packed = in.packed;
   double loss = Limits<double>::kNan;
   double value[kContrastiveValues] = {loss, loss, loss, loss};
   if (finite) {
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<P, kWarps>) sum_ex
   using Sums = SumExps<P, kWarps>;
   using Gemm = typename Sums::Gemm;
   DEEPCLUST_DYNAMIC_SHARED(shared);
-  const Arguments<P>& packed = in.packed;
+  const ContrastiveArguments<P>& packed = in.packed;
   const int64_t first_row = int64_t{blockIdx.x} * Gemm::kRows;
   const T squares = largest_of<kWarps>(packed.largest_squares, packed.prepare_blocks);
   const bool finite = squares <= Limits<T>::kMax;

@@ -20,7 +20,7 @@ constexpr int kRowsPerPrepareBlock = kPrepareThreads / 4;  // one quad each
 constexpr int kMaxSplits = 16;
 // Scores times 1 + hardness within this bound need no maximum: their exponentials neither overflow nor vanish, nor do
 // the inverse sums over them times a gradient.
-constexpr double kMaxBoundedExponent = 30;
+constexpr double kMaxUnshiftedExponent = 30;
 // Rows split in two float16 parts get a norm of 2^7: elements stay below the largest float16, low parts above the
 // smallest, so that the two have 22 bits.
 constexpr int kSplitExponent = 7;
@@ -28,7 +28,7 @@ constexpr int kSplitExponent = 7;
 enum Group { kViewA, kViewB, kQueue };
 
 template <class P>
-struct Arguments {
+struct ContrastiveArguments {
   using T = typename P::Accumulator;
   using Element = typename P::Element;
   Element* part[P::kParts];  // (rows, row_depth)
@@ -57,12 +57,12 @@ struct Arguments {
   }
 
   // Whether scores of rows with these squared norms need no maximum.
-  __device__ __forceinline__ bool is_bounded(T squares) const { return squares * max_growth <= kMaxBoundedExponent; }
+  __device__ __forceinline__ bool is_bounded(T squares) const { return squares * max_growth <= kMaxUnshiftedExponent; }
 };
 
 // Only for the backward pass.
 template <class T>
-struct GradientArguments {
+struct ContrastiveGradientArguments {
   const void* grad_loss;  // (anchors,) input type
   int64_t grad_stride;
   T factor;
@@ -77,8 +77,8 @@ constexpr bool kKeepsElements = P::kParts == 1 && sizeof(typename P::Element) ==
 
 // Packs a row and returns its squared norm, infinite if the row is not finite; by a quad.
 template <class P, class Input>
-__device__ typename P::Accumulator pack_row(const Arguments<P>& in, const ContrastiveInputs& inputs, int group,
-                                            int64_t index, int64_t row) {
+__device__ typename P::Accumulator pack_row(const ContrastiveArguments<P>& in, const ContrastiveInputs& inputs,
+                                            int group, int64_t index, int64_t row) {
   using T = typename P::Accumulator;
   using Element = typename P::Element;
   const Input* z = static_cast<const Input*>(inputs.features[group]) + index * inputs.depth;
@@ -127,7 +127,7 @@ __device__ typename P::Accumulator pack_row(const Arguments<P>& in, const Contra
 
 // Score of a positive pair, by the quad that packed both rows: every lane reads the chunks that it wrote itself.
 template <class P>
-__device__ typename P::Accumulator positive_score(const Arguments<P>& in, int64_t pair) {
+__device__ typename P::Accumulator positive_score(const ContrastiveArguments<P>& in, int64_t pair) {
   using T = typename P::Accumulator;
   using Element = typename P::Element;
   T sum[2] = {};
@@ -152,7 +152,8 @@ __device__ typename P::Accumulator positive_score(const Arguments<P>& in, int64_
 }
 
 template <class P, class Input>
-__device__ void write_anchor_values(const Arguments<P>& in, const GradientArguments<typename P::Accumulator>& gradient,
+__device__ void write_anchor_values(const ContrastiveArguments<P>& in,
+                                    const ContrastiveGradientArguments<typename P::Accumulator>& gradient,
                                     int64_t anchor) {
   using T = typename P::Accumulator;
   const T grad = widen(static_cast<const Input*>(gradient.grad_loss)[anchor * gradient.grad_stride]) * gradient.factor;
@@ -166,8 +167,9 @@ __device__ void write_anchor_values(const Arguments<P>& in, const GradientArgume
 // A quad packs both rows of a pair, or a row of the queue. Zeroes the tickets, if there are any.
 template <class P, class Input>
 __global__ void __launch_bounds__(kPrepareThreads, 4)
-    prepare_kernel(const Arguments<P> in, const ContrastiveInputs inputs,
-                   const GradientArguments<typename P::Accumulator> gradient, unsigned* tickets, int ticket_count) {
+    prepare_kernel(const ContrastiveArguments<P> in, const ContrastiveInputs inputs,
+                   const ContrastiveGradientArguments<typename P::Accumulator> gradient, unsigned* tickets,
+                   int ticket_count) {
   using T = typename P::Accumulator;
   const int64_t i = int64_t{blockIdx.x} * kRowsPerPrepareBlock + threadIdx.x / 4;
   T squares = 0;

@@ -41,7 +41,7 @@ struct GatherArguments {
 };
 
 template <class Element>
-struct GradientArguments {
+struct GatherGradientArguments {
   using T = Widened<Element>;
   const Element* grad_samples;
   const Element* samples;
@@ -198,7 +198,7 @@ __global__ void __launch_bounds__(kGatherThreads, 4) gather_kernel(const GatherA
 
 // y.g of every normalized sample y and its gradient g.
 template <class Element>
-__global__ void __launch_bounds__(kGatherThreads, 4) gather_along_kernel(const GradientArguments<Element> in) {
+__global__ void __launch_bounds__(kGatherThreads, 4) gather_along_kernel(const GatherGradientArguments<Element> in) {
   using T = Widened<Element>;
   const int64_t walker = warp_of_grid();
   if (walker >= in.walkers) return;
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kGatherThreads, 4) gather_along_kernel(const G
 }
 
 template <class Element>
-__global__ void __launch_bounds__(kGatherThreads, 4) gather_gradient_kernel(const GradientArguments<Element> in) {
+__global__ void __launch_bounds__(kGatherThreads, 4) gather_gradient_kernel(const GatherGradientArguments<Element> in) {
   using T = Widened<Element>;
   const int64_t first = warp_of_grid();
   if (first >= in.walkers) return;
@@ -285,7 +285,7 @@ cudaError_t launch_diffused_neighbor_gather_backward(const GatherGradientInputs&
   return for_element_type(inputs.type, [&](auto element) {
     using Element = decltype(element);
     using T = Widened<Element>;
-    GradientArguments<Element> in{};
+    GatherGradientArguments<Element> in{};
     in.grad_samples = static_cast<const Element*>(inputs.grad_samples);
     in.samples = static_cast<const Element*>(inputs.samples);
     in.inverse_norm = static_cast<const T*>(inputs.inverse_norm);

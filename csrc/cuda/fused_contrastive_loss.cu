@@ -10,6 +10,7 @@
 
 #include <type_traits>
 
+#include "common/host_device.h"
 #include "cuda/contrastive_backward.cuh"
 #include "cuda/contrastive_finish.cuh"
 #include "cuda/contrastive_forward.cuh"
@@ -19,8 +20,6 @@ namespace deepclust {
 namespace {
 
 using namespace contrastive;
-
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 // Calls visit with the products' type.
 template <class Visit>
@@ -75,10 +74,10 @@ ContrastiveBlocks plan_blocks(int64_t first_row, int64_t count, int64_t first_co
 }
 
 template <class P>
-Arguments<P> packed_arguments(const ContrastiveInputs& inputs, const ContrastivePlan& plan,
-                              const ContrastiveWorkspace& workspace) {
+ContrastiveArguments<P> packed_arguments(const ContrastiveInputs& inputs, const ContrastivePlan& plan,
+                                         const ContrastiveWorkspace& workspace) {
   using T = typename P::Accumulator;
-  Arguments<P> in{};
+  ContrastiveArguments<P> in{};
   for (int part = 0; part < P::kParts; ++part) {
     in.part[part] = static_cast<typename P::Element*>(workspace.field[kRows]) + part * plan.rows * plan.row_depth;
   }
@@ -114,8 +113,8 @@ cudaError_t for_input_type(ElementType type, Run&& run) {
 }
 
 template <class P>
-cudaError_t launch_prepare(const ContrastiveInputs& inputs, const Arguments<P>& packed,
-                           const GradientArguments<typename P::Accumulator>& gradient, unsigned* tickets,
+cudaError_t launch_prepare(const ContrastiveInputs& inputs, const ContrastiveArguments<P>& packed,
+                           const ContrastiveGradientArguments<typename P::Accumulator>& gradient, unsigned* tickets,
                            int ticket_count, cudaStream_t stream) {
   return for_input_type<P>(inputs.type, [&](auto input) {
     return device::launch(prepare_kernel<P, decltype(input)>, dim3(packed.prepare_blocks), dim3(kPrepareThreads), 0,
@@ -171,8 +170,9 @@ cudaError_t launch_gradient(const ContrastiveInputs& inputs, const ContrastivePl
   auto* anchor_values = static_cast<T*>(workspace.field[kAnchorValues]);
   finish.anchor_values = anchor_values;
   for (int input = 0; input < kContrastiveInputs; ++input) finish.gradient[input] = gradients.gradient[input];
-  const GradientArguments<T> gradient{gradients.grad_loss, gradients.grad_stride, static_cast<T>(gradients.factor),
-                                      static_cast<const T*>(gradients.row_values), anchor_values};
+  const ContrastiveGradientArguments<T> gradient{gradients.grad_loss, gradients.grad_stride,
+                                                 static_cast<T>(gradients.factor),
+                                                 static_cast<const T*>(gradients.row_values), anchor_values};
   cudaError_t error = launch_prepare<P>(inputs, finish.packed, gradient, nullptr, 0, stream);
   for (int pass = 0; pass < plan.passes && error == cudaSuccess; ++pass) {
     const ContrastiveBlocks& blocks = plan.blocks[pass];

@@ -38,7 +38,8 @@ struct ContrastiveBlocks {
 
 // How the work is cut, decided from the sizes, the wanted gradients and the device. All rows, z_a, z_b and the queue in
 // this order, are packed in one matrix: a row is divided by its norm and by sqrt(temperature), and its class vector
-// follows, divided by sqrt(class_temperature). So the product of two rows is their score.
+// follows, divided by sqrt(class_temperature). So the product of two rows is their score. (The CPU multiplies products
+// by 1 / temperature instead: see cpu/fused_contrastive_loss.cpp.)
 struct ContrastivePlan {
   ContrastiveProducts products;
   int64_t rows;                 // 2 B + M

@@ -14,7 +14,10 @@
 #include <cmath>
 #include <cstdint>
 
+#include "common/arithmetic.cuh"
 #include "common/block.cuh"
+#include "common/element_type.cuh"
+#include "common/host_device.h"
 #include "common/numeric.cuh"
 #include "common/quad.cuh"
 #include "common/tile_gemm.cuh"
@@ -43,7 +46,7 @@ __global__ void __launch_bounds__(32 * kCopyWarps)
 
 // Norms, biases and scales of the centroids, one to a quad.
 template <class P>
-__global__ void __launch_bounds__(kPrepareThreads) measure_centroids_kernel(const Arguments<P> in) {
+__global__ void __launch_bounds__(kPrepareThreads) measure_centroids_kernel(const KmeansAssignArguments<P> in) {
   using T = typename P::Accumulator;
   const int64_t c = int64_t{blockIdx.x} * (kPrepareThreads / 4) + threadIdx.x / 4;
   if (c >= in.clusters) return;
@@ -55,7 +58,7 @@ __global__ void __launch_bounds__(kPrepareThreads) measure_centroids_kernel(cons
 }
 
 template <class P, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) assign_rows_kernel(const Arguments<P> in) {
+__global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) assign_rows_kernel(const KmeansAssignArguments<P> in) {
   using T = typename P::Accumulator;
   using Row = typename P::Element;
   using Search = ScoreSearch<P, kWarps>;
@@ -89,10 +92,8 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) assign_rows_kernel(c
   }
 }
 
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
-
 template <class P, int kWarps>
-cudaError_t launch_assign_kernel(const Arguments<P>& in, cudaStream_t stream) {
+cudaError_t launch_assign_kernel(const KmeansAssignArguments<P>& in, cudaStream_t stream) {
   using Gemm = typename ScoreSearch<P, kWarps>::Gemm;
   return device::launch(assign_rows_kernel<P, kWarps>, dim3(static_cast<unsigned>(divide_up(in.count, Gemm::kRows))),
                         dim3(32 * kWarps), Gemm::kSharedBytes, stream, in);
@@ -115,7 +116,7 @@ cudaError_t launch_assign_type(const KmeansAssignInputs& inputs, const KmeansAss
     if (error != cudaSuccess) return error;
     rows[which] = padded;
   }
-  Arguments<P> in{};
+  KmeansAssignArguments<P> in{};
   in.features = rows[0];
   in.centroids = rows[1];
   in.norms = static_cast<T*>(workspace.field[kCentroidNorms]);
@@ -149,8 +150,12 @@ int64_t part_rows_of(const KmeansUpdateInputs& inputs) {
   return larger(rows, divide_up(inputs.count, kMaxParts));
 }
 
+int64_t parts_of(const KmeansUpdateInputs& inputs) {
+  return larger<int64_t>(1, divide_up(inputs.count, part_rows_of(inputs)));
+}
+
 template <class Row>
-struct UpdateArguments {
+struct KmeansUpdateArguments {
   using T = Widened<Row>;
   const Row* features;    // (N, D)
   const int64_t* labels;  // (N,)
@@ -166,7 +171,7 @@ constexpr size_t kUpdateSharedBytes = device::shared_next<int>(kCountOffset, kCh
 
 // Block (part, column chunk, cluster chunk), one warp; every lane has a column, so that none waits for another.
 template <class Row>
-__global__ void __launch_bounds__(32) sum_parts_kernel(const UpdateArguments<Row> in) {
+__global__ void __launch_bounds__(32) sum_parts_kernel(const KmeansUpdateArguments<Row> in) {
   using T = Widened<Row>;
   DEEPCLUST_DYNAMIC_SHARED(shared);
   double* sums = device::shared_array<double>(shared, 0, kChunkClusters * kChunkColumns);  // (clusters, kChunkColumns)
@@ -206,7 +211,7 @@ __global__ void __launch_bounds__(32) sum_parts_kernel(const UpdateArguments<Row
 
 // Adds the parts of one element of the sums, or of one count, to a thread.
 template <class Row>
-__global__ void __launch_bounds__(kReduceThreads) add_parts_kernel(const UpdateArguments<Row> in) {
+__global__ void __launch_bounds__(kReduceThreads) add_parts_kernel(const KmeansUpdateArguments<Row> in) {
   using T = Widened<Row>;
   const int64_t size = in.clusters * in.depth;
   const int64_t element = int64_t{blockIdx.x} * kReduceThreads + threadIdx.x;
@@ -225,20 +230,21 @@ __global__ void __launch_bounds__(kReduceThreads) add_parts_kernel(const UpdateA
 }
 
 template <class Row>
-cudaError_t launch_update_type(const KmeansUpdateInputs& inputs, void* part_sums, int* part_counts, void* sums,
+cudaError_t launch_update_type(const KmeansUpdateInputs& inputs, const KmeansUpdateWorkspace& workspace, void* sums,
                                int64_t* counts, cudaStream_t stream) {
   using T = Widened<Row>;
-  const UpdateArguments<Row> in{static_cast<const Row*>(inputs.features),
-                                inputs.labels,
-                                static_cast<T*>(part_sums),
-                                part_counts,
-                                static_cast<T*>(sums),
-                                counts,
-                                inputs.count,
-                                inputs.clusters,
-                                inputs.depth,
-                                kmeans_update_parts(inputs),
-                                part_rows_of(inputs)};
+  KmeansUpdateArguments<Row> in{};
+  in.features = static_cast<const Row*>(inputs.features);
+  in.labels = inputs.labels;
+  in.part_sums = static_cast<T*>(workspace.part_sums);
+  in.part_counts = static_cast<int*>(workspace.part_counts);
+  in.sums = static_cast<T*>(sums);
+  in.counts = counts;
+  in.count = inputs.count;
+  in.clusters = inputs.clusters;
+  in.depth = inputs.depth;
+  in.parts = parts_of(inputs);
+  in.part_rows = part_rows_of(inputs);
   const auto blocks = [](int64_t value, int64_t by) { return static_cast<unsigned>(divide_up(value, by)); };
   const dim3 grid(static_cast<unsigned>(in.parts), blocks(in.depth, kChunkColumns),
                   blocks(in.clusters, kChunkClusters));
@@ -280,36 +286,22 @@ KmeansAssignBytes kmeans_assign_bytes(const KmeansAssignInputs& inputs, const Km
 cudaError_t launch_kmeans_assign(const KmeansAssignInputs& inputs, const KmeansAssignPlan& plan,
                                  const KmeansAssignWorkspace& workspace, int64_t* labels, void* distances,
                                  cudaStream_t stream) {
-  switch (inputs.type) {
-    case ElementType::kF32:
-      return launch_assign_type<F32AsTf32x3>(inputs, plan, workspace, labels, distances, stream);
-    case ElementType::kBf16:
-      return launch_assign_type<Bf16>(inputs, plan, workspace, labels, distances, stream);
-    case ElementType::kF16:
-      return launch_assign_type<F16>(inputs, plan, workspace, labels, distances, stream);
-    case ElementType::kF64:
-      return launch_assign_type<F64>(inputs, plan, workspace, labels, distances, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_arithmetic<F32AsTf32x3>(inputs.type, [&](auto arithmetic) {
+    return launch_assign_type<decltype(arithmetic)>(inputs, plan, workspace, labels, distances, stream);
+  });
 }
 
-int64_t kmeans_update_parts(const KmeansUpdateInputs& inputs) {
-  return larger<int64_t>(1, divide_up(inputs.count, part_rows_of(inputs)));
+KmeansUpdateBytes kmeans_update_bytes(const KmeansUpdateInputs& inputs) {
+  const int64_t sums = parts_of(inputs) * inputs.clusters;
+  const int64_t accumulator = inputs.type == ElementType::kF64 ? sizeof(double) : sizeof(float);
+  return {{sums * inputs.depth * accumulator, sums * static_cast<int64_t>(sizeof(int))}};
 }
 
-cudaError_t launch_kmeans_update(const KmeansUpdateInputs& inputs, void* part_sums, int* part_counts, void* sums,
+cudaError_t launch_kmeans_update(const KmeansUpdateInputs& inputs, const KmeansUpdateWorkspace& workspace, void* sums,
                                  int64_t* counts, cudaStream_t stream) {
-  switch (inputs.type) {
-    case ElementType::kF32:
-      return launch_update_type<float>(inputs, part_sums, part_counts, sums, counts, stream);
-    case ElementType::kBf16:
-      return launch_update_type<__nv_bfloat16>(inputs, part_sums, part_counts, sums, counts, stream);
-    case ElementType::kF16:
-      return launch_update_type<__half>(inputs, part_sums, part_counts, sums, counts, stream);
-    case ElementType::kF64:
-      return launch_update_type<double>(inputs, part_sums, part_counts, sums, counts, stream);
-  }
-  return cudaErrorInvalidValue;
+  return for_element_type(inputs.type, [&](auto element) {
+    return launch_update_type<decltype(element)>(inputs, workspace, sums, counts, stream);
+  });
 }
 
 }  // namespace deepclust

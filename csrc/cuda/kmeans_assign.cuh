@@ -59,15 +59,22 @@ struct KmeansUpdateInputs {
   const int64_t* labels;           // (N,)
 };
 
-// Parts into which the rows are cut, each with sums of its own; decided from the sizes alone.
-int64_t kmeans_update_parts(const KmeansUpdateInputs& inputs);
+// Bytes of every field, in order.
+struct KmeansUpdateBytes {
+  int64_t field[2];
+};
+KmeansUpdateBytes kmeans_update_bytes(const KmeansUpdateInputs& inputs);
+
+// Sums of the parts into which the rows are cut; their number is decided from the sizes alone.
+struct KmeansUpdateWorkspace {
+  void* part_sums;    // (parts, K, D) T
+  void* part_counts;  // (parts, K) int
+};
 
 // Two launches.
-cudaError_t launch_kmeans_update(const KmeansUpdateInputs& inputs,
-                                 void* part_sums,   // (parts, K, D) T
-                                 int* part_counts,  // (parts, K)
-                                 void* sums,        // (K, D) T
-                                 int64_t* counts,   // (K,)
+cudaError_t launch_kmeans_update(const KmeansUpdateInputs& inputs, const KmeansUpdateWorkspace& workspace,
+                                 void* sums,       // (K, D) T
+                                 int64_t* counts,  // (K,)
                                  cudaStream_t stream);
 
 }  // namespace deepclust

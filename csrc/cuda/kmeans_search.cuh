@@ -13,7 +13,7 @@
 namespace deepclust::kmeans {
 
 template <class P>
-struct Arguments {
+struct KmeansAssignArguments {
   using Row = typename P::Element;
   using T = typename P::Accumulator;
   const Row* features;   // (N, row_depth)
@@ -49,10 +49,10 @@ struct ScoreSearch {
   using T = typename P::Accumulator;
   static constexpr int kSlots = 2;  // rows of a quad
 
-  const Arguments<P>& in;
+  const KmeansAssignArguments<P>& in;
   BestScore<T> best[kSlots];
 
-  __device__ __forceinline__ explicit ScoreSearch(const Arguments<P>& arguments) : in(arguments) {
+  __device__ __forceinline__ explicit ScoreSearch(const KmeansAssignArguments<P>& arguments) : in(arguments) {
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) best[slot] = {-Limits<T>::kInfinity, -Limits<T>::kInfinity, -1};
   }
@@ -88,7 +88,7 @@ struct ScoreSearch {
 
 // How near centroid c is to a row, by a quad.
 template <class P>
-__device__ double closeness(const Arguments<P>& in, const ComparedRow<typename P::Element>& x, int64_t c) {
+__device__ double closeness(const KmeansAssignArguments<P>& in, const ComparedRow<typename P::Element>& x, int64_t c) {
   const bool is_short = in.cosine && in.norms[c] < typename P::Accumulator(kMinNorm);
   return closeness<typename P::Element>(x, {in.centroids + c * in.row_depth, in.scales[c], is_short}, in.row_depth,
                                         in.cosine);
@@ -111,8 +111,9 @@ struct Nearest {
 // Whether the best score of a row is best beyond the rounding of scores, and of the distances that decide in the end;
 // `nearest` is then its column. By a quad.
 template <class P>
-__device__ bool decide_by_scores(const Arguments<P>& in, int64_t i, const BestScore<typename P::Accumulator>& best,
-                                 typename P::Accumulator largest_norm, Nearest& nearest) {
+__device__ bool decide_by_scores(const KmeansAssignArguments<P>& in, int64_t i,
+                                 const BestScore<typename P::Accumulator>& best, typename P::Accumulator largest_norm,
+                                 Nearest& nearest) {
   using T = typename P::Accumulator;
   using Compared = ComparedRow<typename P::Element>;
   if (best.column < 0) return false;
@@ -138,7 +139,7 @@ __device__ bool decide_by_scores(const Arguments<P>& in, int64_t i, const BestSc
 
 // The nearest of all centroids by differences alone, and none if the row is not finite; by a warp, in all its lanes.
 template <class P>
-__device__ Nearest decide_by_all(const Arguments<P>& in, int64_t i) {
+__device__ Nearest decide_by_all(const KmeansAssignArguments<P>& in, int64_t i) {
   using T = typename P::Accumulator;
   const auto* row = in.features + i * in.row_depth;
   const Norm<T> norm = norm_of<T>(row, in.row_depth, true);

@@ -19,6 +19,7 @@
 
 #include "common/block.cuh"
 #include "common/element_type.cuh"
+#include "common/host_device.h"
 #include "common/numeric.cuh"
 #include "common/quad.cuh"
 #include "cuda/kmeans_distance.cuh"
@@ -55,7 +56,7 @@ struct SeedState {
 };
 
 template <class T>
-struct Arguments {
+struct KmeansSeedArguments {
   const T* rows;          // (N, row_depth)
   T* norms;               // (N,) for the cosine
   T* scales;              // (N,) 1 / max(norm, 1e-12), for the cosine
@@ -120,7 +121,7 @@ __device__ __forceinline__ T quad_sums(const T* values /* (4,) */) {
 // weight, which without weights is 1.
 template <class T, class Row>
 __global__ void __launch_bounds__(kThreads)
-    prepare_rows_kernel(const Arguments<T> in, const Row* features /* (N, depth) */, int64_t depth,
+    prepare_rows_kernel(const KmeansSeedArguments<T> in, const Row* features /* (N, depth) */, int64_t depth,
                         T* copies /* (N, row_depth) or null */) {
   const int64_t first = int64_t{blockIdx.x} * kQuads, i = first + threadIdx.x / 4;
   double largest = 1;
@@ -150,7 +151,7 @@ struct LargestCost {
   T distance = 0;
   double cost = 0;
 
-  __device__ __forceinline__ void add(const Arguments<T>& in, T other, int64_t i) {
+  __device__ __forceinline__ void add(const KmeansSeedArguments<T>& in, T other, int64_t i) {
     if (in.weights == nullptr) {
       distance = larger(other, distance);
     } else {
@@ -158,7 +159,7 @@ struct LargestCost {
     }
   }
 
-  __device__ __forceinline__ double value(const Arguments<T>& in) const {
+  __device__ __forceinline__ double value(const KmeansSeedArguments<T>& in) const {
     return in.weights == nullptr ? in.cost(distance, 0) : cost;
   }
 };
@@ -175,7 +176,7 @@ struct BestCandidate {
 
 // Chooses from what all blocks have left, by one block.
 template <class T>
-__device__ void choose_candidate(const Arguments<T>& in, int64_t step, int64_t count) {
+__device__ void choose_candidate(const KmeansSeedArguments<T>& in, int64_t step, int64_t count) {
   DEEPCLUST_SHARED(int64_t, sums, [kWarps]);
   DEEPCLUST_SHARED(int64_t, places, [kWarps]);
   DEEPCLUST_SHARED(double, largest, [kWarps]);
@@ -209,7 +210,7 @@ __device__ void choose_candidate(const Arguments<T>& in, int64_t step, int64_t c
 // Distances from `count` candidates, in groups of kGroup; the last block chooses one of them as center `step`.
 template <class T, int kGroup, bool kCosine>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    measure_candidates_kernel(const Arguments<T> in, int64_t step, int64_t count) {
+    measure_candidates_kernel(const KmeansSeedArguments<T> in, int64_t step, int64_t count) {
   constexpr int kOwn = kGroup / 4;  // candidates of a lane, in the end
   DEEPCLUST_SHARED(int64_t, sums, [kWarps][kGroup]);
   DEEPCLUST_SHARED(double, largest, [kWarps][kGroup]);
@@ -377,7 +378,7 @@ __device__ __forceinline__ int64_t sum_in_all(int64_t value) {
 
 // Lays the rows of `count` candidates, as they are compared, side by side, a group at a time. By one block.
 template <class T>
-__device__ void gather_candidates(const Arguments<T>& in, int64_t count, int group /* a power of 2 */) {
+__device__ void gather_candidates(const KmeansSeedArguments<T>& in, int64_t count, int group /* a power of 2 */) {
   const int64_t chunks = in.row_depth / kChunk<T>, mask = group - 1;
   for (int64_t c = threadIdx.x / 32; c < ((count + mask) & ~mask); c += kWarps) {
     const ComparedRow<T> row = in.row(in.candidates[smaller(c, count - 1)]);
@@ -396,7 +397,7 @@ __device__ void gather_candidates(const Arguments<T>& in, int64_t count, int gro
 // weight.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    draw_candidates_kernel(const Arguments<T> in, int64_t step, int64_t count, int group) {
+    draw_candidates_kernel(const KmeansSeedArguments<T> in, int64_t step, int64_t count, int group) {
   if (in.state->not_finite != 0) return;
   const double scale = in.scale();
   const T* chosen = in.distances + in.state->best * in.count;
@@ -436,8 +437,6 @@ __global__ void __launch_bounds__(kThreads)
   gather_candidates(in, count, group);
 }
 
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
-
 // Scale times largest cost: a sum of `count` such integers fits int64, and the reference says how many bits that
 // leaves.
 double span_of(int64_t count) {
@@ -453,8 +452,9 @@ int group_of(int64_t count) {
 }
 
 template <class T>
-cudaError_t launch_measure(const Arguments<T>& in, int64_t blocks, int64_t step, int64_t count, cudaStream_t stream) {
-  const auto run = [&](void (*kernel)(Arguments<T>, int64_t, int64_t)) {
+cudaError_t launch_measure(const KmeansSeedArguments<T>& in, int64_t blocks, int64_t step, int64_t count,
+                           cudaStream_t stream) {
+  const auto run = [&](void (*kernel)(KmeansSeedArguments<T>, int64_t, int64_t)) {
     return device::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream, in, step, count);
   };
   if constexpr (sizeof(T) == sizeof(float)) {
@@ -471,7 +471,7 @@ cudaError_t launch_type(const KmeansSeedInputs& inputs, const KmeansSeedPlan& pl
   using T = Widened<Row>;
   const Row* features = static_cast<const Row*>(inputs.features);
   T* const copies = static_cast<T*>(workspace.field[kSeedRows]);
-  Arguments<T> in{};
+  KmeansSeedArguments<T> in{};
   in.rows = copies;
   if constexpr (sizeof(Row) == sizeof(T)) {
     if (!plan.copies) in.rows = features;

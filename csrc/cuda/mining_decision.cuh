@@ -60,9 +60,10 @@ struct HardestPairs {
 
 // Decides a row by its candidates, by a quad; false if a list was too short.
 template <class P>
-__device__ bool decide_by_candidates(const Arguments<P>& in, int64_t i, HardestPairs<typename P::Accumulator>& pairs) {
+__device__ bool decide_by_candidates(const MiningArguments<P>& in, int64_t i,
+                                     HardestPairs<typename P::Accumulator>& pairs) {
   using T = typename P::Accumulator;
-  using Row = typename Arguments<P>::Row;
+  using Row = typename MiningArguments<P>::Row;
   T floor = -Limits<T>::kMax, ceiling = Limits<T>::kMax;
   int longest = 0;
   for (int split = quad_lane(); split < in.splits; split += 4) {
@@ -102,10 +103,10 @@ __device__ bool decide_by_candidates(const Arguments<P>& in, int64_t i, HardestP
 
 // Decides rows by all columns, by a warp: `open` has the first lanes of the quads whose row `i` is to be decided.
 template <class P>
-__device__ void decide_by_all_columns(const Arguments<P>& in, int64_t i, unsigned open,
+__device__ void decide_by_all_columns(const MiningArguments<P>& in, int64_t i, unsigned open,
                                       HardestPairs<typename P::Accumulator>& pairs) {
   using T = typename P::Accumulator;
-  using Row = typename Arguments<P>::Row;
+  using Row = typename MiningArguments<P>::Row;
   while (open != 0) {
     int owner[kOpenRows];
     ScaledRow<Row> own[kOpenRows];

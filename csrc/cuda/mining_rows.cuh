@@ -34,7 +34,7 @@ struct SearchResult {
 };
 
 template <class P>
-struct Arguments {
+struct MiningArguments {
   using T = typename P::Accumulator;
   using Row = typename RowElementOf<P>::type;
   static constexpr bool kScaled = sizeof(typename P::Element) == 2;  // products are of rows scaled by powers of two
@@ -76,9 +76,9 @@ struct Arguments {
 // Writes row i of teacher (0) or student (1) and returns its squared norm, infinite if the row is not finite; by a
 // quad.
 template <class P>
-__device__ typename P::Accumulator prepare_row(const Arguments<P>& in, int which, int64_t i) {
+__device__ typename P::Accumulator prepare_row(const MiningArguments<P>& in, int which, int64_t i) {
   using T = typename P::Accumulator;
-  using Row = typename Arguments<P>::Row;
+  using Row = typename MiningArguments<P>::Row;
   const Row* source = in.input[which] + i * in.depth;
   const Norm<T> norm = norm_of<T>(source, in.depth, in.normalize);
   const T inverse_norm = in.normalize ? static_cast<T>(1 / larger(norm.value, kMinNorm)) : T(1);
@@ -89,7 +89,7 @@ __device__ typename P::Accumulator prepare_row(const Arguments<P>& in, int which
   const int exponent = (kIsBf16 || P::kParts == 2) && norm.finite && size > 0 ? ilogb(size) : 0;
   ScaledRow<Row> row{in.rows[which] + i * in.row_depth, T(1)};
   T scale = 1;  // of the products
-  if constexpr (Arguments<P>::kScaled) scale = ldexpf(sizeof(Row) == 2 ? inverse_norm : T(1), exponent);
+  if constexpr (MiningArguments<P>::kScaled) scale = ldexpf(sizeof(Row) == 2 ? inverse_norm : T(1), exponent);
   if constexpr (sizeof(Row) == 2) row.scale = scale;
   T squared = 0;
   for (int64_t chunk = quad_lane(); chunk < in.row_depth / Chunk<Row>::kCount; chunk += 4) {
@@ -116,15 +116,15 @@ __device__ typename P::Accumulator prepare_row(const Arguments<P>& in, int which
   if (quad_lane() == 0) {
     static_cast<T*>(in.out.inverse_norm)[which * in.count + i] = inverse_norm;
     in.values[(kTeacherBias + which) * in.count + i] = squared / 2;
-    if (Arguments<P>::kScaled) in.values[(kTeacherScale + which) * in.count + i] = scale;
+    if (MiningArguments<P>::kScaled) in.values[(kTeacherScale + which) * in.count + i] = scale;
   }
   return norm.finite ? squared : Limits<T>::kInfinity;
 }
 
 template <class P>
-__global__ void __launch_bounds__(kPrepareThreads, 4) prepare_rows_kernel(const Arguments<P> in) {
+__global__ void __launch_bounds__(kPrepareThreads, 4) prepare_rows_kernel(const MiningArguments<P> in) {
   using T = typename P::Accumulator;
-  using Row = typename Arguments<P>::Row;
+  using Row = typename MiningArguments<P>::Row;
   const int64_t i = int64_t{blockIdx.x} * kRowsPerPrepareBlock + threadIdx.x / 4;
   T squares[2] = {0, 0};
   if (i < in.count) {

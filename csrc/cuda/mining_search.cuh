@@ -28,11 +28,11 @@ struct PairSearch {
     int count[2];
   };
 
-  const Arguments<P>& in;
+  const MiningArguments<P>& in;
   int64_t first_row;
   RowState state[kSlots];
 
-  __device__ __forceinline__ PairSearch(const Arguments<P>& arguments, int64_t first, T teacher_norm_max,
+  __device__ __forceinline__ PairSearch(const MiningArguments<P>& arguments, int64_t first, T teacher_norm_max,
                                         T student_norm_max)
       : in(arguments), first_row(first) {
     const T rounding = (in.depth + 32) * Limits<T>::kEpsilon + P::kSplitError;
@@ -60,7 +60,7 @@ struct PairSearch {
       row.high = threshold + class_margin;
       row.floor = -Limits<T>::kMax;
       row.ceiling = threshold + row.margin;
-      row.scale = Arguments<P>::kScaled ? in.value(kTeacherScale, i) : T(1);
+      row.scale = MiningArguments<P>::kScaled ? in.value(kTeacherScale, i) : T(1);
     }
   }
 
@@ -109,7 +109,7 @@ struct PairSearch {
       for (int set = 0; set < 2; ++set) {
         const T bias = j < in.count ? in.values[(kTeacherBias + set) * in.count + j] : Limits<T>::kInfinity;
         T scale = 1;
-        if constexpr (Arguments<P>::kScaled) {
+        if constexpr (MiningArguments<P>::kScaled) {
           scale = j < in.count ? in.values[(kTeacherScale + set) * in.count + j] : T(0);
         }
 #pragma unroll

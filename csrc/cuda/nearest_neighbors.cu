@@ -13,6 +13,8 @@
 // Memory: a copy of both inputs as the products read them, and the lists, O(k) each.
 #include "cuda/nearest_neighbors.cuh"
 
+#include "common/arithmetic.cuh"
+#include "common/host_device.h"
 #include "common/numeric.cuh"
 #include "common/tile_gemm.cuh"
 #include "cuda/neighbors_result.cuh"
@@ -33,7 +35,7 @@ constexpr int kMinSearchBlocks = search_blocks(sizeof(typename RowElementOf<P>::
 // Block (x, y) searches slice y of the bank for row block x.
 template <class P, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, kMinSearchBlocks<P, kWarps>)
-    neighbors_search_kernel(const Arguments<P> in) {
+    neighbors_search_kernel(const NeighborsArguments<P> in) {
   using Search = NeighborSearch<P, kWarps>;
   using Gemm = typename Search::Gemm;
   DEEPCLUST_DYNAMIC_SHARED(shared);
@@ -46,10 +48,8 @@ __global__ void __launch_bounds__(32 * kWarps, kMinSearchBlocks<P, kWarps>)
   search.write_counts(blockIdx.y);
 }
 
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
-
 template <class P, int kWarps>
-cudaError_t launch_kernels(const NeighborsPlan& plan, const Arguments<P>& arguments, cudaStream_t stream) {
+cudaError_t launch_kernels(const NeighborsPlan& plan, const NeighborsArguments<P>& arguments, cudaStream_t stream) {
   cudaError_t error = device::memset_async(arguments.bad_rows, 0, sizeof(unsigned), stream);
   if (error != cudaSuccess) return error;
   const int64_t prepare_blocks = divide_up(plan.queries + plan.bank_rows, kRowsPerPrepareBlock);
@@ -66,7 +66,7 @@ cudaError_t launch_kernels(const NeighborsPlan& plan, const Arguments<P>& argume
 template <class P>
 cudaError_t launch_type(const NeighborsPlan& plan, const NeighborsInputs& inputs, const NeighborsWorkspace& workspace,
                         void* cosines, int64_t* indices, cudaStream_t stream) {
-  using A = Arguments<P>;
+  using A = NeighborsArguments<P>;
   A in{};
   in.input[kQuery] = static_cast<const typename A::Row*>(inputs.query);
   in.input[kBank] = static_cast<const typename A::Row*>(inputs.bank);
@@ -91,26 +91,11 @@ cudaError_t launch_type(const NeighborsPlan& plan, const NeighborsInputs& inputs
   return plan.warps == 8 ? launch_kernels<P, 8>(plan, in, stream) : launch_kernels<P, 4>(plan, in, stream);
 }
 
-// Calls function(P()) with the arithmetic of an input type.
-template <class Function>
-auto with_arithmetic(ElementType type, Function function) {
-  switch (type) {
-    case ElementType::kF64:
-      return function(F64());
-    case ElementType::kF16:
-      return function(F16());
-    case ElementType::kBf16:
-      return function(Bf16());
-    default:
-      return function(F32AsF16x3());
-  }
-}
-
 }  // namespace
 
 NeighborsPlan plan_nearest_neighbors(ElementType type, int64_t queries, int64_t bank_rows, int64_t depth, int neighbors,
                                      int multiprocessors) {
-  return with_arithmetic(type, [&](auto arithmetic) {
+  return for_arithmetic<F32AsF16x3>(type, [&](auto arithmetic) {
     using P = decltype(arithmetic);
     using SmallBlock = typename NeighborSearch<P, 4>::Gemm;
     using LargeBlock = typename NeighborSearch<P, 8>::Gemm;
@@ -138,7 +123,7 @@ NeighborsPlan plan_nearest_neighbors(ElementType type, int64_t queries, int64_t 
 }
 
 NeighborsWorkspaceBytes neighbors_workspace_bytes(const NeighborsPlan& plan) {
-  return with_arithmetic(plan.type, [&](auto arithmetic) {
+  return for_arithmetic<F32AsF16x3>(plan.type, [&](auto arithmetic) {
     using P = decltype(arithmetic);
     using T = typename P::Accumulator;
     const int64_t row_bytes = P::kParts * plan.row_depth * static_cast<int64_t>(sizeof(typename P::Element));
@@ -154,7 +139,7 @@ NeighborsWorkspaceBytes neighbors_workspace_bytes(const NeighborsPlan& plan) {
 cudaError_t launch_nearest_neighbors(const NeighborsPlan& plan, const NeighborsInputs& inputs,
                                      const NeighborsWorkspace& workspace, void* cosines, int64_t* indices,
                                      cudaStream_t stream) {
-  return with_arithmetic(plan.type, [&](auto arithmetic) {
+  return for_arithmetic<F32AsF16x3>(plan.type, [&](auto arithmetic) {
     return launch_type<decltype(arithmetic)>(plan, inputs, workspace, cosines, indices, stream);
   });
 }

@@ -125,9 +125,9 @@ __device__ void sort_neighbors(T* cosine /* (count,) */, int* column /* (count,)
 
 // One thread block for each query.
 template <class P>
-__global__ void __launch_bounds__(kResultThreads) neighbors_result_kernel(const Arguments<P> in) {
+__global__ void __launch_bounds__(kResultThreads) neighbors_result_kernel(const NeighborsArguments<P> in) {
   using T = typename P::Accumulator;
-  using Row = typename Arguments<P>::Row;
+  using Row = typename NeighborsArguments<P>::Row;
   DEEPCLUST_SHARED(T, cosine, [kMostCompared]);
   DEEPCLUST_SHARED(int, column, [kMostCompared]);
   DEEPCLUST_SHARED(unsigned, filled, [1]);

@@ -20,7 +20,7 @@ constexpr int kRowsPerPrepareBlock = kPrepareThreads / 4;  // one quad each
 enum Side { kQuery, kBank };
 
 template <class P>
-struct Arguments {
+struct NeighborsArguments {
   using T = typename P::Accumulator;
   using Element = typename P::Element;
   using Row = typename RowElementOf<P>::type;
@@ -67,16 +67,16 @@ __device__ __forceinline__ int exponent_of(double norm) {
 
 // Writes row i of one side, by a quad. Rows of the bank that are not candidates become zeros.
 template <class P>
-__device__ void prepare_row(const Arguments<P>& in, Side side, int64_t i) {
+__device__ void prepare_row(const NeighborsArguments<P>& in, Side side, int64_t i) {
   using T = typename P::Accumulator;
   using Element = typename P::Element;
-  const typename Arguments<P>::Row* source = in.input[side] + i * in.depth;
+  const typename NeighborsArguments<P>::Row* source = in.input[side] + i * in.depth;
   const bool present = side == kQuery || in.valid == nullptr || in.valid[i];
   Norm<T> norm{true, 0};
   if (present) norm = norm_of<T>(source, in.depth, true);
   const bool usable = present && norm.finite;
   // Products of the whole range of float16 fit in float32, and its smallest elements would lose digits.
-  constexpr bool kIsF16 = std::is_same<typename Arguments<P>::Row, __half>::value;
+  constexpr bool kIsF16 = std::is_same<typename NeighborsArguments<P>::Row, __half>::value;
   const int exponent = usable && !kIsF16 ? exponent_of(norm.value) : 0;
   const TileOperand<P> target = in.operand(side);
   T squared = 0;
@@ -109,7 +109,7 @@ __device__ void prepare_row(const Arguments<P>& in, Side side, int64_t i) {
 }
 
 template <class P>
-__global__ void __launch_bounds__(kPrepareThreads) neighbors_prepare_kernel(const Arguments<P> in) {
+__global__ void __launch_bounds__(kPrepareThreads) neighbors_prepare_kernel(const NeighborsArguments<P> in) {
   const int64_t row = int64_t{blockIdx.x} * kRowsPerPrepareBlock + threadIdx.x / 4;
   if (row < in.count[kQuery]) {
     prepare_row(in, kQuery, row);

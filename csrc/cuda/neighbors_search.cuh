@@ -44,11 +44,11 @@ struct NeighborSearch {
     int exclude;
   };
 
-  const Arguments<P>& in;
+  const NeighborsArguments<P>& in;
   int64_t first_row;
   RowState state[kSlots];
 
-  __device__ __forceinline__ NeighborSearch(const Arguments<P>& arguments, int64_t first)
+  __device__ __forceinline__ NeighborSearch(const NeighborsArguments<P>& arguments, int64_t first)
       : in(arguments), first_row(first) {
 #pragma unroll
     for (int slot = 0; slot < kSlots; ++slot) {

@@ -22,7 +22,7 @@ constexpr int kColumnsPerLane = 4;  // of a row, at a time
 enum { kTeacher, kStudent };
 
 template <class Element>
-struct Arguments {
+struct PairGradientArguments {
   using T = Widened<Element>;
   const Element* input[2];    // (N, D) teacher, student
   const int64_t* index[2];    // (N,)
@@ -56,9 +56,9 @@ struct ListedPair {
 // Adds to row `row` of the teacher's or the student's sums what the listed pairs bring, and after the last of them what
 // its own pairs bring; by a warp. A lane reads and writes the same columns every time.
 template <class Element>
-__device__ void add_pairs(const Arguments<Element>& in, int which, int64_t row, int local_row, const ListedPair* list,
-                          int listed, bool first, bool last) {
-  using T = typename Arguments<Element>::T;
+__device__ void add_pairs(const PairGradientArguments<Element>& in, int which, int64_t row, int local_row,
+                          const ListedPair* list, int listed, bool first, bool last) {
+  using T = typename PairGradientArguments<Element>::T;
   const int lane = threadIdx.x % 32;
   for (int64_t begin = lane; begin - lane < in.depth; begin += 32 * kColumnsPerLane) {
     T sum[kColumnsPerLane] = {}, own[kColumnsPerLane] = {};
@@ -95,8 +95,8 @@ __device__ void add_pairs(const Arguments<Element>& in, int which, int64_t row, 
 
 // Carries the sum through the normalization of a row: (g - n (n.g)) / |x|, or 0 below kMinNorm.
 template <class Element>
-__device__ void finish_row(const Arguments<Element>& in, int which, int64_t row) {
-  using T = typename Arguments<Element>::T;
+__device__ void finish_row(const PairGradientArguments<Element>& in, int which, int64_t row) {
+  using T = typename PairGradientArguments<Element>::T;
   const T inverse_norm = in.inverse_norm[which * in.count + row];
   const T factor = inverse_norm < T(1 / kMinNorm) ? inverse_norm : T(0);
   T along = 0;
@@ -114,8 +114,8 @@ __device__ void finish_row(const Arguments<Element>& in, int which, int64_t row)
 }
 
 template <class Element>
-__global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const Arguments<Element> in) {
-  using T = typename Arguments<Element>::T;
+__global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGradientArguments<Element> in) {
+  using T = typename PairGradientArguments<Element>::T;
   DEEPCLUST_SHARED(ListedPair, list, [kListed]);
   DEEPCLUST_SHARED(int, found, [kWarps]);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const Argume
 template <class Element>
 cudaError_t launch_type(const PairGradientInputs& inputs, void* grad_teacher, void* grad_student, void* teacher_sums,
                         void* student_sums, cudaStream_t stream) {
-  using A = Arguments<Element>;
+  using A = PairGradientArguments<Element>;
   using T = typename A::T;
   A in{};
   in.input[kTeacher] = static_cast<const Element*>(inputs.teacher);

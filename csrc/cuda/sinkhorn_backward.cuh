@@ -16,7 +16,7 @@ namespace deepclust::sinkhorn {
 
 // The shares are logarithms here.
 template <class Element>
-struct GradientArguments : Problems<Element> {
+struct SinkhornBackwardArguments : Problems<Element> {
   using T = Widened<Element>;
   const Element* grad;   // (N, K)
   const int64_t* used;   // (1,)
@@ -27,8 +27,8 @@ struct GradientArguments : Problems<Element> {
   T* partial;            // (slices, K)
   Element* grad_scores;  // (N, K)
 
-  __device__ __forceinline__ GradientArguments of(int64_t problem) const {
-    GradientArguments in = *this;
+  __device__ __forceinline__ SinkhornBackwardArguments of(int64_t problem) const {
+    SinkhornBackwardArguments in = *this;
     in.move_to(problem);
     in.grad += problem * in.samples * in.clusters;
     in.used += problem;
@@ -87,7 +87,7 @@ struct GradientArguments : Problems<Element> {
 
 // Means of the gradient over the rows of a chunk, weighted by the assignments.
 template <class Element>
-__device__ void average_rows(const GradientArguments<Element>& in, const Chunk& chunk) {
+__device__ void average_rows(const SinkhornBackwardArguments<Element>& in, const Chunk& chunk) {
   using T = Widened<Element>;
   const int64_t last = in.used[0] - 1;
   chunk.for_each_row(in, [&](int64_t n) {
@@ -106,7 +106,7 @@ __device__ void average_rows(const GradientArguments<Element>& in, const Chunk& 
 
 // Sums of value_of(n, k) over the slices of a chunk.
 template <class Element, class ValueOf>
-__device__ __forceinline__ void sum_values(const GradientArguments<Element>& in, const Chunk& chunk,
+__device__ __forceinline__ void sum_values(const SinkhornBackwardArguments<Element>& in, const Chunk& chunk,
                                            const ValueOf& value_of) {
   using T = Widened<Element>;
   sum_slices(in, chunk, in.partial, [&](int64_t k, int64_t first, int64_t last) {
@@ -118,14 +118,14 @@ __device__ __forceinline__ void sum_values(const GradientArguments<Element>& in,
 }
 
 template <class Element>
-__device__ void sum_first_terms(const GradientArguments<Element>& in, const Chunk& chunk) {
+__device__ void sum_first_terms(const SinkhornBackwardArguments<Element>& in, const Chunk& chunk) {
   const int64_t last = in.used[0] - 1;
   sum_values(in, chunk, [&](int64_t n, int64_t k) { return in.first_term(last, n, k); });
 }
 
 // by_cluster of an iteration for a tile of columns, by one thread block.
 template <class Element>
-__device__ void merge_gradients(const GradientArguments<Element>& in, int64_t iteration, int64_t tile) {
+__device__ void merge_gradients(const SinkhornBackwardArguments<Element>& in, int64_t iteration, int64_t tile) {
   using T = Widened<Element>;
   const int64_t k = tile * kTileColumns + lane_index();
   const bool present = k < in.clusters;
@@ -139,7 +139,8 @@ __device__ void merge_gradients(const GradientArguments<Element>& in, int64_t it
 
 // Through v_k = c_k / sum_n u_n exp(s_nk / epsilon): by_sample of an iteration, for the rows of a chunk.
 template <class Element>
-__device__ void gradient_through_columns(const GradientArguments<Element>& in, int64_t iteration, const Chunk& chunk) {
+__device__ void gradient_through_columns(const SinkhornBackwardArguments<Element>& in, int64_t iteration,
+                                         const Chunk& chunk) {
   using T = Widened<Element>;
   const T* by_cluster = in.by_cluster + iteration * in.clusters;
   chunk.for_each_row(in, [&](int64_t n) {
@@ -154,14 +155,15 @@ __device__ void gradient_through_columns(const GradientArguments<Element>& in, i
 
 // Through u_n = r_n / sum_k v_k exp(s_nk / epsilon) of the iteration before: sums over the slices of a chunk.
 template <class Element>
-__device__ void gradient_through_rows(const GradientArguments<Element>& in, int64_t iteration, const Chunk& chunk) {
+__device__ void gradient_through_rows(const SinkhornBackwardArguments<Element>& in, int64_t iteration,
+                                      const Chunk& chunk) {
   const auto* by_sample = in.by_sample + iteration * in.samples;
   sum_values(in, chunk, [&](int64_t n, int64_t k) { return -in.share_of_row(iteration - 1, n, k) * by_sample[n]; });
 }
 
 // The gradient for the rows of a chunk.
 template <class Element>
-__device__ void write_gradient(const GradientArguments<Element>& in, const Chunk& chunk) {
+__device__ void write_gradient(const SinkhornBackwardArguments<Element>& in, const Chunk& chunk) {
   using T = Widened<Element>;
   const bool invalid = in.is_invalid();
   const int64_t last = in.used[0] - 1;
@@ -183,8 +185,8 @@ __device__ void write_gradient(const GradientArguments<Element>& in, const Chunk
 
 // A problem of one chunk, by one thread block.
 template <class Element>
-__global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const GradientArguments<Element> all) {
-  const GradientArguments<Element> in = all.of(blockIdx.x);
+__global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const SinkhornBackwardArguments<Element> all) {
+  const SinkhornBackwardArguments<Element> in = all.of(blockIdx.x);
   const Chunk chunk{0, in.samples};
   prepare_shares(in, true);
   __syncthreads();
@@ -208,8 +210,8 @@ __global__ void __launch_bounds__(kThreads, 1) gradient_kernel(const GradientArg
 // After prepare_shares_kernel: the first sums.
 template <class Element>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
-    start_gradient_kernel(const GradientArguments<Element> all) {
-  const GradientArguments<Element> in = all.of(blockIdx.x / all.chunks);
+    start_gradient_kernel(const SinkhornBackwardArguments<Element> all) {
+  const SinkhornBackwardArguments<Element> in = all.of(blockIdx.x / all.chunks);
   const Chunk chunk = Chunk::of_block(in);
   if (in.is_invalid()) return;
   average_rows(in, chunk);
@@ -220,8 +222,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
 // For every iteration, from the last: a thread block for every tile of columns. Problems that stopped before wait.
 template <class Element>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
-    merge_gradient_kernel(const GradientArguments<Element> all, int64_t iteration) {
-  const GradientArguments<Element> in = all.of(blockIdx.x / all.tiles);
+    merge_gradient_kernel(const SinkhornBackwardArguments<Element> all, int64_t iteration) {
+  const SinkhornBackwardArguments<Element> in = all.of(blockIdx.x / all.tiles);
   if (in.is_invalid() || iteration >= in.used[0]) return;
   merge_gradients(in, iteration, blockIdx.x % in.tiles);
 }
@@ -229,8 +231,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
 // An iteration but the first.
 template <class Element>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
-    iterate_gradient_kernel(const GradientArguments<Element> all, int64_t iteration) {
-  const GradientArguments<Element> in = all.of(blockIdx.x / all.chunks);
+    iterate_gradient_kernel(const SinkhornBackwardArguments<Element> all, int64_t iteration) {
+  const SinkhornBackwardArguments<Element> in = all.of(blockIdx.x / all.chunks);
   if (in.is_invalid() || iteration >= in.used[0]) return;
   const Chunk chunk = Chunk::of_block(in);
   gradient_through_columns(in, iteration, chunk);
@@ -240,8 +242,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
 
 template <class Element>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
-    write_gradient_kernel(const GradientArguments<Element> all) {
-  const GradientArguments<Element> in = all.of(blockIdx.x / all.chunks);
+    write_gradient_kernel(const SinkhornBackwardArguments<Element> all) {
+  const SinkhornBackwardArguments<Element> in = all.of(blockIdx.x / all.chunks);
   write_gradient(in, Chunk::of_block(in));
 }
 

@@ -44,7 +44,7 @@ struct LogSum {
 };
 
 template <class Element>
-struct Arguments : Problems<Element> {
+struct SinkhornForwardArguments : Problems<Element> {
   using T = Widened<Element>;
   LogSum<T>* partial;    // (slices, K)
   Logarithm<T>* log_u;   // (N,)
@@ -56,8 +56,8 @@ struct Arguments : Problems<Element> {
   T* potentials;         // (num_iters, N + K) or null
   double tolerance;
 
-  __device__ __forceinline__ Arguments of(int64_t problem) const {
-    Arguments in = *this;
+  __device__ __forceinline__ SinkhornForwardArguments of(int64_t problem) const {
+    SinkhornForwardArguments in = *this;
     in.move_to(problem);
     in.partial += problem * in.slices * in.clusters;
     in.log_u += problem * in.samples;
@@ -90,7 +90,7 @@ struct Arguments : Problems<Element> {
 
 // The first u; notes where a score is not finite.
 template <class Element>
-__device__ void start_rows(const Arguments<Element>& in, const Chunk& chunk) {
+__device__ void start_rows(const SinkhornForwardArguments<Element>& in, const Chunk& chunk) {
   using T = Widened<Element>;
   bool unfit = false;
   chunk.for_each_row(in, [&](int64_t n) {
@@ -104,7 +104,7 @@ __device__ void start_rows(const Arguments<Element>& in, const Chunk& chunk) {
 
 // Sums of u_n exp(s_nk / epsilon) over the slices of a chunk.
 template <class Element>
-__device__ void sum_columns(const Arguments<Element>& in, const Chunk& chunk) {
+__device__ void sum_columns(const SinkhornForwardArguments<Element>& in, const Chunk& chunk) {
   using T = Widened<Element>;
   sum_slices(in, chunk, in.partial, [&](int64_t k, int64_t first, int64_t last) {
     const auto score = [&](int64_t n) { return in.bounded(in.scores[n * in.clusters + k]); };
@@ -122,7 +122,7 @@ __device__ void sum_columns(const Arguments<Element>& in, const Chunk& chunk) {
 // log v of a tile of columns, by one thread block, and by how much the columns' sums differed from their shares before.
 // A problem that is not valid becomes NaN here, and so all that is computed from log v.
 template <class Element>
-__device__ void merge_columns(const Arguments<Element>& in, int64_t iteration, int64_t tile) {
+__device__ void merge_columns(const SinkhornForwardArguments<Element>& in, int64_t iteration, int64_t tile) {
   using T = Widened<Element>;
   const int64_t k = tile * kTileColumns + lane_index();
   const bool present = k < in.clusters;
@@ -155,14 +155,14 @@ __device__ void merge_columns(const Arguments<Element>& in, int64_t iteration, i
 
 // Whether the columns' sums were near enough to their shares; the same in every thread.
 template <class Element>
-__device__ bool is_near_enough(const Arguments<Element>& in) {
+__device__ bool is_near_enough(const SinkhornForwardArguments<Element>& in) {
   double error = 0;
   for (int64_t tile = threadIdx.x; tile < in.tiles; tile += kThreads) error += in.errors[tile];
   return block_sum(error) <= in.tolerance;
 }
 
 template <class Element>
-__device__ __forceinline__ LogSum<Widened<Element>> sum_row(const Arguments<Element>& in, int64_t n,
+__device__ __forceinline__ LogSum<Widened<Element>> sum_row(const SinkhornForwardArguments<Element>& in, int64_t n,
                                                             const Logarithm<Widened<Element>>* log_v) {
   using T = Widened<Element>;
   const auto score = [&](int64_t k) { return in.bounded(in.scores[n * in.clusters + k]); };
@@ -181,7 +181,7 @@ __device__ __forceinline__ LogSum<Widened<Element>> sum_row(const Arguments<Elem
 
 // log u of an iteration, for the rows of a chunk.
 template <class Element>
-__device__ void scale_rows(const Arguments<Element>& in, int64_t iteration, const Chunk& chunk) {
+__device__ void scale_rows(const SinkhornForwardArguments<Element>& in, int64_t iteration, const Chunk& chunk) {
   using T = Widened<Element>;
   chunk.for_each_row(in, [&](int64_t n) {
     const LogSum<T> sum = sum_row(in, n, in.log_v_of(iteration));
@@ -198,7 +198,7 @@ __device__ void scale_rows(const Arguments<Element>& in, int64_t iteration, cons
 // The assignments after an iteration, for the rows of a chunk: relative to the sum of the row, which is so kept to
 // rounding.
 template <class Element>
-__device__ void write_rows(const Arguments<Element>& in, int64_t iteration, const Chunk& chunk) {
+__device__ void write_rows(const SinkhornForwardArguments<Element>& in, int64_t iteration, const Chunk& chunk) {
   using T = Widened<Element>;
   const Logarithm<T>* log_v = in.log_v_of(iteration);
   chunk.for_each_row(in, [&](int64_t n) {
@@ -216,8 +216,9 @@ __device__ void write_rows(const Arguments<Element>& in, int64_t iteration, cons
 
 // A problem of one chunk, by one thread block.
 template <class Element>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>) solve_kernel(const Arguments<Element> all) {
-  const Arguments<Element> in = all.of(blockIdx.x);
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
+    solve_kernel(const SinkhornForwardArguments<Element> all) {
+  const SinkhornForwardArguments<Element> in = all.of(blockIdx.x);
   const Chunk chunk{0, in.samples};
   prepare_shares(in, false);
   __syncthreads();
@@ -241,8 +242,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>) solve_
 
 // After prepare_shares_kernel: the first sums.
 template <class Element>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>) start_kernel(const Arguments<Element> all) {
-  const Arguments<Element> in = all.of(blockIdx.x / all.chunks);
+__global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
+    start_kernel(const SinkhornForwardArguments<Element> all) {
+  const SinkhornForwardArguments<Element> in = all.of(blockIdx.x / all.chunks);
   const Chunk chunk = Chunk::of_block(in);
   if (chunk.begin == 0 && threadIdx.x == 0) {
     in.used[0] = in.num_iters;
@@ -256,8 +258,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>) start_
 // Before every iteration: a thread block for every tile of columns. The last one of a problem decides whether it stops.
 template <class Element>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
-    merge_kernel(const Arguments<Element> all, int64_t iteration) {
-  const Arguments<Element> in = all.of(blockIdx.x / all.tiles);
+    merge_kernel(const SinkhornForwardArguments<Element> all, int64_t iteration) {
+  const SinkhornForwardArguments<Element> in = all.of(blockIdx.x / all.tiles);
   if (in.used[0] < iteration) return;  // has stopped; else it is num_iters
   merge_columns(in, iteration, blockIdx.x % in.tiles);
   if (in.errors == nullptr || iteration == 0) return;
@@ -271,8 +273,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
 // An iteration, of which the last one writes the assignments, also of problems that stopped before.
 template <class Element>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
-    iterate_kernel(const Arguments<Element> all, int64_t iteration) {
-  const Arguments<Element> in = all.of(blockIdx.x / all.chunks);
+    iterate_kernel(const SinkhornForwardArguments<Element> all, int64_t iteration) {
+  const SinkhornForwardArguments<Element> in = all.of(blockIdx.x / all.chunks);
   const Chunk chunk = Chunk::of_block(in);
   if (iteration + 1 == in.num_iters) {
     write_rows(in, in.used[0] - 1, chunk);

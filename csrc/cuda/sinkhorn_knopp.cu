@@ -16,6 +16,7 @@
 #include <limits>
 
 #include "common/element_type.cuh"
+#include "common/host_device.h"
 #include "cuda/sinkhorn_backward.cuh"
 #include "cuda/sinkhorn_forward.cuh"
 #include "cuda/sinkhorn_problems.cuh"
@@ -27,8 +28,6 @@ using namespace sinkhorn;
 
 constexpr int kLaneColumns = 4;                 // of a row, if these are few: enough to hide some of their latency
 constexpr int64_t kOneBlockElements = 1 << 14;  // above, a problem takes longer in one thread block than launches do
-
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
 int64_t accumulator_bytes(const SinkhornInputs& inputs) {
   return inputs.type == ElementType::kF64 ? sizeof(double) : sizeof(float);
@@ -80,7 +79,7 @@ cudaError_t launch_parts(void (*kernel)(P...), int64_t problems, int64_t parts, 
 }
 
 template <class Element>
-cudaError_t launch_forward(const Arguments<Element>& in, int64_t problems, cudaStream_t stream) {
+cudaError_t launch_forward(const SinkhornForwardArguments<Element>& in, int64_t problems, cudaStream_t stream) {
   if (in.chunks == 1) return launch_parts(solve_kernel<Element>, problems, 1, stream, in);
   const Problems<Element>& shared = in;
   cudaError_t error = launch_parts(prepare_shares_kernel<Element>, problems, 1, stream, shared, false);
@@ -95,7 +94,7 @@ cudaError_t launch_forward(const Arguments<Element>& in, int64_t problems, cudaS
 }
 
 template <class Element>
-cudaError_t launch_backward(const GradientArguments<Element>& in, int64_t problems, cudaStream_t stream) {
+cudaError_t launch_backward(const SinkhornBackwardArguments<Element>& in, int64_t problems, cudaStream_t stream) {
   if (in.chunks == 1) return launch_parts(gradient_kernel<Element>, problems, 1, stream, in);
   const Problems<Element>& shared = in;
   cudaError_t error = launch_parts(prepare_shares_kernel<Element>, problems, 1, stream, shared, true);
@@ -158,7 +157,7 @@ cudaError_t launch_sinkhorn_knopp(const SinkhornInputs& inputs, const SinkhornPl
   return for_element_type(inputs.type, [&](auto element) {
     using Element = decltype(element);
     using T = Widened<Element>;
-    Arguments<Element> in{};
+    SinkhornForwardArguments<Element> in{};
     set_problems<Element>(inputs, plan, workspace, in);
     in.partial = field_of<LogSum<T>>(workspace, kSliceSums);
     in.log_u = field_of<Logarithm<T>>(workspace, kLogSamples);
@@ -179,7 +178,7 @@ cudaError_t launch_sinkhorn_knopp_backward(const SinkhornInputs& inputs, const S
   return for_element_type(inputs.type, [&](auto element) {
     using Element = decltype(element);
     using T = Widened<Element>;
-    GradientArguments<Element> in{};
+    SinkhornBackwardArguments<Element> in{};
     set_problems<Element>(inputs, plan, workspace, in);
     in.grad = static_cast<const Element*>(gradients.grad_assignments);
     in.used = gradients.used;

@@ -1,11 +1,11 @@
 #include "ops/augment_views.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace deepclust {
 
@@ -88,9 +88,7 @@ at::Tensor augment_views(at::TensorList images, at::IntArrayRef size, const Opti
                          const OptionalTensor& flips, const OptionalTensor& matrices, const OptionalTensor& steps,
                          const OptionalTensor& strengths, int64_t blur_kernel, std::optional<at::ArrayRef<double>> mean,
                          std::optional<at::ArrayRef<double>> std, at::ScalarType dtype, bool channels_last) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::augment_views", "")
-                             .typed<decltype(augment_views)>();
+  static const auto op = find_op<decltype(augment_views)>("deepclust_ext::augment_views");
   return op.call(images, size, boxes, flips, matrices, steps, strengths, blur_kernel, mean, std, dtype, channels_last);
 }
 

@@ -1,6 +1,5 @@
 #include "ops/batch_hard_mining.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -8,6 +7,7 @@
 #include "common/autocast.h"
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace deepclust {
 
@@ -16,9 +16,7 @@ void check_batch_hard_mining(const at::Tensor& teacher, const at::Tensor& studen
 }
 
 BatchHardMiningOutputs batch_hard_mining(const at::Tensor& teacher, const at::Tensor& student, bool normalize) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::batch_hard_mining", "")
-                             .typed<decltype(batch_hard_mining)>();
+  static const auto op = find_op<decltype(batch_hard_mining)>("deepclust_ext::batch_hard_mining");
   return op.call(teacher, student, normalize);
 }
 
@@ -38,9 +36,7 @@ std::tuple<at::Tensor, at::Tensor> batch_hard_mining_backward(const at::Tensor& 
                                                               const at::Tensor& inverse_distance,  // (4, N)
                                                               const at::Tensor& inverse_norm,      // (2, N)
                                                               bool normalize, bool want_teacher, bool want_student) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::batch_hard_mining_backward", "")
-                             .typed<decltype(batch_hard_mining_backward)>();
+  static const auto op = find_op<decltype(batch_hard_mining_backward)>("deepclust_ext::batch_hard_mining_backward");
   return op.call(grad_positive_distance, grad_negative_distance, grad_positive_teacher_distance,
                  grad_negative_teacher_distance, teacher, student, positive_index, negative_index, inverse_distance,
                  inverse_norm, normalize, want_teacher, want_student);
@@ -82,13 +78,6 @@ BatchHardMiningOutputs batch_hard_mining_autograd(const at::Tensor& teacher, con
   return {outputs[0], outputs[1], outputs[2], outputs[3], outputs[4], outputs[5], outputs[6], outputs[7]};
 }
 
-template <c10::DeviceType kDevice>
-BatchHardMiningOutputs batch_hard_mining_autocast(const at::Tensor& teacher, const at::Tensor& student,
-                                                  bool normalize) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return batch_hard_mining(autocast_to_float(teacher, kDevice), autocast_to_float(student, kDevice), normalize);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -109,12 +98,6 @@ TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("batch_hard_mining_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
-  m.impl("batch_hard_mining", batch_hard_mining_autocast<c10::DeviceType::CPU>);
-}
-
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
-  m.impl("batch_hard_mining", batch_hard_mining_autocast<c10::DeviceType::CUDA>);
-}
+DEEPCLUST_AUTOCAST(batch_hard_mining)
 
 }  // namespace deepclust

@@ -1,6 +1,5 @@
 #include "ops/diffused_neighbor_gather.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/where.h>
@@ -14,6 +13,7 @@
 #include "common/autocast.h"
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 #include "ops/nearest_neighbors.h"
 
 namespace deepclust {
@@ -59,9 +59,7 @@ DiffusedNeighborGatherOutputs diffused_neighbor_gather(const at::Tensor& query, 
                                                        double temperature, double noise_std, int64_t num_steps,
                                                        int64_t num_samples, const OptionalTensor& exclude,
                                                        const OptionalTensor& valid, bool normalize) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::diffused_neighbor_gather", "")
-                             .typed<decltype(diffused_neighbor_gather)>();
+  static const auto op = find_op<decltype(diffused_neighbor_gather)>("deepclust_ext::diffused_neighbor_gather");
   return op.call(query, bank, seed, num_neighbors, temperature, noise_std, num_steps, num_samples, exclude, valid,
                  normalize);
 }
@@ -119,9 +117,8 @@ std::tuple<at::Tensor, at::Tensor> diffused_neighbor_gather_backward(const at::T
                                                                      const at::Tensor& inverse_norm,  // (B, S) or (0,)
                                                                      c10::SymInt bank_rows, bool want_query,
                                                                      bool want_bank) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::diffused_neighbor_gather_backward", "")
-                             .typed<decltype(diffused_neighbor_gather_backward)>();
+  static const auto op =
+      find_op<decltype(diffused_neighbor_gather_backward)>("deepclust_ext::diffused_neighbor_gather_backward");
   return op.call(grad_samples, samples, indices, inverse_norm, std::move(bank_rows), want_query, want_bank);
 }
 
@@ -171,18 +168,6 @@ DiffusedNeighborGatherOutputs diffused_neighbor_gather_autograd(const at::Tensor
   return {samples, std::get<1>(outputs), std::get<2>(outputs)};
 }
 
-template <c10::DeviceType kDevice>
-DiffusedNeighborGatherOutputs diffused_neighbor_gather_autocast(const at::Tensor& query, const at::Tensor& bank,
-                                                                const at::Tensor& seed, int64_t num_neighbors,
-                                                                double temperature, double noise_std, int64_t num_steps,
-                                                                int64_t num_samples, const OptionalTensor& exclude,
-                                                                const OptionalTensor& valid, bool normalize) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return diffused_neighbor_gather(autocast_to_float(query, kDevice),
-                                  num_neighbors > 0 ? autocast_to_float(bank, kDevice) : bank, seed, num_neighbors,
-                                  temperature, noise_std, num_steps, num_samples, exclude, valid, normalize);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -200,12 +185,6 @@ TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("diffused_neighbor_gather_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
-  m.impl("diffused_neighbor_gather", diffused_neighbor_gather_autocast<c10::DeviceType::CPU>);
-}
-
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
-  m.impl("diffused_neighbor_gather", diffused_neighbor_gather_autocast<c10::DeviceType::CUDA>);
-}
+DEEPCLUST_AUTOCAST(diffused_neighbor_gather)
 
 }  // namespace deepclust

@@ -1,6 +1,5 @@
 #include "ops/fused_contrastive_loss.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -12,6 +11,7 @@
 #include "common/autocast.h"
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace deepclust {
 
@@ -50,9 +50,7 @@ FusedContrastiveLossOutputs fused_contrastive_loss(const at::Tensor& z_a, const 
                                                    const OptionalTensor& class_b, double class_temperature,
                                                    const OptionalTensor& queue, const OptionalTensor& class_queue,
                                                    bool normalize, std::string_view reduction, bool keep_gradient) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::fused_contrastive_loss", "")
-                             .typed<decltype(fused_contrastive_loss)>();
+  static const auto op = find_op<decltype(fused_contrastive_loss)>("deepclust_ext::fused_contrastive_loss");
   return op.call(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue, class_queue,
                  normalize, reduction, keep_gradient);
 }
@@ -77,9 +75,8 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward(
     const OptionalTensor& queue,        // (M, D)
     const OptionalTensor& class_queue,  // (M, K)
     bool normalize, std::string_view reduction, std::array<bool, kInputs> output_mask) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::fused_contrastive_loss_backward", "")
-                             .typed<decltype(fused_contrastive_loss_backward)>();
+  static const auto op =
+      find_op<decltype(fused_contrastive_loss_backward)>("deepclust_ext::fused_contrastive_loss_backward");
   return op.call(grad_loss, z_a, z_b, row_values, anchor_gradient, temperature, hardness, class_a, class_b,
                  class_temperature, queue, class_queue, normalize, reduction, output_mask);
 }
@@ -161,20 +158,6 @@ FusedContrastiveLossOutputs fused_contrastive_loss_autograd(
   return outputs;
 }
 
-template <c10::DeviceType kDevice>
-FusedContrastiveLossOutputs fused_contrastive_loss_autocast(
-    const at::Tensor& z_a, const at::Tensor& z_b, double temperature, double hardness, double debias,
-    const OptionalTensor& class_a, const OptionalTensor& class_b, double class_temperature, const OptionalTensor& queue,
-    const OptionalTensor& class_queue, bool normalize, std::string_view reduction, bool keep_gradient) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  const auto to_float = [](const OptionalTensor& x) {
-    return x ? OptionalTensor(autocast_to_float(*x, kDevice)) : std::nullopt;
-  };
-  return fused_contrastive_loss(autocast_to_float(z_a, kDevice), autocast_to_float(z_b, kDevice), temperature, hardness,
-                                debias, to_float(class_a), to_float(class_b), class_temperature, to_float(queue),
-                                to_float(class_queue), normalize, reduction, keep_gradient);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -196,12 +179,6 @@ TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("fused_contrastive_loss_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
-  m.impl("fused_contrastive_loss", fused_contrastive_loss_autocast<c10::DeviceType::CPU>);
-}
-
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
-  m.impl("fused_contrastive_loss", fused_contrastive_loss_autocast<c10::DeviceType::CUDA>);
-}
+DEEPCLUST_AUTOCAST(fused_contrastive_loss)
 
 }  // namespace deepclust

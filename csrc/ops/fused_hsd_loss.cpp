@@ -1,6 +1,5 @@
 #include "ops/fused_hsd_loss.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -8,6 +7,7 @@
 #include "common/autocast.h"
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace deepclust {
 
@@ -20,9 +20,7 @@ void check_fused_hsd_loss(const at::Tensor& teacher, const at::Tensor& student, 
 
 FusedHsdLossOutputs fused_hsd_loss(const at::Tensor& teacher, const at::Tensor& student, double temperature,
                                    bool normalize, std::string_view reduction) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::fused_hsd_loss", "")
-                             .typed<decltype(fused_hsd_loss)>();
+  static const auto op = find_op<decltype(fused_hsd_loss)>("deepclust_ext::fused_hsd_loss");
   return op.call(teacher, student, temperature, normalize, reduction);
 }
 
@@ -39,9 +37,7 @@ std::tuple<at::Tensor, at::Tensor> fused_hsd_loss_backward(const at::Tensor& gra
                                                            const at::Tensor& inverse_norm,  // (2, N)
                                                            bool normalize, std::string_view reduction,
                                                            bool want_teacher, bool want_student) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::fused_hsd_loss_backward", "")
-                             .typed<decltype(fused_hsd_loss_backward)>();
+  static const auto op = find_op<decltype(fused_hsd_loss_backward)>("deepclust_ext::fused_hsd_loss_backward");
   return op.call(grad_loss, teacher, student, index, slope, inverse_norm, normalize, reduction, want_teacher,
                  want_student);
 }
@@ -88,14 +84,6 @@ FusedHsdLossOutputs fused_hsd_loss_autograd(const at::Tensor& teacher, const at:
   return outputs;
 }
 
-template <c10::DeviceType kDevice>
-FusedHsdLossOutputs fused_hsd_loss_autocast(const at::Tensor& teacher, const at::Tensor& student, double temperature,
-                                            bool normalize, std::string_view reduction) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return fused_hsd_loss(autocast_to_float(teacher, kDevice), autocast_to_float(student, kDevice), temperature,
-                        normalize, reduction);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -113,12 +101,6 @@ TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("fused_hsd_loss_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
-  m.impl("fused_hsd_loss", fused_hsd_loss_autocast<c10::DeviceType::CPU>);
-}
-
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
-  m.impl("fused_hsd_loss", fused_hsd_loss_autocast<c10::DeviceType::CUDA>);
-}
+DEEPCLUST_AUTOCAST(fused_hsd_loss)
 
 }  // namespace deepclust

@@ -1,6 +1,5 @@
 #include "ops/kmeans_assign.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <limits>
@@ -8,6 +7,7 @@
 #include "common/autocast.h"
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace deepclust {
 
@@ -44,25 +44,20 @@ void check_kmeans_update(const at::Tensor& features, const at::Tensor& labels, i
 
 std::tuple<at::Tensor, at::Tensor> kmeans_assign(const at::Tensor& features, const at::Tensor& centroids,
                                                  std::string_view metric) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::kmeans_assign", "")
-                             .typed<decltype(kmeans_assign)>();
+  static const auto op = find_op<decltype(kmeans_assign)>("deepclust_ext::kmeans_assign");
   return op.call(features, centroids, metric);
 }
 
 std::tuple<at::Tensor, at::Tensor> kmeans_update(const at::Tensor& features, const at::Tensor& labels,
                                                  int64_t num_clusters) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::kmeans_update", "")
-                             .typed<decltype(kmeans_update)>();
+  static const auto op = find_op<decltype(kmeans_update)>("deepclust_ext::kmeans_update");
   return op.call(features, labels, num_clusters);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step(const at::Tensor& features,
                                                                        const at::Tensor& centroids,
                                                                        std::string_view metric) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("deepclust_ext::kmeans_step", "").typed<decltype(kmeans_step)>();
+  static const auto op = find_op<decltype(kmeans_step)>("deepclust_ext::kmeans_step");
   return op.call(features, centroids, metric);
 }
 
@@ -90,13 +85,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step_autograd(
   return kmeans_step(features, centroids, metric);
 }
 
-template <c10::DeviceType kDevice>
-std::tuple<at::Tensor, at::Tensor> kmeans_assign_autocast(const at::Tensor& features, const at::Tensor& centroids,
-                                                          std::string_view metric) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return kmeans_assign(autocast_to_float(features, kDevice), autocast_to_float(centroids, kDevice), metric);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -114,12 +102,6 @@ TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("kmeans_step", kmeans_step_autograd);
 }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
-  m.impl("kmeans_assign", kmeans_assign_autocast<c10::DeviceType::CPU>);
-}
-
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
-  m.impl("kmeans_assign", kmeans_assign_autocast<c10::DeviceType::CUDA>);
-}
+DEEPCLUST_AUTOCAST(kmeans_assign)
 
 }  // namespace deepclust

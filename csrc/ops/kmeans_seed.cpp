@@ -1,11 +1,11 @@
 #include "ops/kmeans_seed.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "common/autocast.h"
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace deepclust {
 
@@ -34,8 +34,7 @@ void check_kmeans_seed(const at::Tensor& features, const at::Tensor& uniform, st
 
 at::Tensor kmeans_seed(const at::Tensor& features, const at::Tensor& uniform, std::string_view metric,
                        const OptionalTensor& weights) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("deepclust_ext::kmeans_seed", "").typed<decltype(kmeans_seed)>();
+  static const auto op = find_op<decltype(kmeans_seed)>("deepclust_ext::kmeans_seed");
   return op.call(features, uniform, metric, weights);
 }
 
@@ -48,13 +47,6 @@ at::Tensor kmeans_seed_autograd(const at::Tensor& features, const at::Tensor& un
   return kmeans_seed(features, uniform, metric, weights);
 }
 
-template <c10::DeviceType kDevice>
-at::Tensor kmeans_seed_autocast(const at::Tensor& features, const at::Tensor& uniform, std::string_view metric,
-                                const OptionalTensor& weights) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return kmeans_seed(autocast_to_float(features, kDevice), uniform, metric, weights);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -63,10 +55,6 @@ TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
 
 TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) { m.impl("kmeans_seed", kmeans_seed_autograd); }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) { m.impl("kmeans_seed", kmeans_seed_autocast<c10::DeviceType::CPU>); }
-
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
-  m.impl("kmeans_seed", kmeans_seed_autocast<c10::DeviceType::CUDA>);
-}
+DEEPCLUST_AUTOCAST(kmeans_seed)
 
 }  // namespace deepclust

@@ -1,11 +1,11 @@
 #include "ops/nearest_neighbors.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "common/autocast.h"
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace deepclust {
 
@@ -19,9 +19,7 @@ void check_nearest_neighbors(const at::Tensor& query, const at::Tensor& bank, in
 
 std::tuple<at::Tensor, at::Tensor> nearest_neighbors(const at::Tensor& query, const at::Tensor& bank, int64_t k,
                                                      const OptionalTensor& exclude, const OptionalTensor& valid) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::nearest_neighbors", "")
-                             .typed<decltype(nearest_neighbors)>();
+  static const auto op = find_op<decltype(nearest_neighbors)>("deepclust_ext::nearest_neighbors");
   return op.call(query, bank, k, exclude, valid);
 }
 
@@ -35,14 +33,6 @@ std::tuple<at::Tensor, at::Tensor> nearest_neighbors_autograd(const at::Tensor& 
   return nearest_neighbors(query, bank, k, exclude, valid);
 }
 
-template <c10::DeviceType kDevice>
-std::tuple<at::Tensor, at::Tensor> nearest_neighbors_autocast(const at::Tensor& query, const at::Tensor& bank,
-                                                              int64_t k, const OptionalTensor& exclude,
-                                                              const OptionalTensor& valid) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return nearest_neighbors(autocast_to_float(query, kDevice), autocast_to_float(bank, kDevice), k, exclude, valid);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -53,12 +43,6 @@ TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
 
 TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) { m.impl("nearest_neighbors", nearest_neighbors_autograd); }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
-  m.impl("nearest_neighbors", nearest_neighbors_autocast<c10::DeviceType::CPU>);
-}
-
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
-  m.impl("nearest_neighbors", nearest_neighbors_autocast<c10::DeviceType::CUDA>);
-}
+DEEPCLUST_AUTOCAST(nearest_neighbors)
 
 }  // namespace deepclust

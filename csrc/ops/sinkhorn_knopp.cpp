@@ -1,6 +1,5 @@
 #include "ops/sinkhorn_knopp.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -10,6 +9,7 @@
 #include "common/autocast.h"
 #include "common/autograd.h"
 #include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace deepclust {
 
@@ -49,9 +49,7 @@ void check_sinkhorn_knopp(const at::Tensor& scores, double epsilon, int64_t num_
 SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores, double epsilon, int64_t num_iters,
                                     const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
                                     std::optional<double> tolerance, bool differentiable) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::sinkhorn_knopp", "")
-                             .typed<decltype(sinkhorn_knopp)>();
+  static const auto op = find_op<decltype(sinkhorn_knopp)>("deepclust_ext::sinkhorn_knopp");
   return op.call(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable);
 }
 
@@ -68,9 +66,7 @@ at::Tensor sinkhorn_knopp_backward(const at::Tensor& grad_assignments,      // (
                                    const OptionalTensor& sample_marginals,  // (N,) or (..., N)
                                    const OptionalTensor& cluster_marginals  // (K,) or (..., K)
 ) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("deepclust_ext::sinkhorn_knopp_backward", "")
-                             .typed<decltype(sinkhorn_knopp_backward)>();
+  static const auto op = find_op<decltype(sinkhorn_knopp_backward)>("deepclust_ext::sinkhorn_knopp_backward");
   return op.call(grad_assignments, scores, used, potentials, epsilon, sample_marginals, cluster_marginals);
 }
 
@@ -119,16 +115,6 @@ SinkhornKnoppOutputs sinkhorn_knopp_autograd(const at::Tensor& scores, double ep
   return outputs;
 }
 
-template <c10::DeviceType kDevice>
-SinkhornKnoppOutputs sinkhorn_knopp_autocast(const at::Tensor& scores, double epsilon, int64_t num_iters,
-                                             const OptionalTensor& sample_marginals,
-                                             const OptionalTensor& cluster_marginals, std::optional<double> tolerance,
-                                             bool differentiable) {
-  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return sinkhorn_knopp(autocast_to_float(scores, kDevice), epsilon, num_iters, sample_marginals, cluster_marginals,
-                        tolerance, differentiable);
-}
-
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -146,12 +132,6 @@ TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("sinkhorn_knopp_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
-  m.impl("sinkhorn_knopp", sinkhorn_knopp_autocast<c10::DeviceType::CPU>);
-}
-
-TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
-  m.impl("sinkhorn_knopp", sinkhorn_knopp_autocast<c10::DeviceType::CUDA>);
-}
+DEEPCLUST_AUTOCAST(sinkhorn_knopp)
 
 }  // namespace deepclust

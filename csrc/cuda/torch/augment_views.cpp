@@ -98,10 +98,8 @@ at::Tensor augment_views_cuda(at::TensorList images, at::IntArrayRef size, const
   AugmentViews output{element_type(views), views.mutable_data_ptr(), {}};
   std::copy(views.strides().begin(), views.strides().end(), output.strides);
   const AugmentPlan plan = plan_augment_views(inputs, device::multiprocessor_count());
-  const DeviceMemory memory(augment_views_bytes(inputs, plan).field, kAugmentFields, first.options());
-  AugmentWorkspace workspace{};
-  for (int field = 0; field < kAugmentFields; ++field) workspace.field[field] = memory[field];
-  check_launch(launch_augment_views(inputs, plan, workspace, output, device.stream()));
+  const DeviceMemory<AugmentWorkspace> memory(augment_views_bytes(inputs, plan), first.options());
+  check_launch(launch_augment_views(inputs, plan, memory.workspace(), output, device.stream()));
   return views;
 }
 

@@ -73,12 +73,6 @@ class ContrastiveCall {
   ContrastiveInputs inputs_{};
 };
 
-ContrastiveWorkspace contrastive_workspace_of(const DeviceMemory& memory) {
-  ContrastiveWorkspace workspace{};
-  for (int field = 0; field < kContrastiveFields; ++field) workspace.field[field] = memory[field];
-  return workspace;
-}
-
 FusedContrastiveLossOutputs fused_contrastive_loss_cuda(const at::Tensor& z_a,  // (B, D)
                                                         const at::Tensor& z_b,  // (B, D)
                                                         double temperature, double hardness, double debias,
@@ -101,10 +95,9 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cuda(const at::Tensor& z_a,  
   const at::Tensor anchor_gradient = at::empty({0}, row_values.options());  // the backward pass computes scores again
   if (anchors == 0) return {at::zeros_like(loss), row_values, anchor_gradient};
   const ContrastivePlan plan = plan_contrastive_loss(call.inputs(), device::multiprocessor_count());
-  const DeviceMemory memory(contrastive_bytes(call.inputs(), plan, false).field, kContrastiveFields, options);
-  check_launch(launch_fused_contrastive_loss(call.inputs(), plan, contrastive_workspace_of(memory),
-                                             loss_reduction(reduction), loss.mutable_data_ptr(),
-                                             row_values.mutable_data_ptr(), device.stream()));
+  const DeviceMemory<ContrastiveWorkspace> memory(contrastive_bytes(call.inputs(), plan, false), options);
+  check_launch(launch_fused_contrastive_loss(call.inputs(), plan, memory.workspace(), loss_reduction(reduction),
+                                             loss.mutable_data_ptr(), row_values.mutable_data_ptr(), device.stream()));
   return {loss, row_values, anchor_gradient};
 }
 
@@ -143,9 +136,8 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward_cuda(
     gradients.factor = reduction == "mean" ? 1.0 / static_cast<double>(anchors) : 1.0;
     gradients.row_values = row_values.const_data_ptr();
     const ContrastivePlan plan = plan_contrastive_gradient(inputs, wanted, device::multiprocessor_count());
-    const DeviceMemory memory(contrastive_bytes(inputs, plan, true).field, kContrastiveFields, z_a.options());
-    check_launch(launch_fused_contrastive_loss_backward(inputs, plan, contrastive_workspace_of(memory), gradients,
-                                                        device.stream()));
+    const DeviceMemory<ContrastiveWorkspace> memory(contrastive_bytes(inputs, plan, true), z_a.options());
+    check_launch(launch_fused_contrastive_loss_backward(inputs, plan, memory.workspace(), gradients, device.stream()));
   }
   return {gradient[0], gradient[1], gradient[2], gradient[3], gradient[4], gradient[5]};
 }

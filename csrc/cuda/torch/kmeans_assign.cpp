@@ -27,10 +27,8 @@ std::tuple<at::Tensor, at::Tensor> kmeans_assign_cuda(const at::Tensor& features
                                   rows.size(1),       rows.const_data_ptr(), columns.const_data_ptr(),
                                   metric == "cosine"};
   const KmeansAssignPlan plan = plan_kmeans_assign(inputs, device::multiprocessor_count());
-  const DeviceMemory memory(kmeans_assign_bytes(inputs, plan).field, kKmeansFields, options);
-  KmeansAssignWorkspace workspace{};
-  for (int field = 0; field < kKmeansFields; ++field) workspace.field[field] = memory[field];
-  check_launch(launch_kmeans_assign(inputs, plan, workspace, labels.mutable_data_ptr<int64_t>(),
+  const DeviceMemory<KmeansAssignWorkspace> memory(kmeans_assign_bytes(inputs, plan), options);
+  check_launch(launch_kmeans_assign(inputs, plan, memory.workspace(), labels.mutable_data_ptr<int64_t>(),
                                     distances.mutable_data_ptr(), device.stream()));
   return {labels, distances};
 }
@@ -46,11 +44,8 @@ std::tuple<at::Tensor, at::Tensor> kmeans_update_cuda(const at::Tensor& features
   const at::Tensor counts = at::empty({num_clusters}, wide.dtype(at::kLong));
   const KmeansUpdateInputs inputs{element_type(rows), rows.size(0),          num_clusters,
                                   rows.size(1),       rows.const_data_ptr(), labels.const_data_ptr<int64_t>()};
-  const int64_t parts = kmeans_update_parts(inputs);
-  const int64_t bytes[2] = {parts * static_cast<int64_t>(sums.nbytes()),
-                            parts * num_clusters * static_cast<int64_t>(sizeof(int))};
-  const DeviceMemory memory(bytes, 2, wide);
-  check_launch(launch_kmeans_update(inputs, memory[0], static_cast<int*>(memory[1]), sums.mutable_data_ptr(),
+  const DeviceMemory<KmeansUpdateWorkspace> memory(kmeans_update_bytes(inputs), wide);
+  check_launch(launch_kmeans_update(inputs, memory.workspace(), sums.mutable_data_ptr(),
                                     counts.mutable_data_ptr<int64_t>(), device.stream()));
   return {sums, counts};
 }

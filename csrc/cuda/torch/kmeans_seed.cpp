@@ -31,10 +31,9 @@ at::Tensor kmeans_seed_cuda(const at::Tensor& features,       // (N, D)
   inputs.weights = weights_input ? weights.const_data_ptr<double>() : nullptr;
   inputs.cosine = metric == "cosine";
   const KmeansSeedPlan plan = plan_kmeans_seed(inputs, device::multiprocessor_count());
-  const DeviceMemory memory(kmeans_seed_bytes(inputs, plan).field, kKmeansSeedFields, rows.options());
-  KmeansSeedWorkspace workspace{};
-  for (int field = 0; field < kKmeansSeedFields; ++field) workspace.field[field] = memory[field];
-  check_launch(launch_kmeans_seed(inputs, plan, workspace, places.mutable_data_ptr<int64_t>(), device.stream()));
+  const DeviceMemory<KmeansSeedWorkspace> memory(kmeans_seed_bytes(inputs, plan), rows.options());
+  check_launch(
+      launch_kmeans_seed(inputs, plan, memory.workspace(), places.mutable_data_ptr<int64_t>(), device.stream()));
   return places;
 }
 

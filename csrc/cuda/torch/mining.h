@@ -19,19 +19,17 @@ class MiningJob {
  public:
   explicit MiningJob(const at::Tensor& teacher /* (N, D) */)
       : plan_(plan_mining(element_type(teacher), teacher.size(0), teacher.size(1), device::multiprocessor_count())),
-        memory_(mining_workspace_bytes(plan_).field, kWorkspaceFields, teacher.options()) {
+        memory_(mining_workspace_bytes(plan_), teacher.options()) {
     TORCH_CHECK_VALUE(teacher.size(0) <= std::numeric_limits<int32_t>::max(),
                       "teacher: expected at most 2^31 - 1 rows, got ", teacher.size(0));
   }
 
   const MiningPlan& plan() const { return plan_; }
-  MiningWorkspace workspace() const {
-    return {memory_[0], memory_[1], memory_[2], memory_[3], memory_[4], memory_[5], memory_[6], memory_[7]};
-  }
+  const MiningWorkspace& workspace() const { return memory_.workspace(); }
 
  private:
   MiningPlan plan_;
-  DeviceMemory memory_;
+  DeviceMemory<MiningWorkspace> memory_;
 };
 
 // Runs launch_pair_gradient on inputs of which type, sizes, features and norms are filled in here; the gradients come

@@ -35,12 +35,11 @@ std::tuple<at::Tensor, at::Tensor> nearest_neighbors_cuda(const at::Tensor& quer
   if (queries == 0) return {cosines, indices};
   const NeighborsPlan plan = plan_nearest_neighbors(element_type(query), queries, bank.size(0), query.size(1),
                                                     static_cast<int>(k), device::multiprocessor_count());
-  const DeviceMemory memory(neighbors_workspace_bytes(plan).field, kNeighborsFields, query.options());
+  const DeviceMemory<NeighborsWorkspace> memory(neighbors_workspace_bytes(plan), query.options());
   const NeighborsInputs inputs{query.const_data_ptr(), bank.const_data_ptr(),
                                exclude.defined() ? exclude.const_data_ptr<int64_t>() : nullptr,
                                valid.defined() ? valid.const_data_ptr<bool>() : nullptr};
-  const NeighborsWorkspace workspace{memory[0], memory[1], memory[2], memory[3], memory[4], memory[5], memory[6]};
-  check_launch(launch_nearest_neighbors(plan, inputs, workspace, cosines.mutable_data_ptr(),
+  check_launch(launch_nearest_neighbors(plan, inputs, memory.workspace(), cosines.mutable_data_ptr(),
                                         indices.mutable_data_ptr<int64_t>(), device.stream()));
   return {cosines, indices};
 }

@@ -46,12 +46,6 @@ class SinkhornCall {
   SinkhornInputs inputs_{};
 };
 
-SinkhornWorkspace sinkhorn_workspace_of(const DeviceMemory& memory) {
-  SinkhornWorkspace workspace{};
-  for (int field = 0; field < kSinkhornFields; ++field) workspace.field[field] = memory[field];
-  return workspace;
-}
-
 SinkhornKnoppOutputs sinkhorn_knopp_cuda(const at::Tensor& scores,  // (..., N, K)
                                          double epsilon, int64_t num_iters,
                                          const OptionalTensor& sample_marginals,   // (N,) or (..., N)
@@ -74,11 +68,11 @@ SinkhornKnoppOutputs sinkhorn_knopp_cuda(const at::Tensor& scores,  // (..., N, 
   }
   const SinkhornCall call(scores, epsilon, num_iters, sample_marginals, cluster_marginals);
   const SinkhornPlan plan = plan_sinkhorn_knopp(call.inputs());
-  const DeviceMemory memory(sinkhorn_forward_bytes(call.inputs(), plan, tolerance.has_value()).field, kSinkhornFields,
-                            options);
+  const DeviceMemory<SinkhornWorkspace> memory(sinkhorn_forward_bytes(call.inputs(), plan, tolerance.has_value()),
+                                               options);
   const SinkhornResults results{tolerance.value_or(0), assignments.mutable_data_ptr(), used.mutable_data_ptr<int64_t>(),
                                 differentiable ? potentials.mutable_data_ptr() : nullptr};
-  check_launch(launch_sinkhorn_knopp(call.inputs(), plan, sinkhorn_workspace_of(memory), results, device.stream()));
+  check_launch(launch_sinkhorn_knopp(call.inputs(), plan, memory.workspace(), results, device.stream()));
   return {assignments, used, potentials};
 }
 
@@ -95,12 +89,11 @@ at::Tensor sinkhorn_knopp_backward_cuda(const at::Tensor& grad_assignments,     
   if (scores.numel() == 0) return grad_scores;
   const SinkhornCall call(scores, epsilon, potentials.size(-2), sample_marginals, cluster_marginals);
   const SinkhornPlan plan = plan_sinkhorn_knopp(call.inputs());
-  const DeviceMemory memory(sinkhorn_backward_bytes(call.inputs(), plan).field, kSinkhornFields, scores.options());
+  const DeviceMemory<SinkhornWorkspace> memory(sinkhorn_backward_bytes(call.inputs(), plan), scores.options());
   const at::Tensor grad = grad_assignments.contiguous(), counts = used.contiguous(), kept = potentials.contiguous();
   const SinkhornGradients gradients{grad.const_data_ptr(), counts.const_data_ptr<int64_t>(), kept.const_data_ptr(),
                                     grad_scores.mutable_data_ptr()};
-  check_launch(
-      launch_sinkhorn_knopp_backward(call.inputs(), plan, sinkhorn_workspace_of(memory), gradients, device.stream()));
+  check_launch(launch_sinkhorn_knopp_backward(call.inputs(), plan, memory.workspace(), gradients, device.stream()));
   return grad_scores;
 }
 

@@ -123,7 +123,7 @@ void kmeans(int64_t count, int64_t clusters, int64_t depth) {
     const KmeansAssignInputs assign{type, count, clusters, depth, memory, memory, true};
     const KmeansAssignPlan plan = plan_kmeans_assign(assign, device::multiprocessor_count());
     require(launch_kmeans_assign(assign, plan, {}, nullptr, memory, nullptr));
-    require(launch_kmeans_update({type, count, clusters, depth, memory, nullptr}, memory, nullptr, memory, nullptr,
+    require(launch_kmeans_update({type, count, clusters, depth, memory, nullptr}, {memory, nullptr}, memory, nullptr,
                                  nullptr));
     for (const bool cosine : {false, true}) {
       // Few steps: each launches the same again.
