@@ -112,11 +112,12 @@ def made_objects() -> dict[str, str]:
     """
     setup_py = load_setup()
     csrc, native, cuda = ROOT / "csrc", ROOT / setup_py.objects_folder(torch.__version__), ROOT / "build" / "check-cuda"
-    by_setup = {f"csrc/cpu/{path.name}": native / f"csrc/cpu/{path.stem}.o" for path in csrc.glob("cpu/*.cpp")}
+    kernels = [path.relative_to(ROOT) for path in csrc.glob("*/cpu/*.cpp")]
+    by_setup = {str(path): native / path.with_suffix(".o") for path in kernels}
     by_setup["build/units/bindings.cpp"] = native / "build/units/bindings.o"
-    by_check = {f"csrc/cuda/{path.name}": cuda / f"{path.stem}.o" for path in csrc.glob("cuda/*.cu")}
+    by_check = {str(path.relative_to(ROOT)): cuda / f"{path.stem}.o" for path in csrc.glob("*/cuda/*.cu")}
     by_check["build/units/cuda.cpp"] = cuda / "cuda.host.o"
-    del by_check["csrc/cuda/pair_gradient.cu"]
+    del by_check["csrc/mining/cuda/pair_gradient.cu"]
     inputs = [ROOT / "setup.py", *(path for path in csrc.rglob("*") if path.is_file())]
     record = ROOT / "deepclust_ext" / "_build.json"  # what is newer than this was made for the torch that runs
     fresh = {source: path for source, path in by_setup.items() if not is_stale(path, inputs)}
