@@ -36,8 +36,22 @@ def test_a_folder_is_clustered_by_the_commands_alone(tmp_path: Path, monkeypatch
     assert (tmp_path / "runs" / "photos" / "report.html").is_file()
 
 
+def heading_slugs(page: Path) -> set[str]:
+    """Return what the headings of a page are called in links, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
     root = Path(__file__).parents[2]
-    for page in (root / "README.md", *root.glob("docs/*.md"), root / "CONTRIBUTING.md"):
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    for page in (
+        *root.glob("*.md"),
+        *root.glob("docs/**/*.md"),
+        *root.glob("benchmarks/*.md"),
+        *root.glob("tests/**/*.md"),
+    ):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            name, _, heading = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not heading or heading in heading_slugs(target), f"{page.name}: {link}"
