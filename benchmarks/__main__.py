@@ -34,6 +34,7 @@ from benchmarks.report import (
     Setting,
     csv_path,
     current_commit,
+    describe_system,
     format_table,
     instruction_set,
     last_runs,
@@ -146,7 +147,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         commit=current_commit(),
         dtype=", ".join(dtypes),
     )
-    environment = {name: str(value) for name, value in asdict(setting).items()}
+    environment = {name: str(value) for name, value in asdict(setting).items()} | describe_system()
     print(", ".join(f"{name} {value}" for name, value in environment.items()))
     settings: dict[Setting, Rates | None] = {}
     for dtype in dtypes:
