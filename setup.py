@@ -5,6 +5,7 @@ Environment variables, all optional:
                                   visible too, never, or else fail. A visible GPU's architecture alone is built for
     DEEPCLUST_EXT_NATIVE=0        install without the native library; every op then runs its PyTorch reference
     DEEPCLUST_EXT_WERROR=1        treat compiler warnings as errors (CI does)
+    DEEPCLUST_EXT_DEBUG=1         build for a debugger: every line and variable, and checked indices of the C++ library
     DEEPCLUST_EXT_SANITIZE=1      build with AddressSanitizer and UndefinedBehaviorSanitizer
     TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS   as for every torch extension
 """
@@ -122,6 +123,8 @@ def compiler_flags(environment: Mapping[str, str], platform: str, processor: str
         flags.append("-fopenmp")  # for compiling only; at run time the symbols come from the OpenMP that torch loaded
     if environment.get("DEEPCLUST_EXT_WERROR") == "1":
         flags.append("-Werror")
+    if environment.get("DEEPCLUST_EXT_DEBUG") == "1":
+        flags += ["-Og", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
     if environment.get("DEEPCLUST_EXT_SANITIZE") == "1":
         flags += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *SANITIZERS]
         if "avx512f" not in processor:  # tests run here, so kernels that cannot are not worth compiling

@@ -145,6 +145,8 @@ def test_compiler_flags(setup_py: ModuleType) -> None:
     assert plain == ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-psabi", "-fopenmp"]
     assert "-fopenmp" not in setup_py.compiler_flags({}, "darwin")
     assert setup_py.compiler_flags({"DEEPCLUST_EXT_WERROR": "1"}, "linux") == [*plain, "-Werror"]
+    debugged = setup_py.compiler_flags({"DEEPCLUST_EXT_DEBUG": "1"}, "linux")
+    assert [debugged.index("-Og") > debugged.index("-O3"), debugged.index("-g") > debugged.index("-g0")] == [True, True]
     sanitized = setup_py.compiler_flags({"DEEPCLUST_EXT_SANITIZE": "1"}, "linux")
     assert sanitized.index("-O1") > sanitized.index("-O3")  # the last one counts
     assert "-fsanitize=address,undefined" in sanitized
