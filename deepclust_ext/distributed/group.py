@@ -71,6 +71,11 @@ class Shards(NamedTuple):
         """The number of all rows."""
         return sum(self.sizes)
 
+    @property
+    def weight(self) -> float:
+        """By what to multiply the mean over this rank's rows, so that the ranks' mean is the mean over all rows."""
+        return self.sizes[self.rank] * len(self.sizes) / max(self.total, 1)
+
 
 def shards_of(
     rows: Tensor,  # (n, ...)
