@@ -99,18 +99,18 @@ class _GatherRows(torch.autograd.Function):
         own, ranks = shards.sizes[shards.rank], len(shards.sizes)
         received = grad.new_empty(ranks * own, *grad.shape[1:])
         dist.all_to_all_single(received, grad.contiguous(), [own] * ranks, list(shards.sizes), group=ctx.group)
-        return _sum_in_order(received.view(ranks, own, *grad.shape[1:])), None, None
+        return sum_in_order(received.view(ranks, own, *grad.shape[1:])), None, None
 
 
 class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: "ProcessGroup") -> Tensor:
         ctx.group = group
-        return exchange(x, _sum_in_order, group)
+        return exchange(x, sum_in_order, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return exchange(grad, _sum_in_order, ctx.group), None
+        return exchange(grad, sum_in_order, ctx.group), None
 
 
 def _gathered(
@@ -134,7 +134,7 @@ def _gathered(
     return torch.cat([part[:size] for part, size in zip(everyone.split(most), shards.sizes, strict=True)])
 
 
-def _sum_in_order(
+def sum_in_order(
     parts: Tensor,  # (P, ...)
 ) -> Tensor:
     """Return the sum over the ranks, (...), added up one after the other, in at least float32."""

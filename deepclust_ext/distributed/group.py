@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepclust_ext.ops._checks import check_bool
+
 if TYPE_CHECKING:  # builds of torch without torch.distributed have neither
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -36,6 +38,19 @@ def resolve_group(process_group: "Group" = None) -> "ProcessGroup | None":
         if isinstance(process_group, dist.ProcessGroup):
             return process_group
     raise TypeError(f"process_group: expected a ProcessGroup, a DeviceMesh or None, got {type(process_group).__name__}")
+
+
+def check_ranks(gather_distributed: object, process_group: "Group") -> bool:
+    """Return ``gather_distributed``, which the losses take; a group is for True alone.
+
+    Raises:
+        TypeError: It is neither True nor False.
+        ValueError: There is a group, but nothing is gathered.
+    """
+    gathers = check_bool(gather_distributed, "gather_distributed")
+    if process_group is not None and not gathers:
+        raise ValueError("process_group: expected None, because gather_distributed is False, got a group")
+    return gathers
 
 
 def num_ranks(group: "Group" = None) -> int:

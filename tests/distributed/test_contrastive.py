@@ -44,7 +44,7 @@ def loss_and_gradients(
         options = {**options, "temperature": temperature}
     if group is not None:
         options = {**options, "process_group": group}
-    call = fused_contrastive_loss if group is None else over_ranks
+    call: Any = fused_contrastive_loss if group is None else over_ranks
     loss = call(**dict(zip(names, tensors, strict=False)), **options, reduction=reduction)
     (loss.sum() if reduction == "none" else loss).backward()
     gradients = [x.grad for x in tensors] + ([temperature.grad] if learned else [])
