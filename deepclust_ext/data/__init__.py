@@ -1,9 +1,10 @@
-"""Images from files, bundled data, augmentations of whole batches, and views of images."""
+"""Images and features from files, bundled data, augmentations of whole batches, and views of images."""
 
 from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.datasets import DATASETS, load_dataset
 from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.digits import Digits
+from deepclust_ext.data.features import Features, load_features
 from deepclust_ext.data.load import load_images
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.operations import OPERATIONS
@@ -19,6 +20,7 @@ __all__ = [
     "STEPS",
     "VIEWS",
     "Digits",
+    "Features",
     "ImageError",
     "Images",
     "PerImage",
@@ -30,6 +32,7 @@ __all__ = [
     "RandomViews",
     "ResizeView",
     "load_dataset",
+    "load_features",
     "load_images",
     "make_view",
     "read_image",
