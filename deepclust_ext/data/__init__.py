@@ -6,6 +6,7 @@ from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.digits import Digits
 from deepclust_ext.data.features import Features, load_features
 from deepclust_ext.data.load import load_images
+from deepclust_ext.data.neighbors import NeighborView
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.operations import OPERATIONS
 from deepclust_ext.data.pixels import ImageError, Pixels
@@ -23,6 +24,7 @@ __all__ = [
     "Features",
     "ImageError",
     "Images",
+    "NeighborView",
     "PerImage",
     "Pixels",
     "RandomAffine",

@@ -37,7 +37,7 @@ def write(path: Path, values: NDArray[Any], **others: NDArray[Any]) -> Path:
     if path.suffix == ".npy":
         np.save(path, values)
     elif path.suffix == ".npz":
-        np.savez(path, rows=values, **others)
+        np.savez(path, **{"rows": values, **others})  # type: ignore[arg-type]
     elif path.suffix == ".safetensors":
         write_safetensors(path, {"rows": values, **others})
     else:
@@ -106,7 +106,12 @@ def test_an_npz_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = write(tmp_path / "x.npz", rows())
     opened: list[Any] = []
     load = np.load
-    monkeypatch.setattr(np, "load", lambda *given, **how: opened.append(given) or load(*given, **how))
+
+    def noted(*given: Any, **how: Any) -> Any:
+        opened.append(given)
+        return load(*given, **how)
+
+    monkeypatch.setattr(np, "load", noted)
     features = load_features(path)
     first = matrix(features)
     np.testing.assert_array_equal(matrix(features), first)
