@@ -142,6 +142,7 @@ test-gpu:
 lint: setup
 	$(bin)/ruff check
 	$(bin)/ruff format --check
+	$(bin)/codespell
 	$(bin)/clang-format --dry-run --Werror $(formatted_sources)
 
 format: setup

@@ -22,7 +22,7 @@ class MaskedPatchLoss(nn.Module):
 
     It is for the masked patches alone: what the network saw must not be among the rows. A patch of one color has zeros
     to be predicted. In PICI this is the partial information self-discrimination (PISD), of images as the network gets
-    them, normalised by the mean and deviation of the data set.
+    them, normalized by the mean and deviation of the data set.
 
     Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377; PICI,
     https://arxiv.org/abs/2401.13503.

@@ -11,7 +11,7 @@ from deepclust_ext.reference.temperature import positive_or_nan
 class PrototypeLoss(nn.Module):
     r"""Pull the two views' centroids of one cluster together, push the centroids of different clusters apart.
 
-    With :math:`\mu_q, \mu_k` the normalised means of the normalised rows per cluster, the logits are
+    With :math:`\mu_q, \mu_k` the normalized means of the normalized rows per cluster, the logits are
     :math:`\mu_q \mu_q^\top / \tau` with :math:`\mu_q \cdot \mu_k / \tau` on the diagonal. The loss is the mean cross
     entropy to the diagonal over the clusters that occur in the batch (prototypical contrastive loss of HaDis, arXiv
     2401.14038). Rows whose label lies outside ``0 .. num_clusters - 1`` take no part.
@@ -52,7 +52,7 @@ class PrototypeLoss(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             clusters = torch.arange(num_clusters, device=labels.device)
             members = (labels.unsqueeze(0) == clusters.unsqueeze(1)).to(wide)  # (K, B)
-            # The mean and the sum differ by a factor that the normalisation takes out again.
+            # The mean and the sum differ by a factor that the normalization takes out again.
             centers = l2_normalize(members @ l2_normalize(query.to(wide), dim=1), dim=1)  # (K, D)
             targets = l2_normalize(members @ l2_normalize(key.to(wide), dim=1), dim=1)  # (K, D)
             positive = (centers * targets).sum(dim=1) / temperature  # (K,)

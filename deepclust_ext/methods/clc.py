@@ -217,7 +217,7 @@ class CLC(ClusterHeadMethod):
         update_average(self.average, self.online, self.momentum)
 
     def inference_network(self) -> nn.Module:
-        """Return the online network: rows (B, ``embedding_dim``), normalised, and assignments (B, K)."""
+        """Return the online network: rows (B, ``embedding_dim``), normalized, and assignments (B, K)."""
         online = self.online
         shares = nn.Sequential(online.cluster_head, _ClusterShares(self.cluster_temperature))
         return InferenceNetwork(online.backbone, online.instance_head, shares)
@@ -260,7 +260,7 @@ class _TwoHeads(nn.Module):
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> tuple[Tensor, Tensor]:
-        """Return z^c (B, K) and z^n (B, D), not normalised."""
+        """Return z^c (B, K) and z^n (B, D), not normalized."""
         features = self.backbone(images)
         return self.cluster_head(features), self.instance_head(features)
 
@@ -288,7 +288,7 @@ def _shares(
 
 
 def _rows(network: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return z^c and z^n of all views, one below the other; batch normalisation sees one view at a time."""
+    """Return z^c and z^n of all views, one below the other; batch normalization sees one view at a time."""
     scores, rows = zip(*(network(view) for view in views), strict=True)
     return torch.cat(scores), torch.cat(rows)
 
