@@ -155,6 +155,7 @@ typecheck: setup
 
 docs: setup
 	$(bin)/python -m pytest --doctest-modules deepclust_ext
+	$(bin)/python -m sphinx --fail-on-warning --keep-going --quiet docs/api build/api
 
 bench: setup
 	$(bin)/python -m pytest benchmarks --benchmark-only

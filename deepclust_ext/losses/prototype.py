@@ -19,12 +19,20 @@ class PrototypeLoss(nn.Module):
     Every shape is fixed by the arguments, so nothing waits for the device. The loss is finite for empty clusters; it
     is exactly 0 with one cluster and with none.
 
+    Keep the temperature of 0.5, and take batches with several rows of each cluster: a centroid of one row is that row.
+
     Args:
         temperature: Divides the logits. A parameter of shape () is learned with the rest.
 
     Raises:
         TypeError: If ``temperature`` is neither a number nor a floating tensor.
         ValueError: If it is a number that is not above 0 or not finite.
+
+    Example:
+        >>> rows = torch.eye(2).repeat(3, 1)
+        >>> labels = torch.tensor([0, 1]).repeat(3)
+        >>> float(PrototypeLoss()(rows, rows, labels, 2))  # log(1 + exp(-2)): the centroids are at a right angle
+        0.1269...
     """
 
     def __init__(self, temperature: float | Tensor = 0.5) -> None:

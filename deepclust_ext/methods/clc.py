@@ -39,9 +39,9 @@ class CLC(ClusterHeadMethod):
     view, and both keys enter the queue. An image's cluster is the largest entry of :math:`z^c`.
 
     Of the paper only the abstract was at hand: temperatures, :math:`\epsilon` and the heads are this package's choice,
-    and so is one addition, ``swap_weight`` times the swapped prediction :math:`-\sum_k q_k \log p_k` of SwAV. Without
-    it the clusters become what :math:`z^n` leaves over, since the logit is a sum of both: accuracy 0.52 instead of
-    0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
+    and so is one addition, ``swap_weight`` times the swapped prediction :math:`-\sum_k q_k \log p_k` of SwAV (arXiv
+    2006.09882, equation 2). Without it the clusters become what :math:`z^n` leaves over, since the logit is a sum of
+    both: accuracy 0.52 instead of 0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
 
     With ``terms="instance"`` a step has the contrast of the rows alone, :math:`\cos(z^n_i, k^n_j) / \tau`. After a
     phase of it clusters begin with features that already tell images apart. ``terms="labels"`` adds the cross entropy
