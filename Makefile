@@ -142,6 +142,7 @@ test-gpu:
 lint: setup
 	$(bin)/ruff check
 	$(bin)/ruff format --check
+	$(bin)/codespell
 	$(bin)/clang-format --dry-run --Werror $(formatted_sources)
 
 format: setup
@@ -154,6 +155,7 @@ typecheck: setup
 
 docs: setup
 	$(bin)/python -m pytest --doctest-modules deepclust_ext
+	$(bin)/python -m sphinx --fail-on-warning --keep-going --quiet docs/api build/api
 
 bench: setup
 	$(bin)/python -m pytest benchmarks --benchmark-only

@@ -245,7 +245,7 @@ def native_library() -> dict[str, Any]:
     )
 
     class BuildNative(BuildExtension):
-        """Builds the library and leaves a record beside it, by which an unsuitable one is recognised before loading."""
+        """Builds the library and leaves a record beside it, by which an unsuitable one is recognized before loading."""
 
         def finalize_options(self) -> None:
             super().finalize_options()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,14 @@ def test_compiler_flags(setup_py: ModuleType) -> None:
     without = setup_py.compiler_flags({"DEEPCLUST_EXT_SANITIZE": "1"}, "linux", "flags : fma avx2")
     assert without == [*sanitized, "-DDEEPCLUST_AVX512=0"]
     assert setup_py.compiler_flags({}, "linux", "flags : fma avx2") == plain  # others run it elsewhere
+
+
+def test_pre_commit_has_the_versions_that_lint_has() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    pins = re.findall(r"[\w-]+(?:\[\w+\])?==[\d.]+", hooks)
+    assert {pin.split("==")[0] for pin in pins} == {"ruff", "clang-format", "codespell[toml]"}
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(f'"{pin}"' in project for pin in pins)
 
 
 def test_nvcc_flags(setup_py: ModuleType) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import deepclust_ext
+from deepclust_ext import ops
 from deepclust_ext.__main__ import main
 from tests.helpers import suite_minutes
 from tests.runs.runfolders import write_images
@@ -56,6 +58,17 @@ def test_make_help_names_what_there_is() -> None:
     (ci_targets,) = re.findall(r"^ci_targets := (.*)$", makefile, flags=re.MULTILINE)
     assert {*ci_targets.split(), "setup", "demo", "emulated", "ci", "help"} <= shown
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in shown)
+
+
+def test_all_that_is_public_is_on_the_api_page() -> None:
+    page = (ROOT / "docs" / "api" / "index.rst").read_text()
+    package = ROOT / "deepclust_ext"
+    public = {path.parent.name for path in package.glob("*/__init__.py") if "__all__ = [" in path.read_text()}
+    assert {"losses", "methods"} < public
+    for name in public - {"ops", "reference"}:
+        assert f".. automodule:: deepclust_ext.{name}\n" in page
+    for name in set(ops.__all__) - set(deepclust_ext.__all__):
+        assert f".. autofunction:: deepclust_ext.ops.{name}\n" in page
 
 
 def heading_slugs(page: Path) -> set[str]:

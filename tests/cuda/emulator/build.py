@@ -4,7 +4,7 @@
 
 A .cu file is kernel code: g++ compiles it as C++ against the emulated device, in one of three modes; the fourth, for
 programs alone, is nvcc and a real device.
-    plain   optimised
+    plain   optimized
     asan    AddressSanitizer and UndefinedBehaviorSanitizer
     check   every memory access calls the emulator's own checker (hooks.cpp), by way of the calls that -fsanitize=thread
             inserts for libtsan, which is never linked

@@ -32,9 +32,9 @@ def in_every_build(message: str) -> Diagnosis:
 
 
 RACE = {"check": "data race on"}
-UNWRITTEN = {"check": "uninitialised read of"}
+UNWRITTEN = {"check": "uninitialized read of"}
 UNWRITTEN_IS_NAN = in_every_build("expected 2, got -?nan") | UNWRITTEN
-RACE_OR_UNWRITTEN = {"check": "data race on|uninitialised read of"}  # whichever the schedule brings first
+RACE_OR_UNWRITTEN = {"check": "data race on|uninitialized read of"}  # whichever the schedule brings first
 OUT_OF_BOUNDS = {
     "asan": "AddressSanitizer: (heap-buffer-overflow|use-after-poison)|runtime error: index 8 out of bounds",
     "check": "out of bounds: .*(read|write)",
@@ -42,7 +42,7 @@ OUT_OF_BOUNDS = {
 IN_FLIGHT = {"check": "read before the wait for the cp.async that fills"}
 NOT_CONVERTED = in_every_build("operand a of lane 0 was not converted to tf32")
 DIVERGENT_BARRIER = in_every_build("divergent barrier: ")
-HALF_BLOCK_BARRIER = DIVERGENT_BARRIER | {"check": "divergent barrier: |data race on|uninitialised read of"}
+HALF_BLOCK_BARRIER = DIVERGENT_BARRIER | {"check": "divergent barrier: |data race on|uninitialized read of"}
 
 BUGS: dict[str, Diagnosis] = {
     "tile_no_barrier_after_load": RACE_OR_UNWRITTEN,
@@ -110,7 +110,7 @@ BUGS: dict[str, Diagnosis] = {
     "deadlock": in_every_build(r"deadlock: no thread can run; thread \(0,0,0\) waits in __syncwarp at"),
     "exit_while_awaited": in_every_build("mask ffffffff of __syncwarp names (it|lanes ffff0000)"),
     "barriers_of_different_kinds": DIVERGENT_BARRIER,
-    "too_many_barriers_to_count": {"check": "cannot count so many synchronisations in one block"},
+    "too_many_barriers_to_count": {"check": "cannot count so many synchronizations in one block"},
     "launch_in_kernel": in_every_build("a kernel launched a kernel"),
     "no_syncwarp": RACE_OR_UNWRITTEN,
     "no_syncwarp_before_overwrite": RACE,
