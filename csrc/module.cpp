@@ -8,15 +8,15 @@
 #include <vector>
 
 #include "build_info.h"
-#include "ops/augment_views.h"
-#include "ops/batch_hard_mining.h"
-#include "ops/diffused_neighbor_gather.h"
-#include "ops/fused_contrastive_loss.h"
-#include "ops/fused_hsd_loss.h"
-#include "ops/kmeans_assign.h"
-#include "ops/kmeans_seed.h"
-#include "ops/nearest_neighbors.h"
-#include "ops/sinkhorn_knopp.h"
+#include "contrastive/fused_contrastive_loss.h"
+#include "kmeans/kmeans_assign.h"
+#include "kmeans/kmeans_seed.h"
+#include "mining/batch_hard_mining.h"
+#include "mining/fused_hsd_loss.h"
+#include "neighbors/diffused_neighbor_gather.h"
+#include "neighbors/nearest_neighbors.h"
+#include "sinkhorn/sinkhorn_knopp.h"
+#include "views/augment_views.h"
 
 TORCH_LIBRARY(deepclust_ext, library) { library.set_python_module("deepclust_ext.ops"); }
 

@@ -15,6 +15,7 @@ from torch.profiler import record_function
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import match_labels
+from deepclust_ext.data.views import seen_by
 from deepclust_ext.inference import IndexedImages, Loader, assign, device_of, embed, moved, takes_any_size
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
@@ -284,7 +285,7 @@ class Trainer:
             all_labels = self._pseudo_labels if batch.data == MAIN else None
             labels = None if all_labels is None else all_labels[batch.places].to(device, non_blocking=True)
         with record_function("augment"):
-            views = [view(images) for view in self.views]
+            views = [seen_by(view, images, batch.places) for view in self.views]
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             step = self._compiled_step or self.method.training_step
             loss, terms = step(views, labels, batch.places, terms=batch.terms, epoch=epoch)
