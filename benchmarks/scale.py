@@ -205,7 +205,7 @@ Every number on this page is printed by `python -m benchmarks.scale`.
 Proven, on gloo with 1 to 4 ranks on CPUs, by `tests/distributed`: losses, statistics, gradients of rows and parameters,
 assignments, labels and neighbors are those of one process with all rows, for equal, unequal and empty shards.
 
-Modelled, and measured by nobody so far: all times below. Kernels take what [performance](performance.md) predicts of
+Modelled, and measured by nobody so far: all times below. Kernels take what [models](performance/models.md) predict of
 an {NAME}. Links are assumed to reach 80 % of their rate: {inside} and {near} a message among the {NODE} GPUs of
 a node, {between} for each GPU and {far} between nodes. NCCL has not been run with these functions.
 
