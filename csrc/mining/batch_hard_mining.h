@@ -9,23 +9,28 @@
 // float32. All four distances are differentiable (gradient 0 where the clamp is active); second derivatives are an
 // error. Deterministic, independent of the thread count; nothing of size N x N is kept. Offsets are 64-bit, so N * D
 // may exceed 2^31. Source: HaDis, arXiv 2401.14038.
+//
+// Anchors are the R = num_rows rows from first_row on, all from there by default; columns are always all N. What comes
+// of an anchor is the same in every range.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+#include <optional>
 #include <tuple>
 
 namespace deepclust {
 
-// positive_distance, negative_distance, positive_teacher_distance, negative_teacher_distance (N,) in the input dtype;
-// positive_index, negative_index (N,) int64; for the backward pass, in the accumulation dtype, inverse_distance (4, N)
+// positive_distance, negative_distance, positive_teacher_distance, negative_teacher_distance (R,) in the input dtype;
+// positive_index, negative_index (R,) int64; for the backward pass, in the accumulation dtype, inverse_distance (4, R)
 // (0 where clamped) and inverse_norm (2, N).
 using BatchHardMiningOutputs =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 BatchHardMiningOutputs batch_hard_mining(const at::Tensor& teacher,  // (N, D)
                                          const at::Tensor& student,  // (N, D)
-                                         bool normalize);
+                                         bool normalize, int64_t first_row, std::optional<int64_t> num_rows);
 
 void check_batch_hard_mining(const at::Tensor& teacher, const at::Tensor& student);
 

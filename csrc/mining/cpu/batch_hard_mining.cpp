@@ -94,13 +94,16 @@ void choose_shift(const T* teacher,  // (count, depth)
 }
 
 template <typename T>
-MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input, bool normalize) {
+MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input, bool normalize, RowRange anchors) {
   const int64_t count = teacher_input.size(0);
   const int64_t depth = teacher_input.size(1);
   const at::TensorOptions options = teacher_input.options();
   MinedPairs mined{at::empty({2, count}, options.dtype(at::kLong)), at::empty({4, count}, options),
                    at::empty({4, count}, options), at::empty({2, count}, options)};
-  if (count == 0) return mined;
+  if (count == 0 || anchors.count == 0) {
+    mined.inverse_norm.fill_(1);  // of rows that are in no pair
+    return mined;
+  }
   int64_t* index = mined.index.mutable_data_ptr<int64_t>();
   T* distance = mined.distance.mutable_data_ptr<T>();
   T* inverse_distance = mined.inverse_distance.mutable_data_ptr<T>();
@@ -183,19 +186,19 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
   in.student_norm_max = std::sqrt(in.student_norm_max);
 
   const int64_t block_rows = DEEPCLUST_SELECT(mining_block_rows<T>)(count, depth, at::get_num_threads());
-  const int64_t blocks = (count + block_rows - 1) / block_rows;
+  const int64_t blocks = (anchors.count + block_rows - 1) / block_rows;
   const int64_t limit = kMinTests + count / kColumnsPerTest;
   const int64_t workspace = DEEPCLUST_SELECT(mining_workspace<T>)(block_rows, padded, depth);
   at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> thread_scratch(workspace);
     T* memory = thread_scratch.take(workspace);
     bool expect_product = false;
-    for (int64_t first = begin * block_rows; first < std::min(end * block_rows, count); first += block_rows) {
-      DEEPCLUST_SELECT(mine_rows<T>)(in, first, std::min(block_rows, count - first), limit, memory, &expect_product,
-                                     index, index + count, squared);
+    for (int64_t row = begin * block_rows; row < std::min(end * block_rows, anchors.count); row += block_rows) {
+      DEEPCLUST_SELECT(mine_rows<T>)(in, anchors.first + row, std::min(block_rows, anchors.count - row), limit, memory,
+                                     &expect_product, index, index + count, squared);
     }
   });
-  at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
+  at::parallel_for(anchors.first, anchors.first + anchors.count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t kind = 0; kind < 4; ++kind) {
       DEEPCLUST_SELECT(measure_pairs<T>)(teacher, kind < 2 ? student : teacher, begin, end, depth,
                                          index + kind % 2 * count, squared + kind * count, distance + kind * count,
@@ -207,50 +210,55 @@ MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input
 
 }  // namespace
 
-MinedPairs mine_hard_pairs(const at::Tensor& teacher, const at::Tensor& student, bool normalize) {
-  return teacher.scalar_type() == at::kDouble ? mine<double>(teacher, student, normalize)
-                                              : mine<float>(teacher, student, normalize);
+MinedPairs mine_hard_pairs(const at::Tensor& teacher, const at::Tensor& student, bool normalize, RowRange anchors) {
+  return teacher.scalar_type() == at::kDouble ? mine<double>(teacher, student, normalize, anchors)
+                                              : mine<float>(teacher, student, normalize, anchors);
 }
 
 namespace {
 
 BatchHardMiningOutputs batch_hard_mining_cpu(const at::Tensor& teacher,  // (N, D)
                                              const at::Tensor& student,  // (N, D)
-                                             bool normalize) {
+                                             bool normalize, int64_t first_row, std::optional<int64_t> num_rows) {
   check_batch_hard_mining(teacher, student);
-  const MinedPairs mined = mine_hard_pairs(to_accumulation(teacher), to_accumulation(student), normalize);
+  const RowRange anchors = row_range(first_row, num_rows, teacher.size(0));
+  const MinedPairs mined = mine_hard_pairs(to_accumulation(teacher), to_accumulation(student), normalize, anchors);
   const at::Tensor distance = to_dtype(mined.distance, teacher.scalar_type());
   // Outputs may not alias, so each is a copy; select().clone() would cost small calls more than the mining does.
-  const auto row = [](const at::Tensor& rows, int64_t i) {
-    const at::Tensor copy = at::empty({rows.size(1)}, rows.options());
-    const size_t bytes = copy.nbytes();
-    if (bytes > 0)
-      std::memcpy(copy.mutable_data_ptr(), static_cast<const char*>(rows.const_data_ptr()) + i * bytes, bytes);
+  const auto row = [anchors](const at::Tensor& rows, int64_t i) {
+    const at::Tensor copy = at::empty({anchors.count}, rows.options());
+    const int64_t begin = (i * rows.size(1) + anchors.first) * rows.element_size();
+    if (anchors.count > 0) {
+      std::memcpy(copy.mutable_data_ptr(), static_cast<const char*>(rows.const_data_ptr()) + begin, copy.nbytes());
+    }
     return copy;
   };
-  return {row(distance, 0),    row(distance, 1),    row(distance, 2),       row(distance, 3),
-          row(mined.index, 0), row(mined.index, 1), mined.inverse_distance, mined.inverse_norm};
+  const at::Tensor inverse_distance = mined.inverse_distance.narrow(1, anchors.first, anchors.count).contiguous();
+  return {row(distance, 0),    row(distance, 1),    row(distance, 2), row(distance, 3),
+          row(mined.index, 0), row(mined.index, 1), inverse_distance, mined.inverse_norm};
 }
 
 std::tuple<at::Tensor, at::Tensor> batch_hard_mining_backward_cpu(
-    const at::Tensor& grad_positive_distance,          // (N,)
-    const at::Tensor& grad_negative_distance,          // (N,)
-    const at::Tensor& grad_positive_teacher_distance,  // (N,)
-    const at::Tensor& grad_negative_teacher_distance,  // (N,)
+    const at::Tensor& grad_positive_distance,          // (R,)
+    const at::Tensor& grad_negative_distance,          // (R,)
+    const at::Tensor& grad_positive_teacher_distance,  // (R,)
+    const at::Tensor& grad_negative_teacher_distance,  // (R,)
     const at::Tensor& teacher,                         // (N, D)
     const at::Tensor& student,                         // (N, D)
-    const at::Tensor& positive_index,                  // (N,) int64
-    const at::Tensor& negative_index,                  // (N,) int64
-    const at::Tensor& inverse_distance,                // (4, N)
+    const at::Tensor& positive_index,                  // (R,) int64
+    const at::Tensor& negative_index,                  // (R,) int64
+    const at::Tensor& inverse_distance,                // (4, R)
     const at::Tensor& inverse_norm,                    // (2, N)
-    bool normalize, bool want_teacher, bool want_student) {
+    bool normalize, int64_t first_row, bool want_teacher, bool want_student) {
   const at::Tensor weight =
       to_accumulation(at::stack({grad_positive_distance, grad_negative_distance, grad_positive_teacher_distance,
                                  grad_negative_teacher_distance}));
-  const at::Tensor slope = weight.mul(inverse_distance);
-  const auto [grad_teacher, grad_student] =
-      pair_gradient(to_accumulation(teacher), to_accumulation(student), at::stack({positive_index, negative_index}),
-                    inverse_norm, slope, normalize, want_teacher, want_student);
+  const int64_t count = teacher.size(0);
+  const at::Tensor slope = values_of_all(weight.mul(inverse_distance), first_row, count);
+  const at::Tensor index =
+      at::stack({index_of_all(positive_index, first_row, count), index_of_all(negative_index, first_row, count)});
+  const auto [grad_teacher, grad_student] = pair_gradient(to_accumulation(teacher), to_accumulation(student), index,
+                                                          inverse_norm, slope, normalize, want_teacher, want_student);
   return {to_dtype(grad_teacher, teacher.scalar_type()), to_dtype(grad_student, teacher.scalar_type())};
 }
 

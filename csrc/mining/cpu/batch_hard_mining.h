@@ -3,6 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "core/row_range.h"
+
 namespace deepclust {
 
 struct MinedPairs {
@@ -12,8 +14,9 @@ struct MinedPairs {
   at::Tensor inverse_norm;      // (2, N): of the teacher and the student rows; 1 without normalize
 };
 
-// Inputs are contiguous float or double; NaN or Inf anywhere gives distances of NaN and no pair.
+// Inputs are contiguous float or double; NaN or Inf anywhere gives distances of NaN and no pair. Of anchors outside the
+// range nothing is written but the norms.
 MinedPairs mine_hard_pairs(const at::Tensor& teacher /* (N, D) */, const at::Tensor& student /* (N, D) */,
-                           bool normalize);
+                           bool normalize, RowRange anchors);
 
 }  // namespace deepclust

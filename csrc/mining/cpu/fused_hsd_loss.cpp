@@ -56,8 +56,8 @@ std::array<double, kHsdSums> finish_rows(const MinedPairs& mined, double tempera
 template <typename T>
 FusedHsdLossOutputs loss_of(const at::Tensor& teacher, const at::Tensor& student, double temperature, bool normalize,
                             std::string_view reduction) {
-  const MinedPairs mined = mine_hard_pairs(to_accumulation(teacher), to_accumulation(student), normalize);
   const int64_t count = teacher.size(0);
+  const MinedPairs mined = mine_hard_pairs(to_accumulation(teacher), to_accumulation(student), normalize, {0, count});
   const at::TensorOptions options = mined.distance.options();
   at::Tensor loss = at::empty({count}, options);
   const at::Tensor stats = at::empty({kHsdStats}, options);

@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs
   using Search = PairSearch<P, kWarps>;
   using Gemm = typename Search::Gemm;
   DEEPCLUST_DYNAMIC_SHARED(shared);
-  const int64_t first_row = int64_t{blockIdx.x} * Gemm::kRows;
+  const int64_t first_row = in.first_row + int64_t{blockIdx.x} * Gemm::kRows;
   T squares[2];
   for (int which = 0; which < 2; ++which) {
     squares[which] = largest_of<kWarps>(in.largest_squares + which * in.prepare_blocks, in.prepare_blocks);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs
   double sums[kHsdSums] = {};
   for (int slot = 0; slot < Search::kSlots; ++slot) {
     const int64_t i = first_row + Gemm::row_of(slot);
-    const bool present = i < in.count;
+    const bool present = i < in.end_row;
     HardestPairs<T> pairs{};
     if (finite) {
       bool open = false;
@@ -186,6 +186,8 @@ cudaError_t launch_type(const MiningPlan& plan, const void* teacher, const void*
   in.count = plan.count;
   in.depth = plan.depth;
   in.row_depth = plan.row_depth;
+  in.first_row = plan.first_row;
+  in.end_row = plan.end_row;
   in.row_blocks = plan.row_blocks;
   in.splits = plan.splits;
   in.prepare_blocks = plan.prepare_blocks;
@@ -195,15 +197,17 @@ cudaError_t launch_type(const MiningPlan& plan, const void* teacher, const void*
 
 }  // namespace
 
-MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int multiprocessors) {
+MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int64_t first_row, int64_t end_row,
+                       int multiprocessors) {
   using SmallBlock = TileGemm<F32AsF16x3, 4, 2>;
   using LargeBlock = TileGemm<F32AsF16x3, 8, 2>;
   const int64_t stage_depth = type == ElementType::kF64   ? TileGemm<F64, 4, 2>::kStageDepth
                               : type == ElementType::kF32 ? SmallBlock::kStageDepth
                                                           : TileGemm<F16, 4, 2>::kStageDepth;
   // Large blocks load less for each product, small ones are more; a few splits of large blocks fill the device.
-  const bool many_rows = divide_up(count, LargeBlock::kRows) >= larger(3, multiprocessors / 5);
-  const int64_t row_blocks = divide_up(count, many_rows ? LargeBlock::kRows : SmallBlock::kRows);
+  const int64_t anchors = end_row - first_row;
+  const bool many_rows = divide_up(anchors, LargeBlock::kRows) >= larger(3, multiprocessors / 5);
+  const int64_t row_blocks = divide_up(anchors, many_rows ? LargeBlock::kRows : SmallBlock::kRows);
   const bool is_half = type == ElementType::kBf16 || type == ElementType::kF16;
   const int64_t room = int64_t{multiprocessors} * blocks_per_multiprocessor(is_half, many_rows) / row_blocks;
   const int64_t most = smaller<int64_t>(kMaxSplits, divide_up(count, SmallBlock::kColumns));
@@ -211,6 +215,8 @@ MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int multi
   plan.type = type;
   plan.count = count;
   plan.depth = depth;
+  plan.first_row = first_row;
+  plan.end_row = end_row;
   plan.row_depth = divide_up(depth, stage_depth) * stage_depth;
   plan.warps = many_rows ? 8 : 4;
   plan.row_blocks = static_cast<int>(row_blocks);

@@ -11,8 +11,10 @@ namespace deepclust {
 // How the work is cut, decided from the sizes and the device.
 struct MiningPlan {
   ElementType type;
-  int64_t count;       // N, above 0
-  int64_t depth;       // D
+  int64_t count;      // N, above 0
+  int64_t depth;      // D
+  int64_t first_row;  // the anchors: rows first_row ... end_row - 1
+  int64_t end_row;
   int64_t row_depth;   // elements of a stored row: D rounded up to whole stages of a tile
   int warps;           // of a thread block, 16 rows each: 4 or 8
   int row_blocks;      // thread blocks along the rows
@@ -20,7 +22,8 @@ struct MiningPlan {
   int prepare_blocks;  // thread blocks of the first kernel
 };
 
-MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int multiprocessors);
+MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int64_t first_row, int64_t end_row,
+                       int multiprocessors);
 
 // Device memory that both kernels need and nobody reads afterwards. T is the accumulation type.
 struct MiningWorkspace {
@@ -50,6 +53,7 @@ struct LossOutputs {
   void* slope;  // (2, N) T; null: no loss is computed
 };
 
+// Of anchors outside the plan's range nothing is written but the norms.
 struct MiningOutputs {
   int64_t* positive_index;  // (N,)
   int64_t* negative_index;  // (N,)

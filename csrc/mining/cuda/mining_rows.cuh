@@ -49,6 +49,7 @@ struct MiningArguments {
   double* sums;                   // (row_blocks, kHsdSums)
   MiningOutputs out;
   int64_t count, depth, row_depth;
+  int64_t first_row, end_row;  // anchors
   int row_blocks, splits, prepare_blocks;
   bool normalize;
 

@@ -41,7 +41,7 @@ struct PairSearch {
       RowState& row = state[slot];
       row.count[kNegative] = row.count[kPositive] = 0;
       const int64_t i = row_index(slot);
-      if (i >= in.count) {  // nothing is ever listed
+      if (i >= in.end_row) {  // nothing is ever listed
         const T infinity = Limits<T>::kInfinity;
         row = {infinity, -infinity, infinity, -infinity, 0, 0, {0, 0}};
         continue;
@@ -89,7 +89,7 @@ struct PairSearch {
     for (int slot = 0; slot < kSlots; ++slot) {
       const int64_t i = row_index(slot);
       const RowState& row = state[slot];
-      if (quad_lane() == 0 && i < in.count) {
+      if (quad_lane() == 0 && i < in.end_row) {
         in.results[split * in.count + i] = {row.floor, row.ceiling, {row.count[kNegative], row.count[kPositive]}};
       }
     }

@@ -27,7 +27,7 @@ void require(cudaError_t error) {
 
 void mining(int64_t count, int64_t depth) {
   for (const ElementType type : {ElementType::kF32, ElementType::kBf16, ElementType::kF16, ElementType::kF64}) {
-    const MiningPlan plan = plan_mining(type, count, depth, device::multiprocessor_count());
+    const MiningPlan plan = plan_mining(type, count, depth, 0, count, device::multiprocessor_count());
     const MiningWorkspace workspace{};
     auto* index = reinterpret_cast<int64_t*>(memory);
     MiningOutputs outputs{};

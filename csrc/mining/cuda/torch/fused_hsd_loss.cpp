@@ -28,7 +28,7 @@ FusedHsdLossOutputs fused_hsd_loss_cuda(const at::Tensor& teacher_input,  // (N,
   }
   const at::Tensor loss = per_row ? at::empty({count}, options) : at::empty({}, options);
   const at::Tensor stats = at::empty({kHsdStats}, wide);
-  const MiningJob job(teacher);
+  const MiningJob job(teacher, {0, count});
   check_launch(launch_fused_hsd_loss(job.plan(), teacher.const_data_ptr(), student.const_data_ptr(), temperature,
                                      normalize, loss_reduction(reduction), job.workspace(), loss.mutable_data_ptr(),
                                      stats.mutable_data_ptr(), index.mutable_data_ptr<int64_t>(),

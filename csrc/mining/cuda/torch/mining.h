@@ -9,6 +9,7 @@
 
 #include "core/cuda/context.h"
 #include "core/cuda/types.h"
+#include "core/row_range.h"
 #include "mining/cuda/batch_hard_mining.cuh"
 #include "mining/cuda/pair_gradient.cuh"
 
@@ -17,8 +18,9 @@ namespace deepclust {
 // The plan for two batches on the current device, with the memory that it takes.
 class MiningJob {
  public:
-  explicit MiningJob(const at::Tensor& teacher /* (N, D) */)
-      : plan_(plan_mining(element_type(teacher), teacher.size(0), teacher.size(1), device::multiprocessor_count())),
+  MiningJob(const at::Tensor& teacher /* (N, D) */, RowRange anchors)
+      : plan_(plan_mining(element_type(teacher), teacher.size(0), teacher.size(1), anchors.first,
+                          anchors.first + anchors.count, device::multiprocessor_count())),
         memory_(mining_workspace_bytes(plan_), teacher.options()) {
     TORCH_CHECK_VALUE(teacher.size(0) <= std::numeric_limits<int32_t>::max(),
                       "teacher: expected at most 2^31 - 1 rows, got ", teacher.size(0));
