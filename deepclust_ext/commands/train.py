@@ -7,6 +7,7 @@ Example:
   deepclust-ext train photos --clusters 10 --out runs/photos
   deepclust-ext train --resume --out runs/photos
   deepclust-ext train cifar10 --root data --recipe hadis-cifar10 --device cuda --precision bf16
+  torchrun --nproc-per-node 4 -m deepclust_ext train photos --clusters 10 --out runs/photos
 """
 
 import argparse
@@ -14,6 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepclust_ext.commands._arguments import add_device, add_seed, at_least, device
+
+#: torchrun may run it on several ranks, which share the images.
+ON_RANKS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
     parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
+    parser.add_argument(
+        "--sync-batch-norm",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="on several ranks, normalize by the images of all, as one process does (default: the recipe's)",
+    )
     add_seed(parser, default=None)
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
@@ -45,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.runs.source import check_labels
     from deepclust_ext.runs.train import check_folder, closing_words, recorded_options
 
-    overrides = read_settings(args.set) | ({} if args.batch_size is None else {"batch_size": args.batch_size})
+    own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
+    overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
     root = None if args.root is None else str(args.root)
     source = Source(tuple(args.data), root, None, args.scale, args.labels)
