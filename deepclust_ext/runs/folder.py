@@ -32,6 +32,7 @@ from deepclust_ext.training.files import (
     RunFolder,
     is_checkpoint,
 )
+from deepclust_ext.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -212,8 +213,9 @@ def fit_centers(
         gather_distributed=gather_distributed,
         process_group=process_group,
     )
-    kmeans = recipe.kmeans.spherical(recipe.data.num_clusters, seed)
-    centers: torch.Tensor = kmeans.fit(rows).cluster_centers_
+    ranks = Ranks(gather_distributed, process_group)
+    kmeans = recipe.kmeans.spherical(recipe.data.num_clusters, seed, process_group=ranks.group)
+    centers: torch.Tensor = kmeans.fit(rows[ranks.part(len(rows))]).cluster_centers_
     return centers.cpu(), rows
 
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.methods.base import OptimizerSettings
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_seed, check_type
 from deepclust_ext.training.phases import Phase
 from deepclust_ext.training.schedule import LearningRate
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -37,7 +41,9 @@ class KMeansSettings:
             object.__setattr__(self, name, check_integer(getattr(self, name), f"kmeans.{name}", 1))
         object.__setattr__(self, "tol", check_non_negative(self.tol, "kmeans.tol"))
 
-    def spherical(self, num_clusters: int, seed: int, *, n_init: int | None = None) -> KMeans:
+    def spherical(
+        self, num_clusters: int, seed: int, *, n_init: int | None = None, process_group: "Group" = None
+    ) -> KMeans:
         """Return spherical k-means of these settings, with the starts for final clusters unless told otherwise."""
         return KMeans(
             num_clusters,
@@ -46,6 +52,7 @@ class KMeansSettings:
             max_iter=self.max_iter,
             tol=self.tol,
             random_state=seed,
+            process_group=process_group,
         )
 
 

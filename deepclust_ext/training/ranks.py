@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deepclust_ext.distributed import num_ranks, rank_of, resolve_group
+from deepclust_ext.distributed import gather_rows, num_ranks, rank_of, resolve_group
 from deepclust_ext.training.checkpoint import random_state, restore_random_state, seed_everything
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class Ranks:
     def part(self, total: int) -> slice:
         """Return which images of a batch are this rank's; the parts of two ranks differ by one image at most."""
         return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return the rows of all ranks, in their order."""
+        return rows if self.group is None else gather_rows(rows, self.group, with_gradient=False)
 
     def average(self, optimizer: Optimizer, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Replace gradients by their means over the ranks, and return the means of what a step logs.

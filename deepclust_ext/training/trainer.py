@@ -210,9 +210,10 @@ class Trainer:
             seed: None for the run's.
         """
         seed = self.config.seed if seed is None else seed
-        kmeans = self.config.kmeans.spherical(self.method.num_clusters, seed, n_init=n_init)
-        labels: Tensor = kmeans.fit_predict(self.embed())
-        return labels.cpu()
+        ranks, num_clusters = self.ranks, self.method.num_clusters
+        kmeans = self.config.kmeans.spherical(num_clusters, seed, n_init=n_init, process_group=ranks.group)
+        rows = self.embed()
+        return ranks.gather(kmeans.fit_predict(rows[ranks.part(len(rows))])).cpu()
 
     def steps_per_epoch(self, phase: Phase) -> int:
         """Return the steps that an epoch of a phase has, over all its data sets."""
