@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
+    from deepclust_ext.distributed import rank_of
     from deepclust_ext.runs import Options, Source, train
     from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
     from deepclust_ext.runs.source import check_labels
@@ -81,5 +82,7 @@ def run(args: argparse.Namespace) -> int:
         ready = prepare_to_resume(out, wishes, source, score_every=options.score_every)
     else:
         ready = prepare(source, wishes, cache_folder=out)
-    print(closing_words(train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)))
+    finished = train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)
+    if not rank_of():
+        print(closing_words(finished))
     return 0
