@@ -79,6 +79,7 @@ class ResizeView(nn.Module):
     """
 
     any_size = True  # a batch may be a list of images of different sizes
+    draws_by_image = True
 
     def __init__(
         self,

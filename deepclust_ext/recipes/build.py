@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,15 +19,23 @@ from deepclust_ext.recipes.schema import Recipe
 from deepclust_ext.training import TrainConfig, Trainer, seed_everything
 from deepclust_ext.training.phases import MAIN
 
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
-def make_method(recipe: Recipe) -> ClusteringMethod:
-    """Return the recipe's method with new weights, from torch's global generator, on the CPU."""
+
+def make_method(recipe: Recipe, **ranks: Any) -> ClusteringMethod:
+    """Return the recipe's method with new weights, from torch's global generator, on the CPU.
+
+    Args:
+        recipe: All settings.
+        **ranks: The method's ``gather_distributed`` and ``process_group``.
+    """
     data = recipe.data
     backbone, feature_dim = load_backbone(
         recipe.backbone.name, data.size, channels=data.channels, stem=recipe.backbone.stem
     )
     make: Any = method_class(recipe.method)
-    method: ClusteringMethod = make(backbone, feature_dim, data.num_clusters, **recipe.model)
+    method: ClusteringMethod = make(backbone, feature_dim, data.num_clusters, **recipe.model, **ranks)
     return method
 
 
@@ -58,6 +66,7 @@ def make_config(recipe: Recipe, **settings: Any) -> TrainConfig:
         learning_rate=recipe.learning_rate,
         optimizer=recipe.optimizer,
         kmeans=recipe.kmeans,
+        sync_batch_norm=recipe.sync_batch_norm,
         **settings,
     )
 
@@ -98,6 +107,8 @@ def make_trainer(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    gather_distributed: bool = False,
+    process_group: "Group" = None,
     **settings: Any,
 ) -> Trainer:
     """Return the trainer of a recipe's run.
@@ -108,6 +119,8 @@ def make_trainer(
         out: Folder for checkpoint and history.
         seed: Of everything random, the first weights too; below 2^32.
         device: Where to train.
+        gather_distributed: Whether several ranks train together, see :class:`deepclust_ext.training.Trainer`.
+        process_group: These ranks; None for all.
         **settings: Others of :class:`deepclust_ext.training.TrainConfig` that change no recipe: ``num_workers``,
             ``precision``, ``compile``.
 
@@ -118,7 +131,7 @@ def make_trainer(
     config = make_config(recipe, seed=seed, **settings)
     check_images(recipe, data)
     seed_everything(seed)
-    method = make_method(recipe).to(device)
+    method = make_method(recipe, gather_distributed=gather_distributed, process_group=process_group).to(device)
     views, test_view = make_views(recipe), make_test_view(recipe)
     fit_neighbors(views, data[MAIN] if isinstance(data, Mapping) else data)
     return Trainer(method, data, views, config, out, test_view=test_view, recipe=asdict(recipe))
