@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import cross_entropy, linear, normalize
 from torch.profiler import record_function
 
 from deepclust_ext.backbones.modes import evaluation
@@ -37,13 +37,17 @@ class NeighborHead(ClusterHeadMethod):
     .. math::
         pmi(x, x') = \log \sum_k \frac{(q_s(k|x) \, q_t(k|x'))^\beta}{\tilde q_t(k)}
 
-    with :math:`\tilde q_t` the running mean of the teacher's shares. Below 1 beta keeps shares from becoming certain of
-    few clusters. The weight of a pair says how likely its rows share a cluster, so that a false neighbor counts less:
+    with :math:`\tilde q_t` the running mean of the teacher's shares. Below 1 beta rewards shares that are spread over
+    several clusters, and so splits large clusters; at 1 sizes are free. The weight of a pair says how likely its rows
+    share a cluster, so that a false neighbor counts less:
 
     .. math::
         w(x, x') = \frac{1}{H} \sum_h \sum_k q^h_t(k|x) \, q^h_t(k|x')
         \qquad
         loss = -\frac{1}{2 H B} \sum_{h, pairs} w(x, x') (pmi^h(x, x') + pmi^h(x', x))
+
+    ``terms="labels"``, an addition, has the cross entropy of the students' shares to pseudo-labels of the image, for
+    both rows, as the loss: a short phase of it starts the heads with the clusters of k-means.
 
     An image's cluster is the largest share of the teacher of the head whose loss has been least. Rows are the
     backbone's features themselves, so that k-means on rows is what the heads have to beat.
@@ -70,6 +74,8 @@ class NeighborHead(ClusterHeadMethod):
 
     num_views = 2
     uses_progress = False
+    terms = ("all", "labels")
+    labelled_terms = frozenset({"labels"})
     # The authors have AdamW; a decay this small makes no difference.
     default_optimizer = OptimizerSettings("adam", lr=1e-4, lr_batch_size=256, weight_decay=1e-4)
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -115,7 +121,7 @@ class NeighborHead(ClusterHeadMethod):
     def training_step(
         self,
         views: Sequence[Tensor],  # two of (B, C, H, W): images and a neighbor of each
-        pseudo_labels: Tensor | None = None,  # (B,) not used
+        pseudo_labels: Tensor | None = None,  # (B,) of terms "labels"
         index: Tensor | None = None,  # (B,) not used
         *,
         terms: str | None = None,
@@ -125,10 +131,11 @@ class NeighborHead(ClusterHeadMethod):
 
         Raises:
             TypeError: If a view is not floating.
-            ValueError: If there are not exactly two views of as many images, or ``terms`` is unknown.
+            ValueError: If there are not exactly two views of as many images, ``terms`` is unknown, or it needs
+                ``pseudo_labels`` and there are none.
         """
         check_views(views, self.num_views)
-        self.chosen_terms(terms, pseudo_labels)
+        labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels) == "labels" else None
         images = torch.cat([as_input(self, view) for view in views])  # (2B, C, H, W)
         with record_function("forward"):
             with evaluation(self.backbone):
@@ -141,14 +148,19 @@ class NeighborHead(ClusterHeadMethod):
                 sums, weights, confidence = teacher_statistics(teachers, self.temperature)
                 means = (sums / len(features)).to(self.distribution.dtype)
                 self.distribution.lerp_(means, 1 - self.distribution_momentum)
-            informations = [
-                pair_information(*student, *teacher, known, weights, self.beta, self.temperature)
-                for student, teacher, known in zip(students, teachers, self.distribution, strict=True)
-            ]
-            losses = -torch.stack(informations)
+            if labels is None:
+                informations = [
+                    pair_information(*student, *teacher, known, weights, self.beta, self.temperature)
+                    for student, teacher, known in zip(students, teachers, self.distribution, strict=True)
+                ]
+                losses = -torch.stack(informations)
+            else:
+                both = labels.repeat(len(views))
+                losses = torch.stack([cross_entropy(linear(*part) / self.temperature, both) for part in students])
             loss = losses.mean()
             with torch.no_grad():
-                self.head_losses.lerp_(losses.to(self.head_losses.dtype), 1 - LOSS_MOMENTUM)
+                if labels is None:
+                    self.head_losses.lerp_(losses.to(self.head_losses.dtype), 1 - LOSS_MOMENTUM)
                 logged = {"loss": loss, "pair_weight": weights.mean(), "confidence": confidence}
                 used = torch.special.entr(self.distribution.float()).sum(dim=1).exp()
                 logged |= {"effective_clusters": used.mean()} | spread(features[: len(views[0])])
@@ -178,7 +190,10 @@ class Head(nn.Module):
         for layer in layers[::2]:
             nn.init.trunc_normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        self.prototypes = nn.Parameter(torch.randn(num_clusters, embedding_dim if hidden_dim else dim))
+        # Their length decides nothing but how far a step turns them: unit ones follow labels within some ten steps.
+        self.prototypes = nn.Parameter(
+            normalize(torch.randn(num_clusters, embedding_dim if hidden_dim else dim), dim=1)
+        )
         self.scales = nn.Parameter(torch.ones(num_clusters, 1))
 
     @property

@@ -59,7 +59,7 @@ def features_recipe(features: Features, num_clusters: int, *, method: str | None
         batch_size=batch_size,
         phases=_PHASES[method](epochs),
         model=_model(method, count // batch_size, batch_size),
-        optimizer=OptimizerSettings("adam", lr=1e-3),
+        optimizer=OptimizerSettings("adam", lr=1e-2 if method == "NeighborHead" else 1e-3),
         learning_rate=LearningRate("warmup_cosine", warmup=min(2, epochs / 10)),
         kmeans=KMeansSettings(n_init=min(starts, 3), final_n_init=starts),
         name=f"{method.lower()}-features",
@@ -80,14 +80,18 @@ def _model(method: str, steps: int, batch_size: int) -> dict[str, Any]:
     if method == "CLC":
         momentum = round(min(max(1 - 3 / steps, 0.5), 0.999), 4)
         return {**widths, "queue_size": 8 * batch_size, "momentum": momentum, "epsilon": 0.9}
-    return {"num_heads": 4, "hidden_dim": 0, "momentum": 0.99}
+    # With beta below 1 large clusters are split; heads of one prototype for each cluster keep what k-means began.
+    return {"num_heads": 2, "hidden_dim": 0, "momentum": 0.9, "beta": 1.0, "temperature": 0.05}
+
+
+def _from_labels(epochs: int, share: int) -> tuple[Phase, ...]:
+    """Return a phase that starts clusters with those of k-means, and one that is ``share`` times as long."""
+    return scaled((Phase("labels", 1, {"images": "labels"}, "once"), Phase("main", share, {"images": "all"})), epochs)
 
 
 _BACKBONES = dict.fromkeys(("HaDis", "CLC"), "deepclust_ext.backbones.rows:rows_network")
 _PHASES: dict[str, Callable[[int], tuple[Phase, ...]]] = {
-    "NeighborHead": lambda epochs: (Phase("main", epochs),),
+    "NeighborHead": lambda epochs: _from_labels(epochs, 9),
     "HaDis": lambda epochs: (Phase("main", epochs, {"images": "all"}, pseudo_labels=5),),
-    "CLC": lambda epochs: scaled(
-        (Phase("labels", 1, {"images": "labels"}, "once"), Phase("main", 9, {"images": "all"})), epochs
-    ),
+    "CLC": lambda epochs: _from_labels(epochs, 9),
 }

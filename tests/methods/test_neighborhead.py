@@ -143,3 +143,22 @@ def test_defaults_are_the_authors() -> None:
     assert (group["lr"], group["weight_decay"]) == (4e-4, 1e-4)
     with pytest.raises(ValueError, match="beta: expected a finite number above 0, got 0"):
         NeighborHead(nn.Flatten(), 64, 10, beta=0)
+
+
+def test_labels_start_the_heads_and_leave_their_losses() -> None:
+    method, views = small_neighborhead(temperature=0.2).double(), [view.double() for view in make_views(2, 8)]
+    weights, labels = copied_weights(method), torch.arange(8) % NUM_CLUSTERS
+    loss, _ = method.training_step(views, labels, terms="labels")
+    loss.backward()
+    backbone = small_backbone().double().eval()
+    backbone.load_state_dict(method.backbone.state_dict())
+    features = backbone(torch.cat(views)).detach()
+    found = []
+    for head in range(3):
+        shares = plain_shares(features, weights, f"heads.{head}", 0.2)
+        found += [-share[int(labels[row % 8])].log() for row, share in enumerate(shares)]
+    plain = torch.stack(found).mean()
+    plain.backward()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-9)
+    assert_same_gradients(method, weights)
+    assert not method.head_losses.any()
