@@ -62,7 +62,7 @@ def test_batch_normalization_over_ranks_is_that_of_one_process(
     parts = PerRank(x.split(sizes)), PerRank(weight.split(sizes))
     answers = pool.run(normalized, *parts, dtype, momentum, affine, ranks=3)
     expected = normalized(None, x, weight, dtype, momentum, affine)
-    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     count = 2 + sum(1 for _ in small_network(momentum, affine).parameters())
     for place, value in enumerate(expected):
         if place in (0, 1, len(expected) - 1):  # by image
