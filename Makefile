@@ -142,6 +142,7 @@ test-gpu:
 lint: setup
 	$(bin)/ruff check
 	$(bin)/ruff format --check
+	$(bin)/codespell
 	$(bin)/clang-format --dry-run --Werror $(formatted_sources)
 
 format: setup
@@ -154,6 +155,7 @@ typecheck: setup
 
 docs: setup
 	$(bin)/python -m pytest --doctest-modules deepclust_ext
+	$(bin)/python -m sphinx --fail-on-warning --keep-going --quiet docs/api build/api
 
 bench: setup
 	$(bin)/python -m pytest benchmarks --benchmark-only
@@ -170,3 +172,13 @@ ci:
 clean:
 	rm -rf build dist *.egg-info deepclust_ext/*.so deepclust_ext/_build.json .mypy_cache .pytest_cache .ruff_cache
 	rm -f $(VENV)/.library
+
+# One op alone on the emulated device, by default under its checker: make emulated TESTS=tests/ops/test_kmeans_assign.py
+MODE ?= check
+.PHONY: emulated help
+emulated: emulated-$(MODE)
+	cd build/emulated-$(MODE) && $(if $(filter asan,$(MODE)),$(with_sanitizers)) $(pytest) $(or $(TESTS),tests/ops)
+
+# The tables of CONTRIBUTING.md, where each target is described.
+help:
+	@awk -F ' *[|] *' '/^\| `make / { gsub("`", ""); printf NF == 4 ? "%-34s %s\n" : "", $$2, $$3 }' CONTRIBUTING.md

@@ -5,6 +5,7 @@ Environment variables, all optional:
                                   visible too, never, or else fail. A visible GPU's architecture alone is built for
     DEEPCLUST_EXT_NATIVE=0        install without the native library; every op then runs its PyTorch reference
     DEEPCLUST_EXT_WERROR=1        treat compiler warnings as errors (CI does)
+    DEEPCLUST_EXT_DEBUG=1         build for a debugger: every line and variable, and checked indices of the C++ library
     DEEPCLUST_EXT_SANITIZE=1      build with AddressSanitizer and UndefinedBehaviorSanitizer
     TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS   as for every torch extension
 """
@@ -33,9 +34,9 @@ BYTES_PER_JOB = 2 << 30  # what the compiler takes for one file that includes to
 
 # Sources compiled as one file each, since to read torch's headers takes longer than to compile what stands below them.
 # Names in anonymous namespaces of one unit must differ.
-UNITS = {"bindings": ("module.cpp", "common/*.cpp", "ops/*.cpp"), "cuda": ("cuda/torch/*.cpp",)}
+UNITS = {"bindings": ("module.cpp", "*/*.cpp"), "cuda": ("*/cuda/torch/*.cpp",)}
 UNITS_FOLDER = Path("build/units")
-ALONE, CUDA_ALONE = ("build_info.cpp", "cpu/*.cpp"), ("cuda/*.cu",)
+ALONE, CUDA_ALONE = ("build_info.cpp", "*/cpu/*.cpp"), ("*/cuda/*.cu",)
 
 # Seconds of one core of a Zen 3 EPYC: the CPU library, what CUDA adds on the host, and its kernels by architecture.
 CPU_SECONDS = 430 if os.environ.get("DEEPCLUST_EXT_SANITIZE") == "1" else 250
@@ -122,6 +123,8 @@ def compiler_flags(environment: Mapping[str, str], platform: str, processor: str
         flags.append("-fopenmp")  # for compiling only; at run time the symbols come from the OpenMP that torch loaded
     if environment.get("DEEPCLUST_EXT_WERROR") == "1":
         flags.append("-Werror")
+    if environment.get("DEEPCLUST_EXT_DEBUG") == "1":
+        flags += ["-Og", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
     if environment.get("DEEPCLUST_EXT_SANITIZE") == "1":
         flags += ["-O1", "-g1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", *SANITIZERS]
         if "avx512f" not in processor:  # tests run here, so kernels that cannot are not worth compiling
@@ -242,7 +245,7 @@ def native_library() -> dict[str, Any]:
     )
 
     class BuildNative(BuildExtension):
-        """Builds the library and leaves a record beside it, by which an unsuitable one is recognised before loading."""
+        """Builds the library and leaves a record beside it, by which an unsuitable one is recognized before loading."""
 
         def finalize_options(self) -> None:
             super().finalize_options()

@@ -13,13 +13,8 @@ import torch
 
 from benchmarks import kmeans, steps
 from benchmarks.floors import CARDS
-from benchmarks.floors.contrastive import contrastive_floor_table
 from benchmarks.floors.cpu import Rates, measure_rates
-from benchmarks.floors.gather import gather_floor_table
-from benchmarks.floors.kmeans import kmeans_floor_table
-from benchmarks.floors.mining import mining_floor_table
-from benchmarks.floors.neighbors import neighbors_floor_table
-from benchmarks.floors.sinkhorn import sinkhorn_floor_table
+from benchmarks.floors.tables import FLOOR_TABLES
 from benchmarks.glance import glance_table
 from benchmarks.growth import growth_lines
 from benchmarks.harness import (
@@ -39,6 +34,7 @@ from benchmarks.report import (
     Setting,
     csv_path,
     current_commit,
+    describe_system,
     format_table,
     instruction_set,
     last_runs,
@@ -47,15 +43,6 @@ from benchmarks.report import (
     update_csv,
 )
 from benchmarks.run import print_case, run_case
-
-FLOOR_TABLES = {
-    "batch_hard_mining, fused_hsd_loss": mining_floor_table,
-    "diffused_neighbor_gather": gather_floor_table,
-    "fused_contrastive_loss": contrastive_floor_table,
-    "kmeans_assign, kmeans_update, kmeans_seed": kmeans_floor_table,
-    "nearest_neighbors": neighbors_floor_table,
-    "sinkhorn_knopp": sinkhorn_floor_table,
-}
 
 #: What is no op but measured too, in float32: for about so many seconds a case, or only once if that is 0.
 #: Rates are those of a CPU; a training step has no floor.
@@ -160,7 +147,7 @@ def run(options: argparse.Namespace, command: str) -> int:
         commit=current_commit(),
         dtype=", ".join(dtypes),
     )
-    environment = {name: str(value) for name, value in asdict(setting).items()}
+    environment = {name: str(value) for name, value in asdict(setting).items()} | describe_system()
     print(", ".join(f"{name} {value}" for name, value in environment.items()))
     settings: dict[Setting, Rates | None] = {}
     for dtype in dtypes:

@@ -1,6 +1,6 @@
 """Times every provider of an op, all of them in turn within one process.
 
-Why in turn: the speed of a machine drifts (clock, neighbours, page cache), but hardly within one round. A round samples
+Why in turn: the speed of a machine drifts (clock, neighbors, page cache), but hardly within one round. A round samples
 every provider once, in shuffled order; a ratio is the median over rounds of the two times of the same round.
 """
 

@@ -1,7 +1,7 @@
 """Compares two results of ours: `python -m benchmarks.compare OLD.csv NEW.csv --slowdown 1.1`.
 
 Times are compared by their ratios to the yardstick and to the rivals of the same run, not in milliseconds: between two
-runs a machine drifts, by its clock, its neighbours, its temperature, which changes all times of a run alike and their
+runs a machine drifts, by its clock, its neighbors, its temperature, which changes all times of a run alike and their
 ratios hardly. The slowdown of a case is the median over all that both runs timed beside ours, so that one rival that
 became faster or slower itself does not decide.
 """

@@ -18,10 +18,10 @@ from benchmarks.glance import find_headlines
 from benchmarks.growth import MEMORY_NOISE_MB, WHOLE_MODES, Points, points_of
 from benchmarks.report import Row, last_runs, read_csv
 
-# Colours that the colour-blind tell apart, by Okabe and Ito; markers differ too.
+# Colors that the color-blind tell apart, by Okabe and Ito; markers differ too.
 OUR_COLOR, LOSS_COLOR = "#0072B2", "#D55E00"
 RIVALS = (("#E69F00", "s"), ("#009E73", "^"), ("#CC79A7", "v"), ("#56B4E9", "D"), ("#000000", "P"), ("#999999", "X"))
-GREY = "#666666"
+GRAY = "#666666"
 
 mpl.rcParams.update(
     {
@@ -72,7 +72,7 @@ def draw_growth(title: str, providers: Mapping[str, Points]) -> Figure:
 
 
 def draw_curves(axes: Axes, providers: Mapping[str, Points], column: str) -> None:
-    """Draw one column against N, both logarithmic, in the same colours for every column."""
+    """Draw one column against N, both logarithmic, in the same colors for every column."""
     rivals = iter(RIVALS * len(providers))
     for name, points in providers.items():
         color, marker = (OUR_COLOR, "o") if name == "ours" else next(rivals)
@@ -111,7 +111,7 @@ def draw_ratios(rows: Sequence[Row]) -> Figure:
         op, case, mode = found[0].op, found[0].case, WHOLE_MODES[found[0].mode]
         axes.annotate(f"{op}  ", (0, y), xycoords=("axes fraction", "data"), ha="right", va="center", fontweight="bold")
         axes.annotate(
-            f"{case}, {mode}", (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", color=GREY
+            f"{case}, {mode}", (1, y), xycoords=("axes fraction", "data"), ha="right", va="center", color=GRAY
         )
         for row in found:
             y += 1

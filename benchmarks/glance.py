@@ -1,4 +1,4 @@
-"""Every op in one line: its largest case against the floor and the best rival; what docs/performance.md begins with."""
+"""Every op in one line: its largest case against the floor and the best rival; see docs/performance/index.md."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -36,8 +36,8 @@ def find_headlines(rows: Sequence[Row]) -> list[list[Row]]:
     return [shown[max(shown)]]
 
 
-def glance_table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table of some results, with a line for each op and for the step of each method."""
+def glance_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return the cells of a line for each op and for the step of each method, under TITLES."""
     lines = []
     for op, group in groupby(sorted(rows, key=lambda row: row.op.lower()), key=lambda row: row.op):
         of_op = list(group)
@@ -63,4 +63,9 @@ def glance_table(rows: Sequence[Row]) -> str:
                     ", ".join(filter(None, map(format_exponent, fitted))),
                 )
             )
-    return markdown_table(TITLES, lines)
+    return lines
+
+
+def glance_table(rows: Sequence[Row]) -> str:
+    """Return some results as a Markdown table, with a line for each op and for the step of each method."""
+    return markdown_table(TITLES, glance_lines(rows))

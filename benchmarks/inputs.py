@@ -11,7 +11,7 @@ from benchmarks.harness import Case, Provider
 
 CLUSTERS = 10
 
-#: Noise of the teacher around its cluster's centre and of the student around its teacher; centres have unit variance.
+#: Noise of the teacher around its cluster's center and of the student around its teacher; centers have unit variance.
 CLUSTERED = {
     "clusters": (0.3, 0.1),  # late training: tight clusters, and a student close to its teacher
     "overlapping": (1.0, 1.0),  # wide clusters: the order of the distances says little about the class of a column

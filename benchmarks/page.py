@@ -1,4 +1,7 @@
-"""The report of some results: one HTML page that needs no other file, with pictures, growth and all rows."""
+"""The report of some results: one HTML page that needs no other file.
+
+It opens with a line for each op and with the machine; pictures of growth and all rows are folded, an op each.
+"""
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.glance import TITLES, glance_lines
 from benchmarks.growth import exponents, find_series, format_exponent
 from benchmarks.report import OURS, Row, format_cell
 
@@ -35,14 +39,21 @@ TEXT_COLUMNS = ("case", "provider", "mode", "status")
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222;
-       background: white }
-table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 }
+       background: white; overflow-wrap: anywhere }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; overflow-wrap: normal }
+summary { font-size: 1.1rem; padding: .5rem 0; cursor: pointer }
 th, td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums }
 .text { text-align: left }
 tr.ours { background: #e6f1f8 }
 tr.wrong { background: #fbe3d6; font-weight: bold }
 tr.untimed { color: #777 }
 img { max-width: 100%; display: block; margin: 1rem 0 }
+@media (max-width: 45rem) {
+  body { margin: 1rem auto }
+  .glance :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(8)) { display: none }
+  th, td { padding: 2px 5px }
+}
 """
 
 EXPLANATION = (
@@ -76,14 +87,20 @@ def write_page(path: Path, rows: Sequence[Row], environment: Mapping[str, str]) 
         draw_ratios, draw_growth = None, None
     else:
         draw_ratios, draw_growth = figures.draw_ratios, figures.draw_growth
-    parts = ["<h1>Benchmarks of deepclust_ext</h1>", environment_table(rows, environment), f"<p>{EXPLANATION}</p>"]
+    known = {**describe_machine(rows), **environment}
+    parts = ["<h1>Benchmarks of deepclust_ext</h1>", f"<p>{escape(summarize_machine(known))}</p>"]
     dtypes = list(dict.fromkeys(row.dtype for row in rows))
-    for dtype in dtypes if draw_ratios else ():
+    for dtype in dtypes:
         of_dtype = [row for row in rows if row.dtype == dtype]
+        lines = [[cell.replace("`", "") for cell in line] for line in glance_lines(of_dtype)]
+        titles = (f"{TITLES[0]}, {dtype}", *TITLES[1:])
+        parts.append(f"<div class=glance>{table(titles, lines, text=2)}</div>")
         if draw_ratios and any(row.per_ours is not None for row in of_dtype):
             parts.append(image(draw_ratios(of_dtype), f"Times of rivals over ours in {dtype}"))
+    parts.append(f"<p>{EXPLANATION}</p>")
+    parts.append(fold("Environment", table(("environment", ""), known.items(), text=2)))
     for op in dict.fromkeys(row.op for row in rows):
-        parts.append(f"<h2>{escape(op)}</h2>")
+        folded: list[str] = []
         for dtype in dtypes:
             of_op = [row for row in rows if (row.op, row.dtype) == (op, dtype)]
             if not of_op:
@@ -91,16 +108,18 @@ def write_page(path: Path, rows: Sequence[Row], environment: Mapping[str, str]) 
             for name, providers in find_series(of_op).items():
                 title = f"{op} {name} {dtype}"
                 if draw_growth:
-                    parts.append(image(draw_growth(title, providers), f"Time and memory of {title} against N"))
+                    folded.append(image(draw_growth(title, providers), f"Time and memory of {title} against N"))
                 cells = [
                     (provider, format_exponent(of_time), format_exponent(of_memory))
                     for provider, of_time, of_memory in exponents(providers)
                 ]
-                parts.append(table((f"exponent of N, {name}", "time", "memory"), cells, text=1))
-            parts.append(f"<h3>All rows, {escape(dtype)}</h3>{rows_table(of_op)}")
+                folded.append(table((f"exponent of N, {name}", "time", "memory"), cells, text=1))
+            folded.append(f"<h3>All rows, {escape(dtype)}</h3>{rows_table(of_op)}")
+        parts.append(fold(op, "\n".join(folded)))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Benchmarks of deepclust_ext</title>'
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Benchmarks of deepclust_ext</title>'
         f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
     print(f"report: {path}")
@@ -114,13 +133,27 @@ def image(figure: "Figure", description: str) -> str:
     return f'<img alt="{escape(description)}" src="data:image/svg+xml;base64,{data}">'
 
 
-def environment_table(rows: Sequence[Row], environment: Mapping[str, str]) -> str:
-    """Return where, when and on what the rows were measured: what they say themselves, and what is told besides."""
-    known = {
-        name: ", ".join(dict.fromkeys(str(getattr(row, name)) for row in rows))
-        for name in ("machine", "instruction_set", "device", "threads", "torch", "commit", "dtype")
-    }
-    return table(("environment", ""), ({**known, **environment}).items(), text=2)
+def describe_machine(rows: Sequence[Row]) -> dict[str, str]:
+    """Return on what the rows were measured, as far as they say it themselves."""
+    names = ("machine", "instruction_set", "device", "threads", "torch", "commit", "dtype")
+    return {name: ", ".join(dict.fromkeys(str(getattr(row, name)) for row in rows)) for name in names}
+
+
+def summarize_machine(known: Mapping[str, str]) -> str:
+    """Return the processor, its instruction set, threads and cores, the system and the date, as far as known."""
+    cores = f" of {known['cores']} cores" if "cores" in known else ""
+    facts = (
+        known["machine"],
+        known["instruction_set"],
+        f"{known['threads']} threads{cores}",
+        f"torch {known['torch']}",
+    )
+    return ", ".join(filter(None, (*facts, known.get("system"), known.get("date"))))
+
+
+def fold(title: str, content: str) -> str:
+    """Return a part of a page that opens on a click."""
+    return f"<details><summary>{escape(title)}</summary>\n{content}\n</details>"
 
 
 def table(titles: Sequence[str], lines: Iterable[Sequence[str]], text: int) -> str:
@@ -130,7 +163,7 @@ def table(titles: Sequence[str], lines: Iterable[Sequence[str]], text: int) -> s
         return "".join(f"<{tag}{' class=text' * (i < text)}>{escape(cell)}</{tag}>" for i, cell in enumerate(cells))
 
     body = "".join(f"<tr>{tagged('td', line)}</tr>\n" for line in lines)
-    return f"<table><tr>{tagged('th', titles)}</tr>\n{body}</table>"
+    return f"<div class=wide><table><tr>{tagged('th', titles)}</tr>\n{body}</table></div>"
 
 
 def rows_table(rows: Sequence[Row]) -> str:
@@ -151,4 +184,4 @@ def rows_table(rows: Sequence[Row]) -> str:
         + "</tr>\n"
         for row in rows
     ]
-    return f"<table><tr>{titles}</tr>\n{''.join(lines)}</table>"
+    return f"<div class=wide><table><tr>{titles}</tr>\n{''.join(lines)}</table></div>"

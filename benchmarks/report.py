@@ -1,11 +1,13 @@
 """Rows of results: how they are named, printed, and kept in one CSV per machine and instruction set."""
 
 import csv
+import os
 import platform
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,12 @@ def machine_name(device: str) -> str:
     if not re.search(r"\d", name):
         name += f" family {facts['cpu family']} model {facts['model']}" if "cpu family" in facts else ""
     return name
+
+
+def describe_system() -> dict[str, str]:
+    """Return what a row does not say of where it is measured: cores that this process may use, system and date."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"cores": str(cores), "system": platform.platform(terse=True), "date": f"{date.today():%Y-%m-%d}"}
 
 
 def instruction_set(device: str) -> str:

@@ -2,7 +2,7 @@
 
 Scores are the cosines of a trained network: features lie around their prototypes, some of which have none. They are
 rounded to the dtype; the truth is the logarithmic form in float64 of the rounded scores. Errors are the largest over
-the entries that are finite. The table is printed in Markdown, and stands in docs/performance.md.
+the entries that are finite. The table is printed in Markdown, and stands in docs/performance/sinkhorn.md.
 """
 
 import sys

@@ -14,17 +14,22 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # of a missing library, which ends the session in one line below
     from deepclust_ext import _extension
     from tests.distributed.pool import Pool
-    from tests.helpers import INSTRUCTION_SETS
+    from tests.helpers import INSTRUCTION_SETS, suite_minutes
 
 settings.register_profile("bounded", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("bounded")
 
 
-def pytest_report_header() -> str:
-    """Say in every log which torch and which backend the results below belong to."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say in every log which torch and backend the results below belong to, and how long the whole suite takes."""
     backend = ", ".join(sorted(_extension.NATIVE_DEVICES)) or f"none ({_extension.REASON})"
     sets = ", ".join(INSTRUCTION_SETS)
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, native kernels for: {backend} ({sets})"
+    lines = [f"torch {torch.__version__}, {torch.get_num_threads()} threads, native kernels for: {backend} ({sets})"]
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and config.option.markexpr == "not slow":
+        processes = max(1, len(config.getoption("tx", None) or ()))
+        minutes = suite_minutes(processes)
+        lines.append(f"the whole suite takes about {minutes:.0f} minutes in {processes} at once on an AMD EPYC (Zen 3)")
+    return lines
 
 
 def pytest_sessionstart() -> None:

@@ -1,8 +1,10 @@
 """Devices and comparisons that many tests share."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +34,13 @@ if torch.cuda.is_available():
 
 #: What the float64 reference itself may err, relative: its distances come from a matrix product and cancel.
 TRUTH_ERROR = 1e-12
+
+
+def suite_minutes(processes: int) -> float:
+    """Return how long the whole default suite takes in so many processes, by the CPU seconds in CONTRIBUTING.md."""
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    (seconds,) = re.findall(r"^\| `make test`, [\d,]+ tests \| about (\d+) \|", page, flags=re.MULTILINE)
+    return int(seconds) / 60 / processes
 
 
 def assert_error_budget(ours: Tensor, naive: Tensor, truth: Tensor, what: str = "result") -> None:

@@ -151,8 +151,8 @@ def test_labels_are_never_read(fitted: DeepClusterer) -> None:
     clusterer = DeepClusterer(n_clusters=3, **SETTINGS)
     assert clusterer.fit_predict(scans(), Trap()).tolist() == fitted.labels_.tolist()
     assert clusterer.score(scans(), Trap()) == fitted.score(scans())
-    labelled = load_images(scans(), labels=np.arange(24) % 2, cache="none")
-    assert clusterer.fit(labelled).labels_.tolist() == fitted.labels_.tolist()
+    labeled = load_images(scans(), labels=np.arange(24) % 2, cache="none")
+    assert clusterer.fit(labeled).labels_.tolist() == fitted.labels_.tolist()
 
 
 def test_random_numbers_outside_go_on_as_if_nothing_was() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 #: Rows and dims of the cases for CUDA; of the contrastive loss, of both views together.
 CUDA_SIZES = tuple((rows, dims) for dims in (128, 256) for rows in (256, 1024, 4096, 16384, 65536))
 
+TABLE_DTYPES = ("float32", "bfloat16")  # of the tables of floors and predictions
+
 LAUNCH_SECONDS = 4e-6  # 3 to 5 us from a launch to the end of a kernel that does nothing
 WARP_ROWS, TILE_COLUMNS = 16, 64  # of a warp in a tile, and of the tile
 

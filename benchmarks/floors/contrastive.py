@@ -13,6 +13,7 @@ from benchmarks.floors import (
     FP16,
     FP16X3,
     LAUNCH_SECONDS,
+    TABLE_DTYPES,
     TF32,
     TF32X3,
     TILE_COLUMNS,
@@ -137,22 +138,22 @@ def predict_backward(rows: int, dims: int, dtype: str, card: Card) -> tuple[floa
 
 def contrastive_floor_table(card: Card) -> str:
     """Return floors and predictions of the plain form for the cases of CUDA, in Markdown."""
-    titles = ["2B x D", "GFLOP", "MB"]
+    titles = ["2B x D", "dtype", "GFLOP", "MB"]
     for mode in ("forward", "backward"):
         titles += [f"floor of {mode}, µs", "predicted, µs", "limited by"]
     lines = []
     for count, dims in CUDA_SIZES:
         size = count // 2, dims
-        by_dtype = []
-        for dtype in ("float32", "bfloat16"):
+        for dtype in TABLE_DTYPES:
             works = loss_work(*size, dtype), gradient_work(*size, dtype)
             cells = [
+                f"{count} x {dims}",
+                dtype,
                 digits(sum(sum(work.flops.values()) for work in works) / 1e9, 3),
                 digits(sum(work.bytes for work in works) / 1e6, 3),
             ]
             for work, predict in zip(works, (predict_forward, predict_backward), strict=True):
                 seconds, limit = predict(*size, dtype, card)
                 cells += [digits(work.seconds(card) * 1e6, 2), digits(seconds * 1e6, 2), limit]
-            by_dtype.append(cells)
-        lines.append([f"{count} x {dims}", *map(", ".join, zip(*by_dtype, strict=True))])
+            lines.append(cells)
     return markdown_table(titles, lines)

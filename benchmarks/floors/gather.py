@@ -3,7 +3,7 @@
 The search is that of nearest_neighbors, once for each step; what is added here is one launch that draws and gathers.
 """
 
-from benchmarks.floors import LAUNCH_SECONDS, Card, Work, digits, markdown_table
+from benchmarks.floors import LAUNCH_SECONDS, TABLE_DTYPES, Card, Work, digits, markdown_table
 from benchmarks.floors.mining import PRECISIONS
 from benchmarks.floors.neighbors import INDEX_BYTES, search_work
 
@@ -55,13 +55,14 @@ def gather_floor_table(card: Card) -> str:
     """Return floors and predictions, in Markdown."""
     lines = []
     for rows, candidates, dims, neighbors, samples in CUDA_GATHERS:
-        by_dtype = []
-        for dtype in ("float32", "bfloat16"):
+        for dtype in TABLE_DTYPES:
             whole = sampling_work(rows, dims, dtype, candidates=candidates, neighbors=neighbors, samples=samples)
             gather = gather_work(rows, dims, dtype, neighbors=neighbors, samples=samples)
             seconds, limit = predict_gather(rows, dims, dtype, neighbors=neighbors, samples=samples, card=card)
-            by_dtype.append(
+            lines.append(
                 (
+                    f"{rows} x {candidates} x {dims}, {neighbors}, {samples}",
+                    dtype,
                     digits(whole.seconds(card) * 1e6, 2),
                     digits(gather.bytes / 1e6, 3),
                     digits(gather.seconds(card) * 1e6, 2),
@@ -69,7 +70,5 @@ def gather_floor_table(card: Card) -> str:
                     limit,
                 )
             )
-        cells = map(", ".join, zip(*by_dtype, strict=True))
-        lines.append([f"{rows} x {candidates} x {dims}, {neighbors}, {samples}", *cells])
-    titles = ["B x M x D, k, S", "floor with search, µs", "MB gathered", "floor, µs", "predicted, µs", "limited by"]
-    return markdown_table(titles, lines)
+    titles = ["B x M x D, k, S", "dtype", "floor with search, µs", "MB gathered", "floor, µs", "predicted, µs"]
+    return markdown_table([*titles, "limited by"], lines)

@@ -6,6 +6,7 @@ from benchmarks.floors import (
     BF16,
     FP16,
     LAUNCH_SECONDS,
+    TABLE_DTYPES,
     TF32X3,
     TILE_COLUMNS,
     WARP_ROWS,
@@ -22,10 +23,10 @@ LABEL_BYTES, UNIFORM_BYTES = 8, 8
 INTEGER_BYTES = 2  # of an element of the rows, as kmeans_seed reads them again at every step on the CPU
 EPILOGUE_OPERATIONS = 8  # of a lane for every row and centroid
 
-# How the update is cut; see part_rows_of in csrc/cuda/kmeans_assign.cu.
+# How the update is cut; see part_rows_of in csrc/kmeans/cuda/kmeans_assign.cu.
 MIN_PART_ROWS, PART_ROWS_PER_CLUSTER, MAX_PARTS = 256, 4, 1024
 
-# How seeding is cut; see csrc/cuda/kmeans_seed.cu. Rows of half precision are copied to float32.
+# How seeding is cut; see csrc/kmeans/cuda/kmeans_seed.cu. Rows of half precision are copied to float32.
 SEED_QUAD_ROWS, SEED_GROUPS, SEED_VALUE_BYTES = 2, (4, 8), 4
 
 #: Rows, centroids and features of the cases for CUDA.
@@ -112,12 +113,13 @@ def kmeans_floor_table(card: Card) -> str:
     """Return floors and predictions of the three ops, in Markdown."""
     lines = []
     for rows, clusters, dims in CUDA_ASSIGNMENTS:
-        by_dtype = []
-        for dtype in ("float32", "bfloat16"):
+        for dtype in TABLE_DTYPES:
             work = assign_work(rows, dims, dtype, clusters=clusters)
             seconds, limit = predict_assign(rows, clusters, dims, dtype, card)
-            by_dtype.append(
+            lines.append(
                 (
+                    f"{rows} x {clusters} x {dims}",
+                    dtype,
                     digits(sum(work.flops.values()) / 1e9, 3),
                     digits(work.bytes / 1e6, 3),
                     digits(work.seconds(card) * 1e6, 2),
@@ -129,9 +131,9 @@ def kmeans_floor_table(card: Card) -> str:
                     digits(predict_seed(rows, clusters, dims, dtype, card) * 1e3, 2),
                 )
             )
-        lines.append([f"{rows} x {clusters} x {dims}", *map(", ".join, zip(*by_dtype, strict=True))])
     titles = [
         "N x K x D",
+        "dtype",
         "GFLOP",
         "MB",
         "floor, µs",

@@ -8,6 +8,7 @@ from benchmarks.floors import (
     FP16,
     FP16X3,
     LAUNCH_SECONDS,
+    TABLE_DTYPES,
     TILE_COLUMNS,
     WARP_ROWS,
     Arithmetic,
@@ -89,15 +90,25 @@ def predict_backward(rows: int, dims: int, dtype: str, card: Card) -> float:
 
 def mining_floor_table(card: Card) -> str:
     """Return floors and predictions of fused_hsd_loss for the cases of CUDA, in Markdown."""
-    titles = ["N x D", "GFLOP", "MB", "floor, µs", "predicted forward, µs", "limited by", "predicted backward, µs"]
+    titles = [
+        "N x D",
+        "dtype",
+        "GFLOP",
+        "MB",
+        "floor, µs",
+        "predicted forward, µs",
+        "limited by",
+        "predicted backward, µs",
+    ]
     lines = []
     for rows, dims in CUDA_SIZES:
-        by_dtype = []
-        for dtype in ("float32", "bfloat16"):
+        for dtype in TABLE_DTYPES:
             work = mining_work(rows, dims, dtype)
             forward, limit = predict_forward(rows, dims, dtype, card)
-            by_dtype.append(
+            lines.append(
                 (
+                    f"{rows} x {dims}",
+                    dtype,
                     digits(sum(work.flops.values()) / 1e9, 3),
                     digits(work.bytes / 1e6, 3),
                     digits(work.seconds(card) * 1e6, 2),
@@ -106,5 +117,4 @@ def mining_floor_table(card: Card) -> str:
                     digits(predict_backward(rows, dims, dtype, card) * 1e6, 2),
                 )
             )
-        lines.append([f"{rows} x {dims}", *map(", ".join, zip(*by_dtype, strict=True))])
     return markdown_table(titles, lines)

@@ -4,6 +4,7 @@ import math
 
 from benchmarks.floors import (
     LAUNCH_SECONDS,
+    TABLE_DTYPES,
     WARP_ROWS,
     Card,
     Work,
@@ -16,7 +17,7 @@ from benchmarks.floors.mining import PRECISIONS
 
 INDEX_BYTES = 8
 
-# How the kernels work; see csrc/cuda/nearest_neighbors.cu.
+# How the kernels work; see csrc/neighbors/cuda/nearest_neighbors.cu.
 COLUMNS = 128  # of a tile
 LAUNCHES = 4  # a flag is zeroed, rows are prepared, lists are made, lists become results
 SLOT_ROWS = 8  # rows whose lists a warp extends together
@@ -88,23 +89,23 @@ def neighbors_floor_table(card: Card) -> str:
     """Return floors and predictions, in Markdown."""
     lines = []
     for rows, candidates, dims, k in CUDA_SEARCHES:
-        by_dtype = []
-        for dtype in ("float32", "bfloat16"):
+        matrix = 2 * 4 * rows * candidates / card.memory
+        for dtype in TABLE_DTYPES:
             work = search_work(rows, dims, dtype, candidates=candidates, k=k)
             seconds, limit = predict_search(rows, dims, dtype, candidates, k, card)
-            by_dtype.append(
+            lines.append(
                 (
+                    f"{rows} x {candidates} x {dims}, {k}",
+                    dtype,
                     digits(sum(work.flops.values()) / 1e9, 3),
                     digits(work.bytes / 1e6, 3),
                     digits(work.bytes / card.memory * 1e6, 2),
                     digits(work.seconds(card) * 1e6, 2),
                     digits(seconds * 1e6, 2),
                     limit,
+                    digits(matrix * 1e6, 2),
                 )
             )
-        matrix = 2 * 4 * rows * candidates / card.memory
-        cells = [f"{rows} x {candidates} x {dims}, {k}", *map(", ".join, zip(*by_dtype, strict=True))]
-        lines.append([*cells, digits(matrix * 1e6, 2)])
-    titles = ["B x M x D, k", "GFLOP", "MB", "reading, µs", "floor, µs", "predicted, µs", "limited by"]
+    titles = ["B x M x D, k", "dtype", "GFLOP", "MB", "reading, µs", "floor, µs", "predicted, µs", "limited by"]
     titles.append("a float32 matrix written and read, µs")
     return markdown_table(titles, lines)

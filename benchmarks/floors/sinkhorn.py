@@ -6,12 +6,12 @@ many kernels are launched one after the other.
 
 from dataclasses import dataclass
 
-from benchmarks.floors import LAUNCH_SECONDS, Card, Work, digits, divide_up, markdown_table
+from benchmarks.floors import LAUNCH_SECONDS, TABLE_DTYPES, Card, Work, digits, divide_up, markdown_table
 
 ELEMENT_BYTES = {"float32": 4, "float32-high": 4, "bfloat16": 2, "float16": 2}
 L2_BYTES = 50e6  # scores that are larger come from memory in every iteration
 
-# How the kernels cut a problem; see plan_sinkhorn_knopp in csrc/cuda/sinkhorn_knopp.cu.
+# How the kernels cut a problem; see plan_sinkhorn_knopp in csrc/sinkhorn/cuda/sinkhorn_knopp.cu.
 ONE_BLOCK_ELEMENTS = 1 << 14
 WARPS, SLICE_ROWS, TILE_COLUMNS = 16, 32, 32
 AT_ONCE = 4  # elements that a lane has under way together
@@ -162,15 +162,20 @@ def predict_loop(plan: Plan, card: Card) -> float:
 
 def sinkhorn_floor_table(card: Card) -> str:
     """Return floors and predictions, in Markdown."""
-    titles = ["problems x N x K, T", "exponentials, millions", "launches", "SwAV's loop, µs"]
+    titles = ["problems x N x K, T", "dtype", "exponentials, millions", "launches", "SwAV's loop in float32, µs"]
     for mode in ("forward", "backward"):
         titles += [f"MB {mode}", "floor, µs", "predicted, µs", "limited by"]
     lines = []
     for problems, samples, clusters, num_iters in SIZES:
         plan = Plan(problems, samples, clusters, num_iters)
-        by_dtype = []
-        for dtype in ("float32", "bfloat16"):
-            cells = []
+        for dtype in TABLE_DTYPES:
+            cells = [
+                f"{problems} x {samples} x {clusters}, {num_iters}",
+                dtype,
+                digits(plan.exponentials / 1e6, 3),
+                str(plan.launches),
+                digits(predict_loop(plan, card) * 1e6, 2),
+            ]
             for work_of, predict_mode in ((assignment_work, predict_forward), (gradient_work, predict_backward)):
                 work = work_of(samples, clusters, dtype, problems=problems, num_iters=num_iters)
                 seconds, limit = predict_mode(plan, dtype, card)
@@ -180,14 +185,5 @@ def sinkhorn_floor_table(card: Card) -> str:
                     digits(seconds * 1e6, 2),
                     limit,
                 ]
-            by_dtype.append(cells)
-        lines.append(
-            [
-                f"{problems} x {samples} x {clusters}, {num_iters}",
-                digits(plan.exponentials / 1e6, 3),
-                str(plan.launches),
-                digits(predict_loop(plan, card) * 1e6, 2),
-                *map(", ".join, zip(*by_dtype, strict=True)),
-            ]
-        )
+            lines.append(cells)
     return markdown_table(titles, lines)

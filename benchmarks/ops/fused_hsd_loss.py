@@ -1,7 +1,7 @@
 """fused_hsd_loss against its published form, eager and compiled.
 
 No public package has this loss. What pytorch-metric-learning shares with it, the mining, is compared in
-batch_hard_mining.py; building the loss around its miner here would mean a second definition of the maths.
+batch_hard_mining.py; building the loss around its miner here would mean a second definition of the math.
 """
 
 from functools import partial

@@ -38,7 +38,7 @@ _NO_METADATA = {"features": UNUSED}  # scikit-learn knows rows by the name X alo
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
     r"""K-means clustering on tensors, on their device, as an estimator of scikit-learn's with its names.
 
-    Minimises the inertia :math:`\sum_i \min_c |x_i - \mu_c|^2`, or for ``metric="cosine"`` (spherical k-means)
+    Minimizes the inertia :math:`\sum_i \min_c |x_i - \mu_c|^2`, or for ``metric="cosine"`` (spherical k-means)
     :math:`\sum_i \min_c (1 - \cos(x_i, \mu_c))`, where rows are divided by their L2 norm and centers are the unit sums
     of their rows. Distances and sums are those of :func:`deepclust_ext.kmeans_assign`: there is no N x K matrix.
 

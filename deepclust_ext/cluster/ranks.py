@@ -70,7 +70,8 @@ def rows_at(
     local = places - shards.start
     is_own = ((local >= 0) & (local < len(rows))).unsqueeze(1)
     own = rows.index_select(0, local.clamp(0, max(len(rows) - 1, 0))) if len(rows) else rows.new_zeros(1, rows.shape[1])
-    return sum_over_ranks(torch.where(is_own, own, 0), group)
+    found: Tensor = sum_over_ranks(torch.where(is_own, own, 0), group)
+    return found
 
 
 def scale_over_ranks(

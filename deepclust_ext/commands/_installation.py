@@ -11,7 +11,7 @@ from deepclust_ext import _extension
 
 
 def collect_info() -> dict[str, Any]:
-    """Return the facts that `deepclust-ext info` prints, JSON-serialisable; absent facts are None or empty."""
+    """Return the facts that `deepclust-ext info` prints, JSON-serializable; absent facts are None or empty."""
     record = _extension.build_record()
     native = bool(_extension.NATIVE_DEVICES)
     built = dict(importlib.import_module("deepclust_ext._C").build_info()) if native else {}

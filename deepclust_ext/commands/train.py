@@ -1,4 +1,4 @@
-"""Train a method on images, without labels, and cluster them.
+"""Train a method on images or on rows of features, without labels, and cluster them.
 
 A recipe is chosen from the images, which is said and why, or named. All that there is to know of the run is left in its
 folder: recipe, history, checkpoint, clusters, log, and a page to look at.
@@ -6,6 +6,7 @@ folder: recipe, history, checkpoint, clusters, log, and a page to look at.
 Example:
   deepclust-ext train photos --clusters 10 --out runs/photos
   deepclust-ext train --resume --out runs/photos
+  deepclust-ext train features.npy --clusters 1000
   deepclust-ext train cifar10 --root data --recipe hadis-cifar10 --device cuda --precision bf16
   torchrun --nproc-per-node 4 -m deepclust_ext train photos --clusters 10 --out runs/photos
 """
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("data", metavar="DATA", nargs="*", help="folders, files, lists, arrays, or a data set's name")
     parser.add_argument("--clusters", type=at_least(1), metavar="K", help="how many (default: the recipe's)")
-    parser.add_argument("--method", help="hadis, sacc, pici or clc (default: chosen from the images)")
+    parser.add_argument("--method", help="hadis, sacc, pici, clc or, on features, neighborhead (default: chosen)")
     parser.add_argument("--recipe", help="name of a bundled one, see `recipes`, or a file (default: chosen)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")

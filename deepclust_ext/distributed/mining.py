@@ -109,5 +109,6 @@ def _mined(
 ) -> HardPairs:
     """Return the pairs of this rank's anchors, with distances in a dtype."""
     rows = [gather_rows(x, group, x.requires_grad, shards).to(dtype) for x in (teacher, student)]
-    pairs = ops.batch_hard_mining(*rows, normalize=normalize)
-    return HardPairs(*(x[shards.start : shards.stop] for x in pairs))
+    return ops.batch_hard_mining(
+        *rows, normalize=normalize, first_row=shards.start, num_rows=shards.stop - shards.start
+    )

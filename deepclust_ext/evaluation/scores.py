@@ -74,7 +74,7 @@ def evaluate(
     batch_size: int = 512,
     num_workers: int = 0,
 ) -> Evaluation:
-    """Score a method on labelled images; nothing is trained, and labels are read here alone.
+    """Score a method on labeled images; nothing is trained, and labels are read here alone.
 
     Args:
         method: Whose rows, and clusters if it has a head, are scored; on its device. Half precision is scored in

@@ -33,7 +33,9 @@ class ClusterContrastiveLoss(nn.Module):
 
     A column of few samples says little: the first batch below ``4 K`` gives a RuntimeWarning, once per module.
 
-    Source: Contrastive Clustering, https://arxiv.org/abs/2009.09687.
+    Keep the temperature of 1, the papers' value: the lower it is, the more only the most similar column counts.
+
+    Source: Contrastive Clustering, https://arxiv.org/abs/2009.09687, section "Cluster-level Contrastive Head".
 
     Args:
         temperature: Divides the cosines between columns. A parameter of shape () is learned with the rest.
@@ -47,6 +49,11 @@ class ClusterContrastiveLoss(nn.Module):
     Raises:
         TypeError: An argument is no number.
         ValueError: The temperature is not above 0, or the weight below 0.
+
+    Example:
+        >>> shares = torch.eye(2).repeat(4, 1)  # eight samples, half of them in each cluster, in both views
+        >>> float(ClusterContrastiveLoss()(shares, shares))  # log(1 + 2 exp(-1)), and 0 for clusters of equal size
+        0.5514...
     """
 
     def __init__(

@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 class ContrastiveLoss(nn.Module):
     """Module form of :func:`deepclust_ext.fused_contrastive_loss`, with its arguments, defaults and errors.
 
-    Source: NT-Xent, https://arxiv.org/abs/2002.05709; hardness and debias, https://arxiv.org/abs/2010.04592; queue,
-    https://arxiv.org/abs/1911.05722; class weights, https://arxiv.org/abs/2306.05439.
+    Begin with the defaults, which are NT-Xent. A large batch or a queue allows a lower temperature, down to 0.1. Try
+    ``hardness`` up to 1 once that runs, with a ``debias`` of about 1 / K, since near negatives are often false ones.
+
+    Source: NT-Xent, https://arxiv.org/abs/2002.05709, equation 1; hardness and debias,
+    https://arxiv.org/abs/2010.04592; queue, https://arxiv.org/abs/1911.05722, equation 1; class weights,
+    https://arxiv.org/abs/2306.05439.
 
     Args:
         temperature: Divides the cosines. A parameter of shape () is learned with the rest.
         hardness: How much the hardest negatives are preferred; 0 is NT-Xent.
-        debias: Assumed probability that a negative is of the anchor's class.
+        debias: τ⁺ of the paper, no temperature: the assumed probability that a negative is of the anchor's class.
         class_temperature: Divides the products of class vectors.
         normalize: Divide every row of the features by its L2 norm first.
         reduction: "mean", "sum" or "none".
@@ -42,6 +46,12 @@ class ContrastiveLoss(nn.Module):
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: A number is out of range, or the reduction unknown.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.eye(2)  # two images, whose views agree
+        >>> float(ContrastiveLoss()(rows, rows))  # log(1 + 2 exp(-1 / 0.5)): two negatives at a right angle
+        0.2395...
     """
 
     def __init__(

@@ -29,7 +29,9 @@ class MaskedPatchLoss(nn.Module):
 
     It is for the masked patches alone: what the network saw must not be among the rows. A patch of one color has zeros
     to be predicted. In PICI this is the partial information self-discrimination (PISD), of images as the network gets
-    them, normalised by the mean and deviation of the data set.
+    them, normalized by the mean and deviation of the data set.
+
+    Give images as the network gets them, and patches large enough to have structure: 16 pixels at 224.
 
     Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377; PICI,
     https://arxiv.org/abs/2401.13503.

@@ -25,6 +25,8 @@ class MatchedLabelLoss(nn.Module):
     share below the smallest normal number of its dtype counts as that number and has no gradient, so that the loss is
     finite for a share of 0.
 
+    Match the labels anew whenever k-means runs again, since it numbers its clusters by chance.
+
     In PICI this is the cross-level interaction (CLI). Source: https://arxiv.org/abs/2401.13503.
 
     Args:

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 class PrototypeLoss(nn.Module):
     r"""Pull the two views' centroids of one cluster together, push the centroids of different clusters apart.
 
-    With :math:`\mu_q, \mu_k` the normalised means of the normalised rows per cluster, the logits are
+    With :math:`\mu_q, \mu_k` the normalized means of the normalized rows per cluster, the logits are
     :math:`\mu_q \mu_q^\top / \tau` with :math:`\mu_q \cdot \mu_k / \tau` on the diagonal. The loss is the mean cross
     entropy to the diagonal over the clusters that occur in the batch (prototypical contrastive loss of HaDis, arXiv
     2401.14038). Rows whose label lies outside ``0 .. num_clusters - 1`` take no part.
 
     Every shape is fixed by the arguments, so nothing waits for the device. The loss is finite for empty clusters; it
     is exactly 0 with one cluster and with none.
+
+    Keep the temperature of 0.5, and take batches with several rows of each cluster: a centroid of one row is that row.
 
     Args:
         temperature: Divides the logits. A parameter of shape () is learned with the rest.
@@ -36,6 +38,12 @@ class PrototypeLoss(nn.Module):
     Raises:
         TypeError: If ``temperature`` is neither a number nor a floating tensor.
         ValueError: If it is a number that is not above 0 or not finite.
+
+    Example:
+        >>> rows = torch.eye(2).repeat(3, 1)
+        >>> labels = torch.tensor([0, 1]).repeat(3)
+        >>> float(PrototypeLoss()(rows, rows, labels, 2))  # log(1 + exp(-2)): the centroids are at a right angle
+        0.1269...
     """
 
     def __init__(
@@ -76,7 +84,7 @@ class PrototypeLoss(nn.Module):
                 everything = torch.cat([*sums, counts.unsqueeze(1)], dim=1)  # (K, 2D + 1)
                 everything = distributed.sum_over_ranks(everything, self.process_group)
                 *sums, counts = everything.split([query.shape[1], key.shape[1], 1], dim=1)
-            # The mean and the sum differ by a factor that the normalisation takes out again.
+            # The mean and the sum differ by a factor that the normalization takes out again.
             centers, targets = (l2_normalize(each, dim=1) for each in sums)  # (K, D)
             positive = (centers * targets).sum(dim=1) / temperature  # (K,)
             logits = centers @ centers.T / temperature

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 class SinkhornKnopp(nn.Module):
     """Module form of :func:`deepclust_ext.sinkhorn_knopp`, with its arguments, defaults and errors.
 
-    Source: https://arxiv.org/abs/1306.0895; the order of the steps, https://arxiv.org/abs/2006.09882.
+    For scores that are cosines begin with the defaults, SwAV's. A smaller ``epsilon`` makes assignments harder and
+    needs more iterations until clusters are equally large; with a ``tolerance`` and many iterations they are.
+
+    Source: https://arxiv.org/abs/1306.0895; the order of the steps, https://arxiv.org/abs/2006.09882, equation 5.
 
     Args:
         epsilon: Smoothness; the smaller, the harder the assignments.
@@ -31,6 +34,12 @@ class SinkhornKnopp(nn.Module):
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: A number is out of range.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[0.9, 0.5], [0.8, 0.1]])  # both samples prefer cluster 0
+        >>> SinkhornKnopp()(scores).argmax(dim=1)  # but clusters are equally large
+        tensor([1, 0])
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class OptimizerSettings:
         lr_batch_size: The rate is proportional to the batch size, and ``lr`` belongs to this one; None for a rate that
             is the same for every batch size.
         momentum: Of SGD.
-        weight_decay: Of every parameter, biases and batch normalisation included.
+        weight_decay: Of every parameter, biases and batch normalization included.
 
     Raises:
         TypeError: If a value is no number.
@@ -119,7 +119,7 @@ class ClusteringMethod(nn.Module, ABC):
         terms: str | None = None,
         epoch: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss to minimise, (), and detached 0-dimensional terms to log.
+        """Return the loss to minimize, (), and detached 0-dimensional terms to log.
 
         Args:
             views: Views of the same images.

@@ -44,9 +44,9 @@ class CLC(ClusterHeadMethod):
     view, and both keys enter the queue. An image's cluster is the largest entry of :math:`z^c`.
 
     Of the paper only the abstract was at hand: temperatures, :math:`\epsilon` and the heads are this package's choice,
-    and so is one addition, ``swap_weight`` times the swapped prediction :math:`-\sum_k q_k \log p_k` of SwAV. Without
-    it the clusters become what :math:`z^n` leaves over, since the logit is a sum of both: accuracy 0.52 instead of
-    0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
+    and so is one addition, ``swap_weight`` times the swapped prediction :math:`-\sum_k q_k \log p_k` of SwAV (arXiv
+    2006.09882, equation 2). Without it the clusters become what :math:`z^n` leaves over, since the logit is a sum of
+    both: accuracy 0.52 instead of 0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
 
     With ``terms="instance"`` a step has the contrast of the rows alone, :math:`\cos(z^n_i, k^n_j) / \tau`. After a
     phase of it clusters begin with features that already tell images apart. ``terms="labels"`` adds the cross entropy
@@ -242,7 +242,7 @@ class CLC(ClusterHeadMethod):
         update_average(self.average, self.online, self.momentum)
 
     def inference_network(self) -> nn.Module:
-        """Return the online network: rows (B, ``embedding_dim``), normalised, and assignments (B, K)."""
+        """Return the online network: rows (B, ``embedding_dim``), normalized, and assignments (B, K)."""
         online = self.online
         shares = nn.Sequential(online.cluster_head, _ClusterShares(self.cluster_temperature))
         return InferenceNetwork(online.backbone, online.instance_head, shares)
@@ -285,7 +285,7 @@ class _TwoHeads(nn.Module):
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> tuple[Tensor, Tensor]:
-        """Return z^c (B, K) and z^n (B, D), not normalised."""
+        """Return z^c (B, K) and z^n (B, D), not normalized."""
         features = self.backbone(images)
         return self.cluster_head(features), self.instance_head(features)
 
@@ -313,7 +313,7 @@ def _shares(
 
 
 def _rows(network: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return z^c and z^n of all views, one below the other; batch normalisation sees one view at a time."""
+    """Return z^c and z^n of all views, one below the other; batch normalization sees one view at a time."""
     scores, rows = zip(*(network(view) for view in views), strict=True)
     return torch.cat(scores), torch.cat(rows)
 

@@ -50,7 +50,7 @@ class HaDis(ClusteringMethod):
     With a ``bank_size`` DSA aligns :math:`p = \mathrm{predictor}(q)` with a sample near :math:`k` instead: of
     the ``num_neighbors`` images whose entries in a bank are nearest to :math:`k`, its own left out, one is drawn, and
     noise added. The sample is the teacher's side because a bank has no gradient for the student's. The bank has an
-    entry for every image, the normalised mean of the teacher's unit rows of both views when the image was last seen;
+    entry for every image, the normalized mean of the teacher's unit rows of both views when the image was last seen;
     it is part of the state, and needs ``index``, as the trainer passes it.
 
     Published NMI / ACC / ARI: CIFAR-10 86.9 / 93.0 / 86.2, CIFAR-20 56.8 / 56.3 / 41.1, STL-10 69.6 / 73.9 / 62.3,
@@ -261,7 +261,7 @@ class HaDis(ClusteringMethod):
         update_average(self.teacher, self.student, momentum)
 
     def inference_network(self) -> nn.Module:
-        """Return the teacher, whose rows (B, ``embedding_dim``) are normalised."""
+        """Return the teacher, whose rows (B, ``embedding_dim``) are normalized."""
         return InferenceNetwork(*self.teacher)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:

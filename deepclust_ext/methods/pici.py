@@ -207,7 +207,7 @@ class PICI(ClusterHeadMethod):
         return loss, {name: term.detach() for name, term in logged.items()}
 
     def inference_network(self) -> nn.Module:
-        """Return backbone and heads, without masks: rows (B, ``embedding_dim``), normalised, and assignments (B, K)."""
+        """Return backbone and heads, without masks: rows (B, ``embedding_dim``), normalized, and assignments (B, K)."""
         return InferenceNetwork(self.backbone, self.instance_head, self.cluster_head)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:

@@ -137,7 +137,7 @@ class SACC(ClusterHeadMethod):
         return loss, {name: term.detach() for name, term in logged.items()}
 
     def inference_network(self) -> nn.Module:
-        """Return the backbone with both heads: rows (B, ``embedding_dim``), normalised, and assignments (B, K)."""
+        """Return the backbone with both heads: rows (B, ``embedding_dim``), normalized, and assignments (B, K)."""
         return InferenceNetwork(self.backbone, self.instance_head, self.cluster_head)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:

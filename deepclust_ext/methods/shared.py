@@ -19,7 +19,7 @@ def mlp(
     final_std: float | None = None,
     final_bias: bool = True,
 ) -> nn.Sequential:
-    """Return a head: linear, batch normalisation, ReLU, linear with weights of ``final_std`` or torch's default."""
+    """Return a head: linear, batch normalization, ReLU, linear with weights of ``final_std`` or torch's default."""
     final = nn.Linear(hidden_dim, out_dim, bias=final_bias)
     if final_std is not None:
         nn.init.normal_(final.weight, std=final_std)
@@ -60,7 +60,7 @@ class InferenceNetwork(nn.Module):
 
     Args:
         backbone: Maps images (B, C, H, W) to features (B, F).
-        row_head: Maps features to rows (B, D), which are normalised here.
+        row_head: Maps features to rows (B, D), which are normalized here.
         share_head: Maps features to shares (B, K) of clusters, or None.
     """
 

@@ -44,18 +44,19 @@ def fused_contrastive_loss(
     negatives are the rows of the queue. With rows z, divided by their L2 norm if ``normalize``, and class vectors c:
 
     .. math::
-        s_{ij} = z_i \cdot z_j / temperature + c_i \cdot c_j / class\_temperature \qquad
+        s_{ij} = z_i \cdot z_j / \tau + c_i \cdot c_j / \tau_c \qquad
         loss_i = -s_{ip} + \log(\exp(s_{ip}) + G_i)
 
-    where p is the positive and, with R negatives, :math:`\beta` = ``hardness`` and :math:`\tau` = ``debias``,
+    where :math:`\tau` is ``temperature``, :math:`\tau_c` is ``class_temperature`` and p is the positive. With R
+    negatives, :math:`\beta` = ``hardness`` and :math:`\tau^+` = ``debias``, which is no temperature,
 
     .. math::
         G_i = R \sum_{neg} \exp((1 + \beta) s_{ij}) / \sum_{neg} \exp(\beta s_{ij}) \qquad
-        G_i \leftarrow \max((G_i - \tau R \exp(s_{ip})) / (1 - \tau), R \exp(-1 / temperature))
+        G_i \leftarrow \max((G_i - \tau^+ R \exp(s_{ip})) / (1 - \tau^+), R \exp(-1 / \tau))
 
-    the second step for :math:`\tau > 0` only. With ``hardness`` = 0, G is the plain sum: NT-Xent, as in SimCLR, and
+    the second step for :math:`\tau^+ > 0` only. With ``hardness`` = 0, G is the plain sum: NT-Xent, as in SimCLR, and
     with a queue InfoNCE, as in MoCo. With class vectors every pair is weighted by
-    :math:`\exp(c_i \cdot c_j / class\_temperature)`, as in CLC: negatives that share the anchor's cluster, the hard
+    :math:`\exp(c_i \cdot c_j / \tau_c)`, as in CLC: negatives that share the anchor's cluster, the hard
     ones, weigh more. The gradient goes through all weights, to everything that requires one, the queue included.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32, as for torch's own losses.
@@ -69,7 +70,7 @@ def fused_contrastive_loss(
             which receives a gradient; a value that is not positive is an error on the CPU, and on CUDA and in compiled
             code, where looking would wait, the loss is NaN. Memory is then that of a copy of the rows more.
         hardness: How much the hardest negatives are preferred, at least 0. Published values are 0.5 to 2.
-        debias: Assumed probability that a negative is of the anchor's class, in [0, 1).
+        debias: τ⁺, the assumed probability that a negative is of the anchor's class, in [0, 1).
         class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; not normalized. Same dtype and
             device as ``z_a``; with ``class_b``.
         class_b: Class vectors (B, K) of ``z_b``.

@@ -1,16 +1,17 @@
 """From a recipe to what trains."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from deepclust_ext.backbones import load_backbone
-from deepclust_ext.data import make_view
+from deepclust_ext.data import NeighborView, make_view
+from deepclust_ext.data.views import seen_by, takes_places
 from deepclust_ext.inference import IndexedImages
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.recipes.files import method_class
@@ -43,6 +44,15 @@ def make_views(recipe: Recipe) -> list[nn.Module]:
     return [make_view(**settings) for settings in recipe.views]
 
 
+def fit_neighbors(views: Sequence[nn.Module], data: Dataset[Any]) -> None:
+    """Find the neighbors in a data set that views draw from; views of the same settings share them."""
+    found: dict[tuple[int, int], NeighborView] = {}
+    for part in (part for view in views for part in view.modules()):
+        if isinstance(part, NeighborView):
+            settings = part.num_neighbors, part.cells
+            found[settings] = part.share(found[settings]) if settings in found else part.fit(data)
+
+
 def make_test_view(recipe: Recipe) -> nn.Module | None:
     """Return the view for pseudo-labels, clusters and scores; None where images are taken as they are."""
     return None if recipe.test_view is None else make_view(**recipe.test_view)
@@ -68,6 +78,8 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
         ValueError: Names what differs.
     """
     expected, as_in = recipe.data, f"as {recipe.title} has it"
+    if isinstance(data, Mapping) and len(data) > 1 and takes_places(*make_views(recipe)):
+        raise ValueError(f"views: expected none of neighbors where {recipe.title} passes through several data sets")
     test_view = make_test_view(recipe)
     views = {"test_view": test_view} if test_view else {"the image itself": torch.nn.Identity()}
     views |= {f"views.{place}": view for place, view in enumerate(make_views(recipe))}
@@ -82,7 +94,8 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
         if image.shape[1] != expected.channels:
             raise ValueError(f"data.channels: expected {expected.channels}, {as_in}, got {image.shape[1]} in {name}")
         for where, view in views.items():
-            size = tuple(view(image).shape[2:])
+            fit_neighbors([view], TensorDataset(image))  # itself, for want of others
+            size = tuple(seen_by(view, image, torch.zeros(1, dtype=torch.int64, device="cpu")).shape[2:])
             if size != (expected.size, expected.size):
                 raise ValueError(f"data.size: expected {expected.size}, {as_in}, got {size} in {name} from {where}")
 
@@ -122,4 +135,5 @@ def make_trainer(
     ranks = {"gather_distributed": True, "process_group": process_group} if gather_distributed else {}
     method = make_method(recipe, **ranks).to(device)
     views, test_view = make_views(recipe), make_test_view(recipe)
+    fit_neighbors(views, data[MAIN] if isinstance(data, Mapping) else data)
     return Trainer(method, data, views, config, out, test_view=test_view, recipe=asdict(recipe))

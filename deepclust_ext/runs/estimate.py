@@ -5,6 +5,7 @@ import time
 
 import torch
 
+from deepclust_ext.data.views import seen_by
 from deepclust_ext.inference import IndexedImages, device_of, moved, takes_any_size
 from deepclust_ext.training import Trainer
 
@@ -28,7 +29,7 @@ def seconds_of_a_step(trainer: Trainer) -> float:
             start = time.perf_counter()
             batch, places = images.collate(images.__getitems__(list(range(size))[part]))
             given = moved(batch, device)
-            views = [view(given) for view in trainer.views]
+            views = [seen_by(view, given, places) for view in trainer.views]
             labels = torch.arange(size, device=device)[part] % method.num_clusters
             with torch.autocast(device.type, torch.bfloat16, enabled=trainer.config.precision == "bf16"):
                 loss, _ = method.training_step(views, labels, places, terms=terms)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
+from deepclust_ext.data import Features
 from deepclust_ext.data.stores import map_array
 from deepclust_ext.distributed import num_ranks
 from deepclust_ext.inference import Trained, device_of, map_images
@@ -70,6 +71,11 @@ class Run:
         """
         return recorded_source(self.path, self.record)
 
+    @property
+    def holds_features(self) -> bool:
+        """Whether the run is of rows of features, which are images of one pixel."""
+        return self.recipe.data.size == 1
+
     def images(self, *data: str | os.PathLike[str], labels: str | None = None, **settings: Any) -> Dataset[Any]:
         """Return the run's own images, or others, read as those were.
 
@@ -109,6 +115,11 @@ class Run:
                 file=sys.stderr,
             )
         channels, expected = getattr(images, "channels", None), self.recipe.data.channels
+        if isinstance(images, Features) != self.holds_features:
+            kinds = ("features", "images") if self.holds_features else ("images", "features")
+            raise ValueError(f"data: expected {kinds[0]}, as {self.path} was trained on, got {kinds[1]}")
+        if isinstance(images, Features) and channels != expected:
+            raise ValueError(f"data: expected rows of {expected} features, as {self.path} has them, got {channels}")
         if channels not in (None, expected):
             raise ValueError(
                 f"data: expected images of {expected} channels, as {self.path} has them, got {channels}; convert them "

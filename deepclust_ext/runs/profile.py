@@ -11,7 +11,7 @@ from deepclust_ext.training.trainer import STAGES
 
 @contextmanager
 def profiled(trainer: Trainer) -> Iterator[None]:
-    """Run torch's profiler for a while, and print a table of the labelled stages of an epoch; meant for few epochs."""
+    """Run torch's profiler for a while, and print a table of the labeled stages of an epoch; meant for few epochs."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         yield
     history = trainer.history

@@ -1,4 +1,4 @@
-"""A run on labelled images beside what it has to beat: a table of scores, and a figure."""
+"""A run on labeled images beside what it has to beat: a table of scores, and a figure."""
 
 import os
 from collections.abc import Mapping

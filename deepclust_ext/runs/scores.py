@@ -32,7 +32,7 @@ def check_labels(run: Run, data: Sequence[str], labels: str | None) -> None:
 def score_run(
     run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int = 0, gather_distributed: bool = False
 ) -> dict[str, Any]:
-    """Return the scores of a run's clusters and rows on labelled images, JSON-serializable.
+    """Return the scores of a run's clusters and rows on labeled images, JSON-serializable.
 
     Those are ``acc``, ``nmi``, ``ari``, ``silhouette`` and ``sizes`` of the run's clusters; ``knn_accuracy``, the share
     of images whose class the weighted vote of 20 neighbors names; ``kmeans``, the same as of the clusters for k-means

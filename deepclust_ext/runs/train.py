@@ -18,12 +18,15 @@ from torch.utils.data import Dataset
 
 import deepclust_ext
 from deepclust_ext import recipes
+from deepclust_ext.data import Features
 from deepclust_ext.evaluation import score_clusters
 from deepclust_ext.inference import Trained
 from deepclust_ext.methods import ClusterHeadMethod
 from deepclust_ext.ops._checks import check_seed
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer
+from deepclust_ext.runs import baseline
+from deepclust_ext.runs.baseline import kmeans_baseline
 from deepclust_ext.runs.board import Board
 from deepclust_ext.runs.clusters import write_clusters
 from deepclust_ext.runs.estimate import seconds_of_a_step
@@ -174,6 +177,9 @@ def train(
             write_clusters(path / files.CLUSTERS_NAME, images, shares)
             if labels is not None:
                 record["scores"] = asdict(score_clusters(labels, shares.argmax(1), rows, recipe.data.num_clusters))
+            if isinstance(images, Features):
+                say("k-means on the features, to compare with")
+                record["baseline"] = kmeans_baseline(images, recipe, shares.argmax(1), seed=options.seed)
             record["seconds"]["total"] = before.get("seconds", {}).get("total", 0.0) + time.perf_counter() - start
             write_page(run, images, rows, shares)
             write_record(path, record)
@@ -290,6 +296,8 @@ def closing_words(run: Run) -> str:
     lines = [f"{record['images']} images in {used} of {len(sizes)} clusters, of {min(sizes)} to {max(sizes)} images"]
     if "scores" in record:
         lines.append(", ".join(f"{name.upper()} {record['scores'][name]:.4f}" for name in ("acc", "nmi", "ari")))
+    if "baseline" in record:
+        lines.append(baseline.in_words(record["baseline"]))
     lines.append(f"{in_words(record['seconds']['total'])}, of which training {in_words(record['seconds']['training'])}")
     lines.append(f"clusters of all images: {run.path / files.CLUSTERS_NAME}")
     lines.append(f"the page of the run, to open in a browser: {run.path / files.REPORT_NAME}")

@@ -62,7 +62,7 @@ class TrainConfig:
 
     Attributes:
         phases: What happens, in order.
-        batch_size: Images of a step. What does not fill a batch is left out of the epoch, so that batch normalisation
+        batch_size: Images of a step. What does not fill a batch is left out of the epoch, so that batch normalization
             never sees a batch of one image; the order is new in every epoch, so no image stays out.
         learning_rate: Its course over the run.
         optimizer: None for the method's default.

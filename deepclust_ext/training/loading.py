@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext.data.draws import draws_by_image, part_of_batch
+from deepclust_ext.data.views import seen_by
 from deepclust_ext.inference import IndexedImages, Loader
 from deepclust_ext.inference.loop import View
 from deepclust_ext.training.phases import MAIN, Phase
@@ -70,7 +71,7 @@ def views_of(
     with part_of_batch(batch.start, len(batch.all_places)):
         for view in views:
             with nullcontext() if draws_by_image(view) else ranks.apart():
-                made.append(view(images))
+                made.append(seen_by(view, images, batch.places))
     return made
 
 

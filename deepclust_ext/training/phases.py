@@ -72,10 +72,10 @@ class Phase:
                 raise ValueError(f"{where}: expected data sets among {', '.join(sizes)}, got {data!r}")
             if terms is not None and terms not in method.terms:
                 raise ValueError(f"{where}: expected terms among {', '.join(method.terms)} of {data}, got {terms!r}")
-            labelled = (terms or method.terms[0]) in method.labelled_terms
-            if labelled and data != MAIN:
+            labeled = (terms or method.terms[0]) in method.labelled_terms
+            if labeled and data != MAIN:
                 raise ValueError(f"{where}: expected terms without pseudo-labels, which only {MAIN!r} has, of {data}")
-            if labelled and self.pseudo_labels == "never":
+            if labeled and self.pseudo_labels == "never":
                 raise ValueError(
                     f"phase {self.name}, pseudo_labels: expected 'once' or a number of epochs for terms "
                     f"{terms or method.terms[0]!r}, got 'never'"

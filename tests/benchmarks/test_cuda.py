@@ -310,7 +310,7 @@ def test_share_of_the_floor_is_printed_for_known_cards_only() -> None:
 def test_performance_page_has_the_tables_of_floors(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["--floors"]) == 0
     printed = capsys.readouterr().out
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "performance" / "models.md").read_text()
     for make_table in (
         mining_model.mining_floor_table,
         contrastive.contrastive_floor_table,

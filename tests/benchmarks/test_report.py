@@ -17,7 +17,7 @@ from benchmarks.floors.cpu import Floor, Rates, cpu_floor_lines, find_floors, me
 from benchmarks.growth import find_series, fit_exponent, growth_lines, split_case
 from benchmarks.harness import Case, load_op
 from benchmarks.page import write_page
-from benchmarks.report import Row, instruction_set, last_runs, read_csv, update_csv
+from benchmarks.report import Row, describe_system, instruction_set, last_runs, read_csv, update_csv
 from tests.benchmarks.test_harness import make_row
 from tests.helpers import INSTRUCTION_SETS
 
@@ -112,7 +112,14 @@ def test_report_of_a_csv_needs_no_other_file(results: Path, capsys: pytest.Captu
     assert "WRONG: output &amp; gradient" in page
     assert "skipped: &lt;too&gt; large" in page
     assert "<td class=text>rival</td><td>2.00</td><td>3.00</td>" in page
-    assert "A 1" in page  # the machine
+    opening, _, folded = page.partition("<details>")
+    assert "<p>A 1, " in opening  # the machine
+    assert "<td class=text>spin, even-1600x8</td>" in opening
+    assert 'name="viewport"' in opening
+    assert "<summary>spin</summary>" in folded
+    assert "<summary>" not in opening
+    assert page.count("<div class=wide><table>") == page.count("<table>")
+    assert page.count("<details>") == page.count("</details>") == 2
     assert results.name in page
 
 
@@ -189,6 +196,8 @@ def test_a_run_writes_its_report(
     assert "python -m benchmarks --op batch_hard_mining --seconds 0.1" in page
     for name in ("scikit-learn", "lightly", "rates in float32"):
         assert f"<td class=text>{name}</td>" in page
+    system = describe_system()
+    assert f" of {system['cores']} cores, torch {torch.__version__}, {system['system']}, {system['date']}</p>" in page
     assert "GFLOP/s in products" in capsys.readouterr().out
 
 

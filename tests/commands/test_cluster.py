@@ -222,9 +222,9 @@ def test_scores_by_labels_of_the_data_themselves(here: Path, capsys: pytest.Capt
     assert run_json(["evaluate", "run", "scans.npz", "--labels", "own"], capsys) == own
     assert main(["evaluate", "run"]) == 1
     assert "labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
-    assert main([*train, "labelled", "--labels", "train_labels"]) == 0
+    assert main([*train, "labeled", "--labels", "train_labels"]) == 0
     capsys.readouterr()
-    assert run_json(["evaluate", "labelled"], capsys) == own  # by what the run's folder keeps
+    assert run_json(["evaluate", "labeled"], capsys) == own  # by what the run's folder keeps
 
 
 def test_gray_images_stand_for_colors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

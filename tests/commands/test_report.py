@@ -40,7 +40,7 @@ def test_a_run_has_its_page_and_gets_it_again(run: Path, capsys: pytest.CaptureF
 
 def test_labels_bring_scores(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "report.html").read_bytes()
-    out = tmp_path / "labelled.html"
+    out = tmp_path / "labeled.html"
     assert main(["report", str(run), "--labels", "folders", "--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == {"images": 60, "clusters": 3, "page": str(out), "bytes": out.stat().st_size}

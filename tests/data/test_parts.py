@@ -26,7 +26,7 @@ def folder_of(path: Path, *, sizes_differ: bool = False) -> Path:
 
 @pytest.fixture(params=["array", "none", "ram", "disk", "sizes"])
 def images(request: pytest.FixtureRequest, tmp_path: Path) -> Images:
-    """Six labelled images of each way to have them."""
+    """Six labeled images of each way to have them."""
     if request.param == "array":
         return load_images(VALUES, labels=LABELS, cache="none")
     path = folder_of(tmp_path / "scans", sizes_differ=request.param == "sizes")

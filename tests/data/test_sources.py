@@ -174,8 +174,8 @@ class TestOtherSources:
         images = load_images(tmp_path / "mnist.npz", keys=["train_images", "test_images"])
         np.testing.assert_array_equal(torch.stack(list(images))[:, 0], values)
         assert images.names[4] == "mnist.npz:test_images[0]"
-        labelled = load_images(tmp_path / "mnist.npz", keys=["train_images"], labels="train_labels")
-        assert [label for _, label in labelled] == [0, 1, 2, 0]
+        labeled = load_images(tmp_path / "mnist.npz", keys=["train_images"], labels="train_labels")
+        assert [label for _, label in labeled] == [0, 1, 2, 0]
 
     @pytest.mark.parametrize("name", ["a.npy", "a.npz"])
     @pytest.mark.parametrize("data", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{", "cut", "objects"])

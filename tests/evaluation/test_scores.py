@@ -20,7 +20,7 @@ from tests.methods.methodsamples import METHODS, NUM_CLUSTERS
 
 
 class Pixels(ClusteringMethod):
-    """Two clusters of the normalised pixels."""
+    """Two clusters of the normalized pixels."""
 
     num_clusters = 2
 

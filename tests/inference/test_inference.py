@@ -29,11 +29,11 @@ class Plain(Dataset[Any]):
         return IMAGES[index]
 
 
-def labelled() -> TensorDataset:
+def labeled() -> TensorDataset:
     return TensorDataset(IMAGES, torch.arange(11) * 2)
 
 
-@pytest.mark.parametrize("data", [Plain(), labelled()], ids=["images", "tuples"])
+@pytest.mark.parametrize("data", [Plain(), labeled()], ids=["images", "tuples"])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_parts_come_in_the_order_of_the_data(data: Dataset[Any], num_workers: int) -> None:
     sizes = []
@@ -49,11 +49,11 @@ def test_parts_come_in_the_order_of_the_data(data: Dataset[Any], num_workers: in
 
 
 def test_labels_come_only_when_asked_for() -> None:
-    assert len(map_images(lambda images: (images,), labelled())) == 1
-    images, labels = map_images(lambda images: (images,), labelled(), batch_size=4, with_labels=True)
+    assert len(map_images(lambda images: (images,), labeled())) == 1
+    images, labels = map_images(lambda images: (images,), labeled(), batch_size=4, with_labels=True)
     assert torch.equal(images, IMAGES)
     assert labels.tolist() == list(range(0, 22, 2))
-    assert IndexedImages(labelled())[3][1] == 3  # its place, not its label
+    assert IndexedImages(labeled())[3][1] == 3  # its place, not its label
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def collated(source: IndexedImages, items: Any) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     "data",
     [
-        labelled(),
+        labeled(),
         TensorDataset(PIXELS),
         TensorDataset(IMAGES.contiguous(memory_format=torch.channels_last)),
         TensorDataset(IMAGES[:1].expand(11, -1, -1, -1)),
         Digits(),
-        Subset(Subset(labelled(), np.arange(10)[::-1]), [9, -1, 3, 0, 5]),  # type: ignore[arg-type]
+        Subset(Subset(labeled(), np.arange(10)[::-1]), [9, -1, 3, 0, 5]),  # type: ignore[arg-type]
         TensorDataset(IMAGES, *[torch.arange(11)] * 3),
     ],
 )
@@ -193,8 +193,8 @@ def test_the_test_view_comes_first() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_embeds_and_assigns(name: str) -> None:
     method = METHODS[name].method()
-    torch.testing.assert_close(embed(method, labelled(), batch_size=4), method.embed(IMAGES))
-    flipped = embed(method, labelled(), test_view=lambda images: images.flip(3))
+    torch.testing.assert_close(embed(method, labeled(), batch_size=4), method.embed(IMAGES))
+    flipped = embed(method, labeled(), test_view=lambda images: images.flip(3))
     torch.testing.assert_close(flipped, method.embed(IMAGES.flip(3)))
     if isinstance(method, ClusterHeadMethod):
         shares = assign(method, Plain(), batch_size=4, test_view=lambda images: images.flip(3))

@@ -28,14 +28,14 @@ def linear(rows: Tensor, weights: Weights, at: str) -> Tensor:
 
 
 def backbone(images: Tensor, weights: Weights, at: str) -> Tensor:
-    """Return what the small backbone makes of images: convolution, batch normalisation, ReLU, one row per image."""
+    """Return what the small backbone makes of images: convolution, batch normalization, ReLU, one row per image."""
     maps = conv2d(images, weights[f"{at}.0.weight"], weights[f"{at}.0.bias"], stride=2)  # (B, 4, 3, 3)
     pixels = batch_norm(maps.permute(0, 2, 3, 1).reshape(-1, 4), weights, f"{at}.1")
     return pixels.clamp(min=0).reshape(-1, 3, 3, 4).permute(0, 3, 1, 2).reshape(len(images), 36)
 
 
 def head(rows: Tensor, weights: Weights, at: str) -> Tensor:
-    """Return linear, batch normalisation, ReLU, linear."""
+    """Return linear, batch normalization, ReLU, linear."""
     hidden = batch_norm(linear(rows, weights, f"{at}.0"), weights, f"{at}.1")
     return linear(hidden.clamp(min=0), weights, f"{at}.3")
 
@@ -68,7 +68,7 @@ def assert_same_gradients(method: nn.Module, weights: Weights) -> None:
         expected = torch.zeros_like(parameter) if expected is None else expected
         got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         error = float((got - expected).norm())
-        # A bias in front of a batch normalisation has no gradient but rounding.
+        # A bias in front of a batch normalization has no gradient but rounding.
         assert error <= 1e-5 * float(expected.norm()) + 1e-13 * total, f"{name}: gradient is off by {error:.3g}"
 
 

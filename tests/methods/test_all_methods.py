@@ -124,7 +124,7 @@ def test_terms_are_numbers_without_gradient(sample: MethodSample) -> None:
 
 def test_optimizer_moves_every_weight_that_learns(sample: MethodSample) -> None:
     method: ClusteringMethod = sample.method()
-    # With decay, for a bias in front of a batch normalisation has no gradient but rounding.
+    # With decay, for a bias in front of a batch normalization has no gradient but rounding.
     optimizer = method.make_optimizer(32, OptimizerSettings("sgd", lr=1.0, weight_decay=0.1))
     before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
     for _ in range(2):  # CLC has no negatives in its first step

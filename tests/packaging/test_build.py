@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,12 +146,22 @@ def test_compiler_flags(setup_py: ModuleType) -> None:
     assert plain == ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-psabi", "-fopenmp"]
     assert "-fopenmp" not in setup_py.compiler_flags({}, "darwin")
     assert setup_py.compiler_flags({"DEEPCLUST_EXT_WERROR": "1"}, "linux") == [*plain, "-Werror"]
+    debugged = setup_py.compiler_flags({"DEEPCLUST_EXT_DEBUG": "1"}, "linux")
+    assert [debugged.index("-Og") > debugged.index("-O3"), debugged.index("-g") > debugged.index("-g0")] == [True, True]
     sanitized = setup_py.compiler_flags({"DEEPCLUST_EXT_SANITIZE": "1"}, "linux")
     assert sanitized.index("-O1") > sanitized.index("-O3")  # the last one counts
     assert "-fsanitize=address,undefined" in sanitized
     without = setup_py.compiler_flags({"DEEPCLUST_EXT_SANITIZE": "1"}, "linux", "flags : fma avx2")
     assert without == [*sanitized, "-DDEEPCLUST_AVX512=0"]
     assert setup_py.compiler_flags({}, "linux", "flags : fma avx2") == plain  # others run it elsewhere
+
+
+def test_pre_commit_has_the_versions_that_lint_has() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    pins = re.findall(r"[\w-]+(?:\[\w+\])?==[\d.]+", hooks)
+    assert {pin.split("==")[0] for pin in pins} == {"ruff", "clang-format", "codespell[toml]"}
+    project = (ROOT / "pyproject.toml").read_text()
+    assert all(f'"{pin}"' in project for pin in pins)
 
 
 def test_nvcc_flags(setup_py: ModuleType) -> None:
@@ -177,15 +188,15 @@ def test_every_source_is_compiled_once(setup_py: ModuleType, monkeypatch: pytest
 def test_a_unit_includes_its_sources_and_is_written_only_when_it_changes(
     setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "csrc" / "ops").mkdir(parents=True)
-    for name in ("module.cpp", "ops/spin.cpp", "ops/turn.cpp"):
+    (tmp_path / "csrc" / "moves").mkdir(parents=True)
+    for name in ("module.cpp", "moves/spin.cpp", "moves/turn.cpp"):
         (tmp_path / "csrc" / name).touch()
     monkeypatch.chdir(tmp_path)
     unit = setup_py.write_unit("bindings")
-    assert unit.read_text() == '#include "module.cpp"\n#include "ops/spin.cpp"\n#include "ops/turn.cpp"\n'
+    assert unit.read_text() == '#include "module.cpp"\n#include "moves/spin.cpp"\n#include "moves/turn.cpp"\n'
     os.utime(unit, (1, 1))
     assert setup_py.write_unit("bindings").stat().st_mtime == 1
-    (tmp_path / "csrc" / "ops" / "turn.cpp").unlink()
+    (tmp_path / "csrc" / "moves" / "turn.cpp").unlink()
     assert "turn" not in setup_py.write_unit("bindings").read_text()
 
 

@@ -2,14 +2,20 @@
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+import deepclust_ext
+from deepclust_ext import ops
 from deepclust_ext.__main__ import main
+from tests.helpers import suite_minutes
 from tests.runs.runfolders import write_images
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
 
 
 def test_first_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,8 +42,50 @@ def test_a_folder_is_clustered_by_the_commands_alone(tmp_path: Path, monkeypatch
     assert (tmp_path / "runs" / "photos" / "report.html").is_file()
 
 
+def test_the_suite_says_how_long_it_takes() -> None:
+    (minutes,) = re.findall(r"^\| `make test`, .* \| ([\d.]+) \|  *\|$", CONTRIBUTING, flags=re.MULTILINE)
+    assert suite_minutes(2) == pytest.approx(float(minutes), rel=0.2)
+    assert suite_minutes(4) == suite_minutes(2) / 2
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_names_what_there_is() -> None:
+    answer = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    shown = set(re.findall(r"make ([\w-]+)", "\n".join(line[:34] for line in answer.stdout.splitlines())))
+    makefile = (ROOT / "Makefile").read_text()
+    (ci_targets,) = re.findall(r"^ci_targets := (.*)$", makefile, flags=re.MULTILINE)
+    assert {*ci_targets.split(), "setup", "demo", "emulated", "ci", "help"} <= shown
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in shown)
+
+
+def test_all_that_is_public_is_on_the_api_page() -> None:
+    page = (ROOT / "docs" / "api" / "index.rst").read_text()
+    package = ROOT / "deepclust_ext"
+    public = {path.parent.name for path in package.glob("*/__init__.py") if "__all__ = [" in path.read_text()}
+    assert {"losses", "methods"} < public
+    for name in public - {"ops", "reference"}:
+        assert f".. automodule:: deepclust_ext.{name}\n" in page
+    for name in set(ops.__all__) - set(deepclust_ext.__all__):
+        assert f".. autofunction:: deepclust_ext.ops.{name}\n" in page
+
+
+def heading_slugs(page: Path) -> set[str]:
+    """Return what the headings of a page are called in links, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    root = Path(__file__).parents[2]
-    for page in (root / "README.md", *root.glob("docs/*.md"), root / "CONTRIBUTING.md"):
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    for page in (
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("tests/**/*.md"),
+    ):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+            name, _, heading = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not heading or heading in heading_slugs(target), f"{page.name}: {link}"

@@ -154,9 +154,9 @@ def test_a_phase_that_does_not_fit(tmp_path: Path, method: str, phase: Phase, me
 
 
 def test_data_views_and_batches_that_do_not_fit(tmp_path: Path) -> None:
-    labelled = Phase("p", 1, {"more": "all"}, pseudo_labels=1)
+    labeled = Phase("p", 1, {"more": "all"}, pseudo_labels=1)
     with pytest.raises(ValueError, match="terms without pseudo-labels, which only 'images' has, of more"):
-        make_trainer(tmp_path, {"images": Scans(), "more": Scans()}, TrainConfig((labelled,), batch_size=16))
+        make_trainer(tmp_path, {"images": Scans(), "more": Scans()}, TrainConfig((labeled,), batch_size=16))
     with pytest.raises(ValueError, match="data: expected a data set named 'images', got more"):
         make_trainer(tmp_path, {"more": Scans()})
     with pytest.raises(ValueError, match="batch_size: expected 2 to 50, the size of the data set images, got 64"):

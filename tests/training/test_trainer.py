@@ -111,7 +111,7 @@ def test_the_history_is_written_as_it_grows(plain: Callable[[str], Trainer]) -> 
 
 
 def test_last_incomplete_batch_is_left_out(tmp_path: Path) -> None:
-    # 50 = 7 x 7 + 1: the single image would stop batch normalisation.
+    # 50 = 7 x 7 + 1: the single image would stop batch normalization.
     sizes: list[int] = []
     spy = nn.Identity()
     spy.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "device.h"
+#include "core/cuda/device.h"
 #ifdef DEEPCLUST_EMULATED
 #include "emulator.h"
 #endif
@@ -23,11 +23,11 @@ inline void require_success(cudaError_t error) {
 
 #ifdef DEEPCLUST_EMULATED
 
-inline void* device_allocate(size_t bytes, bool initialised, const char* name) {
+inline void* device_allocate(size_t bytes, bool initialized, const char* name) {
   void* pointer = nullptr;
   if (posix_memalign(&pointer, 256, bytes) != 0) throw std::bad_alloc();  // aligned as by cudaMalloc
   std::memset(pointer, 0xff, bytes);  // NaN, so that plain builds notice unwritten results
-  deepclust::emulator::register_buffer(pointer, bytes, initialised, name);
+  deepclust::emulator::register_buffer(pointer, bytes, initialized, name);
   return pointer;
 }
 

@@ -88,7 +88,7 @@ uint64_t random_word();
 
 // ---- Scheduling (runtime.cpp)
 void wait(const char* name, Location at);  // until somebody sets the thread's bit in block.ready
-void yield();                              // to whom the schedule favours, maybe to nobody else
+void yield();                              // to whom the schedule favors, maybe to nobody else
 uint64_t current_launch();                 // counts launches
 
 // ---- Barriers and collectives (collectives.cpp)

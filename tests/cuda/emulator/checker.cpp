@@ -38,7 +38,7 @@ const char* verb(Access access) {
 }
 
 uint32_t next_clock() {
-  if (last_clock == Stamp::kMaxClock) fail({}, "the checker cannot count so many synchronisations in one block");
+  if (last_clock == Stamp::kMaxClock) fail({}, "the checker cannot count so many synchronizations in one block");
   return ++last_clock;
 }
 
@@ -123,8 +123,8 @@ void require_initialised(const AccessContext& context, Cell& cell, size_t index)
   const bool stale = context.buffer.shared && written.block() != blocks_run;
   if (written && !stale) {
     if (written.in_flight()) fail_in(context, index, "read before the wait for the cp.async that fills");
-  } else if (!context.buffer.initialised) {
-    if (context.buffer.shared || !host_wrote(context.buffer, index)) fail_in(context, index, "uninitialised read of");
+  } else if (!context.buffer.initialized) {
+    if (context.buffer.shared || !host_wrote(context.buffer, index)) fail_in(context, index, "uninitialized read of");
     cell.write = {Stamp::of_host(), Where()};
   }
 }
@@ -313,10 +313,10 @@ void checker_forget(const void* pointer, size_t bytes) {
             Cell{});
 }
 
-void register_buffer(const void* pointer, size_t bytes, bool initialised, const char* name) {
+void register_buffer(const void* pointer, size_t bytes, bool initialized, const char* name) {
   if (!config().check || bytes == 0) return;
-  if (!initialised) fill_unwritten(pointer, bytes);
-  add_buffer(pointer, bytes, initialised, name, nullptr);
+  if (!initialized) fill_unwritten(pointer, bytes);
+  add_buffer(pointer, bytes, initialized, name, nullptr);
 }
 
 void unregister_buffer(const void* pointer) {

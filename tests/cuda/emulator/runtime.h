@@ -63,9 +63,9 @@ struct Location {
 [[noreturn]] void fail(Location at, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 // ---- Memory that kernels may touch; without the check build these do nothing. The checker's own memory for a buffer
-// grows with what kernels touch of it. A buffer that is not initialised is filled with NaN; what the host then writes
-// to it counts as initialised.
-void register_buffer(const void* pointer, size_t bytes, bool initialised, const char* name);
+// grows with what kernels touch of it. A buffer that is not initialized is filled with NaN; what the host then writes
+// to it counts as initialized.
+void register_buffer(const void* pointer, size_t bytes, bool initialized, const char* name);
 void unregister_buffer(const void* pointer);
 void require_buffer(const void* pointer, size_t bytes, const char* by);  // throws Error if no buffer holds the range
 

@@ -56,12 +56,12 @@ Cell* reserve_cells(size_t count) {
   return static_cast<Cell*>(memory);
 }
 
-Buffer* add_buffer(const void* pointer, size_t bytes, bool initialised, const char* name, Cell* shared_cells) {
+Buffer* add_buffer(const void* pointer, size_t bytes, bool initialized, const char* name, Cell* shared_cells) {
   auto buffer = std::make_unique<Buffer>();
   buffer->low = reinterpret_cast<uintptr_t>(pointer);
   buffer->bytes = bytes;
   buffer->shared = shared_cells != nullptr;
-  buffer->initialised = initialised;
+  buffer->initialized = initialized;
   buffer->name = name;
   buffer->cells = shared_cells;
   Buffer* result = buffer.get();

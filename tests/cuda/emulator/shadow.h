@@ -63,7 +63,7 @@ struct Buffer {
   uintptr_t low;
   size_t bytes;
   bool shared;
-  bool initialised;  // as a whole, when registered
+  bool initialized;  // as a whole, when registered
   std::string name;
   int granule_log = 4;    // a cell stands for so many bytes; refined when an access is finer
   Cell* cells = nullptr;  // one per granule, with room for one per byte; memory the system gives when it is touched
@@ -82,7 +82,7 @@ struct Buffer {
 };
 
 // Shared memory has its cells at a fixed place, since launches come and go; stale ones carry another block's number.
-Buffer* add_buffer(const void* pointer, size_t bytes, bool initialised, const char* name, Cell* shared_cells);
+Buffer* add_buffer(const void* pointer, size_t bytes, bool initialized, const char* name, Cell* shared_cells);
 void remove_buffer(const void* pointer);
 Buffer* find_buffer(uintptr_t address);         // null if none holds the address
 Buffer* find_buffer_below(uintptr_t address);   // the last one that starts at or before it, for messages

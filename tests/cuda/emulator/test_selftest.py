@@ -32,9 +32,9 @@ def in_every_build(message: str) -> Diagnosis:
 
 
 RACE = {"check": "data race on"}
-UNWRITTEN = {"check": "uninitialised read of"}
+UNWRITTEN = {"check": "uninitialized read of"}
 UNWRITTEN_IS_NAN = in_every_build("expected 2, got -?nan") | UNWRITTEN
-RACE_OR_UNWRITTEN = {"check": "data race on|uninitialised read of"}  # whichever the schedule brings first
+RACE_OR_UNWRITTEN = {"check": "data race on|uninitialized read of"}  # whichever the schedule brings first
 OUT_OF_BOUNDS = {
     "asan": "AddressSanitizer: (heap-buffer-overflow|use-after-poison)|runtime error: index 8 out of bounds",
     "check": "out of bounds: .*(read|write)",
@@ -42,7 +42,7 @@ OUT_OF_BOUNDS = {
 IN_FLIGHT = {"check": "read before the wait for the cp.async that fills"}
 NOT_CONVERTED = in_every_build("operand a of lane 0 was not converted to tf32")
 DIVERGENT_BARRIER = in_every_build("divergent barrier: ")
-HALF_BLOCK_BARRIER = DIVERGENT_BARRIER | {"check": "divergent barrier: |data race on|uninitialised read of"}
+HALF_BLOCK_BARRIER = DIVERGENT_BARRIER | {"check": "divergent barrier: |data race on|uninitialized read of"}
 
 BUGS: dict[str, Diagnosis] = {
     "tile_no_barrier_after_load": RACE_OR_UNWRITTEN,
@@ -110,7 +110,7 @@ BUGS: dict[str, Diagnosis] = {
     "deadlock": in_every_build(r"deadlock: no thread can run; thread \(0,0,0\) waits in __syncwarp at"),
     "exit_while_awaited": in_every_build("mask ffffffff of __syncwarp names (it|lanes ffff0000)"),
     "barriers_of_different_kinds": DIVERGENT_BARRIER,
-    "too_many_barriers_to_count": {"check": "cannot count so many synchronisations in one block"},
+    "too_many_barriers_to_count": {"check": "cannot count so many synchronizations in one block"},
     "launch_in_kernel": in_every_build("a kernel launched a kernel"),
     "no_syncwarp": RACE_OR_UNWRITTEN,
     "no_syncwarp_before_overwrite": RACE,
@@ -221,17 +221,18 @@ def test_table_sources_and_marks_agree() -> None:
 def test_plain_shared_variable_does_not_compile(tmp_path: Path) -> None:
     for declaration, compiles in [("__shared__ int x;", False), ("DEEPCLUST_SHARED(int, x);", True)]:
         source = tmp_path / "kernel.cu"
-        source.write_text(f'#include "device.h"\n__global__ void kernel() {{\n  {declaration}\n  x = 1;\n}}\n')
+        kernel = f"__global__ void kernel() {{\n  {declaration}\n  x = 1;\n}}\n"
+        source.write_text(f'#include "core/cuda/device.h"\n{kernel}')
         command = [*emulating_compiler(), "-fsyntax-only", "-x", "c++", source]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert (result.returncode == 0) == compiles, result.stdout
         assert ("use DEEPCLUST_SHARED or DEEPCLUST_DYNAMIC_SHARED" in result.stdout) != compiles
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")))
-def test_kernels_are_valid_in_the_older_standard_too(name: str) -> None:
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*/cuda/*.cu")), ids=lambda path: path.stem)
+def test_kernels_are_valid_in_the_older_standard_too(source: Path) -> None:
     """Every other build compiles them as C++20."""
     strict = ["-std=c++17", "-Wpedantic", "-Werror", "-fsyntax-only"]
-    command = [*emulating_compiler(), *strict, "-x", "c++", ROOT / "csrc" / "cuda" / name]
+    command = [*emulating_compiler(), *strict, "-x", "c++", source]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert result.returncode == 0, result.stdout

@@ -1,4 +1,4 @@
-// Global memory: bounds, alignment, initialisation, blocks that race. See tile.cu for the conventions.
+// Global memory: bounds, alignment, initialization, blocks that race. See tile.cu for the conventions.
 #include "../../conformance/cases.h"
 
 namespace {

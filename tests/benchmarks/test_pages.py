@@ -1,0 +1,77 @@
+"""The tables of docs/performance/ are those of the committed results and of the models."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from benchmarks.floors.tables import FLOOR_TABLES
+from benchmarks.kmeans import GRID
+from benchmarks.pages import BLOCK, NOTHING, PAGES, fill, make_block, op_of, read_results
+from tests.benchmarks.test_harness import make_row
+
+ALL_PAGES = sorted(PAGES.glob("*.md"))
+ours = partial(make_row, op="spin", provider="ours", per_ours=1.0)
+rival = partial(make_row, op="spin", provider="rival")
+
+
+@pytest.mark.parametrize("path", ALL_PAGES, ids=lambda path: path.stem)
+def test_tables_are_those_of_the_results(path: Path) -> None:
+    """Where this fails: `python -m benchmarks.pages`."""
+    page = path.read_text()
+    assert page == fill(page, read_results())
+    assert page.count("<!-- begin ") == page.count("<!-- end -->") == len(BLOCK.findall(page))
+
+
+def test_nothing_that_was_measured_or_modeled_is_left_out() -> None:
+    blocks = {name for path in ALL_PAGES for name, _, _ in BLOCK.findall(path.read_text())}
+    rows = [row for row in read_results() if row.op != "training_step"]
+    assert {f"times {op_of(row)}" for row in rows} <= blocks
+    assert {f"memory {op_of(row)}" for row in rows if row.peak_extra_mb is not None} <= blocks
+    assert {"glance", "steps", *(f"floors {ops}" for ops in FLOOR_TABLES)} <= blocks
+
+
+def test_a_cell_is_that_of_the_row() -> None:
+    rows = [
+        ours(case="even-100x8", median_ms=12345.6, per_yardstick=0.25, per_floor=1.5, peak_extra_mb=2.0),
+        rival(case="even-100x8", median_ms=2.0, per_ours=2.125, peak_extra_mb=None),
+        rival(case="even-100x8", provider="large", status="skipped: 17 GB"),
+        make_row(op="spin", case="even-100x8", provider="ours, soft", median_ms=0.5, per_ours=0.5),
+        make_row(op="spin", case="even-100x8", provider="one turn", mode="forward", median_ms=1.0, gflop_per_s=3.0),
+    ]
+    assert make_block("times spin", rows).splitlines()[2:] == [
+        "| case | ours forward and backward, ms | rival / ours | ours, soft, ms | ours / one turn | ours / floor |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| `even-100x8` | 12350 | 2.125 | 0.5 | 0.25 | 1.5 |",
+    ]
+    assert make_block("memory spin", rows).splitlines()[2:] == [
+        "| case | ours, MB | large, MB |",
+        "| --- | --- | --- |",
+        "| `even-100x8` | 2 | skipped |",
+    ]
+
+
+def test_every_machine_has_a_table_of_its_own() -> None:
+    rows = [ours(median_ms=1.0, threads=threads) for threads in (1, 2)]
+    captions = re.findall(r"^.*:$", make_block("times spin", rows), re.MULTILINE)
+    assert ["1 thread," in captions[0], "2 threads," in captions[1], len(captions)] == [True, True, 2]
+
+
+def test_the_grid_of_kmeans_has_a_table_of_its_own() -> None:
+    rows, clusters, dims = GRID[0]
+    fit = partial(ours, op="KMeans", mode="forward", median_ms=1.0)
+    results = [
+        fit(case=f"random-{rows}x{dims}-k{clusters}-10-iterations"),
+        fit(case="random-5000x64-k40-20-iterations"),
+    ]
+    assert f"{rows}x{dims}" in make_block("times KMeans_grid", results)
+    assert f"{rows}x{dims}" not in make_block("times KMeans", results)
+    assert "5000x64" in make_block("times KMeans", results)
+
+
+def test_a_block_is_replaced_and_the_text_around_it_stays() -> None:
+    page = "before\n\n<!-- begin times spin -->\nold\n<!-- end -->\n\nafter\n"
+    assert fill(page, []) == page.replace("old", f"\n{NOTHING}\n")
+    with pytest.raises(ValueError, match="expected glance, steps, .* got shapes"):
+        fill(page.replace("times spin", "shapes"), [])
