@@ -34,9 +34,9 @@ BYTES_PER_JOB = 2 << 30  # what the compiler takes for one file that includes to
 
 # Sources compiled as one file each, since to read torch's headers takes longer than to compile what stands below them.
 # Names in anonymous namespaces of one unit must differ.
-UNITS = {"bindings": ("module.cpp", "common/*.cpp", "ops/*.cpp"), "cuda": ("cuda/torch/*.cpp",)}
+UNITS = {"bindings": ("module.cpp", "*/*.cpp"), "cuda": ("*/cuda/torch/*.cpp",)}
 UNITS_FOLDER = Path("build/units")
-ALONE, CUDA_ALONE = ("build_info.cpp", "cpu/*.cpp"), ("cuda/*.cu",)
+ALONE, CUDA_ALONE = ("build_info.cpp", "*/cpu/*.cpp"), ("*/cuda/*.cu",)
 
 # Seconds of one core of a Zen 3 EPYC: the CPU library, what CUDA adds on the host, and its kernels by architecture.
 CPU_SECONDS = 430 if os.environ.get("DEEPCLUST_EXT_SANITIZE") == "1" else 250

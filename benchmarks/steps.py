@@ -53,6 +53,7 @@ from benchmarks.report import (
 )
 from benchmarks.step_cases import CASES, DIGITS, plain_trainer
 from deepclust_ext import _extension
+from deepclust_ext.data.views import seen_by
 from deepclust_ext.methods import CLC, PICI
 from deepclust_ext.training import Trainer
 from deepclust_ext.training.loading import Batch
@@ -105,7 +106,7 @@ class Stepper:
         batch = next(self._batches)
         epoch = next(self._steps) / trainer.steps_per_epoch(trainer.config.phases[-1])
         labels = None if self.pseudo_labels is None else self.pseudo_labels[batch.places]
-        views = [view(batch.images) for view in trainer.views]
+        views = [seen_by(view, batch.images, batch.places) for view in trainer.views]
         return self._learn(batch, views, labels, epoch, start)
 
     def fixed_step(self) -> Norms:
@@ -113,7 +114,8 @@ class Stepper:
         trainer = self.trainer
         batch = next(self._batches)
         generator = torch.Generator().manual_seed(0)
-        views = [torch.rand(view(batch.images).shape, generator=generator) for view in trainer.views]
+        shapes = [seen_by(view, batch.images, batch.places).shape for view in trainer.views]
+        views = [torch.rand(shape, generator=generator) for shape in shapes]
         labels = torch.arange(len(batch.places)) % trainer.method.num_clusters
         torch.manual_seed(0)
         self._learn(batch, views, labels, 0.0, perf_counter())

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <sstream>
 
-#include "common/capability.h"
+#include "core/cpu/capability.h"
 
 namespace deepclust {
 namespace {

@@ -8,15 +8,15 @@
 #include <vector>
 
 #include "build_info.h"
-#include "ops/augment_views.h"
-#include "ops/batch_hard_mining.h"
-#include "ops/diffused_neighbor_gather.h"
-#include "ops/fused_contrastive_loss.h"
-#include "ops/fused_hsd_loss.h"
-#include "ops/kmeans_assign.h"
-#include "ops/kmeans_seed.h"
-#include "ops/nearest_neighbors.h"
-#include "ops/sinkhorn_knopp.h"
+#include "contrastive/fused_contrastive_loss.h"
+#include "kmeans/kmeans_assign.h"
+#include "kmeans/kmeans_seed.h"
+#include "mining/batch_hard_mining.h"
+#include "mining/fused_hsd_loss.h"
+#include "neighbors/diffused_neighbor_gather.h"
+#include "neighbors/nearest_neighbors.h"
+#include "sinkhorn/sinkhorn_knopp.h"
+#include "views/augment_views.h"
 
 TORCH_LIBRARY(deepclust_ext, library) { library.set_python_module("deepclust_ext.ops"); }
 
@@ -60,7 +60,8 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("mean") = pybind11::none(), pybind11::arg("std") = pybind11::none(),
         pybind11::arg("dtype") = at::kFloat, pybind11::arg("channels_last") = false);
   m.def("batch_hard_mining", deepclust::batch_hard_mining, pybind11::arg("teacher"), pybind11::arg("student"),
-        pybind11::kw_only(), pybind11::arg("normalize") = true);
+        pybind11::kw_only(), pybind11::arg("normalize") = true, pybind11::arg("first_row") = 0,
+        pybind11::arg("num_rows") = pybind11::none());
   m.def("diffused_neighbor_gather", deepclust::diffused_neighbor_gather, pybind11::arg("query"), pybind11::arg("bank"),
         pybind11::arg("seed"), pybind11::kw_only(), pybind11::arg("num_neighbors") = 10,
         pybind11::arg("temperature") = 0.1, pybind11::arg("noise_std") = 0.001, pybind11::arg("num_steps") = 1,

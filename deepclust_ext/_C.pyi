@@ -31,7 +31,9 @@ def augment_views(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> Tensor: ...
-def batch_hard_mining(teacher: Tensor, student: Tensor, *, normalize: bool = True) -> tuple[Tensor, ...]: ...
+def batch_hard_mining(
+    teacher: Tensor, student: Tensor, *, normalize: bool = True, first_row: int = 0, num_rows: int | None = None
+) -> tuple[Tensor, ...]: ...
 def diffused_neighbor_gather(
     query: Tensor,
     bank: Tensor,

@@ -16,13 +16,15 @@ import shtab
 
 import deepclust_ext
 from deepclust_ext import commands
+from deepclust_ext.commands._ranks import joined, rank_name
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `run`, a function from the arguments to the exit status.
 
     Every module of deepclust_ext.commands without a leading underscore is a command: its docstring is its help, the
-    first line of it the short one, and it has the functions `add_arguments(parser)` and `run(arguments)`.
+    first line of it the short one, and it has the functions `add_arguments(parser)` and `run(arguments)`. Where
+    torchrun starts several ranks, only those with `ON_RANKS = True` run.
     """
     parser = argparse.ArgumentParser("deepclust-ext", description=deepclust_ext.__doc__)
     parser.add_argument("--version", action="version", version=deepclust_ext.__version__)
@@ -41,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         command.add_arguments(subparser)
         subparser.add_argument("--debug", action="store_true", help="show where in the code an error comes from")
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(run=command.run, on_ranks=getattr(command, "ON_RANKS", False))
     return parser
 
 
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = make_parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings(), _terminable():
+        with warnings.catch_warnings(), _terminable(), joined(parsed):
             warnings.showwarning = _show_warning
             status: int = parsed.run(parsed)
     except KeyboardInterrupt as error:
@@ -101,7 +103,7 @@ def _words(error: Exception) -> str:
 def _say(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"deepclust-ext: {message}", file=sys.stderr)
+    print(f"deepclust-ext: {rank_name()}{message}", file=sys.stderr)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]

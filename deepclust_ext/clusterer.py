@@ -272,7 +272,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return data
 
     def _inferred(self, images: Dataset[Any]) -> tuple[Tensor, Tensor]:
-        settings = {"batch_size": self.recipe_.batch_size, "num_workers": self.num_workers}
+        settings: dict[str, Any] = {"batch_size": self.recipe_.batch_size, "num_workers": self.num_workers}
         with _random_state_kept():  # of which loading takes a number
             return self.trained_.to(self._device()).infer(images, **settings)
 

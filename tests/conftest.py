@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from collections.abc import Iterator
 from zlib import crc32
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import settings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # of a missing library, which ends the session in one line below
     from deepclust_ext import _extension
+    from tests.distributed.pool import Pool
     from tests.helpers import INSTRUCTION_SETS, suite_minutes
 
 settings.register_profile("bounded", deadline=None, derandomize=True, max_examples=30)
@@ -60,3 +62,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "reference":
         monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[Pool]:
+    """Ranks on gloo, which start when they are first asked."""
+    pool = Pool()
+    yield pool
+    pool.close()

@@ -23,41 +23,49 @@ LEVELS = {
     "_extension": 1,
     "reference": 1,
     "ops": 2,
-    "losses": 3,
-    "compat": 4,
-    "cluster": 4,
-    "data": 4,
-    "backbones": 4,
-    "methods": 5,
-    "inference": 6,
-    "training": 7,
-    "evaluation": 7,
-    "recipes": 8,
-    "runs": 9,
-    "commands": 10,
-    "clusterer": 10,
-    "__main__": 11,
+    "distributed": 3,
+    "losses": 4,
+    "compat": 5,
+    "cluster": 5,
+    "data": 5,
+    "backbones": 5,
+    "methods": 6,
+    "inference": 7,
+    "training": 8,
+    "evaluation": 8,
+    "recipes": 9,
+    "runs": 10,
+    "commands": 11,
+    "clusterer": 11,
+    "__main__": 12,
 }
 
 # Functions that users look for in a room, and that a later one has: imported when they are called.
 DOORS = {("deepclust_ext/inference/__init__.py", "deepclust_ext.runs")}
 
+# By op and by its family, the folder of csrc/ in which its header stands.
 FILES_OF_AN_OP = (
-    "csrc/ops/{}.h",
-    "csrc/ops/{}.cpp",
-    "csrc/cpu/{}.cpp",
-    "csrc/cuda/{}.cuh",
-    "csrc/cuda/{}.cu",
-    "csrc/cuda/torch/{}.cpp",
-    "deepclust_ext/reference/{}.py",
-    "tests/ops/test_{}.py",
-    "benchmarks/ops/{}.py",
+    "csrc/{family}/{op}.h",
+    "csrc/{family}/README.md",
+    "csrc/{family}/{op}.cpp",
+    "csrc/{family}/cpu/{op}.cpp",
+    "csrc/{family}/cuda/{op}.cuh",
+    "csrc/{family}/cuda/{op}.cu",
+    "csrc/{family}/cuda/torch/{op}.cpp",
+    "deepclust_ext/reference/{op}.py",
+    "tests/ops/test_{op}.py",
+    "benchmarks/ops/{op}.py",
 )
 
 
 def op_names(root: Path) -> list[str]:
     """Return the ops: every public module of deepclust_ext/ops."""
     return sorted(path.stem for path in (root / "deepclust_ext" / "ops").glob("[!_]*.py"))
+
+
+def family_of(root: Path, op: str) -> str:
+    """Return the folder of csrc/ with the op's header, and where there is none, what stands for it."""
+    return next((path.parent.name for path in sorted(root.glob(f"csrc/*/{op}.h"))), "FAMILY")
 
 
 def missing_parts(root: Path) -> list[str]:
@@ -68,7 +76,9 @@ def missing_parts(root: Path) -> list[str]:
     samples = listed_names(root / "tests" / "ops" / "opsamples.py", "SAMPLE_INPUTS")
     missing = []
     for op in op_names(root):
-        missing += [path for pattern in FILES_OF_AN_OP if not (root / (path := pattern.format(op))).is_file()]
+        family = family_of(root, op)
+        paths = [pattern.format(op=op, family=family) for pattern in FILES_OF_AN_OP]
+        missing += [path for path in paths if not (root / path).is_file()]
         missing += [f"{path}: {op} in __all__" for path, names in exports.items() if op not in names]
         if op not in samples:
             missing.append(f"tests/ops/opsamples.py: {op} in SAMPLE_INPUTS")
@@ -136,7 +146,7 @@ def imported_modules(path: Path, package: Path) -> Iterator[str]:
 def wrong_includes(root: Path) -> list[str]:
     """Return what kernel code includes, itself or by a header, beyond device.h, csrc/ and the C++ standard library."""
     csrc = root / "csrc"
-    files = [*sorted(csrc.glob("cuda/*.cu")), *sorted(csrc.glob("cuda/*.cuh")), *sorted(csrc.glob("common/*.cuh"))]
+    files = [*sorted(csrc.glob("*/cuda/*.cu")), *sorted(csrc.glob("*/cuda/*.cuh"))]
     wrong = []
     for path in files:  # grows as it goes
         for quote, name in re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)', path.read_text(), re.MULTILINE):
@@ -144,7 +154,7 @@ def wrong_includes(root: Path) -> list[str]:
             allowed = header.is_file() if quote == '"' else re.fullmatch(r"[a-z_]+", name)
             if not allowed:
                 wrong.append(f"{path.relative_to(root)} includes {name}")
-            elif quote == '"' and name != "device.h" and header not in files:
+            elif quote == '"' and name != "core/cuda/device.h" and header not in files:
                 files.append(header)
     return wrong
 
@@ -215,7 +225,7 @@ def test_every_module_imports(module: str) -> None:
 def planted(tmp_path: Path) -> Path:
     """A tree with one op, complete."""
     for pattern in FILES_OF_AN_OP:
-        path = tmp_path / pattern.format("spin")
+        path = tmp_path / pattern.format(op="spin", family="turns")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     files = {
@@ -241,10 +251,22 @@ def test_checker_accepts_a_complete_op(planted: Path) -> None:
     assert wrong_imports(planted) == []
 
 
-@pytest.mark.parametrize("pattern", FILES_OF_AN_OP)
+@pytest.mark.parametrize("pattern", FILES_OF_AN_OP[1:])
 def test_checker_names_a_missing_file(planted: Path, pattern: str) -> None:
-    (planted / pattern.format("spin")).unlink()
-    assert missing_parts(planted) == [pattern.format("spin")]
+    path = pattern.format(op="spin", family="turns")
+    (planted / path).unlink()
+    assert missing_parts(planted) == [path]
+
+
+def test_checker_names_a_missing_header_as_an_op_without_a_family(planted: Path) -> None:
+    (planted / "csrc" / "turns" / "spin.h").unlink()
+    assert "csrc/FAMILY/spin.h" in missing_parts(planted)
+
+
+def test_checker_names_a_part_in_another_family(planted: Path) -> None:
+    plant(planted, "csrc/leaps/cpu/spin.cpp", "")
+    (planted / "csrc" / "turns" / "cpu" / "spin.cpp").unlink()
+    assert missing_parts(planted) == ["csrc/turns/cpu/spin.cpp"]
 
 
 @pytest.mark.parametrize("path", ["deepclust_ext/__init__.py", "deepclust_ext/ops/__init__.py"])
@@ -267,6 +289,8 @@ def test_checker_names_a_missing_sample_entry(planted: Path, text: str) -> None:
         ("deepclust_ext/ops/spin.py", "from deepclust_ext import fused_hsd_loss", "deepclust_ext"),
         ("deepclust_ext/ops/spin.py", "from ..methods.base import Base", "deepclust_ext.methods.base"),
         ("deepclust_ext/ops/spin.py", "def f():\n    import deepclust_ext.training", "deepclust_ext.training"),
+        ("deepclust_ext/ops/spin.py", "from deepclust_ext import distributed", "deepclust_ext.distributed"),
+        ("deepclust_ext/distributed/spin.py", "from deepclust_ext.losses import Spin", "deepclust_ext.losses"),
         ("deepclust_ext/losses/spin.py", "from deepclust_ext.methods import HaDis", "deepclust_ext.methods"),
         ("deepclust_ext/losses/spin.py", "from deepclust_ext import evaluation", "deepclust_ext.evaluation"),
         ("deepclust_ext/cluster/spin.py", "from deepclust_ext.data import Digits", "deepclust_ext.data"),
@@ -286,7 +310,7 @@ def test_checker_names_a_missing_sample_entry(planted: Path, text: str) -> None:
     ],
 )
 def test_checker_names_an_import_that_goes_up(planted: Path, path: str, line: str, module: str) -> None:
-    for unit in ("losses", "methods", "training", "evaluation"):
+    for unit in ("distributed", "losses", "methods", "training", "evaluation"):
         plant(planted, f"deepclust_ext/{unit}/__init__.py", "")
     plant(planted, "deepclust_ext/__main__.py", "")
     plant(planted, path, line)
@@ -319,25 +343,25 @@ def test_checker_accepts_imports_that_go_down(planted: Path, path: str, line: st
 @pytest.mark.parametrize(
     ("path", "line", "name"),
     [
-        ("csrc/cuda/spin.cu", "#include <torch/library.h>", "torch/library.h"),
-        ("csrc/cuda/spin.cu", "#include <c10/cuda/CUDAStream.h>", "c10/cuda/CUDAStream.h"),
-        ("csrc/cuda/spin.cuh", "# include <ATen/ATen.h>", "ATen/ATen.h"),
-        ("csrc/cuda/turn.cuh", '#include "cuda_fp16.h"', "cuda_fp16.h"),
-        ("csrc/common/tile.cuh", "  #include <mma.h>", "mma.h"),
-        ("csrc/common/rows.h", "#include <cuda_runtime.h>", "cuda_runtime.h"),
+        ("csrc/turns/cuda/spin.cu", "#include <torch/library.h>", "torch/library.h"),
+        ("csrc/turns/cuda/spin.cu", "#include <c10/cuda/CUDAStream.h>", "c10/cuda/CUDAStream.h"),
+        ("csrc/turns/cuda/spin.cuh", "# include <ATen/ATen.h>", "ATen/ATen.h"),
+        ("csrc/turns/cuda/turn.cuh", '#include "cuda_fp16.h"', "cuda_fp16.h"),
+        ("csrc/core/cuda/tile.cuh", "  #include <mma.h>", "mma.h"),
+        ("csrc/core/rows.h", "#include <cuda_runtime.h>", "cuda_runtime.h"),
     ],
 )
 def test_checker_names_an_include_past_device_h(planted: Path, path: str, line: str, name: str) -> None:
-    plant(planted, "csrc/common/rows.h", "")
-    plant(planted, "csrc/cuda/spin.cu", '#include "common/rows.h"')
+    plant(planted, "csrc/core/rows.h", "")
+    plant(planted, "csrc/turns/cuda/spin.cu", '#include "core/rows.h"')
     plant(planted, path, line)
     assert wrong_includes(planted) == [f"{path} includes {name}"]
 
 
 def test_checker_accepts_what_kernel_code_may_include(planted: Path) -> None:
-    plant(planted, "csrc/device.h", "#include <cuda_runtime.h>")
-    plant(planted, "csrc/cuda/context.h", "#include <ATen/Context.h>")
-    plant(planted, "csrc/cuda/spin.cu", '#include <type_traits>\n#include "cuda/spin.cuh"')
-    plant(planted, "csrc/cuda/spin.cuh", '#include <cstdint>\n#include "device.h"')
-    plant(planted, "csrc/cuda/torch/spin.cpp", '#include <c10/cuda/CUDAGuard.h>\n#include "cuda/context.h"')
+    plant(planted, "csrc/core/cuda/device.h", "#include <cuda_runtime.h>")
+    plant(planted, "csrc/core/cuda/context.h", "#include <ATen/Context.h>")
+    plant(planted, "csrc/turns/cuda/spin.cu", '#include <type_traits>\n#include "turns/cuda/spin.cuh"')
+    plant(planted, "csrc/turns/cuda/spin.cuh", '#include <cstdint>\n#include "core/cuda/device.h"')
+    plant(planted, "csrc/turns/cuda/torch/spin.cpp", '#include <c10/cuda/CUDAGuard.h>\n#include "core/cuda/context.h"')
     assert wrong_includes(planted) == []

@@ -17,7 +17,7 @@ from benchmarks.floors.mining import PRECISIONS
 
 INDEX_BYTES = 8
 
-# How the kernels work; see csrc/cuda/nearest_neighbors.cu.
+# How the kernels work; see csrc/neighbors/cuda/nearest_neighbors.cu.
 COLUMNS = 128  # of a tile
 LAUNCHES = 4  # a flag is zeroed, rows are prepared, lists are made, lists become results
 SLOT_ROWS = 8  # rows whose lists a warp extends together

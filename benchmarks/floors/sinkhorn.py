@@ -11,7 +11,7 @@ from benchmarks.floors import LAUNCH_SECONDS, TABLE_DTYPES, Card, Work, digits, 
 ELEMENT_BYTES = {"float32": 4, "float32-high": 4, "bfloat16": 2, "float16": 2}
 L2_BYTES = 50e6  # scores that are larger come from memory in every iteration
 
-# How the kernels cut a problem; see plan_sinkhorn_knopp in csrc/cuda/sinkhorn_knopp.cu.
+# How the kernels cut a problem; see plan_sinkhorn_knopp in csrc/sinkhorn/cuda/sinkhorn_knopp.cu.
 ONE_BLOCK_ELEMENTS = 1 << 14
 WARPS, SLICE_ROWS, TILE_COLUMNS = 16, 32, 32
 AT_ONCE = 4  # elements that a lane has under way together

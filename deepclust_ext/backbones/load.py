@@ -14,12 +14,14 @@ from deepclust_ext.backbones.small import small_linear_network, small_network
 from deepclust_ext.backbones.stem_transformer import StemTransformer
 
 #: Name -> a network of a size and channels. Those of the digits take other sizes too, without another block for them.
-#: "vit" is PICI's transformer, "vit-small" one for scans with a stem of convolutions.
+#: "flatten" leaves features as they are. "vit" is PICI's transformer, "vit-small" one for scans with a stem of
+#: convolutions.
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "small": small_network,
     "small-linear": small_linear_network,
     "digits": lambda image_size, channels: small_network(8, channels, 512),
     "digits-linear": lambda image_size, channels: small_linear_network(8, channels),
+    "flatten": lambda image_size, channels: nn.Flatten(),
     "vit": lambda image_size, channels: VisionTransformer(image_size, channels=channels),
     "vit-small": lambda image_size, channels: StemTransformer(image_size, 8, 64, 2, 4, 2, channels),
 }

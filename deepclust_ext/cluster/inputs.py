@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,11 @@ from scipy.sparse import issparse
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from deepclust_ext.cluster.ranks import bounds_over_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 ArrayRows: TypeAlias = NDArray[Any] | Sequence[Sequence[float]]
 Rows: TypeAlias = Tensor | ArrayRows
@@ -64,18 +69,21 @@ def checked_rows(
     features: Tensor,  # (N, D)
     metric: str,
     name: str = "features",
+    group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Return rows, for cosine unit rows, in the dtype of the computation; waits for the device once.
+
+    With a group all ranks raise for a number of one.
 
     Raises:
         ValueError: A number is not finite, or so large that squared distances are not.
     """
     rows = features.to(torch.promote_types(features.dtype, torch.float32)).contiguous()
-    if rows.numel():
+    if rows.numel() or group is not None:
         # Beyond, a squared distance may overflow.
         limit = (torch.finfo(rows.dtype).max / (4 * rows.shape[1])) ** 0.5
-        low, high = torch.stack(rows.aminmax()).tolist()
-        if not -limit <= low <= high <= limit:
+        low, high = bounds_over_ranks(rows, group)
+        if not (-limit <= low <= high <= limit or low > high):
             what = f"{low:.3g} to {high:.3g}" if math.isfinite(low + high) else "NaN or infinity"
             raise ValueError(f"{name}: expected finite numbers within {limit:.3g}, got {what}")
     return normalize(rows, dim=1) if metric == "cosine" else rows
@@ -84,6 +92,7 @@ def checked_rows(
 def as_weights(
     values: Weights,  # (N,)
     rows: Tensor,  # (N, D)
+    group: "ProcessGroup | None" = None,
 ) -> Tensor | None:
     """Return weights (N,) as float64 on the device of their rows; None where all are 1, which is to have none.
 
@@ -99,7 +108,9 @@ def as_weights(
     if weights.shape != rows.shape[:1]:
         raise ValueError(f"sample_weight: expected shape ({len(rows)},), one for each row, got {tuple(weights.shape)}")
     weights = weights.detach().to(rows.device, torch.float64)
-    low, high = torch.stack(weights.aminmax()).tolist() if len(weights) else (1.0, 1.0)
+    low, high = bounds_over_ranks(weights, group)
+    if low > high:  # there is none
+        low = high = 1.0
     if not 0 <= low <= high <= _GREATEST_WEIGHT:
         raise ValueError(f"sample_weight: expected numbers from 0 to {_GREATEST_WEIGHT:g}, got {low:.3g} to {high:.3g}")
     if high == 0:

@@ -1,6 +1,6 @@
 """K-means as an estimator of scikit-learn's: Lloyd's iterations on all rows, or steps on batches of a stream."""
 
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from numpy.typing import NDArray
@@ -23,8 +23,14 @@ from deepclust_ext.cluster.inputs import (
     make_generator,
 )
 from deepclust_ext.cluster.lloyd import assigned, best_of_starts, first_centers, parts_of
-from deepclust_ext.cluster.settings import Init, Settings, check_how
+from deepclust_ext.cluster.ranks import same_generator, total_rows
+from deepclust_ext.cluster.settings import Init, Settings, check_how, group_of
 from deepclust_ext.cluster.stream import Stream
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from deepclust_ext.distributed.group import Group
 
 _NO_METADATA = {"features": UNUSED}  # scikit-learn knows rows by the name X alone
 
@@ -73,6 +79,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         batch_size: Rows that :meth:`fit` works on at a time; None for all.
         random_state: Seed, or a RandomState or Generator of numpy's, or a Generator of torch's, which moves on with
             every fit; None for torch's default one.
+        process_group: Ranks that share the rows out, a ProcessGroup or a DeviceMesh of one dimension: all of them call
+            :meth:`fit`, :meth:`partial_fit` or :meth:`score`, each with its own rows, of which there may be none. All
+            get the same centers, those that one process has of the rows of all in the order of the ranks: what is drawn
+            and chosen is the same, sums of clusters differ by rounding. Random numbers are those of the first rank.
+            None for rows of this process alone.
 
     Attributes:
         cluster_centers_: (K, D).
@@ -118,6 +129,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         tol: float = 1e-4,
         batch_size: int | None = None,
         random_state: RandomState = None,
+        process_group: "Group" = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.metric = metric
@@ -127,6 +139,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         self.tol = tol
         self.batch_size = batch_size
         self.random_state = random_state
+        self.process_group = process_group
 
     @torch.inference_mode(False)  # whose results could not be used outside
     @torch.no_grad()
@@ -146,10 +159,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """
         settings = Settings.of(self)
         rows = as_rows(features, "features")
-        weights = as_weights(sample_weight, rows)
+        weights = as_weights(sample_weight, rows, settings.group)
         weighty, positive = _weighty(rows, weights)
-        _check_count(weighty, settings.n_clusters)
-        best = best_of_starts(weighty, positive, settings, make_generator(self.random_state))
+        _check_count(total_rows(weighty, settings.group), settings.n_clusters)
+        best = best_of_starts(weighty, positive, settings, self._generator(rows, settings.group))
         labels = best.labels
         if len(weighty) < len(rows):
             labels, _ = assigned(
@@ -205,23 +218,24 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """
         is_first = not hasattr(self, "cluster_centers_")
         metric, _ = check_how(self)
+        group = group_of(self)
         if is_first:
             settings = Settings.of(self)
-            rows = checked_rows(as_rows(features, "features"), metric)
+            rows = checked_rows(as_rows(features, "features"), metric, group=group)
         else:
             given, centers = self._fitted(features)
-            if not len(given):
+            if not total_rows(given, group):
                 raise ValueError("features: expected at least 1 row, got 0")
             stream = self._continued(centers, metric)
-            rows = checked_rows(given.to(stream.centers), metric)
-        weights = as_weights(sample_weight, rows)
+            rows = checked_rows(given.to(stream.centers), metric, group=group)
+        weights = as_weights(sample_weight, rows, group)
         weighty, positive = _weighty(rows, weights)
         if is_first:
-            _check_count(weighty, settings.n_clusters)
-            first = first_centers(weighty, positive, settings, make_generator(self.random_state))
+            _check_count(total_rows(weighty, group), settings.n_clusters)
+            first = first_centers(weighty, positive, settings, self._generator(rows, group))
             stream = Stream(first, metric)
-        stream.step(weighty, positive)
-        labels, inertia = assigned([rows], stream.centers, metric, weights)
+        stream.step(weighty, positive, group)
+        labels, inertia = assigned([rows], stream.centers, metric, weights, group)
         if is_first:
             self._name_columns(features, rows)
         self._show(stream, labels, inertia, features)
@@ -267,7 +281,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Return minus the inertia of rows: the greater, the better they fit."""
         rows, centers = self._fitted(features)
         metric, batch_size = check_how(self)
-        return -assigned(parts_of(rows, metric, batch_size), centers, metric, as_weights(sample_weight, rows))[1]
+        group = group_of(self)
+        weights = as_weights(sample_weight, rows, group)
+        return -assigned(parts_of(rows, metric, batch_size), centers, metric, weights, group)[1]
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn's pipelines and checks ask about an estimator."""
@@ -279,6 +295,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _n_features_out(self) -> int:
         """Columns of :meth:`transform`, which scikit-learn asks for to name them."""
         return len(self.cluster_centers_)
+
+    def _generator(self, rows: Tensor, group: "ProcessGroup | None") -> torch.Generator | None:
+        """Return the source of random numbers, the same on all ranks."""
+        generator = make_generator(self.random_state)
+        return generator if group is None else same_generator(generator, rows.device, group)
 
     def _show(self, stream: Stream, labels: Tensor, inertia: float, features: object) -> None:
         """Set the attributes of what was fitted, as tensors or arrays as the rows were."""
@@ -335,9 +356,9 @@ def _weighty(
     return rows[weights > 0], weights[weights > 0]
 
 
-def _check_count(rows: Tensor, num_clusters: int) -> None:
+def _check_count(num_rows: int, num_clusters: int) -> None:
     """Require a row for each cluster."""
-    if not len(rows):
+    if not num_rows:
         raise ValueError(f"features: expected at least {num_clusters} rows, as many as n_clusters, got 0")
-    if len(rows) < num_clusters:
-        raise ValueError(f"n_clusters: expected at most {len(rows)}, the number of rows, got {num_clusters}")
+    if num_rows < num_clusters:
+        raise ValueError(f"n_clusters: expected at most {num_rows}, the number of rows, got {num_clusters}")

@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deepclust_ext.cluster.inputs import as_rows, checked_rows
 from deepclust_ext.cluster.parallel_seeding import oversampled_centers
+from deepclust_ext.cluster.ranks import rows_at, rows_of_all
 from deepclust_ext.cluster.settings import Settings
 from deepclust_ext.cluster.steps import assign_and_sum, cluster_sums, exact_sum, fill_empty, seed_centers
 from deepclust_ext.cluster.stream import Stream
+from deepclust_ext.distributed import Shards, shards_of
 from deepclust_ext.ops import kmeans_assign, kmeans_step
 from deepclust_ext.reference.kmeans_assign import centers_of
 from deepclust_ext.reference.kmeans_seed import costs
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _SEEDINGS = {"k-means++": seed_centers, "k-means||": oversampled_centers}
 
@@ -36,12 +41,12 @@ def best_of_starts(
 ) -> Fitted:
     """Return the start of the least inertia."""
     in_batches = settings.batch_size is not None
-    rows = features if in_batches else checked_rows(features, settings.metric)
+    rows = features if in_batches else checked_rows(features, settings.metric, group=settings.group)
     best: Fitted | None = None
     for _ in range(settings.n_init):
         stream, n_iter = (_passes if in_batches else _lloyd)(rows, weights, settings, generator)
         parts = parts_of(rows, settings.metric, settings.batch_size) if in_batches else [rows]
-        found = Fitted(stream, *assigned(parts, stream.centers, settings.metric, weights), n_iter)
+        found = Fitted(stream, *assigned(parts, stream.centers, settings.metric, weights, settings.group), n_iter)
         if best is None or found.inertia < best.inertia:
             best = found
     assert best is not None
@@ -55,20 +60,20 @@ def _lloyd(
     generator: torch.Generator | None,
 ) -> tuple[Stream, int]:
     """Return the centers of one start, and the number of its iterations."""
-    metric = settings.metric
+    metric, group = settings.metric, settings.group
     centers = first_centers(rows, weights, settings, generator)
-    tolerance = _tolerance(rows, weights, settings.tol)
+    tolerance = _tolerance(rows, weights, settings.tol, group)
     n_iter, shift = 0, math.inf
     while n_iter < settings.max_iter and shift > tolerance:
         old, num_empty = centers, 0
-        if weights is None:
+        if weights is None and group is None:
             _, centers, counts, change = kmeans_step(rows, old, metric=metric)
             shift, num_empty = change.tolist()
-        if weights is not None or num_empty:
-            labels, distances, sums, counts = assign_and_sum(rows, old, metric, weights)
+        if weights is not None or group is not None or num_empty:
+            labels, distances, sums, counts = assign_and_sum(rows, old, metric, weights, group)
             if bool((counts == 0).any()):
-                labels = fill_empty(labels, distances, counts)
-                sums, counts = cluster_sums(rows, labels, len(old), weights)
+                labels = fill_empty(labels, distances, counts, group)
+                sums, counts = cluster_sums(rows, labels, len(old), weights, group)
             centers = centers_of(sums, counts, old, metric).to(old.dtype)
             shift = float(_shift(old, centers))
         n_iter += 1
@@ -83,23 +88,25 @@ def _passes(
 ) -> tuple[Stream, int]:
     """Return the centers of one start in batches, and the number of its passes."""
     assert settings.batch_size is not None
-    metric = settings.metric
+    metric, group = settings.metric, settings.group
+    shards = Shards((len(features),), 0) if group is None else shards_of(features, group)
 
     def batch(index: Tensor) -> tuple[Tensor, Tensor | None]:
-        place = index.to(features.device)
-        return checked_rows(features[place], metric), None if weights is None else weights[place]
+        own = index[(index >= shards.start) & (index < shards.stop)] - shards.start
+        place = own.to(features.device)
+        return checked_rows(features[place], metric, group=group), None if weights is None else weights[place]
 
     # As in scikit-learn, first centers come of three batches or three rows per cluster.
-    order = torch.randperm(len(features), generator=generator, device="cpu")
+    order = torch.randperm(shards.total, generator=generator, device="cpu")
     first = batch(order[: 3 * max(settings.batch_size, settings.n_clusters)].sort().values)
     stream = Stream(first_centers(*first, settings, generator), metric)
-    tolerance = _tolerance(*first, settings.tol)
+    tolerance = _tolerance(*first, settings.tol, group)
     n_iter, shift = 0, math.inf
     while n_iter < settings.max_iter and shift > tolerance:
         old = stream.centers
-        order = torch.randperm(len(features), generator=generator, device="cpu")
+        order = torch.randperm(shards.total, generator=generator, device="cpu")
         for index in order.split(settings.batch_size):
-            stream.step(*batch(index))
+            stream.step(*batch(index), group)
         shift = float(_shift(old, stream.centers))
         n_iter += 1
     return stream, n_iter
@@ -121,11 +128,13 @@ def assigned(
     centers: Tensor,  # (K, D)
     metric: str,
     weights: Tensor | None = None,  # (N,)
+    group: "ProcessGroup | None" = None,
 ) -> tuple[Tensor, float]:
-    """Return the labels (N,) and the inertia of checked rows."""
+    """Return the labels (N,) and the inertia of checked rows, with a group that of the rows of all ranks."""
     pairs = [kmeans_assign(rows, centers, metric=metric) for rows in parts]
     labels, distances = (torch.cat(columns) for columns in zip(*pairs, strict=True))
-    return labels, float(exact_sum(costs(distances, metric, weights))) if len(labels) else 0.0
+    has_some = bool(len(labels)) or group is not None
+    return labels, float(exact_sum(costs(distances, metric, weights), group)) if has_some else 0.0
 
 
 def first_centers(
@@ -137,8 +146,12 @@ def first_centers(
     """Return the centers (K, D) that a start begins with."""
     if isinstance(settings.init, str):
         if settings.init in _SEEDINGS:
-            return _SEEDINGS[settings.init](rows, settings.n_clusters, settings.metric, generator, weights)
-        return rows[_random_places(len(rows), weights, generator)[: settings.n_clusters].to(rows.device)]
+            seeding = _SEEDINGS[settings.init]
+            return seeding(rows, settings.n_clusters, settings.metric, generator, weights, settings.group)
+        shards = Shards((len(rows),), 0) if settings.group is None else shards_of(rows, settings.group)
+        everyone = None if weights is None else rows_of_all(weights, settings.group)
+        places = _random_places(shards.total, everyone, generator)[: settings.n_clusters].to(rows.device)
+        return rows_at(rows, places, settings.group, shards)
     given: Any = settings.init
     if callable(given):
         seed = int(torch.randint(2**32, (), generator=generator, device="cpu"))  # scikit-learn's are of 32 bits
@@ -169,15 +182,16 @@ def _tolerance(
     rows: Tensor,  # (N, D)
     weights: Tensor | None,  # (N,)
     tol: float,
+    group: "ProcessGroup | None",
 ) -> float:
     """Return `tol` times the mean variance of a column."""
     if tol == 0:
         return 0.0
     mean = rows.new_zeros(1, rows.shape[1])
-    _, _, sums, counts = assign_and_sum(rows, mean, "euclidean", weights)
+    _, _, sums, counts = assign_and_sum(rows, mean, "euclidean", weights, group)
     _, distances = kmeans_assign(rows, centers_of(sums, counts, mean, "euclidean").to(rows.dtype))
-    total = float(exact_sum(costs(distances, "euclidean", weights)))
-    return tol * total / (rows.numel() if weights is None else float(counts) * rows.shape[1])
+    total = float(exact_sum(costs(distances, "euclidean", weights), group))
+    return tol * total / (float(counts) * rows.shape[1])
 
 
 def _shift(

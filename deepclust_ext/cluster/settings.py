@@ -1,10 +1,14 @@
 """The arguments of KMeans, checked: scikit-learn's estimators keep what they are given and look at it in ``fit``."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from deepclust_ext.cluster.inputs import Rows, as_rows, check_random_state
+from deepclust_ext.distributed import resolve_group
 from deepclust_ext.ops._checks import check_integer, check_non_negative
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Init: TypeAlias = str | Rows | Callable[..., Rows]
 
@@ -19,6 +23,7 @@ class Settings(NamedTuple):
     max_iter: int
     tol: float
     batch_size: int | None
+    group: "ProcessGroup | None"
 
     @classmethod
     def of(cls, estimator: Any) -> "Settings":
@@ -38,6 +43,8 @@ class Settings(NamedTuple):
         elif not callable(init):
             as_rows(init, "init")
         check_random_state(estimator.random_state)
+        if callable(init) and estimator.process_group is not None:
+            raise ValueError("init: expected a name or centers, because process_group is given, got a function")
         is_auto = isinstance(n_init, str) and n_init == "auto"
         return cls(
             check_integer(estimator.n_clusters, "n_clusters", 1),
@@ -47,7 +54,13 @@ class Settings(NamedTuple):
             check_integer(estimator.max_iter, "max_iter", 1),
             check_non_negative(estimator.tol, "tol"),
             batch_size,
+            group_of(estimator),
         )
+
+
+def group_of(estimator: Any) -> "ProcessGroup | None":
+    """Return the ranks that an estimator works with; TypeError or ValueError for what is no group."""
+    return None if estimator.process_group is None else resolve_group(estimator.process_group)
 
 
 def check_how(estimator: Any) -> tuple[str, int | None]:

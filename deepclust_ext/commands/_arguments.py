@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from deepclust_ext.commands._ranks import local_device
 from deepclust_ext.ops._checks import LARGEST_SEED
 
 
@@ -39,16 +40,16 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def device(args: argparse.Namespace) -> str:
-    """Return where to compute, with as many threads as asked for.
+    """Return where to compute, with as many threads as asked for; of the ranks of torchrun each has a GPU of its own.
 
     Raises:
-        ValueError: If torch has no such device.
+        ValueError: If torch has no such device, or ranks would share one GPU.
     """
     import torch
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = local_device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         torch.empty(0, device=name)
     except (AssertionError, RuntimeError) as error:

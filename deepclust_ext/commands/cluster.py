@@ -5,12 +5,17 @@ Writes a table of path, cluster, confidence and second cluster. The confidence o
 Example:
   deepclust-ext cluster runs/photos --into sorted --mode symlink
   deepclust-ext cluster runs/photos new-photos --out new.csv
+  torchrun --nproc-per-node 4 -m deepclust_ext cluster runs/photos new-photos --out new.csv
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
+
+#: torchrun may run it on several ranks, which share the images.
+ON_RANKS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the table, sort files if asked to, print the sizes of clusters and return the exit status 0."""
     import json
 
+    from deepclust_ext.distributed import num_ranks, rank_of
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.clusters import check_into, check_sorting, sort_files, write_clusters
     from deepclust_ext.training.files import CLUSTERS_NAME
@@ -44,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
     images = opened.images(*args.data)
     if args.into is not None:
         check_sorting(images, mode=args.mode)
-    _, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
+    loop: dict[str, Any] = {"num_workers": args.workers, "gather_distributed": num_ranks() > 1}
+    _, shares = opened.trained.infer(images, batch_size=opened.recipe.batch_size, **loop)
+    if rank_of():  # rank 0 writes what all have found
+        return 0
     sorted_into = None
     if args.into is not None:
         sort_files(args.into, images, shares, mode=args.mode)

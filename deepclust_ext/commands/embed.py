@@ -6,12 +6,17 @@ column for the path and one for each direction. Rows have length 1.
 Example:
   deepclust-ext embed runs/photos --out photos.npz
   deepclust-ext embed runs/photos new-photos --format csv
+  torchrun --nproc-per-node 4 -m deepclust_ext embed runs/photos --out photos.npz
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
+
+#: torchrun may run it on several ranks, which share the images.
+ON_RANKS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the rows, print their shape and return the exit status 0."""
     import json
 
+    from deepclust_ext.distributed import num_ranks, rank_of
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.rows import FORMATS, names_beside, write_rows
     from deepclust_ext.runs.source import names_of
@@ -41,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
         refuse_to_replace(names_beside(path), args.overwrite)
     opened = open_run(args.run_folder, device=device(args))
     images = opened.images(*args.data)
-    rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)
+    loop: dict[str, Any] = {"num_workers": args.workers, "gather_distributed": num_ranks() > 1}
+    rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, **loop)
+    if rank_of():  # rank 0 writes what all have found
+        return 0
     written = write_rows(path, rows, names_of(images))
     shape = list(rows.shape)
     if args.json:

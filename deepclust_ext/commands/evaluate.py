@@ -7,11 +7,15 @@ Example:
   deepclust-ext evaluate runs/photos --labels folders
   deepclust-ext evaluate runs/photos test-photos --labels labels.csv --json
   deepclust-ext evaluate runs/scans --labels own
+  torchrun --nproc-per-node 4 -m deepclust_ext evaluate runs/photos --labels folders
 """
 
 import argparse
 
 from deepclust_ext.commands._arguments import add_device, add_run, add_seed, device
+
+#: torchrun may run it on several ranks, which share the images.
+ON_RANKS = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the scores and return the exit status 0."""
     import json
 
+    from deepclust_ext.distributed import num_ranks, rank_of
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.scores import check_labels, format_scores, score_run
     from deepclust_ext.training.files import without_nan
@@ -34,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
     opened = open_run(args.run_folder, device=device(args))
     check_labels(opened, args.data, args.labels)
     images = opened.images(*args.data, labels=args.labels)
-    scores = score_run(opened, images, seed=args.seed, num_workers=args.workers)
+    shared = num_ranks() > 1
+    scores = score_run(opened, images, seed=args.seed, num_workers=args.workers, gather_distributed=shared)
+    if rank_of():  # rank 0 scores what all have found
+        return 0
     print(json.dumps(without_nan(scores), indent=2) if args.json else format_scores(scores))
     return 0

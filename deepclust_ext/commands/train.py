@@ -1,4 +1,4 @@
-"""Train a method on images, without labels, and cluster them.
+"""Train a method on images or on rows of features, without labels, and cluster them.
 
 A recipe is chosen from the images, which is said and why, or named. All that there is to know of the run is left in its
 folder: recipe, history, checkpoint, clusters, log, and a page to look at.
@@ -6,7 +6,9 @@ folder: recipe, history, checkpoint, clusters, log, and a page to look at.
 Example:
   deepclust-ext train photos --clusters 10 --out runs/photos
   deepclust-ext train --resume --out runs/photos
+  deepclust-ext train features.npy --clusters 1000
   deepclust-ext train cifar10 --root data --recipe hadis-cifar10 --device cuda --precision bf16
+  torchrun --nproc-per-node 4 -m deepclust_ext train photos --clusters 10 --out runs/photos
 """
 
 import argparse
@@ -15,12 +17,15 @@ from pathlib import Path
 
 from deepclust_ext.commands._arguments import add_device, add_seed, at_least, device
 
+#: torchrun may run it on several ranks, which share the images.
+ON_RANKS = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("data", metavar="DATA", nargs="*", help="folders, files, lists, arrays, or a data set's name")
     parser.add_argument("--clusters", type=at_least(1), metavar="K", help="how many (default: the recipe's)")
-    parser.add_argument("--method", help="hadis, sacc, pici or clc (default: chosen from the images)")
+    parser.add_argument("--method", help="hadis, sacc, pici, clc or, on features, neighborhead (default: chosen)")
     parser.add_argument("--recipe", help="name of a bundled one, see `recipes`, or a file (default: chosen)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
@@ -31,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
     parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
+    parser.add_argument(
+        "--sync-batch-norm",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="on several ranks, normalize by the images of all, as one process does (default: the recipe's)",
+    )
     add_seed(parser, default=None)
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-seedSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
@@ -40,12 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
+    from deepclust_ext.distributed import rank_of
     from deepclust_ext.runs import Options, Source, train
     from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
     from deepclust_ext.runs.source import check_labels
     from deepclust_ext.runs.train import check_folder, closing_words, recorded_options
 
-    overrides = read_settings(args.set) | ({} if args.batch_size is None else {"batch_size": args.batch_size})
+    own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
+    overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
     root = None if args.root is None else str(args.root)
     source = Source(tuple(args.data), root, None, args.scale, args.labels)
@@ -70,5 +83,7 @@ def run(args: argparse.Namespace) -> int:
         ready = prepare_to_resume(out, wishes, source, score_every=options.score_every)
     else:
         ready = prepare(source, wishes, cache_folder=out)
-    print(closing_words(train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)))
+    finished = train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)
+    if not rank_of():
+        print(closing_words(finished))
     return 0

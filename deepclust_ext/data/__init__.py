@@ -1,10 +1,12 @@
-"""Images from files, bundled data, augmentations of whole batches, and views of images."""
+"""Images and features from files, bundled data, augmentations of whole batches, and views of images."""
 
 from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.datasets import DATASETS, load_dataset
 from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.digits import Digits
+from deepclust_ext.data.features import Features, load_features
 from deepclust_ext.data.load import load_images
+from deepclust_ext.data.neighbors import NeighborView
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.operations import OPERATIONS
 from deepclust_ext.data.pixels import ImageError, Pixels
@@ -19,8 +21,10 @@ __all__ = [
     "STEPS",
     "VIEWS",
     "Digits",
+    "Features",
     "ImageError",
     "Images",
+    "NeighborView",
     "PerImage",
     "Pixels",
     "RandomAffine",
@@ -30,6 +34,7 @@ __all__ = [
     "RandomViews",
     "ResizeView",
     "load_dataset",
+    "load_features",
     "load_images",
     "make_view",
     "read_image",

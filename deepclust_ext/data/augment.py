@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
 from deepclust_ext.data._checks import in_float32
+from deepclust_ext.data.draws import drawn
 from deepclust_ext.ops._checks import check_non_negative
 
 
@@ -29,6 +30,8 @@ class RandomAffine(nn.Module):
         TypeError: If an argument is no number.
         ValueError: If an argument is negative or not finite.
     """
+
+    draws_by_image = True
 
     def __init__(
         self,
@@ -66,8 +69,9 @@ class RandomAffine(nn.Module):
             return wide.to(_result_dtype(images), copy=True)
         # The grid spans -1 to 1, so a shift by the whole side is 2.
         limits = (math.radians(self.degrees), self.shear, self.scale, self.stretch, 2 * self.shift, 2 * self.shift)
-        drawn = torch.rand(6, len(images), device=images.device, dtype=torch.float32) * 2 - 1
-        angle, shear, scale, stretch, right, down = drawn * drawn.new_tensor(limits).unsqueeze(1)
+        device = images.device
+        amounts = drawn(lambda n: torch.rand(6, n, device=device, dtype=torch.float32), len(images), dim=1) * 2 - 1
+        angle, shear, scale, stretch, right, down = amounts * amounts.new_tensor(limits).unsqueeze(1)
         cos, sin = angle.cos(), angle.sin()
         width, height = (scale + stretch).exp(), (scale - stretch).exp()
         # A step of the grid is as long as the side that it goes along, which a turn mixes.
@@ -101,6 +105,8 @@ class RandomGamma(nn.Module):
         ValueError: If ``gamma`` is negative or not finite.
     """
 
+    draws_by_image = True
+
     def __init__(self, gamma: float = 0.7) -> None:
         super().__init__()
         check_non_negative(gamma, "gamma")
@@ -119,9 +125,10 @@ class RandomGamma(nn.Module):
             ValueError: If ``images`` is not four-dimensional.
         """
         _check_images(images)
-        drawn = torch.rand(len(images), 1, 1, 1, device=images.device, dtype=torch.float32) * 2 - 1
+        device = images.device
+        amounts = drawn(lambda n: torch.rand(n, 1, 1, 1, device=device, dtype=torch.float32), len(images)) * 2 - 1
         wide = in_float32(images)
-        return wide.pow((self.gamma * drawn).exp().to(wide.dtype)).to(_result_dtype(images))
+        return wide.pow((self.gamma * amounts).exp().to(wide.dtype)).to(_result_dtype(images))
 
     def extra_repr(self) -> str:
         """Show the argument when the module is printed."""
@@ -134,6 +141,8 @@ class RandomTurn(nn.Module):
     The numbers are drawn from torch's global generator on the CPU. Images are floating, or uint8 or uint16, which
     become float32 between 0 and 1.
     """
+
+    draws_by_image = True
 
     def __init__(self) -> None:  # without it the constructor seems to take any arguments
         super().__init__()
@@ -151,7 +160,7 @@ class RandomTurn(nn.Module):
         _check_images(images)
         if images.shape[2] != images.shape[3]:
             raise ValueError(f"images: expected squares (B, C, S, S), got {tuple(images.shape)}")
-        turns = torch.randint(4, (len(images),), device="cpu")
+        turns = drawn(lambda n: torch.randint(4, (n,), device="cpu"), len(images))
         turned = in_float32(images).to(_result_dtype(images), copy=True)
         for quarter in range(1, 4):
             places = (turns == quarter).nonzero().squeeze(1).to(images.device, non_blocking=True)

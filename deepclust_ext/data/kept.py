@@ -132,9 +132,12 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that are free, or where the system does not tell, all that there are."""
+    """Return the bytes of memory that are free, or where the system does not tell, all that there are.
+
+    Where torchrun has several ranks on this machine, it is one's share of them.
+    """
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _count(channels: int, sides: NDArray[np.int64]) -> int:

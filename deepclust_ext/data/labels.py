@@ -54,6 +54,27 @@ def read_classes(path: Path, store: Store) -> list[str]:
     Raises:
         ValueError: If a column or a label is missing, or an image is listed twice or not at all.
     """
+    classes = _read_table(path)
+    missing = [place for place, name in enumerate(store.names) if name not in classes]
+    if image := next((store.names[place] for place in missing if _can_read(store, place)), None):
+        raise ValueError(f"{path}: expected a label for every image, got none for {len(missing)}, such as {image}")
+    return [classes.get(name, "") for name in store.names]
+
+
+def read_named(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the class of each name from a CSV file with the columns path and label.
+
+    Raises:
+        ValueError: If a column or a label is missing, or a name is listed twice or not at all.
+    """
+    classes = _read_table(path)
+    missing = [name for name in names if name not in classes]
+    if missing:
+        raise ValueError(f"{path}: expected a label for every row, got none for {len(missing)}, such as {missing[0]}")
+    return [classes[name] for name in names]
+
+
+def _read_table(path: Path) -> dict[str, str]:
     rows = csv.DictReader(StringIO(read_text(path), newline=""))  # a quoted name may hold the end of a line
     if not {"path", "label"} <= set(rows.fieldnames or ()):
         raise ValueError(f"{path}: expected the columns path and label, got {rows.fieldnames}")
@@ -65,10 +86,7 @@ def read_classes(path: Path, store: Store) -> list[str]:
         if name in classes:
             raise ValueError(f"{path}, line {rows.line_num}: expected each image once, got {name} again")
         classes[name] = label.strip()
-    missing = [place for place, name in enumerate(store.names) if name not in classes]
-    if image := next((store.names[place] for place in missing if _can_read(store, place)), None):
-        raise ValueError(f"{path}: expected a label for every image, got none for {len(missing)}, such as {image}")
-    return [classes.get(name, "") for name in store.names]
+    return classes
 
 
 def _can_read(store: Store, place: int) -> bool:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.data._checks import check_images, in_float32
+from deepclust_ext.data.draws import drawn
 from deepclust_ext.ops._checks import check_non_negative
 
 
@@ -17,6 +18,8 @@ class RandomNoise(nn.Module):
         TypeError: If ``std`` is no number.
         ValueError: If ``std`` is negative or not finite.
     """
+
+    draws_by_image = True
 
     def __init__(self, std: float = 0.1) -> None:
         super().__init__()
@@ -34,7 +37,9 @@ class RandomNoise(nn.Module):
         """
         check_images(images)
         wide = in_float32(images)
-        noisy = wide + self.std * torch.randn_like(wide)
+        shape, dtype, device = wide.shape[1:], wide.dtype, wide.device
+        noise = drawn(lambda n: torch.randn((n, *shape), dtype=dtype, device=device), len(wide))
+        noisy = wide + self.std * noise
         return noisy.to(images.dtype) if images.is_floating_point() else noisy
 
     def extra_repr(self) -> str:

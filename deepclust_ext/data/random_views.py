@@ -13,6 +13,7 @@ from deepclust_ext.data._checks import (
     check_interval,
     check_sequence,
 )
+from deepclust_ext.data.draws import drawn
 from deepclust_ext.data.operations import LEVELS, OPERATIONS, operation_table
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative
 from deepclust_ext.ops.augment_views import augment_views
@@ -71,6 +72,7 @@ class RandomViews(nn.Module):
     """
 
     any_size = True  # a batch may be a list of images of different sizes
+    draws_by_image = True
 
     def __init__(
         self,
@@ -176,7 +178,10 @@ class RandomViews(nn.Module):
         """
         # All numbers at once, in few calls: each takes microseconds, as a view of 32 pixels does.
         low, high = torch.tensor([*zip(*self._ranges(), strict=True)], dtype=torch.float32, device="cpu").unsqueeze(2)
-        shares = torch.rand(len(low), len(sides), generator=self.generator, dtype=torch.float32, device="cpu")
+        count, generator = len(low), self.generator
+        shares = drawn(
+            lambda n: torch.rand(count, n, generator=generator, dtype=torch.float32, device="cpu"), len(sides), dim=1
+        )
         attempts, extra = _CROP_ATTEMPTS, self.num_operations
         areas, ratios, places, order, strengths, operations, below = torch.lerp(low, high, shares).split(
             [attempts, attempts, 2, 1, len(_STEPS), extra, 4 + extra]

@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from deepclust_ext.data._checks import check_images, in_float32
 from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
+from deepclust_ext.data.neighbors import NeighborView
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.random_views import RandomViews, check_normalization
 from deepclust_ext.ops._checks import check_integer
@@ -78,6 +79,7 @@ class ResizeView(nn.Module):
     """
 
     any_size = True  # a batch may be a list of images of different sizes
+    draws_by_image = True
 
     def __init__(
         self,
@@ -140,9 +142,47 @@ def resize_view(size: int, **settings: Any) -> nn.Module:
     return make_view("resize", size=size, **settings)
 
 
+class IdentityView(nn.Identity):
+    """The images as they are, floating, as features are."""
+
+    def __init__(self) -> None:  # without it the constructor seems to take any arguments
+        super().__init__()
+
+
+class _PlacedSequential(nn.Sequential):
+    """Views one after the other, some of which need to know which images of the data set these are."""
+
+    takes_places = True
+
+    def forward(  # type: ignore[override]
+        self,
+        images: Any,  # (B, C, H, W)
+        places: Tensor,  # (B,)
+    ) -> Tensor:
+        """Return what the last view makes of the images."""
+        for view in self:
+            images = seen_by(view, images, places)
+        return images  # type: ignore[no-any-return]
+
+
+def takes_places(*views: object) -> bool:
+    """Return whether a view needs to know which images of the data set it is given, as neighbors do."""
+    return any(getattr(view, "takes_places", False) for view in views)
+
+
+def seen_by(
+    view: Callable[..., Tensor],
+    images: Any,  # (B, C, H, W), or where the view takes them a list of (C, H, W)
+    places: Tensor,  # (B,)
+) -> Tensor:
+    """Return a view of images, told their places in the data set where it takes them."""
+    return view(images, places) if takes_places(view) else view(images)
+
+
 def sequential(views: Sequence[Mapping[str, Any]]) -> nn.Module:
     """Return several views one after the other, each given as the arguments of :func:`make_view`."""
-    made = nn.Sequential(*(make_view(**view) for view in views))
+    parts = [make_view(**view) for view in views]
+    made = (_PlacedSequential if takes_places(*parts) else nn.Sequential)(*parts)
     vars(made)["any_size"] = any(getattr(view, "any_size", False) for view in made[:1])  # it makes them of one size
     return made
 
@@ -156,6 +196,8 @@ VIEWS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "gamma": (RandomGamma, {}),
     "turn": (RandomTurn, {}),
     "noise": (RandomNoise, {}),
+    "neighbor": (NeighborView, {}),
+    "identity": (IdentityView, {}),
     "sequential": (sequential, {}),
 }
 
@@ -174,7 +216,8 @@ def make_view(name: str, **settings: Any) -> nn.Module:
         name: "contrastive" is :class:`~deepclust_ext.data.RandomViews`, "strong" the same with the settings of
             :func:`strong_view`, "resize" :class:`~deepclust_ext.data.ResizeView`, "affine"
             :class:`~deepclust_ext.data.RandomAffine`, "gamma" :class:`~deepclust_ext.data.RandomGamma`, "turn"
-            :class:`~deepclust_ext.data.RandomTurn`, "noise" :class:`~deepclust_ext.data.RandomNoise` and "sequential"
+            :class:`~deepclust_ext.data.RandomTurn`, "noise" :class:`~deepclust_ext.data.RandomNoise`, "neighbor"
+            :class:`~deepclust_ext.data.NeighborView`, "identity" the images as they are, and "sequential"
             :func:`sequential`.
         **settings: The arguments of the view.
 

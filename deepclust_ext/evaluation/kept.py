@@ -1,7 +1,7 @@
 """Which images a page keeps with picture, name and neighbors, where there are more than it can hold."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deepclust_ext.data import Features
 from deepclust_ext.evaluation.galleries import Galleries, Indices
 from deepclust_ext.evaluation.text import as_text
 from deepclust_ext.evaluation.thumbnails import Thumbnails
@@ -32,7 +33,7 @@ class KeptImages:
     Attributes:
         places: (M,) in the data set.
         names: As they can be shown.
-        pictures: Data URIs.
+        pictures: Data URIs, of features "".
         neighbors: Of each image the nearest others, by their place in this order.
         cosines: Of the neighbors, in thousandths.
         exact: Whether the neighbors are the nearest of all N images, 1, or of these M, 0.
@@ -64,11 +65,10 @@ def keep_images(
     nearest, cosines = _neighbors(rows, shown, everything)
     wanted = np.concatenate([shown, nearest.reshape(-1), galleries.most_typical_first()])
     order = list(dict.fromkeys(wanted[wanted >= 0].tolist()))
-    side = next((side for side in _SIDES if len(rows) * side * side <= _PIXELS), _SIDES[-1])
-    thumbnails = Thumbnails(images, side, order)
+    drawn, note = _drawn(images, order, len(rows))
     pictures: list[str] = []
     left = CHARACTERS
-    for place, picture in zip(order, thumbnails.pictures(order), strict=True):
+    for place, picture in zip(order, drawn, strict=True):
         left -= len(picture) + len(json.dumps(as_text(names[place]))) + _CHARACTERS_OF_A_NEIGHBOR * NEIGHBORS
         if left < 0:
             break
@@ -79,7 +79,7 @@ def keep_images(
     complete = (number[nearest] >= 0) | (nearest < 0)
     exact = np.isin(kept, shown[complete.all(axis=1)]) | (len(kept) == len(rows))
     nearest, cosines = _neighbors(rows, kept, kept)
-    notes = [thumbnails.note] if thumbnails.note else []
+    notes = [note] if note else []
     if len(kept) < len(rows):
         notes.append(
             f"To keep the file small, {len(kept):,} of {len(rows):,} images have pictures and names here: those of the "
@@ -95,6 +95,15 @@ def keep_images(
         exact=exact.astype(int).tolist(),
         notes=notes,
     )
+
+
+def _drawn(images: Dataset[Any], order: Sequence[int], count: int) -> tuple[Iterable[str], str]:
+    """Return pictures of images in an order, "" of features, and what to say of them."""
+    if isinstance(images, Features):
+        return [""] * len(order), "The rows are features: there is nothing to look at but their names."
+    side = next((side for side in _SIDES if count * side * side <= _PIXELS), _SIDES[-1])
+    thumbnails = Thumbnails(images, side, order)
+    return thumbnails.pictures(order), thumbnails.note
 
 
 def positions(

@@ -1,17 +1,21 @@
 """The one loop over all images of a data set."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from deepclust_ext.distributed import gather_rows, num_ranks, rank_of
 from deepclust_ext.inference.images import IndexedImages, LabelledImages, moved, numbered, takes_any_size
 from deepclust_ext.inference.loader import Loader
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.ops._checks import check_integer
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 # From a batch of images (B, C, H, W), of different sizes a list of (C, H, W), to another (B, C, H', W').
 View = Callable[[Any], Tensor]
@@ -27,6 +31,8 @@ def map_images(
     device: torch.device | str = "cpu",
     with_labels: bool = False,
     progress: str = "",
+    gather_distributed: bool = False,
+    process_group: "Group" = None,
 ) -> tuple[Tensor, ...]:
     """Return what a function gives for all images of a data set, in its order.
 
@@ -41,6 +47,8 @@ def map_images(
         with_labels: Whether to return the class of each image too, the second entry of its item, as the last tensor
             (N,), on the CPU; names are numbered in alphabetical order.
         progress: What a bar on a terminal is called; without, there is no bar.
+        gather_distributed: Whether each rank takes some of the batches, and all get the results; not with labels.
+        process_group: These ranks; None for all.
 
     Returns:
         One tensor (N, ...) for each of the function's.
@@ -56,14 +64,20 @@ def map_images(
     source = (LabelledImages if with_labels else IndexedImages)(data, any_size=takes_any_size(test_view))
     if not len(source):
         raise ValueError("data: expected at least one image, got none")
+    ranks, rank = (num_ranks(process_group), rank_of(process_group)) if gather_distributed else (1, 0)
+    if with_labels and ranks > 1:
+        raise ValueError("with_labels: expected False where ranks share the images, got True")
     parts: list[tuple[Tensor, ...]] = []
     labels: list[int | str] = []
-    done = 0
     places = list(range(len(source)))
     order = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
-    batches = Loader(source, num_workers=num_workers, device=device).batches(order)
+    # Whole batches, in their order: each has the result that it has on one rank.
+    first, end = len(order) * rank // ranks, len(order) * (rank + 1) // ranks
+    own = order[first:end] or order[:1]  # of what there is too little for all ranks, the kind is still wanted
+    done = own[0][0]
+    batches = Loader(source, num_workers=num_workers, device=device).batches(own)
     # disable=None: a bar on a terminal, and nothing elsewhere.
-    bar = tqdm(batches, desc=progress, total=len(order), unit="batch", disable=None if progress else True)
+    bar = tqdm(batches, desc=progress, total=len(own), unit="batch", disable=None if progress and not rank else True)
     for images, numbers in bar:
         for place, image in enumerate(images if images[0].is_floating_point() else ()):
             if not image.isfinite().all():
@@ -73,7 +87,10 @@ def map_images(
             labels += numbers
         given: Any = moved(images, device)
         parts.append(function(given if test_view is None else test_view(given)))
-    return (*(torch.cat(tensors) for tensors in zip(*parts, strict=True)), *([numbered(labels)] if with_labels else []))
+    results = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    if ranks > 1:
+        results = [gather_rows(rows if first < end else rows[:0], process_group, False) for rows in results]
+    return (*results, *([numbered(labels)] if with_labels else []))
 
 
 def embed(
@@ -83,6 +100,8 @@ def embed(
     test_view: View | None = None,
     batch_size: int = 512,
     num_workers: int = 0,
+    gather_distributed: bool = False,
+    process_group: "Group" = None,
 ) -> Tensor:
     """Return a method's rows (N, D) for the images of a data set, on the method's device; see :func:`map_images`."""
     (rows,) = map_images(
@@ -92,6 +111,8 @@ def embed(
         batch_size=batch_size,
         num_workers=num_workers,
         device=device_of(method),
+        gather_distributed=gather_distributed,
+        process_group=process_group,
     )
     return rows
 
@@ -103,6 +124,8 @@ def assign(
     test_view: View | None = None,
     batch_size: int = 512,
     num_workers: int = 0,
+    gather_distributed: bool = False,
+    process_group: "Group" = None,
 ) -> Tensor:
     """Return the share (N, K) of every cluster in the images of a data set, on the method's device."""
     (shares,) = map_images(
@@ -112,6 +135,8 @@ def assign(
         batch_size=batch_size,
         num_workers=num_workers,
         device=device_of(method),
+        gather_distributed=gather_distributed,
+        process_group=process_group,
     )
     return shares
 

@@ -1,6 +1,6 @@
 """A trained method as one function, from images to rows and clusters."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from torch.utils.data import Dataset
 from deepclust_ext.inference.images import moved
 from deepclust_ext.inference.loop import View, device_of, map_images
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 #: Of the softmax over cosines with the centers, to rank images by how clear their cluster is: cosines of two clusters
 #: differ by tenths.
@@ -77,13 +80,23 @@ class Trained(nn.Module):
         assert self.centers is not None
         return torch.cat([center_shares(part.float(), self.centers).cpu() for part in rows.split(batch_size)])
 
-    def infer(self, images: Dataset[Any], *, batch_size: int = 512, num_workers: int = 0) -> tuple[Tensor, Tensor]:
+    def infer(
+        self,
+        images: Dataset[Any],
+        *,
+        batch_size: int = 512,
+        num_workers: int = 0,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return rows (N, D) and shares (N, K) of all images of a data set, in its order, on the CPU.
 
         Args:
             images: Map-style, see :func:`deepclust_ext.inference.map_images`.
             batch_size: Images at a time.
             num_workers: Processes that load images.
+            gather_distributed: Whether each rank takes some of the batches, and all get the results.
+            process_group: These ranks; None for all.
 
         Raises:
             TypeError: As :func:`~deepclust_ext.inference.map_images`.
@@ -97,5 +110,7 @@ class Trained(nn.Module):
             num_workers=num_workers,
             device=device_of(self.method),
             progress="embedding",
+            gather_distributed=gather_distributed,
+            process_group=process_group,
         )
         return rows, shares

@@ -2,12 +2,18 @@
 
 import math
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from deepclust_ext import distributed
+from deepclust_ext.distributed.columns import column_contrast_and_usage
 from deepclust_ext.ops._checks import check_feature_pair, check_non_negative, check_temperature, plain
 from deepclust_ext.ops.fused_contrastive_loss import fused_contrastive_loss
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class ClusterContrastiveLoss(nn.Module):
@@ -34,6 +40,11 @@ class ClusterContrastiveLoss(nn.Module):
     Args:
         temperature: Divides the cosines between columns. A parameter of shape () is learned with the rest.
         entropy_weight: Weight of the second term; below 1 where clusters are known to be of unequal size.
+        gather_distributed: The columns are those of the samples of all ranks. What travels are the 2K x 2K products of
+            columns. Every rank returns the loss of the whole batch, and under DistributedDataParallel every parameter
+            gets its gradient: gradients add up over the ranks, each of which returns the same loss, and their mean is
+            taken.
+        process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
         TypeError: An argument is no number.
@@ -45,10 +56,18 @@ class ClusterContrastiveLoss(nn.Module):
         0.5514...
     """
 
-    def __init__(self, temperature: float | Tensor = 1.0, entropy_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 1.0,
+        entropy_weight: float = 1.0,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
+    ) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
         self.entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
+        self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)
+        self.process_group = process_group
         self._warned = False
 
     def forward(
@@ -63,12 +82,22 @@ class ClusterContrastiveLoss(nn.Module):
             ValueError: If a shape, a device or the temperature does not fit, or there is no sample.
         """
         check_feature_pair(c_a, c_b, "c_a", "c_b")
-        if not len(c_a):
+        group = distributed.resolve_group(self.process_group) if self.gather_distributed else None
+        num_samples = distributed.shards_of(c_a, group).total if self.gather_distributed else len(c_a)
+        if not num_samples:
             raise ValueError("c_a: expected at least one row, got none")
-        self._warn_of_a_small_batch(*c_a.shape)
-        a, b = _without_gradient_of_empty(c_a), _without_gradient_of_empty(c_b)
-        contrast = fused_contrastive_loss(a.T, b.T, temperature=self.temperature)
-        return (contrast + self.entropy_weight * (_unevenness(a) + _unevenness(b))).to(c_a.dtype)
+        self._warn_of_a_small_batch(num_samples, c_a.shape[1])
+        if self.gather_distributed:
+            wide = torch.promote_types(c_a.dtype, torch.float32)
+            temperature = check_temperature(self.temperature)
+            with torch.autocast(c_a.device.type, enabled=False):
+                contrast, sums = column_contrast_and_usage(c_a.to(wide), c_b.to(wide), temperature, group)
+            usage = sums / num_samples
+        else:
+            a, b = _without_gradient_of_empty(c_a), _without_gradient_of_empty(c_b)
+            contrast = fused_contrastive_loss(a.T, b.T, temperature=self.temperature)
+            usage = torch.stack([a.mean(dim=0), b.mean(dim=0)])
+        return (contrast + self.entropy_weight * _unevenness(usage)).to(c_a.dtype)
 
     def _warn_of_a_small_batch(self, batch_size: int, num_clusters: int) -> None:
         # While a compiler traces, a warning would break the graph.
@@ -84,7 +113,10 @@ class ClusterContrastiveLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"temperature={plain(self.temperature)}, entropy_weight={self.entropy_weight}"
+        return (
+            f"temperature={plain(self.temperature)}, entropy_weight={self.entropy_weight}, "
+            f"gather_distributed={self.gather_distributed}"
+        )
 
 
 def _without_gradient_of_empty(
@@ -97,10 +129,9 @@ def _without_gradient_of_empty(
 
 
 def _unevenness(
-    assignments: Tensor,  # (B, K)
+    usage: Tensor,  # (2, K) mean assignments of both views
 ) -> Tensor:
-    """Return log K minus the entropy of the mean assignment, ()."""
-    usage = assignments.mean(dim=0)
+    """Return log K minus the entropy of the mean assignment, added up over the views, ()."""
     # The clamp is for the gradient alone: xlogy(0, 0) is 0, but its derivative by the second argument is NaN.
     logs = usage.clamp(min=torch.finfo(usage.dtype).tiny)
-    return math.log(assignments.shape[1]) + torch.xlogy(usage, logs).sum()
+    return usage.shape[0] * math.log(usage.shape[1]) + torch.xlogy(usage, logs).sum()

@@ -1,7 +1,11 @@
 """Hardness-weighted contrastive loss as a module."""
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
+from deepclust_ext import distributed
 from deepclust_ext.ops._checks import (
     check_bool,
     check_non_negative,
@@ -12,6 +16,9 @@ from deepclust_ext.ops._checks import (
     plain,
 )
 from deepclust_ext.ops.fused_contrastive_loss import fused_contrastive_loss
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class ContrastiveLoss(nn.Module):
@@ -31,6 +38,10 @@ class ContrastiveLoss(nn.Module):
         class_temperature: Divides the products of class vectors.
         normalize: Divide every row of the features by its L2 norm first.
         reduction: "mean", "sum" or "none".
+        gather_distributed: Negatives are the rows of all ranks: the mean over the ranks of what they return is then the
+            loss of the whole batch, and under DistributedDataParallel every parameter gets its gradient; see
+            :func:`deepclust_ext.distributed.fused_contrastive_loss`.
+        process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -51,6 +62,8 @@ class ContrastiveLoss(nn.Module):
         class_temperature: float = 1.0,
         normalize: bool = True,
         reduction: str = "mean",
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
     ) -> None:
         super().__init__()
         check_reduction(reduction)
@@ -60,6 +73,8 @@ class ContrastiveLoss(nn.Module):
         self.class_temperature = check_positive(class_temperature, "class_temperature")
         self.normalize = check_bool(normalize, "normalize")
         self.reduction = reduction
+        self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)
+        self.process_group = process_group
 
     def forward(
         self,
@@ -71,7 +86,10 @@ class ContrastiveLoss(nn.Module):
         class_queue: Tensor | None = None,  # (M, K)
     ) -> Tensor:
         """Return the loss: () or by ``reduction`` (2B,), with a queue (B,)."""
-        return fused_contrastive_loss(
+        loss = fused_contrastive_loss
+        if self.gather_distributed:
+            loss = partial(distributed.fused_contrastive_loss, process_group=self.process_group)
+        return loss(
             z_a,
             z_b,
             temperature=self.temperature,
@@ -90,5 +108,6 @@ class ContrastiveLoss(nn.Module):
         """Show the arguments when the module is printed."""
         return (
             f"temperature={plain(self.temperature)}, hardness={self.hardness}, debias={self.debias}, "
-            f"class_temperature={self.class_temperature}, normalize={self.normalize}, reduction={self.reduction!r}"
+            f"class_temperature={self.class_temperature}, normalize={self.normalize}, reduction={self.reduction!r}, "
+            f"gather_distributed={self.gather_distributed}"
         )

@@ -1,9 +1,15 @@
 """Hardness-aware self-distillation loss of HaDis as a module."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
+from deepclust_ext import distributed
 from deepclust_ext.ops import HSDStats, fused_hsd_loss
 from deepclust_ext.ops._checks import check_bool, check_reduction, check_temperature, plain
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class HSDLoss(nn.Module):
@@ -19,6 +25,10 @@ class HSDLoss(nn.Module):
         normalize: Divide every row by its L2 norm first.
         reduction: "mean", "sum" or "none".
         return_stats: Also return :class:`deepclust_ext.HSDStats`, which tells a converged batch from a collapsed one.
+        gather_distributed: Pairs are mined among the rows of all ranks: the mean over the ranks of what they return is
+            then the loss of the whole batch, and under DistributedDataParallel every parameter gets its gradient; see
+            :func:`deepclust_ext.distributed.fused_hsd_loss`.
+        process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -37,6 +47,8 @@ class HSDLoss(nn.Module):
         normalize: bool = True,
         reduction: str = "mean",
         return_stats: bool = False,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
     ) -> None:
         super().__init__()
         check_reduction(reduction)
@@ -44,6 +56,8 @@ class HSDLoss(nn.Module):
         self.normalize = check_bool(normalize, "normalize")
         self.reduction = reduction
         self.return_stats = check_bool(return_stats, "return_stats")
+        self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)
+        self.process_group = process_group
 
     def forward(
         self,
@@ -52,6 +66,17 @@ class HSDLoss(nn.Module):
     ) -> Tensor | tuple[Tensor, HSDStats]:
         """Return the loss, () or (N,) by ``reduction``, and the statistics if they were asked for."""
         temperature, normalize, reduction = self.temperature, self.normalize, self.reduction
+        if self.gather_distributed:
+            result: Tensor | tuple[Tensor, HSDStats] = distributed.fused_hsd_loss(
+                teacher,
+                student,
+                temperature=temperature,
+                normalize=normalize,
+                reduction=reduction,
+                return_stats=self.return_stats,
+                process_group=self.process_group,
+            )
+            return result
         if self.return_stats:
             return fused_hsd_loss(
                 teacher, student, temperature=temperature, normalize=normalize, reduction=reduction, return_stats=True
@@ -62,5 +87,6 @@ class HSDLoss(nn.Module):
         """Show the arguments when the module is printed."""
         return (
             f"temperature={plain(self.temperature)}, normalize={self.normalize}, "
-            f"reduction={self.reduction!r}, return_stats={self.return_stats}"
+            f"reduction={self.reduction!r}, return_stats={self.return_stats}, "
+            f"gather_distributed={self.gather_distributed}"
         )

@@ -1,14 +1,21 @@
 """Reconstruction loss of masked patches, as MAE and PICI use it."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from deepclust_ext import distributed
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES, result_dtype
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 EPS = 1e-6
 #: Above it a patch is scaled down, so that no sum of squares overflows.
 LARGE = 2.0**40
+EXPECTED = "(B, R, P) with at least one patch of at least two values"
 
 
 class MaskedPatchLoss(nn.Module):
@@ -29,12 +36,27 @@ class MaskedPatchLoss(nn.Module):
     Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377; PICI,
     https://arxiv.org/abs/2401.13503.
 
+    Args:
+        gather_distributed: The mean is over the patches of all ranks, some of which may have none: a rank returns its
+            own sum times P / N, for P ranks of N values in all, so that the mean over the ranks is the loss of the
+            whole batch, and so are the gradients under DistributedDataParallel.
+        process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
+
+    Raises:
+        TypeError: If ``gather_distributed`` is neither True nor False.
+        ValueError: If there is a group and nothing is gathered.
+
     Example:
         >>> loss = MaskedPatchLoss()
         >>> patch = torch.tensor([[[1.0, 2.0, 3.0]]])
         >>> float(loss(torch.tensor([[[-1.0, 0.0, 2.0]]]), patch))  # of (-1, 0, 1) the last is missed by 1
         0.3333...
     """
+
+    def __init__(self, gather_distributed: bool = False, process_group: "Group" = None) -> None:
+        super().__init__()
+        self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)
+        self.process_group = process_group
 
     def forward(
         self,
@@ -50,13 +72,30 @@ class MaskedPatchLoss(nn.Module):
             ValueError: If a shape or device does not fit, there is no patch, or a patch has a single value.
         """
         _check(predicted, patches)
+        group = distributed.resolve_group(self.process_group) if self.gather_distributed else None
+        num_patches, num_ranks = predicted.shape[0] * predicted.shape[1], distributed.num_ranks(group)
+        if self.gather_distributed:
+            num_patches = distributed.shards_of(predicted.flatten(0, 1), group).total
+        if not num_patches:
+            raise ValueError(f"predicted: expected shape {EXPECTED}, got {tuple(predicted.shape)}")
         wide = torch.promote_types(torch.promote_types(predicted.dtype, patches.dtype), torch.float32)
         with torch.autocast(predicted.device.type, enabled=False):
+            if not patches.numel():  # of this rank; others have some
+                return (predicted.to(wide).sum() + patches.to(wide).sum()).to(result_dtype(predicted))
             values = patches.to(wide)
             values = values / (values.abs().amax(dim=2, keepdim=True) / LARGE).clamp(min=1)
             variance, mean = torch.var_mean(values, dim=2, keepdim=True, correction=1)
-            loss = mse_loss(predicted.to(wide), (values - mean) / (variance + EPS).sqrt())
+            targets = (values - mean) / (variance + EPS).sqrt()
+            if self.gather_distributed:
+                loss = mse_loss(predicted.to(wide), targets, reduction="sum")
+                loss = loss * num_ranks / (num_patches * predicted.shape[2])
+            else:
+                loss = mse_loss(predicted.to(wide), targets)
         return loss.to(result_dtype(predicted))
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return f"gather_distributed={self.gather_distributed}"
 
 
 def _check(predicted: Tensor, patches: Tensor) -> None:
@@ -65,9 +104,8 @@ def _check(predicted: Tensor, patches: Tensor) -> None:
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in SUPPORTED_DTYPES:
             raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
-    if predicted.dim() != 3 or predicted.shape[0] * predicted.shape[1] == 0 or predicted.shape[2] < 2:
-        expected = "(B, R, P) with at least one patch of at least two values"
-        raise ValueError(f"predicted: expected shape {expected}, got {tuple(predicted.shape)}")
+    if predicted.dim() != 3 or predicted.shape[2] < 2:
+        raise ValueError(f"predicted: expected shape {EXPECTED}, got {tuple(predicted.shape)}")
     if patches.shape != predicted.shape:
         expected = f"{tuple(predicted.shape)} like predicted"
         raise ValueError(f"patches: expected shape {expected}, got {tuple(patches.shape)}")

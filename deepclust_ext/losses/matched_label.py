@@ -1,9 +1,15 @@
 """Cross entropy of assignments to labels that name the same clusters, as PICI uses it."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
+from deepclust_ext import distributed
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES, result_dtype
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class MatchedLabelLoss(nn.Module):
@@ -23,11 +29,26 @@ class MatchedLabelLoss(nn.Module):
 
     In PICI this is the cross-level interaction (CLI). Source: https://arxiv.org/abs/2401.13503.
 
+    Args:
+        gather_distributed: The mean is over the samples of all ranks that take part: a rank returns its own sum times
+            P / N, for P ranks of N such samples in all, so that the mean over the ranks is the loss of the whole batch,
+            and so are the gradients under DistributedDataParallel.
+        process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
+
+    Raises:
+        TypeError: If ``gather_distributed`` is neither True nor False.
+        ValueError: If there is a group and nothing is gathered.
+
     Example:
         >>> shares = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
         >>> float(MatchedLabelLoss()(shares, torch.tensor([0, 2])).exp())  # 1 / 0.25; cluster 2 is none of them
         4.0
     """
+
+    def __init__(self, gather_distributed: bool = False, process_group: "Group" = None) -> None:
+        super().__init__()
+        self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)
+        self.process_group = process_group
 
     def forward(
         self,
@@ -50,8 +71,16 @@ class MatchedLabelLoss(nn.Module):
         with torch.autocast(shares.device.type, enabled=False):
             own = shares.to(wide).gather(1, labels.clamp(0, last).unsqueeze(1)).squeeze(1)
             losses = -own.clamp_min(torch.finfo(shares.dtype).tiny).log()
-            loss = torch.where(takes_part, losses, 0).sum() / takes_part.sum().clamp(min=1)
+            loss, count = torch.where(takes_part, losses, 0).sum(), takes_part.sum()
+            if self.gather_distributed:
+                loss = loss * distributed.num_ranks(self.process_group)
+                count = distributed.sum_over_ranks(count, self.process_group)
+            loss = loss / count.clamp(min=1)
         return loss.to(result_dtype(shares))
+
+    def extra_repr(self) -> str:
+        """Show the arguments when the module is printed."""
+        return f"gather_distributed={self.gather_distributed}"
 
 
 def _check(shares: Tensor, labels: Tensor) -> None:

@@ -1,11 +1,17 @@
 """Prototype loss on the centroids of a batch, as ProPos and HaDis use it."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
+from deepclust_ext import distributed
 from deepclust_ext.ops._checks import check_integer, check_temperature, plain
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.temperature import positive_or_nan
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class PrototypeLoss(nn.Module):
@@ -23,6 +29,11 @@ class PrototypeLoss(nn.Module):
 
     Args:
         temperature: Divides the logits. A parameter of shape () is learned with the rest.
+        gather_distributed: The centroids are those of the samples of all ranks. What travels are the K sums of rows of
+            both views. Every rank returns the loss of the whole batch, and under DistributedDataParallel every
+            parameter gets its gradient: gradients add up over the ranks, each of which returns the same loss, and their
+            mean is taken.
+        process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
         TypeError: If ``temperature`` is neither a number nor a floating tensor.
@@ -35,9 +46,16 @@ class PrototypeLoss(nn.Module):
         0.1269...
     """
 
-    def __init__(self, temperature: float | Tensor = 0.5) -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.5,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
+    ) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
+        self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)
+        self.process_group = process_group
 
     def forward(
         self,
@@ -60,13 +78,18 @@ class PrototypeLoss(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             clusters = torch.arange(num_clusters, device=labels.device)
             members = (labels.unsqueeze(0) == clusters.unsqueeze(1)).to(wide)  # (K, B)
+            sums = members @ l2_normalize(query.to(wide), dim=1), members @ l2_normalize(key.to(wide), dim=1)
+            counts = members.sum(dim=1)
+            if self.gather_distributed:
+                everything = torch.cat([*sums, counts.unsqueeze(1)], dim=1)  # (K, 2D + 1)
+                everything = distributed.sum_over_ranks(everything, self.process_group)
+                *sums, counts = everything.split([query.shape[1], key.shape[1], 1], dim=1)
             # The mean and the sum differ by a factor that the normalization takes out again.
-            centers = l2_normalize(members @ l2_normalize(query.to(wide), dim=1), dim=1)  # (K, D)
-            targets = l2_normalize(members @ l2_normalize(key.to(wide), dim=1), dim=1)  # (K, D)
+            centers, targets = (l2_normalize(each, dim=1) for each in sums)  # (K, D)
             positive = (centers * targets).sum(dim=1) / temperature  # (K,)
             logits = centers @ centers.T / temperature
             logits = torch.where(torch.eye(num_clusters, dtype=torch.bool, device=logits.device), positive, logits)
-            present = members.sum(dim=1) > 0  # (K,)
+            present = counts.flatten() > 0  # (K,)
             # An empty cluster's own diagonal entry stays, so that its row is finite before it is left out.
             absent = ~present.unsqueeze(0) & ~torch.eye(num_clusters, dtype=torch.bool, device=logits.device)
             losses = logits.masked_fill(absent, float("-inf")).logsumexp(dim=1) - positive
@@ -75,7 +98,7 @@ class PrototypeLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
-        return f"temperature={plain(self.temperature)}"
+        return f"temperature={plain(self.temperature)}, gather_distributed={self.gather_distributed}"
 
 
 def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:

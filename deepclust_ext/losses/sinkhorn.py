@@ -1,9 +1,17 @@
 """Assignments of equal cluster sizes as a module."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
+from deepclust_ext import distributed
 from deepclust_ext.ops._checks import check_bool, check_integer, check_non_negative, check_positive
 from deepclust_ext.ops.sinkhorn_knopp import sinkhorn_knopp
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class SinkhornKnopp(nn.Module):
@@ -19,6 +27,9 @@ class SinkhornKnopp(nn.Module):
         num_iters: Iterations; with ``tolerance`` at most.
         tolerance: How far the clusters' sums may be from their shares where a problem stops early.
         differentiable: Let the gradient of the iterations reach the scores.
+        gather_distributed: The samples are those of all ranks, each of which gets the rows of its own; see
+            :func:`deepclust_ext.distributed.sinkhorn_knopp`.
+        process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -37,12 +48,16 @@ class SinkhornKnopp(nn.Module):
         num_iters: int = 3,
         tolerance: float | None = None,
         differentiable: bool = False,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
     ) -> None:
         super().__init__()
         self.epsilon = check_positive(epsilon, "epsilon")
         self.num_iters = check_integer(num_iters, "num_iters", 1)
         self.tolerance = None if tolerance is None else check_non_negative(tolerance, "tolerance")
         self.differentiable = check_bool(differentiable, "differentiable")
+        self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)
+        self.process_group = process_group
 
     def forward(
         self,
@@ -51,7 +66,10 @@ class SinkhornKnopp(nn.Module):
         cluster_marginals: Tensor | None = None,  # (K,) or (..., K)
     ) -> Tensor:
         """Return the assignments (..., N, K)."""
-        return sinkhorn_knopp(
+        assign: Callable[..., Tensor] = sinkhorn_knopp
+        if self.gather_distributed:
+            assign = partial(distributed.sinkhorn_knopp, process_group=self.process_group)
+        return assign(
             scores,
             epsilon=self.epsilon,
             num_iters=self.num_iters,
@@ -65,5 +83,5 @@ class SinkhornKnopp(nn.Module):
         """Show the arguments when the module is printed."""
         return (
             f"epsilon={self.epsilon}, num_iters={self.num_iters}, tolerance={self.tolerance}, "
-            f"differentiable={self.differentiable}"
+            f"differentiable={self.differentiable}, gather_distributed={self.gather_distributed}"
         )

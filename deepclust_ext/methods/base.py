@@ -4,13 +4,21 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from deepclust_ext.backbones.modes import evaluation
+from deepclust_ext.distributed import check_ranks
+from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_share
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
+
+#: Arguments of a method's constructor that say where it trains and not what: no recipe and no checkpoint has them.
+SURROUNDINGS = ("gather_distributed", "process_group")
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class ClusteringMethod(nn.Module, ABC):
     """A module that :class:`deepclust_ext.training.Trainer` can train; clusters are k-means on the rows of ``embed``.
 
     A method keeps every argument of its constructor but ``backbone`` as an attribute of the same name: checkpoints
-    record them.
+    record them, but for ``gather_distributed`` and ``process_group``, which :meth:`set_ranks` keeps.
 
     Attributes:
         num_views: How many views of an image ``training_step`` takes.
@@ -73,6 +81,8 @@ class ClusteringMethod(nn.Module, ABC):
         axes: The statistics of ``training_step`` that may share an axis in a figure, by what the axis shows. Every
             statistic has its place in one of them.
         num_clusters: K, of pseudo-labels and final clusters.
+        gather_distributed: Whether a batch is that of all ranks together.
+        process_group: Which ranks; None for all.
     """
 
     num_views: ClassVar[int]
@@ -83,6 +93,21 @@ class ClusteringMethod(nn.Module, ABC):
     uses_progress: bool = True
     axes: ClassVar[Mapping[str, tuple[str, ...]]]
     num_clusters: int
+    gather_distributed: bool = False
+    process_group: "Group" = None
+
+    def set_ranks(self, gather_distributed: bool, process_group: "Group") -> dict[str, Any]:
+        """Keep which ranks have a batch together, and return it as arguments of losses."""
+        self.gather_distributed = check_ranks(gather_distributed, process_group)
+        self.process_group = process_group
+        return {"gather_distributed": gather_distributed, "process_group": process_group}
+
+    def whole_batch(
+        self,
+        images: Tensor,  # (b, ...) at hand
+    ) -> WholeBatch:
+        """Return the batch of a step over all ranks."""
+        return WholeBatch(images, self.gather_distributed, self.process_group)
 
     @abstractmethod
     def training_step(
@@ -178,8 +203,9 @@ class ClusteringMethod(nn.Module, ABC):
         return Adam(groups, weight_decay=settings.weight_decay)
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the method was built with: every argument of its constructor but the backbone."""
-        names = [name for name in inspect.signature(type(self).__init__).parameters if name not in ("self", "backbone")]
+        """Return what the method was built with: every argument of its constructor but the backbone and the ranks."""
+        others = ("self", "backbone", *SURROUNDINGS)
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name not in others]
         return {name: getattr(self, name) for name in names}
 
 

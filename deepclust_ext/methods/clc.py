@@ -3,18 +3,23 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.profiler import record_function
 
+from deepclust_ext import distributed
 from deepclust_ext.losses import ContrastiveLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread, update_average
+from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops import sinkhorn_knopp
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_positive
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class CLC(ClusterHeadMethod):
@@ -66,6 +71,10 @@ class CLC(ClusterHeadMethod):
             makes these commit themselves; the smaller, the sooner.
         num_iters: Iterations of Sinkhorn-Knopp.
         swap_weight: Weight of the swapped prediction.
+        gather_distributed: Whether the batch is that of all ranks together, as
+            :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
+            ranks, which gives those of one process with the whole batch.
+        process_group: Which ranks; None for all.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -104,8 +113,11 @@ class CLC(ClusterHeadMethod):
         epsilon: float = 0.8,
         num_iters: int = 3,
         swap_weight: float = 1.0,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
     ) -> None:
         super().__init__()
+        ranks = self.set_ranks(gather_distributed, process_group)
         self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
         self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
         self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
@@ -120,7 +132,7 @@ class CLC(ClusterHeadMethod):
         self.swap_weight = check_non_negative(swap_weight, "swap_weight")
         self.online = _TwoHeads(backbone, feature_dim, hidden_dim, embedding_dim, num_clusters)
         self.average = copy.deepcopy(self.online).requires_grad_(False)
-        self.contrastive = ContrastiveLoss(temperature, class_temperature=class_temperature)
+        self.contrastive = ContrastiveLoss(temperature, class_temperature=class_temperature, **ranks)
         self.register_buffer("key_queue", torch.zeros(queue_size, embedding_dim))
         self.register_buffer("score_queue", torch.zeros(queue_size, num_clusters))
         self.num_enqueued = 0
@@ -145,6 +157,7 @@ class CLC(ClusterHeadMethod):
         clusters_too = self.chosen_terms(terms, pseudo_labels) == "all"
         labels = pseudo_labels if terms == "labels" else None
         views = [as_input(self.online, view) for view in views]
+        batch = self.whole_batch(views[0])
         with record_function("forward"):
             scores, queries = _rows(self.online, views)
             with torch.no_grad():
@@ -154,27 +167,39 @@ class CLC(ClusterHeadMethod):
             # A copy: the backward pass reads these negatives after the new keys have taken their places.
             negatives = self.key_queue[:filled].clone()
             if clusters_too:
-                all_scores = torch.cat([key_scores, self.score_queue[:filled]])
-                codes = sinkhorn_knopp(all_scores, epsilon=self.epsilon, num_iters=self.num_iters)
-                code, negative_codes = codes.split([len(keys), filled])
+                all_scores = torch.cat([key_scores, batch.part(self.score_queue[:filled])])
+                codes = self._codes(all_scores)
+                code, negative_codes = codes.split([len(keys), len(codes) - len(keys)])
+                negative_codes = batch.all_parts(negative_codes)
                 assignments = _shares(scores, self.cluster_temperature)
                 contrastive = self.contrastive(queries, keys, assignments, code, negatives, negative_codes)
-                swapped = cross_entropy(scores / self.cluster_temperature, code)
+                swapped = cross_entropy(scores / self.cluster_temperature, code) * batch.weight
                 loss = contrastive + self.swap_weight * swapped
                 logged = {"loss": loss, "contrastive": contrastive, "swapped": swapped}
-                logged["confidence"] = assignments.amax(dim=1).mean()
-                logged |= code_statistics(all_scores, code)
+                logged["confidence"] = batch.weight * assignments.amax(dim=1).mean()
+                logged |= code_statistics(all_scores, code, batch, filled)
             else:
                 loss = contrastive = self.contrastive(queries, keys, queue=negatives)
                 logged = {"contrastive": contrastive}
                 if labels is not None:
-                    swapped = cross_entropy(scores / self.cluster_temperature, labels.repeat(len(views)))
+                    swapped = cross_entropy(scores / self.cluster_temperature, labels.repeat(len(views))) * batch.weight
                     loss = contrastive + self.swap_weight * swapped
                     logged["swapped"] = swapped
                 logged["loss"] = loss
-            logged |= spread(queries)
-        self._enqueue(keys, key_scores)
+            logged |= spread(queries, batch)
+        self._enqueue(batch.rows(keys), batch.rows(key_scores))
         return loss, {name: term.detach() for name, term in logged.items()}
+
+    def _codes(
+        self,
+        scores: Tensor,  # (N, K), a part of them on each rank
+    ) -> Tensor:
+        """Return codes (N, K) that are equally large over the scores of all ranks."""
+        epsilon, num_iters, group = self.epsilon, self.num_iters, self.process_group
+        if not self.gather_distributed:
+            return sinkhorn_knopp(scores, epsilon=epsilon, num_iters=num_iters)
+        codes: Tensor = distributed.sinkhorn_knopp(scores, epsilon=epsilon, num_iters=num_iters, process_group=group)
+        return codes
 
     def _filled(self) -> int:
         """Return how many keys the queue holds."""
@@ -295,20 +320,31 @@ def _rows(network: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def code_statistics(
-    scores: Tensor,  # (N, K)
+    scores: Tensor,  # (N, K), a part of them on each rank
     code: Tensor,  # (B, K)
+    batch: WholeBatch | None = None,
+    queued: int = 0,
 ) -> dict[str, Tensor]:
     """Mean entropy of the codes, clusters that lead in some row of scores, and how evenly they do.
 
     The balance is 0 where one cluster leads in every row and 1 where all lead equally often; clusters in excess of the
     rows do not count. Scores, not codes, tell: Sinkhorn-Knopp makes codes even of anything.
+
+    Args:
+        scores: Of batch and queue, of which each rank has a part.
+        code: Of the batch.
+        batch: Which the codes are of; None where they are all.
+        queued: Scores of the queue, on all ranks together.
     """
     leaders = scores.argmax(dim=1)
     ones = torch.ones_like(leaders, dtype=torch.float32)
     counts = torch.zeros(scores.shape[1], dtype=torch.float32, device=scores.device).index_add_(0, leaders, ones)
-    effective = torch.special.entr(counts / len(scores)).sum().exp()
+    count, weight = len(scores), 1.0
+    if batch is not None:
+        counts, count, weight = batch.sum(counts), batch.count(code) + queued, batch.weight
+    effective = torch.special.entr(counts / count).sum().exp()
     return {
-        "code_entropy": torch.special.entr(code.float()).sum(dim=1).mean(),
+        "code_entropy": weight * torch.special.entr(code.float()).sum(dim=1).mean(),
         "used_clusters": (counts > 0).float().sum(),
-        "balance": (effective - 1) / max(min(scores.shape) - 1, 1),
+        "balance": (effective - 1) / max(min(count, scores.shape[1]) - 1, 1),
     }

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,13 @@ from deepclust_ext.methods.shared import (
     spread,
     update_average,
 )
+from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops import diffused_neighbor_gather
 from deepclust_ext.ops._checks import check_bool, check_fraction, check_integer, check_non_negative, check_positive
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class HaDis(ClusteringMethod):
@@ -69,6 +73,10 @@ class HaDis(ClusteringMethod):
         bank_size: How many images the data set has, for DSA with neighbors; 0 for DSA with the row itself.
         num_neighbors: Neighbors that DSA draws from.
         neighbor_temperature: Of their probabilities, a softmax of cosines.
+        gather_distributed: Whether the batch is that of all ranks together, as
+            :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
+            ranks, which gives those of one process with the whole batch.
+        process_group: Which ranks; None for all.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -107,8 +115,11 @@ class HaDis(ClusteringMethod):
         bank_size: int = 0,
         num_neighbors: int = 10,
         neighbor_temperature: float = 0.1,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
     ) -> None:
         super().__init__()
+        ranks = self.set_ranks(gather_distributed, process_group)
         self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
         self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
         self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
@@ -126,8 +137,8 @@ class HaDis(ClusteringMethod):
         self.student = nn.Sequential(backbone, mlp(feature_dim, hidden_dim, embedding_dim))
         self.predictor = predictor(embedding_dim, hidden_dim)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.hsd = HSDLoss(temperature=temperature, return_stats=True)
-        self.prototypes = PrototypeLoss(temperature=temperature)
+        self.hsd = HSDLoss(temperature=temperature, return_stats=True, **ranks)
+        self.prototypes = PrototypeLoss(temperature=temperature, **ranks)
         self.register_buffer("bank", torch.zeros(bank_size, embedding_dim))
         self.register_buffer("in_bank", torch.zeros(bank_size, dtype=torch.bool))
 
@@ -153,10 +164,11 @@ class HaDis(ClusteringMethod):
         if has_bank and index is None:
             raise ValueError("index: expected the places of the images in the data set, got None")
         views = [as_input(self.student, view) for view in views]
+        batch = self.whole_batch(views[0])
         with record_function("forward"):
             projected = [self.student(view) for view in views]
             noise_std = 0.0 if warm_up or has_bank else self.noise_std
-            predicted = [self.predictor(with_noise(rows, noise_std)) for rows in projected]
+            predicted = [self.predictor(with_noise(rows, noise_std, batch)) for rows in projected]
             with torch.no_grad():
                 keys = [self.teacher(view) for view in views]
         with record_function("loss"):
@@ -164,18 +176,19 @@ class HaDis(ClusteringMethod):
             if has_bank and index is not None:
                 index = index.to(keys[0].device)
                 if not warm_up:
-                    targets = [self._neighbors(key, index) for key in keys]
-                self._remember(keys, index)
+                    targets = [self._neighbors(key, index, batch) for key in keys]
+                self._remember(keys, index, batch)
             labels = None if warm_up else pseudo_labels
             # Both directions: a student's view and the other view of the teacher.
             first, second = (
-                self._direction(projected[i], predicted[i], targets[j], keys[j], labels) for i, j in ((0, 1), (1, 0))
+                self._direction(projected[i], predicted[i], targets[j], keys[j], labels, batch)
+                for i, j in ((0, 1), (1, 0))
             )
             means = {name: (first[name] + second[name]) / 2 for name in first}
             loss = means["dsa"] + self.hsd_weight * means["hsd"]
             if not warm_up:
                 loss = loss + self.prototype_weight * means["prototype"]
-            logged = {"loss": loss} | means | spread(keys[0])
+            logged = {"loss": loss} | means | spread(keys[0], batch)
         return loss, {name: term.detach() for name, term in logged.items()}
 
     def _direction(
@@ -185,10 +198,12 @@ class HaDis(ClusteringMethod):
         target: Tensor,  # (B, D) what DSA aligns with
         key: Tensor,  # (B, D) the teacher's
         pseudo_labels: Tensor | None,  # (B,)
+        batch: WholeBatch,
     ) -> dict[str, Tensor]:
         """Return the losses and HSD's statistics of one direction."""
         hsd, stats = self.hsd(key, predicted)
-        terms: dict[str, Tensor] = {"dsa": -2 * cosine_similarity(predicted, target).mean(), "hsd": hsd}
+        dsa = -2 * cosine_similarity(predicted, target).mean() * batch.weight
+        terms: dict[str, Tensor] = {"dsa": dsa, "hsd": hsd}
         if pseudo_labels is not None:
             terms["prototype"] = self.prototypes(projected, key, pseudo_labels, self.num_clusters)
         terms.update(stats._asdict())
@@ -199,27 +214,30 @@ class HaDis(ClusteringMethod):
         self,
         keys: Tensor,  # (B, D)
         index: Tensor,  # (B,)
+        batch: WholeBatch,
     ) -> Tensor:
         """Return a bank's row near each key with noise (B, D), the key itself with noise where the bank is empty."""
         samples, _ = diffused_neighbor_gather(
-            keys,
+            batch.placed(keys),
             self.bank.to(keys.dtype),
             num_neighbors=self.num_neighbors,
             temperature=self.neighbor_temperature,
             noise_std=self.noise_std,
-            exclude=index,
+            exclude=batch.placed(index),
             valid=self.in_bank,
         )
-        return samples.squeeze(1)
+        return batch.own(samples.squeeze(1))
 
     @torch.no_grad()
     def _remember(
         self,
         keys: Sequence[Tensor],  # two of (B, D)
         index: Tensor,  # (B,)
+        batch: WholeBatch,
     ) -> None:
         rows = normalize(normalize(keys[0], dim=1) + normalize(keys[1], dim=1), dim=1)
-        self.bank[index] = rows.to(self.bank.dtype)
+        index = batch.rows(index)
+        self.bank[index] = batch.rows(rows).to(self.bank.dtype)
         self.in_bank[index] = True
 
     def check_data(self, sizes: Mapping[str, int]) -> None:
@@ -278,6 +296,9 @@ def predictor(dim: int, hidden_dim: int) -> nn.Sequential:
 def with_noise(
     rows: Tensor,  # (B, D)
     noise_std: float,
+    batch: WholeBatch | None = None,
 ) -> Tensor:
-    """Return rows (B, D) with normal noise."""
-    return diffused_neighbor_gather(rows, rows, num_neighbors=0, noise_std=noise_std)[0].squeeze(1)
+    """Return rows (B, D) with normal noise, which goes by their place in the batch of all ranks."""
+    placed = rows if batch is None else batch.placed(rows)
+    noisy = diffused_neighbor_gather(placed, placed, num_neighbors=0, noise_std=noise_std)[0].squeeze(1)
+    return noisy if batch is None else batch.own(noisy)

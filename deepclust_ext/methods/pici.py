@@ -1,7 +1,7 @@
 """PICI: a masked autoencoder whose class token tells images and clusters apart."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from deepclust_ext.methods.shared import (
     usage,
 )
 from deepclust_ext.ops._checks import check_bool, check_fraction, check_integer, check_non_negative, check_positive
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class PICI(ClusterHeadMethod):
@@ -64,6 +67,10 @@ class PICI(ClusterHeadMethod):
             1 where they are known to be unequal.
         checkpointing: Keep for the backward pass only what enters each block of encoder and decoder, and compute the
             rest a second time: less memory for the same loss and gradients.
+        gather_distributed: Whether the batch is that of all ranks together, as
+            :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
+            ranks, which gives those of one process with the whole batch.
+        process_group: Which ranks; None for all.
 
     Raises:
         TypeError: If an argument is of the wrong type, or the backbone is no ``VisionTransformer``.
@@ -100,8 +107,11 @@ class PICI(ClusterHeadMethod):
         cluster_temperature: float = 1.0,
         entropy_weight: float = 1.0,
         checkpointing: bool = False,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
     ) -> None:
         super().__init__()
+        ranks = self.set_ranks(gather_distributed, process_group)
         hidden_dim = feature_dim if hidden_dim is None else hidden_dim
         self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
         self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
@@ -142,10 +152,10 @@ class PICI(ClusterHeadMethod):
             raise ValueError(f"decoder: {error}") from error
         self.instance_head = _head(feature_dim, hidden_dim, embedding_dim)
         self.cluster_head = nn.Sequential(*_head(feature_dim, hidden_dim, num_clusters), nn.Softmax(dim=1))
-        self.patch_loss = MaskedPatchLoss()
-        self.instance_loss = ContrastiveLoss(instance_temperature)
-        self.cluster_loss = ClusterContrastiveLoss(cluster_temperature, entropy_weight)
-        self.label_loss = MatchedLabelLoss()
+        self.patch_loss = MaskedPatchLoss(**ranks)
+        self.instance_loss = ContrastiveLoss(instance_temperature, **ranks)
+        self.cluster_loss = ClusterContrastiveLoss(cluster_temperature, entropy_weight, **ranks)
+        self.label_loss = MatchedLabelLoss(**ranks)
 
     def training_step(
         self,
@@ -170,7 +180,9 @@ class PICI(ClusterHeadMethod):
         if views[0].shape != views[1].shape:
             raise ValueError(f"views: expected one shape, got {tuple(views[0].shape)} and {tuple(views[1].shape)}")
         images = torch.cat([as_input(self.backbone, view) for view in views])
-        keep, hidden = random_masks(len(images), self.backbone.num_patches, self.num_kept, device=images.device)
+        batch = self.whole_batch(views[0])
+        masks = random_masks(batch.count(images), self.backbone.num_patches, self.num_kept, device=images.device)
+        keep, hidden = (batch.own(places, self.num_views) for places in masks)
         with record_function("forward"):
             if terms == "labels":
                 features = self.backbone(images, keep)
@@ -187,7 +199,7 @@ class PICI(ClusterHeadMethod):
             if terms != "reconstruction":
                 (z_1, z_2), (c_1, c_2) = rows.chunk(2), shares.chunk(2)
                 parts |= {"instance": self.instance_loss(z_1, z_2), "cluster": self.cluster_loss(c_1, c_2)}
-                statistics = usage(c_1) | spread(z_1)
+                statistics = usage(c_1, batch) | spread(z_1, batch)
             if terms == "labels" and pseudo_labels is not None:
                 parts["labels"] = self.label_loss(shares, pseudo_labels.repeat(len(views)))
             loss = torch.stack(list(parts.values())).sum()

@@ -1,7 +1,7 @@
 """SACC: contrast between images and between clusters, on two weak views and a strong one."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, Matche
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, collapse_of_head, mlp, spread, usage
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 
 class SACC(ClusterHeadMethod):
@@ -43,6 +46,10 @@ class SACC(ClusterHeadMethod):
         cluster_weight: Sigma; the paper takes 0.5 for CIFAR-100.
         entropy_weight: Weight of the entropy term within the cluster loss, which asks for clusters of equal size; below
             1 where they are known to be unequal.
+        gather_distributed: Whether the batch is that of all ranks together, as
+            :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
+            ranks, which gives those of one process with the whole batch.
+        process_group: Which ranks; None for all.
     """
 
     num_views = 3
@@ -70,8 +77,11 @@ class SACC(ClusterHeadMethod):
         cluster_temperature: float = 1.0,
         cluster_weight: float = 1.0,
         entropy_weight: float = 1.0,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
     ) -> None:
         super().__init__()
+        ranks = self.set_ranks(gather_distributed, process_group)
         hidden_dim = feature_dim if hidden_dim is None else hidden_dim
         self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
         self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
@@ -85,9 +95,9 @@ class SACC(ClusterHeadMethod):
         self.instance_head = mlp(feature_dim, hidden_dim, embedding_dim, batch_norm=False)
         cluster_head = mlp(feature_dim, hidden_dim, num_clusters, batch_norm=False)
         self.cluster_head = nn.Sequential(*cluster_head, nn.Softmax(dim=1))
-        self.instance_loss = ContrastiveLoss(instance_temperature)
-        self.cluster_loss = ClusterContrastiveLoss(cluster_temperature, entropy_weight)
-        self.label_loss = MatchedLabelLoss()
+        self.instance_loss = ContrastiveLoss(instance_temperature, **ranks)
+        self.cluster_loss = ClusterContrastiveLoss(cluster_temperature, entropy_weight, **ranks)
+        self.label_loss = MatchedLabelLoss(**ranks)
 
     def training_step(
         self,
@@ -107,17 +117,19 @@ class SACC(ClusterHeadMethod):
         """
         check_views(views, self.num_views)
         terms = self.chosen_terms(terms, pseudo_labels)
+        batch = self.whole_batch(views[0])
         with record_function("forward"):
             features = [self.backbone(as_input(self.backbone, view)) for view in views]
             z_1, z_2, z_s = map(self.instance_head, features)
             c_1, c_2, c_s = map(self.cluster_head, features)
         with record_function("loss"):
             loss = instance = self.instance_loss(z_1, z_2) + self.instance_loss(z_2, z_s)
-            logged = {"instance": instance} | usage(c_1) | spread(z_1)
+            logged = {"instance": instance} | usage(c_1, batch) | spread(z_1, batch)
             if terms == "all":
                 cluster = self.cluster_loss(c_1, c_2) + self.cluster_loss(c_1, c_s) + self.cluster_loss(c_2, c_s)
             elif terms == "labels" and pseudo_labels is not None:
-                cluster = torch.stack([self.label_loss(shares, pseudo_labels) for shares in (c_1, c_2, c_s)]).mean()
+                labels = [self.label_loss(shares, pseudo_labels) for shares in (c_1, c_2, c_s)]
+                cluster = torch.stack(labels).mean()
             if terms != "instance":
                 loss = instance + self.cluster_weight * cluster
                 logged["cluster"] = cluster

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from deepclust_ext.methods.whole_batch import WholeBatch
+
 
 def mlp(
     in_dim: int,
@@ -95,24 +97,44 @@ def rising_momentum(momentum: float, progress: float) -> float:
 @torch.no_grad()
 def spread(
     features: Tensor,  # (B, D)
+    batch: WholeBatch | None = None,
 ) -> dict[str, Tensor]:
-    """Total variance of the unit rows (0 = one point, 1 = even) and the number of directions that carry it."""
+    """Total variance of the unit rows (0 = one point, 1 = even) and the number of directions that carry it.
+
+    Args:
+        features: At hand.
+        batch: Which the features are of; None where they are all.
+    """
     rows = normalize(features.float(), dim=1)
-    centered = rows - rows.mean(dim=0)
+    count = len(rows) if batch is None else batch.count(rows)
     with torch.autocast(rows.device.type, enabled=False):
-        gram = centered @ centered.T
+        if batch is None or count == len(rows):
+            centered = rows - rows.mean(dim=0)
+            gram = centered @ centered.T
+        else:  # the products of columns: as large a sum of squares, and a sum over ranks
+            centered = rows - batch.sum(rows.sum(dim=0)) / count
+            gram = batch.sum(centered.T @ centered)
     trace = gram.diagonal().sum()
     rank = trace.square() / gram.square().sum().clamp(min=torch.finfo(gram.dtype).tiny)
-    return {"feature_spread": trace / len(rows), "effective_rank": rank}
+    return {"feature_spread": trace / count, "effective_rank": rank}
 
 
 @torch.no_grad()
 def usage(
     assignments: Tensor,  # (B, K)
+    batch: WholeBatch | None = None,
 ) -> dict[str, Tensor]:
-    """Clusters in use, as the exponential of the mean assignment's entropy, and the mean of the largest share."""
-    entropy = torch.special.entr(assignments.float().mean(dim=0)).sum()
-    return {"effective_clusters": entropy.exp(), "confidence": assignments.float().amax(dim=1).mean()}
+    """Clusters in use, as the exponential of the mean assignment's entropy, and the mean of the largest share.
+
+    Args:
+        assignments: Of the images at hand.
+        batch: Which they are of; None where they are all.
+    """
+    shares = assignments.float()
+    mean, confidence = shares.mean(dim=0), shares.amax(dim=1).mean()
+    if batch is not None and batch.count(shares) > len(shares):
+        mean, confidence = batch.sum(shares.sum(dim=0)) / batch.count(shares), batch.weight * confidence
+    return {"effective_clusters": torch.special.entr(mean).sum().exp(), "confidence": confidence}
 
 
 def collapse_of_head(terms: Mapping[str, float], num_clusters: int) -> str | None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import check_bool, check_feature_pair
+from deepclust_ext.ops._checks import check_bool, check_feature_pair, check_integer
 from deepclust_ext.ops._dispatch import call
 from deepclust_ext.reference import HardPairs
 
@@ -14,6 +14,8 @@ def batch_hard_mining(
     student: Tensor,  # (N, D)
     *,
     normalize: bool = True,
+    first_row: int = 0,
+    num_rows: int | None = None,
 ) -> HardPairs:
     r"""Find the hardest positive and the hardest negative of every anchor, without any N x N matrix.
 
@@ -35,9 +37,11 @@ def batch_hard_mining(
         student: Features (N, D), same dtype and device.
         normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
             type (about 1e19 in float32) count as not finite. A row whose norm is below 1e-12 gets gradient 0.
+        first_row: The first anchor, 0 to N. Pairs of fewer anchors are those that these have among all, to the bit.
+        num_rows: The number R of anchors, all from the first one on by default.
 
     Returns:
-        ``HardPairs`` of six (N,) tensors: ``positive_index`` and ``negative_index`` (int64, -1 where an anchor has
+        ``HardPairs`` of six (R,) tensors: ``positive_index`` and ``negative_index`` (int64, -1 where an anchor has
         none), and in the input dtype ``positive_distance``, ``negative_distance`` (teacher-student),
         ``positive_teacher_distance`` and ``negative_teacher_distance`` (teacher-teacher); distances of absent pairs
         are 0. If any input element is NaN or Inf, every index is -1 and every distance NaN.
@@ -55,12 +59,30 @@ def batch_hard_mining(
 
     Source: the mining of HaDis, https://arxiv.org/abs/2401.14038.
     """
-    check_feature_pair(teacher, student, "teacher", "student")
+    first_row, num_rows = _check(teacher, student, first_row, num_rows)
     check_bool(normalize, "normalize")
     if not _extension.uses_native(teacher.device.type):
-        return reference.batch_hard_mining(teacher, student, normalize=normalize)
-    *distances, positive_index, negative_index, _, _ = call("batch_hard_mining", teacher, student, normalize)
+        return reference.batch_hard_mining(
+            teacher, student, normalize=normalize, first_row=first_row, num_rows=num_rows
+        )
+    outputs = call("batch_hard_mining", teacher, student, normalize, first_row, num_rows)
+    *distances, positive_index, negative_index, _, _ = outputs
     return HardPairs(positive_index, negative_index, *distances)
+
+
+def _check(
+    teacher: Tensor,  # (N, D)
+    student: Tensor,  # (N, D)
+    first_row: int,
+    num_rows: int | None,
+) -> tuple[int, int | None]:
+    """Return the range of the anchors, None as it is where it is all."""
+    check_feature_pair(teacher, student, "teacher", "student")
+    if first_row == 0 and num_rows is None:  # the common case
+        return 0, None
+    first_row = check_integer(first_row, "first_row", 0, teacher.shape[0])
+    most = teacher.shape[0] - first_row
+    return first_row, most if num_rows is None else check_integer(num_rows, "num_rows", 0, most)
 
 
 def fake_pair_gradient(
@@ -80,30 +102,33 @@ def _fake(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
     normalize: bool = True,
+    first_row: int = 0,
+    num_rows: int | None = None,
 ) -> tuple[Tensor, ...]:
-    check_feature_pair(teacher, student, "teacher", "student")
-    count = teacher.shape[0]
+    first_row, num_rows = _check(teacher, student, first_row, num_rows)
+    count = teacher.shape[0] if num_rows is None else num_rows
     accumulation = torch.promote_types(teacher.dtype, torch.float32)
     return (
         *(teacher.new_empty(count) for _ in range(4)),
         *(teacher.new_empty(count, dtype=torch.int64) for _ in range(2)),
         teacher.new_empty((4, count), dtype=accumulation),
-        teacher.new_empty((2, count), dtype=accumulation),
+        teacher.new_empty((2, teacher.shape[0]), dtype=accumulation),
     )
 
 
 def _fake_backward(
-    grad_positive_distance: Tensor,  # (N,)
-    grad_negative_distance: Tensor,  # (N,)
-    grad_positive_teacher_distance: Tensor,  # (N,)
-    grad_negative_teacher_distance: Tensor,  # (N,)
+    grad_positive_distance: Tensor,  # (R,)
+    grad_negative_distance: Tensor,  # (R,)
+    grad_positive_teacher_distance: Tensor,  # (R,)
+    grad_negative_teacher_distance: Tensor,  # (R,)
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)
-    positive_index: Tensor,  # (N,)
-    negative_index: Tensor,  # (N,)
-    inverse_distance: Tensor,  # (4, N)
+    positive_index: Tensor,  # (R,)
+    negative_index: Tensor,  # (R,)
+    inverse_distance: Tensor,  # (4, R)
     inverse_norm: Tensor,  # (2, N)
     normalize: bool,
+    first_row: int,
     want_teacher: bool,
     want_student: bool,
 ) -> tuple[Tensor, Tensor]:

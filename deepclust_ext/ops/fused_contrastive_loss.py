@@ -99,7 +99,7 @@ def fused_contrastive_loss(
     Source: NT-Xent, https://arxiv.org/abs/2002.05709; hardness and debias, https://arxiv.org/abs/2010.04592; queue,
     https://arxiv.org/abs/1911.05722; class weights, CLC, https://arxiv.org/abs/2306.05439.
     """
-    _check_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
+    check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
     temperature, hardness = check_temperature(temperature), check_non_negative(hardness, "hardness")
     debias, class_temperature = check_share(debias, "debias"), check_positive(class_temperature, "class_temperature")
     check_bool(normalize, "normalize")
@@ -201,7 +201,7 @@ def _with_tensor_temperature(
 
     def scaled(rows: Tensor) -> Tensor:
         rows = rows.to(wide)
-        return (_unit(rows) if normalize else rows) * temperature.rsqrt()
+        return (unit_rows(rows) if normalize else rows) * temperature.rsqrt()
 
     a, b = scaled(z_a), scaled(z_b)
     class_a, class_b, class_queue = (x if x is None else x.to(wide) for x in (class_a, class_b, class_queue))
@@ -230,7 +230,7 @@ def _with_tensor_temperature(
     return loss.to(result_dtype(z_a))
 
 
-def _unit(
+def unit_rows(
     rows: Tensor,  # (N, D)
 ) -> Tensor:
     """Return the rows over max(L2 norm, 1e-12), without overflow; a row below that has no gradient."""
@@ -259,7 +259,7 @@ def _debiased(
     return -logsigmoid(-negatives) + 0 * loss  # NaN stays
 
 
-def _check_tensors(
+def check_contrastive_tensors(
     z_a: Tensor,  # (B, D)
     z_b: Tensor,  # (B, D)
     class_a: Tensor | None,  # (B, K)
@@ -302,7 +302,7 @@ def _fake(
     reduction: str = "mean",
     keep_gradient: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
+    check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
     anchors = z_a.shape[0] * (2 if queue is None else 1)
     accumulation = torch.promote_types(z_a.dtype, torch.float32)
     depth = z_a.shape[1] + (0 if class_a is None else class_a.shape[1])

@@ -97,13 +97,10 @@ def sinkhorn_knopp(
 
     Source: Cuturi, https://arxiv.org/abs/1306.0895; the order of the steps, SwAV, https://arxiv.org/abs/2006.09882.
     """
-    check_bool(differentiable, "differentiable")
     check_bool(return_num_iters, "return_num_iters")
-    epsilon = check_positive(epsilon, "epsilon")
-    num_iters = check_integer(num_iters, "num_iters", 1)
-    if tolerance is not None:
-        tolerance = check_non_negative(tolerance, "tolerance")
-    _check(scores, sample_marginals, cluster_marginals)
+    epsilon, num_iters, tolerance = check_sinkhorn(
+        scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
+    )
     if not _extension.uses_native(scores.device.type):
         return reference.sinkhorn_knopp(
             scores,
@@ -119,6 +116,25 @@ def sinkhorn_knopp(
         "sinkhorn_knopp", scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
     )
     return (assignments, used) if return_num_iters else assignments
+
+
+def check_sinkhorn(
+    scores: Tensor,  # (..., N, K)
+    epsilon: float,
+    num_iters: int,
+    sample_marginals: Tensor | None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None,  # (K,) or (..., K)
+    tolerance: float | None,
+    differentiable: bool,
+) -> tuple[float, int, float | None]:
+    """Raise the errors of the contract; return epsilon, the number of iterations and the tolerance as plain numbers."""
+    check_bool(differentiable, "differentiable")
+    epsilon = check_positive(epsilon, "epsilon")
+    num_iters = check_integer(num_iters, "num_iters", 1)
+    if tolerance is not None:
+        tolerance = check_non_negative(tolerance, "tolerance")
+    _check(scores, sample_marginals, cluster_marginals)
+    return epsilon, num_iters, tolerance
 
 
 def _check(

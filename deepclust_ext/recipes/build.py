@@ -1,16 +1,17 @@
 """From a recipe to what trains."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from deepclust_ext.backbones import load_backbone
-from deepclust_ext.data import make_view
+from deepclust_ext.data import NeighborView, make_view
+from deepclust_ext.data.views import seen_by, takes_places
 from deepclust_ext.inference import IndexedImages
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.recipes.files import method_class
@@ -18,21 +19,38 @@ from deepclust_ext.recipes.schema import Recipe
 from deepclust_ext.training import TrainConfig, Trainer, seed_everything
 from deepclust_ext.training.phases import MAIN
 
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
-def make_method(recipe: Recipe) -> ClusteringMethod:
-    """Return the recipe's method with new weights, from torch's global generator, on the CPU."""
+
+def make_method(recipe: Recipe, **ranks: Any) -> ClusteringMethod:
+    """Return the recipe's method with new weights, from torch's global generator, on the CPU.
+
+    Args:
+        recipe: All settings.
+        **ranks: The method's ``gather_distributed`` and ``process_group``.
+    """
     data = recipe.data
     backbone, feature_dim = load_backbone(
         recipe.backbone.name, data.size, channels=data.channels, stem=recipe.backbone.stem
     )
     make: Any = method_class(recipe.method)
-    method: ClusteringMethod = make(backbone, feature_dim, data.num_clusters, **recipe.model)
+    method: ClusteringMethod = make(backbone, feature_dim, data.num_clusters, **recipe.model, **ranks)
     return method
 
 
 def make_views(recipe: Recipe) -> list[nn.Module]:
     """Return the views that the method learns from, which work on whole batches."""
     return [make_view(**settings) for settings in recipe.views]
+
+
+def fit_neighbors(views: Sequence[nn.Module], data: Dataset[Any]) -> None:
+    """Find the neighbors in a data set that views draw from; views of the same settings share them."""
+    found: dict[tuple[int, int], NeighborView] = {}
+    for part in (part for view in views for part in view.modules()):
+        if isinstance(part, NeighborView):
+            settings = part.num_neighbors, part.cells
+            found[settings] = part.share(found[settings]) if settings in found else part.fit(data)
 
 
 def make_test_view(recipe: Recipe) -> nn.Module | None:
@@ -48,6 +66,7 @@ def make_config(recipe: Recipe, **settings: Any) -> TrainConfig:
         learning_rate=recipe.learning_rate,
         optimizer=recipe.optimizer,
         kmeans=recipe.kmeans,
+        sync_batch_norm=recipe.sync_batch_norm,
         **settings,
     )
 
@@ -59,6 +78,8 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
         ValueError: Names what differs.
     """
     expected, as_in = recipe.data, f"as {recipe.title} has it"
+    if isinstance(data, Mapping) and len(data) > 1 and takes_places(*make_views(recipe)):
+        raise ValueError(f"views: expected none of neighbors where {recipe.title} passes through several data sets")
     test_view = make_test_view(recipe)
     views = {"test_view": test_view} if test_view else {"the image itself": torch.nn.Identity()}
     views |= {f"views.{place}": view for place, view in enumerate(make_views(recipe))}
@@ -73,7 +94,8 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
         if image.shape[1] != expected.channels:
             raise ValueError(f"data.channels: expected {expected.channels}, {as_in}, got {image.shape[1]} in {name}")
         for where, view in views.items():
-            size = tuple(view(image).shape[2:])
+            fit_neighbors([view], TensorDataset(image))  # itself, for want of others
+            size = tuple(seen_by(view, image, torch.zeros(1, dtype=torch.int64, device="cpu")).shape[2:])
             if size != (expected.size, expected.size):
                 raise ValueError(f"data.size: expected {expected.size}, {as_in}, got {size} in {name} from {where}")
 
@@ -85,6 +107,8 @@ def make_trainer(
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    gather_distributed: bool = False,
+    process_group: "Group" = None,
     **settings: Any,
 ) -> Trainer:
     """Return the trainer of a recipe's run.
@@ -95,6 +119,8 @@ def make_trainer(
         out: Folder for checkpoint and history.
         seed: Of everything random, the first weights too; below 2^32.
         device: Where to train.
+        gather_distributed: Whether several ranks train together, see :class:`deepclust_ext.training.Trainer`.
+        process_group: These ranks; None for all.
         **settings: Others of :class:`deepclust_ext.training.TrainConfig` that change no recipe: ``num_workers``,
             ``precision``, ``compile``.
 
@@ -105,6 +131,7 @@ def make_trainer(
     config = make_config(recipe, seed=seed, **settings)
     check_images(recipe, data)
     seed_everything(seed)
-    method = make_method(recipe).to(device)
+    method = make_method(recipe, gather_distributed=gather_distributed, process_group=process_group).to(device)
     views, test_view = make_views(recipe), make_test_view(recipe)
+    fit_neighbors(views, data[MAIN] if isinstance(data, Mapping) else data)
     return Trainer(method, data, views, config, out, test_view=test_view, recipe=asdict(recipe))

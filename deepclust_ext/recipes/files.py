@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,14 +12,15 @@ import yaml
 from deepclust_ext import methods
 from deepclust_ext.data import VIEWS
 from deepclust_ext.methods import ClusteringMethod
+from deepclust_ext.methods.base import SURROUNDINGS
 from deepclust_ext.ops._checks import check_type
 from deepclust_ext.recipes.checks import build, check, check_keys, nearest
 from deepclust_ext.recipes.schema import Recipe
 
 FOLDER = Path(__file__).parent
 
-#: Arguments of every method that come from the data and the backbone.
-GIVEN = ("self", "backbone", "feature_dim", "num_clusters")
+#: Arguments of every method that come from the data, the backbone and the ranks.
+GIVEN = ("self", "backbone", "feature_dim", "num_clusters", *SURROUNDINGS)
 
 
 def names(ending: str = "") -> list[str]:
@@ -133,7 +133,7 @@ def method_class(name: str, where: str = "recipe") -> type[ClusteringMethod]:
 def _checked_model(recipe: Recipe, where: str) -> dict[str, Any]:
     """Return the arguments of the method, checked against its constructor's annotations."""
     constructor = method_class(recipe.method, where).__init__
-    hints = typing.get_type_hints(constructor)
+    hints = inspect.get_annotations(constructor)
     known = [key for key in inspect.signature(constructor).parameters if key not in GIVEN]
     check_keys(recipe.model, known, f"{where}.model")
     return {key: check(value, hints[key], f"{where}.model.{key}") for key, value in recipe.model.items()}

@@ -71,6 +71,8 @@ class Recipe:
         optimizer: None for the method's default.
         learning_rate: Its course.
         kmeans: Of pseudo-labels and final clusters.
+        sync_batch_norm: Whether batch normalization goes by the images of all ranks; see
+            :class:`deepclust_ext.training.TrainConfig`.
         published: Figures to compare with.
         name: That of the file.
     """
@@ -86,6 +88,7 @@ class Recipe:
     optimizer: OptimizerSettings | None = None
     learning_rate: LearningRate = field(default_factory=LearningRate)
     kmeans: KMeansSettings = field(default_factory=KMeansSettings)
+    sync_batch_norm: bool = True
     published: Published = field(default_factory=Published)
     name: str = ""
 

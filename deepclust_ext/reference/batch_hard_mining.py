@@ -31,38 +31,40 @@ def batch_hard_mining(
     student: Tensor,  # (N, D)
     *,
     normalize: bool = True,
+    first_row: int = 0,
+    num_rows: int | None = None,
 ) -> HardPairs:
-    """Mine by full N x N distance matrices; see :func:`deepclust_ext.batch_hard_mining` for the contract."""
-    count = teacher.shape[0]
-    if count == 0:
+    """Mine by full R x N distance matrices; see :func:`deepclust_ext.batch_hard_mining` for the contract."""
+    anchors = slice(first_row, None if num_rows is None else first_row + num_rows)
+    if teacher[anchors].shape[0] == 0:
         no_index = torch.empty(0, dtype=torch.int64, device=teacher.device)
-        no_distance = (teacher + student).sum(dim=1)
+        no_distance = (teacher + student)[anchors].sum(dim=1)
         return HardPairs(no_index, no_index, no_distance, no_distance, no_distance, no_distance)
     finite = torch.isfinite(teacher).all() & torch.isfinite(student).all()
     if normalize:
         teacher, student = l2_normalize(teacher, dim=1), l2_normalize(student, dim=1)
-    teacher_distances = _pairwise_distances(teacher, teacher)  # (N, N)
-    distances = _pairwise_distances(teacher, student)  # (N, N)
+    teacher_distances = _pairwise_distances(teacher[anchors], teacher)  # (R, N)
+    distances = _pairwise_distances(teacher[anchors], student)  # (R, N)
+    own = torch.arange(first_row, first_row + len(distances), device=teacher.device).unsqueeze(1)  # (R, 1)
     # The expanded form leaves rounding on the diagonal, so the anchor itself, always a positive, is put in by hand.
-    is_negative = teacher_distances > distances.diagonal().unsqueeze(1)  # (N, N)
-    is_negative.fill_diagonal_(False)
+    is_negative = (teacher_distances > distances.gather(1, own)).scatter(1, own, False)  # (R, N)
     farthest, positive_index = distances.masked_fill(is_negative, -math.inf).max(dim=1)
     nearest, negative_index = distances.masked_fill(~is_negative, math.inf).min(dim=1)
-    positive = _finish(farthest, positive_index, teacher_distances, finite)
-    negative = _finish(nearest, negative_index, teacher_distances, finite)
+    positive = _finish(farthest, positive_index, teacher_distances, own.squeeze(1), finite)
+    negative = _finish(nearest, negative_index, teacher_distances, own.squeeze(1), finite)
     return HardPairs(positive[0], negative[0], positive[1], negative[1], positive[2], negative[2])
 
 
 def _finish(
-    extreme: Tensor,  # (N,) mined teacher-student distance, +-inf where no column was eligible
-    index: Tensor,  # (N,) int64
-    teacher_distances: Tensor,  # (N, N)
+    extreme: Tensor,  # (R,) mined teacher-student distance, +-inf where no column was eligible
+    index: Tensor,  # (R,) int64
+    teacher_distances: Tensor,  # (R, N)
+    anchor: Tensor,  # (R,) int64
     finite: Tensor,  # () bool, no NaN or Inf anywhere in the inputs
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return index, distance and teacher distance with the rules for absent pairs and non-finite inputs applied."""
     found = extreme.isfinite()
     among_teachers = teacher_distances.gather(1, index.unsqueeze(1)).squeeze(1)
-    anchor = torch.arange(index.shape[0], device=index.device)
     among_teachers = torch.where(index == anchor, MIN_SQUARED_DISTANCE**0.5, among_teachers)
     poison = torch.where(finite, 1.0, math.nan).to(extreme.dtype)
     return (

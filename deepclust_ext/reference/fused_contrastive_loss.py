@@ -30,6 +30,29 @@ def fused_contrastive_loss(
         [x.isfinite().all() for x in (z_a, z_b, class_a, class_b, queue, class_queue) if x is not None]
     )
     temperature = positive_or_nan(temperature)
+    positive, scores, num_negatives = scores_of(
+        z_a, z_b, class_a, class_b, queue, class_queue, temperature, class_temperature, normalize
+    )
+    sums = log_sums(scores, hardness)
+    loss = losses_of_log_sums(positive, *sums, num_negatives, temperature, hardness, debias)
+    loss = loss * torch.where(finite.all(), 1.0, math.nan).to(loss.dtype)
+    if reduction == "none":
+        return loss
+    return loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
+
+
+def scores_of(
+    z_a: Tensor,  # (B, D)
+    z_b: Tensor,  # (B, D)
+    class_a: Tensor | None,  # (B, K)
+    class_b: Tensor | None,  # (B, K)
+    queue: Tensor | None,  # (M, D)
+    class_queue: Tensor | None,  # (M, K)
+    temperature: float | Tensor,
+    class_temperature: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, int]:
+    """Return the scores of the positives (R,), those of all pairs (R, C), -inf where no negative, and their number."""
     if normalize:
         z_a, z_b = l2_normalize(z_a, dim=1), l2_normalize(z_b, dim=1)
         queue = None if queue is None else l2_normalize(queue, dim=1)
@@ -50,32 +73,36 @@ def fused_contrastive_loss(
             scores = scores + class_a @ class_queue.T / class_temperature
             positive = positive + (class_a * class_b).sum(dim=1) / class_temperature
         num_negatives = len(queue)
-    if num_negatives:
-        loss = -logsigmoid(positive - _log_negatives(scores, positive, num_negatives, temperature, hardness, debias))
-    else:
-        loss = 0 * positive
-    loss = loss * torch.where(finite.all(), 1.0, math.nan).to(loss.dtype)
-    if reduction == "none":
-        return loss
-    return loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
+    return positive, scores, num_negatives
 
 
-def _log_negatives(
+def log_sums(
     scores: Tensor,  # (R, C) -inf where the column is no negative of the row
-    positive: Tensor,  # (R,)
+    hardness: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of both sums over the negatives of a row, (R,) each; without hardness the second is 0."""
+    log_sum = ((1 + hardness) * scores).logsumexp(dim=1)
+    return log_sum, (hardness * scores).logsumexp(dim=1) if hardness > 0 else torch.zeros_like(log_sum)
+
+
+def losses_of_log_sums(
+    positive: Tensor,  # (R,) scores of the positives
+    log_sum: Tensor,  # (R,) of exp((1 + hardness) scores)
+    log_weight_sum: Tensor,  # (R,) of exp(hardness scores), for hardness above 0
     num_negatives: int,
     temperature: float | Tensor,
     hardness: float,
     debias: float,
 ) -> Tensor:
-    """Return log G, (R,)."""
-    log_sum = ((1 + hardness) * scores).logsumexp(dim=1)
+    """Return the losses of all rows, (R,)."""
+    if not num_negatives:
+        return 0 * positive
     if hardness > 0:
-        log_sum = math.log(num_negatives) + log_sum - (hardness * scores).logsumexp(dim=1)
+        log_sum = math.log(num_negatives) + log_sum - log_weight_sum
     if debias > 0:
         # In logarithms, relative to the sum, so that nothing overflows: G - debias R exp(s_pos) = G share.
         share = 1 - (math.log(debias * num_negatives) + positive - log_sum).clamp(max=0).exp()
         floor = math.log(num_negatives) - 1 / temperature
         above = share > (1 - debias) * (floor - log_sum).exp()
         log_sum = torch.where(above, log_sum + torch.where(above, share, 1).log() - math.log1p(-debias), floor)
-    return log_sum
+    return -logsigmoid(positive - log_sum)

@@ -39,29 +39,47 @@ def fused_hsd_loss(
 
 def hsd_loss_of_pairs(pairs: HardPairs, temperature: float | Tensor, reduction: str) -> tuple[Tensor, HSDStats]:
     """Return the loss of pairs that have been mined, and its statistics."""
+    loss, sums = hsd_losses_of_pairs(pairs, temperature)
+    count = len(loss)
+    if reduction != "none":
+        loss = loss.sum() / (max(count, 1) if reduction == "mean" else 1)
+    return loss, stats_of_sums(sums, count)
+
+
+def hsd_losses_of_pairs(pairs: HardPairs, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return the losses (N,) of pairs that have been mined, and the sums (7,) that :func:`stats_of_sums` takes."""
     temperature = positive_or_nan(temperature)
     positive_weight = (pairs.positive_distance - pairs.positive_teacher_distance).clamp(min=0).detach()
     negative_weight = (pairs.negative_teacher_distance - pairs.negative_distance).clamp(min=0).detach()
     positive_logit = positive_weight * pairs.positive_distance / temperature
     negative_logit = negative_weight * pairs.negative_distance / temperature
-    loss = -logsigmoid(negative_logit - positive_logit)
-    if reduction != "none":
-        loss = loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
-    return loss, _collect_stats(pairs, positive_weight, negative_weight)
+    return -logsigmoid(negative_logit - positive_logit), _stat_sums(pairs, positive_weight, negative_weight)
 
 
 @torch.no_grad()
-def _collect_stats(
+def _stat_sums(
     pairs: HardPairs,
     positive_weight: Tensor,  # (N,)
     negative_weight: Tensor,  # (N,)
-) -> HSDStats:
+) -> Tensor:
     has_positive, has_negative = pairs.positive_index >= 0, pairs.negative_index >= 0
-    count = max(len(positive_weight), 1)
-    return HSDStats(
-        (negative_weight == 0).sum() / count,
-        (positive_weight == 0).sum() / count,
-        (~has_negative).sum() / count,
-        pairs.positive_distance.sum() / has_positive.sum().clamp(min=1),
-        pairs.negative_distance.sum() / has_negative.sum().clamp(min=1),
+    values = (
+        negative_weight == 0,
+        positive_weight == 0,
+        ~has_negative,
+        pairs.positive_distance,
+        pairs.negative_distance,
+        has_positive,
+        has_negative,
     )
+    sums = torch.stack([value.double().sum() for value in values])
+    return sums.to(torch.promote_types(positive_weight.dtype, torch.float32))
+
+
+def stats_of_sums(
+    sums: Tensor,  # (7,)
+    count: int,
+) -> HSDStats:
+    """Return the statistics of ``count`` anchors."""
+    shares, (positive, negative, positives, negatives) = sums[:3] / max(count, 1), sums[3:]
+    return HSDStats._make((*shares, positive / positives.clamp(min=1), negative / negatives.clamp(min=1)))

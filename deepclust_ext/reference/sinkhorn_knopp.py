@@ -27,9 +27,10 @@ def sinkhorn_knopp(
     used = torch.full(batch, num_iters, dtype=torch.int64, device=scores.device)
     if scores.numel() == 0:
         return (scores.clone(), used) if return_num_iters else scores.clone()
-    log_samples = _log_shares(sample_marginals, scores, num_samples)  # (..., N)
-    log_clusters = _log_shares(cluster_marginals, scores, num_clusters)  # (..., K)
-    logits = _logits(scores, epsilon, log_samples > -math.inf, log_clusters > -math.inf)
+    log_samples = log_shares(sample_marginals, scores, num_samples)  # (..., N)
+    log_clusters = log_shares(cluster_marginals, scores, num_clusters)  # (..., K)
+    tops = largest_by_cluster(scores, log_samples > -math.inf)
+    logits = scaled_scores(scores, epsilon, tops, log_clusters > -math.inf)
     by_sample = torch.where(log_samples == -math.inf, -math.inf, 0.0).to(scores.dtype).expand(*batch, num_samples)
     by_cluster = torch.zeros(*batch, num_clusters, dtype=scores.dtype, device=scores.device)
     active = torch.ones(batch, dtype=torch.bool, device=scores.device)
@@ -47,20 +48,27 @@ def sinkhorn_knopp(
     return (plan, used) if return_num_iters else plan
 
 
-def _logits(
+def largest_by_cluster(
+    scores: Tensor,  # (..., N, K)
+    has_sample: Tensor,  # (..., N) bool, shares above 0
+) -> Tensor:
+    """Return the largest score of every cluster, (..., 1, K); all are NaN where a score is NaN or infinite."""
+    largest = scores.detach().masked_fill(~has_sample.unsqueeze(-1), -math.inf).amax(dim=-2, keepdim=True)
+    return largest + nan_if_not_finite(scores, (-2, -1))
+
+
+def scaled_scores(
     scores: Tensor,  # (..., N, K)
     epsilon: float,
-    has_sample: Tensor,  # (..., N) bool, shares above 0
-    has_cluster: Tensor,  # (..., K)
+    tops: Tensor,  # (..., 1, K) of :func:`largest_by_cluster`
+    has_cluster: Tensor,  # (..., K) bool, shares above 0
 ) -> Tensor:
     """Return s / epsilon, far from 0 with what potentials take up removed: they would lose their digits beside it."""
     largest = torch.finfo(scores.dtype).max / 2  # so that no sum with a mask overflows
     limit = 2.0**50 if scores.dtype == torch.float64 else 2.0**22
-    values = scores.detach()
     # A column counts from its largest score.
-    tops = values.masked_fill(~has_sample.unsqueeze(-1), -math.inf).amax(dim=-2, keepdim=True)  # (..., 1, K)
     centers = torch.where(tops.abs() > limit * epsilon, tops, 0)
-    logits = ((scores - centers) / epsilon).clamp(-largest, largest) + _nan_if_not_finite(scores, (-2, -1))
+    logits = ((scores - centers) / epsilon).clamp(-largest, largest).masked_fill(tops.isnan(), math.nan)
     # A row so far below all columns' largest that it counts nothing at first counts from its own largest.
     tops = ((tops - centers) / epsilon).masked_fill(~has_cluster.unsqueeze(-2), math.inf)
     floor = tops.amin(dim=-1, keepdim=True) - 1024  # (..., 1, 1)
@@ -68,15 +76,15 @@ def _logits(
     return torch.where(own < floor, logits - own + floor, logits)
 
 
-def _log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:
+def log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:
     """Return the logarithms of marginals that add up to 1, (..., count)."""
     if marginals is None:
         return scores.new_full((*scores.shape[:-2], count), -math.log(count))
     shares = marginals.detach().to(scores.dtype)
-    logarithms = (shares / shares.sum(dim=-1, keepdim=True)).log() + _nan_if_not_finite(shares, (-1,))
+    logarithms = (shares / shares.sum(dim=-1, keepdim=True)).log() + nan_if_not_finite(shares, (-1,))
     return logarithms.expand(*scores.shape[:-2], count)
 
 
-def _nan_if_not_finite(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+def nan_if_not_finite(values: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return 0 for each of the other dimensions, NaN where a value is NaN or infinite."""
     return (0 * values.detach()).sum(dim=dims, keepdim=True)

@@ -13,10 +13,11 @@ class Board:
 
     Args:
         folder: For its files.
+        written: Whether there shall be files.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, written: bool = True) -> None:
+        self._folder, self._written = folder, written
         self._writer: Any = None
 
     def __enter__(self) -> "Board":
@@ -32,7 +33,7 @@ class Board:
         Raises:
             OSError: If it cannot be written; names the folder.
         """
-        if self._writer is None and find_spec("tensorboard") is not None:
+        if self._written and self._writer is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             # What a run wrote beyond the epoch that it goes on from is hidden.

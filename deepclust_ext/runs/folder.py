@@ -6,14 +6,16 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
+from deepclust_ext.data import Features
 from deepclust_ext.data.stores import map_array
+from deepclust_ext.distributed import num_ranks
 from deepclust_ext.inference import Trained, device_of, map_images
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.recipes import Recipe
@@ -31,6 +33,10 @@ from deepclust_ext.training.files import (
     RunFolder,
     is_checkpoint,
 )
+from deepclust_ext.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 BOARD_NAME = "tensorboard"
 
@@ -64,6 +70,11 @@ class Run:
             ValueError: If they were in memory alone.
         """
         return recorded_source(self.path, self.record)
+
+    @property
+    def holds_features(self) -> bool:
+        """Whether the run is of rows of features, which are images of one pixel."""
+        return self.recipe.data.size == 1
 
     def images(self, *data: str | os.PathLike[str], labels: str | None = None, **settings: Any) -> Dataset[Any]:
         """Return the run's own images, or others, read as those were.
@@ -104,6 +115,11 @@ class Run:
                 file=sys.stderr,
             )
         channels, expected = getattr(images, "channels", None), self.recipe.data.channels
+        if isinstance(images, Features) != self.holds_features:
+            kinds = ("features", "images") if self.holds_features else ("images", "features")
+            raise ValueError(f"data: expected {kinds[0]}, as {self.path} was trained on, got {kinds[1]}")
+        if isinstance(images, Features) and channels != expected:
+            raise ValueError(f"data: expected rows of {expected} features, as {self.path} has them, got {channels}")
         if channels not in (None, expected):
             raise ValueError(
                 f"data: expected images of {expected} channels, as {self.path} has them, got {channels}; convert them "
@@ -189,10 +205,13 @@ def fit_centers(
     *,
     seed: int,
     num_workers: int = 0,
+    gather_distributed: bool = False,
+    process_group: "Group" = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the centers (K, D) of the final spherical k-means of a method without a cluster head, on the CPU.
 
-    With them come the rows (N, D) of the images, which it was made of, on the method's device.
+    With them come the rows (N, D) of the images, which it was made of, on the method's device. Ranks share the images,
+    and all get the results.
     """
     (rows,) = map_images(
         lambda views: (method.embed(views),),
@@ -202,9 +221,12 @@ def fit_centers(
         num_workers=num_workers,
         device=device_of(method),
         progress="embedding",
+        gather_distributed=gather_distributed,
+        process_group=process_group,
     )
-    kmeans = recipe.kmeans.spherical(recipe.data.num_clusters, seed)
-    centers: torch.Tensor = kmeans.fit(rows).cluster_centers_
+    ranks = Ranks(gather_distributed, process_group)
+    kmeans = recipe.kmeans.spherical(recipe.data.num_clusters, seed, process_group=ranks.group)
+    centers: torch.Tensor = kmeans.fit(rows[ranks.part(len(rows))]).cluster_centers_
     return centers.cpu(), rows
 
 
@@ -218,4 +240,5 @@ def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mappi
             )
         return centers
     images = recorded_source(path, record).open()
-    return fit_centers(method, images, recipe, seed=record["config"]["seed"])[0]
+    shared = num_ranks() > 1
+    return fit_centers(method, images, recipe, seed=record["config"]["seed"], gather_distributed=shared)[0]

@@ -1,9 +1,10 @@
-"""What a folder of images holds, for people and programs."""
+"""What a folder of images or a file of features holds, for people and programs."""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from deepclust_ext.data import Features
 from deepclust_ext.runs.source import Source
 
 #: Kinds of images and reasons that are listed for people at most.
@@ -14,7 +15,8 @@ def describe(source: Source) -> dict[str, Any]:
     """Return what images hold, JSON-serializable.
 
     That is ``images``, ``channels``, ``dtype`` of what methods see, ``kinds`` as stored (height, width, bands, type and
-    count), ``classes`` with their sizes if there are labels, ``skipped`` with reasons, ``notes`` and ``fingerprint``.
+    count), ``classes`` with their sizes if there are labels, ``skipped`` with reasons, ``notes`` and ``fingerprint``;
+    of features their number ``features`` too.
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
@@ -29,6 +31,7 @@ def describe(source: Source) -> dict[str, Any]:
     ]
     sizes = None if images.labels is None else images.labels.bincount().tolist()
     return {
+        **({"features": images.channels} if isinstance(images, Features) else {}),
         "images": len(images),
         "channels": images.channels,
         "dtype": str(images.dtype).removeprefix("torch."),
@@ -43,7 +46,9 @@ def describe(source: Source) -> dict[str, Any]:
 def format_description(found: Mapping[str, Any]) -> str:
     """Return what :func:`describe` found for a person to read."""
     lines = [f"{found['images']} images, seen with {found['channels']} channels of {found['dtype']}"]
-    for kind in found["kinds"][:LISTED]:
+    if "features" in found:  # of which the first note says all this
+        lines = []
+    for kind in found["kinds"][:LISTED] if "features" not in found else ():
         size = f"{kind['width']} x {kind['height']}"
         lines.append(f"{kind['images']:8} of {size:>11} pixels, {kind['bands']} bands, {kind['type']}")
     if len(found["kinds"]) > LISTED:
@@ -51,7 +56,8 @@ def format_description(found: Mapping[str, Any]) -> str:
         lines.append(f"{rest:8} of {len(found['kinds']) - LISTED} other kinds")
     if found["classes"] is not None:
         sizes = found["classes"].values()
-        lines.append(f"{len(sizes)} classes of {min(sizes)} to {max(sizes)} images")
+        what = "rows" if "features" in found else "images"
+        lines.append(f"{len(sizes)} classes of {min(sizes)} to {max(sizes)} {what}")
     lines += found["notes"]
     reasons = Counter(entry["reason"].split(": ")[-1] for entry in found["skipped"])
     for reason, count in reasons.most_common(LISTED):

@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
 from deepclust_ext.backbones.load import check_backbone
-from deepclust_ext.data import Images, load_dataset, load_images
+from deepclust_ext.data import Features, Images, load_dataset, load_features, load_images
 from deepclust_ext.inference import takes_any_size
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_config, make_test_view, make_views
 from deepclust_ext.recipes.defaults import default_recipe
+from deepclust_ext.recipes.features import features_recipe
 from deepclust_ext.recipes.files import method_names
 from deepclust_ext.runs.folder import read_record, recorded_source
 from deepclust_ext.runs.source import Source, check_labels
@@ -182,7 +183,12 @@ def _checked(source: Source, wishes: Wishes) -> Recipe | None:
     named = None if wishes.recipe is None else _named(wishes)
     if named is None:
         assert wishes.num_clusters is not None
-        blank = load_images(np.zeros((wishes.num_clusters + 1, 1, 1), np.uint8), cache="none")
+        count = wishes.num_clusters + 1
+        blank: Any = (
+            load_features(np.zeros((count, 1), np.float32))
+            if source.holds_features
+            else load_images(np.zeros((count, 1, 1), np.uint8), cache="none")
+        )
         recipe, _ = _default(source, blank, wishes)
     else:
         recipe = recipes.changed(named, {**_integers(named), **_told(wishes)})
@@ -199,7 +205,8 @@ def _check_parts(recipe: Recipe) -> None:
 def _default(source: Source, images: Any, wishes: Wishes) -> tuple[Recipe, list[str]]:
     assert wishes.num_clusters is not None
     method = None if wishes.method is None else _method(wishes.method)
-    recipe, reasons = default_recipe(images, wishes.num_clusters, method=method)
+    choose = features_recipe if isinstance(images, Features) else default_recipe
+    recipe, reasons = choose(images, wishes.num_clusters, method=method)
     return recipes.changed(recipe, {"data.dataset": source.name, **wishes.overrides}), reasons
 
 

@@ -81,6 +81,7 @@ class Probe:
             test_view=trainer.test_view,
             batch_size=trainer.config.batch_size,
             device=next(method.parameters()).device,
+            **trainer.ranks.inference(),
         )
         if clusters:
             return rows, clusters[0]

@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
+from deepclust_ext.distributed import rank_of
 from deepclust_ext.evaluation import knn_accuracy, score_clusters
 from deepclust_ext.ops._checks import check_integer
 from deepclust_ext.runs.folder import Run
@@ -28,12 +29,15 @@ def check_labels(run: Run, data: Sequence[str], labels: str | None) -> None:
         raise ValueError(_UNLABELLED)
 
 
-def score_run(run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int = 0) -> dict[str, Any]:
+def score_run(
+    run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int = 0, gather_distributed: bool = False
+) -> dict[str, Any]:
     """Return the scores of a run's clusters and rows on labeled images, JSON-serializable.
 
     Those are ``acc``, ``nmi``, ``ari``, ``silhouette`` and ``sizes`` of the run's clusters; ``knn_accuracy``, the share
     of images whose class the weighted vote of 20 neighbors names; ``kmeans``, the same as of the clusters for k-means
-    on these images' rows; ``images``, ``classes`` and ``clusters``, which count them.
+    on these images' rows; ``images``, ``classes`` and ``clusters``, which count them. Ranks share the images, and all
+    but rank 0 return nothing.
 
     Raises:
         TypeError: If the seed is no integer.
@@ -45,7 +49,11 @@ def score_run(run: Run, images: Dataset[Any], *, seed: int = 0, num_workers: int
         raise ValueError(_UNLABELLED)
     if len(labels) < 2:
         raise ValueError(f"data: expected at least 2 images, got {len(labels)}")
-    rows, shares = run.trained.infer(images, batch_size=run.recipe.batch_size, num_workers=num_workers)
+    rows, shares = run.trained.infer(
+        images, batch_size=run.recipe.batch_size, num_workers=num_workers, gather_distributed=gather_distributed
+    )
+    if gather_distributed and rank_of():
+        return {}
     clusters = run.recipe.data.num_clusters
     scores: dict[str, Any] = asdict(score_clusters(labels, shares.argmax(1), rows, clusters))
     scores["knn_accuracy"] = knn_accuracy(rows, labels, k=NEIGHBORS, temperature=TEMPERATURE)

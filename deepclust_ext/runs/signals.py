@@ -41,7 +41,8 @@ def stopping(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except Stopped as error:
-        error.status = 128 + received[0]
+        if received:  # none where another rank was asked to stop
+            error.status = 128 + received[0]
         raise
     finally:
         for number, handler in before.items():

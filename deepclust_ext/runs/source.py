@@ -1,4 +1,4 @@
-"""Where the images of a run lie, and how they are read: what makes the same images of the same files again."""
+"""Where the images or features of a run lie, and how they are read: what makes the same of the same files again."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from deepclust_ext.data import Digits, Images, load_dataset, load_images
+from deepclust_ext.data import Digits, Images, load_dataset, load_features, load_images
+from deepclust_ext.data.features import are_features
 
 #: The data set of the demo, which lies in no folder.
 BUNDLED = "digits"
@@ -19,7 +20,8 @@ class Source:
     """Images on disk, or a data set by name.
 
     Attributes:
-        data: Folders, files and lists, see :func:`deepclust_ext.data.load_images`; or the one name of a data set.
+        data: Folders, files and lists, see :func:`deepclust_ext.data.load_images`; or files of features, see
+            :func:`deepclust_ext.data.load_features`; or the one name of a data set.
         root: The folder that holds the data set, for a name.
         size: Side of the square that images are resized to; None for the images as they are.
         scale: "type" or "percentile", see :class:`deepclust_ext.data.Images`.
@@ -44,6 +46,11 @@ class Source:
         return self.root is not None or (self.data == (BUNDLED,) and not Path(BUNDLED).exists())
 
     @property
+    def holds_features(self) -> bool:
+        """Whether this is rows of features, by the headers of the files; ValueError if only some of them are."""
+        return not self.is_named and are_features(self.data)
+
+    @property
     def is_labelled(self) -> bool:
         """Whether there are labels, as far as can be told before the images are opened."""
         return self.labels is not None or self.is_named
@@ -53,7 +60,7 @@ class Source:
         root = None if self.root is None else str(Path(self.root).resolve())
         data = self.data if self.is_named else tuple(str(Path(path).resolve()) for path in self.data)
         labels = self.labels
-        if labels not in (None, "folders", "own") and not data[0].endswith(".npz"):
+        if labels not in (None, "folders", "own") and (Path(str(labels)).is_file() or not data[0].endswith(".npz")):
             labels = str(Path(str(labels)).resolve())
         return Source(data, root, self.size, self.scale, labels)
 
@@ -61,7 +68,7 @@ class Source:
         """Return the images.
 
         Args:
-            **settings: What else :class:`deepclust_ext.data.Images` takes.
+            **settings: What else :class:`deepclust_ext.data.Images` takes; features take nothing of it.
 
         Raises:
             FileNotFoundError: If there is no such folder or file.
@@ -69,6 +76,12 @@ class Source:
         """
         if not self.data:
             raise ValueError("data: expected a folder of images, got none")
+        if self.holds_features:
+            if self.scale != "type":
+                raise ValueError(
+                    f"scale: expected 'type' for features, which have no black and white, got {self.scale!r}"
+                )
+            return load_features(*self.data, labels=self.labels)
         if not self.is_named:
             settings |= {"size": self.size, "scale": self.scale, "labels": self.labels}
             return load_images(*self.data, **settings)

@@ -18,12 +18,15 @@ from torch.utils.data import Dataset
 
 import deepclust_ext
 from deepclust_ext import recipes
+from deepclust_ext.data import Features
 from deepclust_ext.evaluation import score_clusters
 from deepclust_ext.inference import Trained
 from deepclust_ext.methods import ClusterHeadMethod
 from deepclust_ext.ops._checks import check_seed
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer
+from deepclust_ext.runs import baseline
+from deepclust_ext.runs.baseline import kmeans_baseline
 from deepclust_ext.runs.board import Board
 from deepclust_ext.runs.clusters import write_clusters
 from deepclust_ext.runs.estimate import seconds_of_a_step
@@ -37,6 +40,7 @@ from deepclust_ext.runs.source import UNLABELLED, Source, labels_of
 from deepclust_ext.training import Trainer, files
 from deepclust_ext.training.files import RunFolder, check_writable, remove, replacing, without_nan, write_text
 from deepclust_ext.training.progress import in_words
+from deepclust_ext.training.ranks import Ranks
 from deepclust_ext.training.stop import Stopped
 
 
@@ -86,7 +90,8 @@ def train(
     """Train a method, and leave in a folder all there is to know of the run.
 
     That is ``recipe.yaml``, which repeats the run, ``run.json``, ``history.jsonl``, ``checkpoint.pt``, ``train.log``,
-    ``clusters.csv``, ``report.html``, and for a method without a cluster head ``centers.npy``.
+    ``clusters.csv``, ``report.html``, and for a method without a cluster head ``centers.npy``. All ranks of
+    ``torch.distributed`` train together, where it is initialized; rank 0 alone writes and scores.
 
     Args:
         recipe: All settings.
@@ -113,7 +118,8 @@ def train(
     labels, _ = labels_of(images)
     if options.score_every and labels is None:
         raise ValueError(UNLABELLED.format(options.score_every))
-    check_folder(path, resume=options.resume, overwrite=options.overwrite)
+    ranks = Ranks()
+    ranks.on_first(lambda: check_folder(path, resume=options.resume, overwrite=options.overwrite))
     trainer = make_trainer(
         recipe,
         data,
@@ -123,48 +129,60 @@ def train(
         device=options.device,
         precision=options.precision,
         compile=options.compile,
+        gather_distributed=ranks.count > 1,
     )
     with ExitStack() as stack:
-        run_folder = stack.enter_context(trainer.folder)  # no other run comes in before the results are written
-        run_folder.check(resume=options.resume, overwrite=options.overwrite)
+        # No other run comes in before the results are written.
+        run_folder = stack.enter_context(ranks.held_by_first(trainer.folder))
+        ranks.on_first(lambda: run_folder.check(resume=options.resume, overwrite=options.overwrite))
         before = read_record(path) if options.resume else {}
         if options.resume:
             trainer.check_resume()  # before anything is written or removed
-            for name in RESULTS:
-                remove(path / name)
-        else:
-            _clear(run_folder)
-        run_folder.begun = (files.RECIPE_NAME, files.RECORD_NAME, files.LOG_NAME, files.SKIPPED_NAME)
-        stack.enter_context(logged(path / files.LOG_NAME))
-        for line in (*reasons, *getattr(images, "notes", ())[1:]):  # the first is said on opening
-            say(line)
-        write_text(path / files.RECIPE_NAME, recipes.dump(recipe))
-        if getattr(images, "skipped", None):
-            with replacing(path / files.SKIPPED_NAME) as unfinished:
-                images.write_skipped(unfinished)  # type: ignore[attr-defined]
         record = _record(trainer, options, source, before)
-        write_record(path, record)
+
+        def begin() -> None:
+            if options.resume:
+                for name in RESULTS:
+                    remove(path / name)
+            else:
+                _clear(run_folder)
+            run_folder.begun = (files.RECIPE_NAME, files.RECORD_NAME, files.LOG_NAME, files.SKIPPED_NAME)
+            stack.enter_context(logged(path / files.LOG_NAME))
+            for line in (*reasons, *getattr(images, "notes", ())[1:]):  # the first is said on opening
+                say(line)
+            write_text(path / files.RECIPE_NAME, recipes.dump(recipe))
+            if getattr(images, "skipped", None):
+                with replacing(path / files.SKIPPED_NAME) as unfinished:
+                    images.write_skipped(unfinished)  # type: ignore[attr-defined]
+            write_record(path, record)
+
+        ranks.on_first(begin)
         _say_how_long(trainer)
         probe = Probe(trainer, labels, options.score_every)
-        board = stack.enter_context(Board(path / BOARD_NAME))
-        with _marked(path, record), stopping(trainer), profiled(trainer) if options.profile else nullcontext():
+        board = stack.enter_context(Board(path / BOARD_NAME, written=ranks.first))
+        with _marked(path, record, ranks), stopping(trainer), profiled(trainer) if options.profile else nullcontext():
             trainer.fit(
                 resume=options.resume,
                 overwrite=not options.resume,
                 after_epoch=lambda epoch: board.write(epoch, probe(epoch)),
             )
         record["seconds"]["training"] = sum(epoch["seconds"] for epoch in trainer.history)
-        say("embedding and clustering the images")
+        if ranks.first:
+            say("embedding and clustering the images")
         trained, rows, shares = _clustered(trainer, recipe, options)
-        write_clusters(path / files.CLUSTERS_NAME, images, shares)
-        if labels is not None:
-            record["scores"] = asdict(score_clusters(labels, shares.argmax(1), rows, recipe.data.num_clusters))
         record["sizes"] = shares.argmax(1).bincount(minlength=recipe.data.num_clusters).tolist()
         record["status"] = "ended"
-        record["seconds"]["total"] = before.get("seconds", {}).get("total", 0.0) + time.perf_counter() - start
         run = Run(path, recipe, trained, trainer.history, record)
-        write_page(run, images, rows, shares)
-        write_record(path, record)
+        if ranks.first:
+            write_clusters(path / files.CLUSTERS_NAME, images, shares)
+            if labels is not None:
+                record["scores"] = asdict(score_clusters(labels, shares.argmax(1), rows, recipe.data.num_clusters))
+            if isinstance(images, Features):
+                say("k-means on the features, to compare with")
+                record["baseline"] = kmeans_baseline(images, recipe, shares.argmax(1), seed=options.seed)
+            record["seconds"]["total"] = before.get("seconds", {}).get("total", 0.0) + time.perf_counter() - start
+            write_page(run, images, rows, shares)
+            write_record(path, record)
     return run
 
 
@@ -197,13 +215,14 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 @contextmanager
-def _marked(path: Path, record: dict[str, Any]) -> Iterator[None]:
+def _marked(path: Path, record: dict[str, Any], ranks: Ranks) -> Iterator[None]:
     """Say how a run that is stopped goes on, and write down that it was."""
     try:
         yield
     except Stopped:
-        write_record(path, {**record, "status": "stopped"})
-        say(f"to go on: deepclust-ext train --resume --out {path}")
+        if ranks.first:
+            write_record(path, {**record, "status": "stopped"})
+            say(f"to go on: deepclust-ext train --resume --out {path}")
         raise
 
 
@@ -216,13 +235,15 @@ def _clear(folder: RunFolder) -> None:
 
 def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trained, Tensor, Tensor]:
     """Return the trained method with rows (N, D) and shares (N, K) of its images, which are embedded once."""
-    method, images = trainer.method, trainer.data["images"]
+    method, images, ranks = trainer.method, trainer.data["images"], trainer.ranks
+    loop = {"num_workers": options.num_workers, **ranks.inference()}
     if isinstance(method, ClusterHeadMethod):
         trained = Trained(method, trainer.test_view)
-        return trained, *trained.infer(images, batch_size=recipe.batch_size, num_workers=options.num_workers)
-    centers, rows = fit_centers(method, images, recipe, seed=options.seed, num_workers=options.num_workers)
-    with replacing(trainer.folder.path / files.CENTERS_NAME) as unfinished:
-        np.save(unfinished, centers.numpy())
+        return trained, *trained.infer(images, batch_size=recipe.batch_size, **loop)
+    centers, rows = fit_centers(method, images, recipe, seed=options.seed, **loop)
+    if ranks.first:
+        with replacing(trainer.folder.path / files.CENTERS_NAME) as unfinished:
+            np.save(unfinished, centers.numpy())
     trained = Trained(method, trainer.test_view, centers)
     return trained, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
 
@@ -231,7 +252,9 @@ def _say_how_long(trainer: Trainer) -> None:
     """Print an estimate; that of the epochs behind corrects it after each."""
     steps = sum(phase.epochs * trainer.steps_per_epoch(phase) for phase in trainer.config.phases)
     seconds = seconds_of_a_step(trainer)
-    say(f"{trainer.config.epochs} epochs, {steps} steps of {1000 * seconds:.0f} ms: about {in_words(steps * seconds)}")
+    time = f"{steps} steps of {1000 * seconds:.0f} ms: about {in_words(steps * seconds)}"
+    if trainer.ranks.first:
+        say(f"{trainer.config.epochs} epochs, {time}")
 
 
 def _record(trainer: Trainer, options: Options, source: Source | None, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,6 +273,7 @@ def _record(trainer: Trainer, options: Options, source: Source | None, before: M
         "skipped": len(getattr(trainer.data["images"], "skipped", ())),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
+        "ranks": trainer.ranks.count,
         "versions": _versions(),
         "seconds": dict(before.get("seconds", {})),
     }
@@ -272,6 +296,8 @@ def closing_words(run: Run) -> str:
     lines = [f"{record['images']} images in {used} of {len(sizes)} clusters, of {min(sizes)} to {max(sizes)} images"]
     if "scores" in record:
         lines.append(", ".join(f"{name.upper()} {record['scores'][name]:.4f}" for name in ("acc", "nmi", "ari")))
+    if "baseline" in record:
+        lines.append(baseline.in_words(record["baseline"]))
     lines.append(f"{in_words(record['seconds']['total'])}, of which training {in_words(record['seconds']['training'])}")
     lines.append(f"clusters of all images: {run.path / files.CLUSTERS_NAME}")
     lines.append(f"the page of the run, to open in a browser: {run.path / files.REPORT_NAME}")

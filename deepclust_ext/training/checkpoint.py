@@ -21,6 +21,7 @@ from deepclust_ext.methods.base import ClusteringMethod
 from deepclust_ext.ops._checks import check_seed
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.phases import describe_phase
+from deepclust_ext.training.schedule import LearningRate
 
 Setting: TypeAlias = str | int | float | bool | None
 
@@ -41,6 +42,13 @@ def check_settings(stored: Mapping[str, Setting], own: Mapping[str, Setting], pa
     ]
     if different:
         raise ValueError("; ".join(different))
+
+
+def why_epochs_are_fixed(learning_rate: LearningRate, method: ClusteringMethod) -> str | None:
+    """Return why a run cannot go on for more epochs than it began with, or None where it can."""
+    if not learning_rate.open_ended:
+        return "without a horizon the learning rate falls over all epochs of the run"
+    return f"{type(method).__name__} goes by the share of the run that is done" if method.uses_progress else None
 
 
 def check_resumed(
@@ -109,6 +117,7 @@ def run_settings(config: TrainConfig, method: ClusteringMethod, others: Mapping[
         "seed": config.seed,
         "precision": config.precision,
         "compile": config.compile,
+        "sync_batch_norm": config.sync_batch_norm,
     }
     return {**found, **{key: entry for name in others for key, entry in flatten(others[name], name).items()}}
 
@@ -181,10 +190,16 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def random_state() -> dict[str, Any]:
-    """Return every generator's state in types that ``torch.load(weights_only=True)`` accepts."""
+def random_state(device: torch.device | None = None) -> dict[str, Any]:
+    """Return every generator's state in types that ``torch.load(weights_only=True)`` accepts.
+
+    Args:
+        device: Where the run draws.
+    """
     name, keys, *rest = np.random.get_state()
+    on_cuda = device is not None and device.type == "cuda"
     return {
+        "device": (device.index or 0) if device is not None and on_cuda else None,
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
@@ -192,12 +207,19 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set every generator to a state of :func:`random_state`; warns of those of GPUs that are not there."""
+def restore_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
+    """Set every generator to a state of :func:`random_state`; warns of those of GPUs that are not there.
+
+    Args:
+        state: What was returned.
+        device: Where the run draws now, which goes on from where it drew.
+    """
     torch.set_rng_state(state["torch"])
     devices = torch.cuda.device_count()
-    for device, generator in enumerate(state["cuda"][:devices]):
-        torch.cuda.set_rng_state(generator, device)
+    for place, generator in enumerate(state["cuda"][:devices]):
+        torch.cuda.set_rng_state(generator, place)
+    if device is not None and device.type == "cuda" and state["device"] is not None:
+        torch.cuda.set_rng_state(state["cuda"][state["device"]], device)
     if len(state["cuda"]) > devices:
         warnings.warn(
             f"the checkpoint is of a machine with {len(state['cuda'])} GPUs, and here are {devices}: the random "

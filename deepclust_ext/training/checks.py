@@ -12,6 +12,7 @@ from deepclust_ext.inference import IndexedImages
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.ops._checks import check_type
 from deepclust_ext.training.config import TrainConfig
+from deepclust_ext.training.phases import MAIN
 
 
 def check_types(method: Any, views: Any, config: Any, out: Any, test_view: Any, recipe: Any) -> None:
@@ -71,6 +72,46 @@ def check_as_they_are(images: IndexedImages) -> None:
         raise ValueError(f"data: expected images of one size where there is no test_view, got several; {cure}")
     if not first.is_floating_point():
         raise TypeError(f"{images.name(0)}: expected a floating image, without a test_view, got {first.dtype}; {cure}")
+
+
+def check_fit(
+    method: ClusteringMethod,
+    images: Mapping[str, IndexedImages],
+    num_views: int,
+    config: TrainConfig,
+    *,
+    as_they_are: bool,
+) -> None:
+    """Require data sets, views and phases that fit the method; without a test view images that it takes as they are.
+
+    Raises:
+        TypeError: As :func:`check_as_they_are`.
+        ValueError: If something does not fit.
+    """
+    if MAIN not in images:
+        raise ValueError(f"data: expected a data set named {MAIN!r}, got {', '.join(images) or 'none'}")
+    if as_they_are:
+        check_as_they_are(images[MAIN])
+    if num_views != method.num_views:
+        raise ValueError(f"views: expected {method.num_views} for {type(method).__name__}, got {num_views}")
+    if config.epochs < 1:
+        raise ValueError(f"phases: expected at least one epoch, got {config.epochs}")
+    sizes = {name: len(each) for name, each in images.items()}
+    used = {MAIN, *(name for phase in config.phases if phase.epochs for name in phase.passes)}
+    method.check_data({name: size for name, size in sizes.items() if name in used})
+    for phase in config.phases:
+        phase.check(method, sizes, config.batch_size)
+
+
+def check_ranks(config: TrainConfig, count: int) -> None:
+    """Require a batch with enough images for so many ranks: batch normalization needs two where it is a rank's own.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    least = count if config.sync_batch_norm or count == 1 else 2 * count
+    if config.batch_size < least:
+        raise ValueError(f"batch_size: expected at least {least} for {count} ranks, got {config.batch_size}")
 
 
 def check_trainable(method: nn.Module) -> None:

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.methods.base import OptimizerSettings
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_seed, check_type
 from deepclust_ext.training.phases import Phase
 from deepclust_ext.training.schedule import LearningRate
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -37,7 +41,9 @@ class KMeansSettings:
             object.__setattr__(self, name, check_integer(getattr(self, name), f"kmeans.{name}", 1))
         object.__setattr__(self, "tol", check_non_negative(self.tol, "kmeans.tol"))
 
-    def spherical(self, num_clusters: int, seed: int, *, n_init: int | None = None) -> KMeans:
+    def spherical(
+        self, num_clusters: int, seed: int, *, n_init: int | None = None, process_group: "Group" = None
+    ) -> KMeans:
         """Return spherical k-means of these settings, with the starts for final clusters unless told otherwise."""
         return KMeans(
             num_clusters,
@@ -46,6 +52,7 @@ class KMeansSettings:
             max_iter=self.max_iter,
             tol=self.tol,
             random_state=seed,
+            process_group=process_group,
         )
 
 
@@ -65,6 +72,8 @@ class TrainConfig:
             result, unless the data set draws random numbers itself.
         precision: "fp32", or "bf16" for training steps under torch's autocast to bfloat16; weights stay in float32.
         compile: Whether torch.compile makes the training step.
+        sync_batch_norm: Whether batch normalization goes by the images of all ranks. Without, each rank goes by its
+            own, and the result depends on the number of ranks; on one rank it is the same.
 
     Raises:
         TypeError: If a value is of another type.
@@ -80,6 +89,7 @@ class TrainConfig:
     num_workers: int = 0
     precision: str = "fp32"
     compile: bool = False
+    sync_batch_norm: bool = True
 
     def __post_init__(self) -> None:
         for place, phase in enumerate(check_type(self.phases, "phases", Sequence, "a sequence of Phase")):
@@ -90,7 +100,8 @@ class TrainConfig:
         check_type(self.kmeans, "kmeans", KMeansSettings, "KMeansSettings")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        check_type(self.compile, "compile", bool, "True or False")
+        for name in ("compile", "sync_batch_norm"):
+            check_type(getattr(self, name), name, bool, "True or False")
         for name, low in (("batch_size", 2), ("num_workers", 0)):
             object.__setattr__(self, name, check_integer(getattr(self, name), name, low))
         object.__setattr__(self, "seed", check_seed(self.seed))

@@ -21,12 +21,13 @@ class Progress:
         epochs: Of the whole run.
         steps: Of the whole run.
         done: Steps behind it already.
+        shown: Whether a person sees anything, as of one rank of several.
     """
 
-    def __init__(self, epochs: int, steps: int, done: int) -> None:
-        self._epochs, self._steps, self._done = epochs, steps, done
+    def __init__(self, epochs: int, steps: int, done: int, *, shown: bool = True) -> None:
+        self._epochs, self._steps, self._done, self._shown = epochs, steps, done, shown
         # disable=None: a bar on a terminal, and nothing elsewhere.
-        self._bar = tqdm(total=steps, initial=done, unit="step", disable=None, smoothing=0.05)
+        self._bar = tqdm(total=steps, initial=done, unit="step", disable=None if shown else True, smoothing=0.05)
         self._images, self._since, self._begun, self._first = 0, time.perf_counter(), time.perf_counter(), done
 
     def __enter__(self) -> "Progress":
@@ -52,7 +53,7 @@ class Progress:
         left = (now - self._begun) / max(self._done - self._first, 1) * (self._steps - self._done)
         line = f"epoch {int(record['epoch'])} of {self._epochs}: {terms}, {rate:.0f} images/s, {in_words(left)} left"
         LOGGER.info(line)
-        if self._bar.disable:
+        if self._bar.disable and self._shown:
             print(line, file=sys.stderr, flush=True)
 
 

@@ -1,10 +1,11 @@
 """One trainer for every method: phases, schedule, pseudo-labels, history, checkpoints that resume exactly."""
 
+import functools
 import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from deepclust_ext.inference import IndexedImages, Loader, assign, device_of, em
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.training import checks
+from deepclust_ext.training.batch_norm import synchronize_batch_norm
 from deepclust_ext.training.checkpoint import (
     NEVER_THE_SAME,
     Setting,
@@ -30,12 +32,14 @@ from deepclust_ext.training.checkpoint import (
     run_settings,
     seed_everything,
     versions,
+    why_epochs_are_fixed,
 )
 from deepclust_ext.training.config import TrainConfig
 from deepclust_ext.training.files import FORMAT, RunFolder
-from deepclust_ext.training.loading import Batch, epoch_batches
+from deepclust_ext.training.loading import Batch, epoch_batches, views_of
 from deepclust_ext.training.phases import MAIN, Phase, locate
 from deepclust_ext.training.progress import Progress
+from deepclust_ext.training.ranks import Ranks, tensors_of
 from deepclust_ext.training.stop import Stopped
 from deepclust_ext.training.tally import Step, Tally
 
@@ -45,6 +49,10 @@ STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-mean
 
 class Trainer:
     """Train a method on the images of a data set; labels that the data set also returns are dropped unseen.
+
+    A method with ``gather_distributed`` is trained by all ranks of its process group together, each of which has a
+    trainer of the same arguments: a rank takes its part of every batch. The order of the images, their views and all
+    noise are the same for any number of ranks. Rank 0 alone writes and shows.
 
     Args:
         method: What to train. It stays on its device, and batches are moved there.
@@ -59,6 +67,7 @@ class Trainer:
 
     Attributes:
         folder: The folder ``out``, which ``fit`` locks.
+        ranks: Those that train.
         optimizer: The method's; its learning rates are the peak of the schedule until the first step.
         history: One record of mean terms per epoch. A term has its mean over the steps that log it.
         stop: Whether to stop: a signal handler sets it. The step under way ends, the state is saved, ``fit`` raises.
@@ -88,6 +97,7 @@ class Trainer:
         self.config = config
         self.out = Path(out)
         self.folder = RunFolder(self.out)
+        self.ranks = Ranks(method.gather_distributed, method.process_group)
         self.test_view = test_view
         self.recipe = recipe or {}
         self.history: list[dict[str, float]] = []
@@ -107,19 +117,10 @@ class Trainer:
         self._tally = Tally()  # of the epoch under way
         self._compiled_step = torch.compile(method.training_step) if config.compile else None
         self._warned = False
-        if MAIN not in self.data:
-            raise ValueError(f"data: expected a data set named {MAIN!r}, got {', '.join(self.data) or 'none'}")
-        if test_view is None:
-            checks.check_as_they_are(self._images[MAIN])
-        if len(views) != method.num_views:
-            raise ValueError(f"views: expected {method.num_views} for {type(method).__name__}, got {len(views)}")
-        if config.epochs < 1:
-            raise ValueError(f"phases: expected at least one epoch, got {config.epochs}")
-        sizes = {name: len(images) for name, images in self._images.items()}
-        used = {MAIN, *(name for phase in config.phases if phase.epochs for name in phase.passes)}
-        method.check_data({name: size for name, size in sizes.items() if name in used})
-        for phase in config.phases:
-            phase.check(method, sizes, config.batch_size)
+        checks.check_fit(method, self._images, len(views), config, as_they_are=test_view is None)
+        checks.check_ranks(config, self.ranks.count)
+        if self.ranks.count > 1 and config.sync_batch_norm:
+            synchronize_batch_norm(method, method.process_group)
         self.optimizer = method.make_optimizer(config.batch_size, config.optimizer)
         for group in self.optimizer.param_groups:  # a checkpoint holds them, and can be read with plain numbers alone
             group |= {name: value.item() for name, value in group.items() if isinstance(value, np.generic | Tensor)}
@@ -151,7 +152,8 @@ class Trainer:
         Raises:
             FileNotFoundError: If there is no checkpoint to resume from.
             FileExistsError: If ``out`` holds a run that is neither to be resumed nor to be overwritten.
-            RuntimeError: If another run uses ``out``; names its process. Or if gradients are not recorded.
+            RuntimeError: If another run uses ``out``; names its process. Or if gradients are not recorded, or another
+                rank has failed.
             ValueError: If the checkpoint cannot be read, or was written with other settings, data or versions.
             FloatingPointError: If a loss or a weight is not finite; the checkpoint is that of the epoch before.
             OSError: If a file cannot be written; names it.
@@ -159,8 +161,8 @@ class Trainer:
                 ``Stopped``.
         """
         checks.check_trainable(self.method)
-        with self.folder as folder:
-            folder.check(resume=resume, overwrite=overwrite)
+        with self.ranks.held_by_first(self.folder) as folder:
+            self.ranks.on_first(lambda: folder.check(resume=resume, overwrite=overwrite))
             if resume:
                 self._load(other_versions)
             else:
@@ -168,10 +170,9 @@ class Trainer:
                 self._pseudo_labels = None
                 self._tally, self.kept = Tally(), {}
                 seed_everything(self.config.seed)
-                folder.clear()
-                folder.save(self._state())
-                folder.load()  # what cannot be read again is refused before the first step
-            folder.write_history(self.history)
+                self.ranks.share(tensors_of(self.method))
+                self.ranks.on_first(self._begin)
+            self.ranks.on_first(lambda: folder.write_history(self.history))
             try:
                 self._train(after_epoch)
             except Stopped:
@@ -184,6 +185,12 @@ class Trainer:
             finally:
                 self._loaders.clear()  # no worker outlives the run
         return self.history
+
+    def _begin(self) -> None:
+        """Write the first checkpoint over what the folder holds; what cannot be read again is refused at once."""
+        self.folder.clear()
+        self.folder.save(self._state())
+        self.folder.load()
 
     def embed(self) -> Tensor:
         """Return the method's rows for all images in their order, (N, D), on the method's device."""
@@ -203,9 +210,10 @@ class Trainer:
             seed: None for the run's.
         """
         seed = self.config.seed if seed is None else seed
-        kmeans = self.config.kmeans.spherical(self.method.num_clusters, seed, n_init=n_init)
-        labels: Tensor = kmeans.fit_predict(self.embed())
-        return labels.cpu()
+        ranks, num_clusters = self.ranks, self.method.num_clusters
+        kmeans = self.config.kmeans.spherical(num_clusters, seed, n_init=n_init, process_group=ranks.group)
+        rows = self.embed()
+        return ranks.gather(kmeans.fit_predict(rows[ranks.part(len(rows))])).cpu()
 
     def steps_per_epoch(self, phase: Phase) -> int:
         """Return the steps that an epoch of a phase has, over all its data sets."""
@@ -218,23 +226,28 @@ class Trainer:
 
     def _inference(self) -> dict[str, Any]:
         config = self.config
-        return {"test_view": self.test_view, "batch_size": config.batch_size, "num_workers": config.num_workers}
+        loop = {"test_view": self.test_view, "batch_size": config.batch_size, "num_workers": config.num_workers}
+        return loop | self.ranks.inference()
 
     def _train(self, after_epoch: Callable[[dict[str, float]], Mapping[str, float]] | None) -> None:
         done = self._steps_before(len(self.history)) + self._tally.steps
-        with Progress(self.config.epochs, self._total_steps, done) as progress:
+        with Progress(self.config.epochs, self._total_steps, done, shown=self.ranks.first) as progress:
             for epoch in range(len(self.history), self.config.epochs):
                 record = self._train_epoch(epoch, progress)
                 if after_epoch is not None:
                     record |= after_epoch(record)
                 self._tally = Tally()
                 self._warn_of_collapse(record)
-                self.folder.save(self._state(record))
+                self.ranks.on_first(functools.partial(self._write, record))
                 self.history.append(record)
-                self.folder.write_history(self.history)
                 progress.end_epoch(record)
-                if self.stop and len(self.history) < self.config.epochs:
+                if self.ranks.any(self.stop) and len(self.history) < self.config.epochs:
                     raise Stopped(f"after epoch {epoch + 1}", self.folder.checkpoint)
+
+    def _write(self, record: dict[str, float]) -> None:
+        """Write the checkpoint after an epoch, and the history with its record."""
+        self.folder.save(self._state(record))
+        self.folder.write_history([*self.history, record])
 
     def _steps_before(self, epoch: int) -> int:
         """Return the steps of the run before an epoch."""
@@ -246,21 +259,22 @@ class Trainer:
         index, epoch_in_phase = locate(self.config.phases, epoch)
         phase = self.config.phases[index]
         steps, first_step = self.steps_per_epoch(phase), self._steps_before(epoch)
-        tally = self._tally
+        tally, all_repeatable = self._tally, len(self._repeatable) == len(self.data)
         if not tally.steps:
             with record_function("k-means"):
                 self._label(phase, epoch_in_phase, epoch)
         self.method.train()
         with closing(self._batches(phase, epoch, tally.steps)) as batches:
             for step in range(tally.steps, steps):
-                with record_function("data"):
+                # Where images are others at each reading, each rank draws for its own.
+                with record_function("data"), nullcontext() if all_repeatable else self.ranks.apart():
                     batch = next(batches)
                 loss_terms = self._step(batch, epoch + step / steps, (first_step + step) / self._total_steps)
-                tally.add(Step(first_step + step, epoch + 1, phase.name, batch.data, loss_terms, batch.places))
-                progress.end_step(len(batch.images))
-                if self.stop and step + 1 < steps and len(self._repeatable) == len(self.data):
+                tally.add(Step(first_step + step, epoch + 1, phase.name, batch.data, loss_terms, batch.all_places))
+                progress.end_step(len(batch.all_places))
+                if self.ranks.any(self.stop) and step + 1 < steps and all_repeatable:
                     self._check_finite()
-                    self.folder.save(self._state())
+                    self.ranks.on_first(lambda: self.folder.save(self._state()))
                     where = f"in epoch {epoch + 1} after step {step + 1} of {steps}"
                     raise Stopped(where, self.folder.checkpoint)
         means = self._check_finite()
@@ -270,6 +284,8 @@ class Trainer:
     def _check_finite(self) -> dict[str, float]:
         """Return the mean terms of the epoch so far; losses and weights must be finite. Waits for the device."""
         means = self._tally.means()  # the only wait in an epoch of fewer steps than between two looks
+        if not self.config.sync_batch_norm:  # statistics of one rank are from here on those of all
+            self.ranks.share(self.method.buffers())
         bad = not_finite(self.method.state_dict())
         if bad:
             last = self._tally.last
@@ -284,18 +300,19 @@ class Trainer:
             all_labels = self._pseudo_labels if batch.data == MAIN else None
             labels = None if all_labels is None else all_labels[batch.places].to(device, non_blocking=True)
         with record_function("augment"):
-            views = [view(images) for view in self.views]
+            views = views_of(batch, images, self.views, self.ranks)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             step = self._compiled_step or self.method.training_step
             loss, terms = step(views, labels, batch.places, terms=batch.terms, epoch=epoch)
         with record_function("backward"):
             self.optimizer.zero_grad()
             loss.backward()
+            logged = self.ranks.average(self.optimizer, {"loss": loss.detach()} | terms)
         with record_function("optimizer"):
             self._set_rates(epoch)
             self.optimizer.step()
             self.method.after_step(progress)
-        return {"loss": loss.detach()} | terms
+        return logged
 
     def _label(self, phase: Phase, epoch_in_phase: int, epoch: int) -> None:
         if phase.pseudo_labels == "never":
@@ -312,17 +329,15 @@ class Trainer:
 
     def _batches(self, phase: Phase, epoch: int, skip: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch but for the first, one data set after the other."""
+        device = device_of(self.method)
         for name, images in self._images.items():
             if name not in self._loaders:
-                self._loaders[name] = Loader(
-                    images,
-                    num_workers=self.config.num_workers,
-                    device=device_of(self.method),
-                    # Random numbers of workers that stay would be others in a resumed run.
-                    stay=name in self._repeatable,
-                )
+                # Random numbers of workers that stay would be others in a resumed run.
+                stay = name in self._repeatable
+                self._loaders[name] = Loader(images, num_workers=self.config.num_workers, device=device, stay=stay)
         size, seed = self.config.batch_size, self._epoch_seed(epoch)
-        return epoch_batches(self._loaders, self._images, phase, size, seed, self._pseudo_labels, skip)
+        part = self.ranks.part(size)
+        return epoch_batches(self._loaders, self._images, phase, size, seed, self._pseudo_labels, skip, part)
 
     def _set_rates(self, epoch: float) -> None:
         factor = self.config.learning_rate.factor(epoch, self.config.epochs)
@@ -354,7 +369,7 @@ class Trainer:
             "epoch_so_far": self._tally.state(),
             "kept": self.kept,
             "history": history,
-            "random": random_state(),
+            "random": random_state(device_of(self.method)),
         }
 
     def check_resume(self, *, other_versions: bool = False) -> dict[str, Any]:
@@ -365,17 +380,12 @@ class Trainer:
             ValueError: As :meth:`fit`.
         """
         state = self.folder.load()
-        fixed_epochs = None
-        if not self.config.learning_rate.open_ended:
-            fixed_epochs = "without a horizon the learning rate falls over all epochs of the run"
-        elif self.method.uses_progress:
-            fixed_epochs = f"{type(self.method).__name__} goes by the share of the run that is done"
         check_resumed(
             state,
             self.settings(),
             self.folder.checkpoint,
             last_phase=len(self.config.phases) - 1,
-            fixed_epochs=fixed_epochs,
+            fixed_epochs=why_epochs_are_fixed(self.config.learning_rate, self.method),
             other_versions=other_versions,
         )
         return state
@@ -387,4 +397,4 @@ class Trainer:
         self._pseudo_labels = state["pseudo_labels"]
         self._tally = Tally(state["epoch_so_far"], device_of(self.method))
         self.history, self.kept = state["history"], state["kept"]
-        restore_random_state(state["random"])
+        restore_random_state(state["random"], device_of(self.method))

@@ -169,7 +169,7 @@ def link_library(kernels: Sequence[Path], folder: Path) -> Path:
     run_counted(
         (source, [compiler, *flags, "-c", source, "-o", path]) for source, path in zip(sources, own, strict=True)
     )
-    objects = [*native_objects(setup_py, "cpu/*.cpp"), *own, *kernels]
+    objects = [*native_objects(setup_py, "*/cpu/*.cpp"), *own, *kernels]
     libraries = [*libraries, "-lc10_cuda", "-ltorch_cuda", f"-L{home / 'lib64'}", "-lcudart"]
     library = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     run([compiler, "-shared", *objects, *libraries, "-o", library])
@@ -205,7 +205,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.iterdir():
         leftover.unlink()
-    sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), LAUNCHES / "main.cu"]
+    sources = [*sorted((ROOT / "csrc").glob("*/cuda/*.cu")), LAUNCHES / "main.cu"]
     print(
         "Compiling the CUDA kernels for every architecture; all of it takes about 4 minutes of two cores.", flush=True
     )

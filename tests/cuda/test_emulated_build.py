@@ -26,10 +26,10 @@ def test_architectures_in_torchs_notation() -> None:
 
 def test_inputs_of_a_compilers_record(tmp_path: Path) -> None:
     record = tmp_path / "kernel.d"
-    record.write_text("build/kernel.o: csrc/kernel.cu csrc/device.h \\\n tests/cuda/emulator/emulator.h\n")
+    record.write_text("build/kernel.o: csrc/kernel.cu csrc/core/cuda/device.h \\\n tests/cuda/emulator/emulator.h\n")
     assert recorded_inputs(record) == [
         Path("csrc/kernel.cu"),
-        Path("csrc/device.h"),
+        Path("csrc/core/cuda/device.h"),
         Path("tests/cuda/emulator/emulator.h"),
     ]
 

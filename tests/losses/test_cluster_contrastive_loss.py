@@ -158,4 +158,5 @@ def test_a_small_batch_breaks_no_compiled_graph() -> None:
 
 
 def test_repr_shows_the_arguments() -> None:
-    assert repr(ClusterContrastiveLoss(0.2)) == "ClusterContrastiveLoss(temperature=0.2, entropy_weight=1.0)"
+    text = "ClusterContrastiveLoss(temperature=0.2, entropy_weight=1.0, gather_distributed=False)"
+    assert repr(ClusterContrastiveLoss(0.2)) == text

@@ -76,6 +76,6 @@ def test_hand_computed_3_by_3() -> None:
 def test_repr_shows_the_arguments() -> None:
     text = (
         "ContrastiveLoss(temperature=0.5, hardness=0.0, debias=0.0, class_temperature=1.0, normalize=True, "
-        "reduction='mean')"
+        "reduction='mean', gather_distributed=False)"
     )
     assert repr(ContrastiveLoss()) == text

@@ -27,5 +27,5 @@ def test_statistics_come_with_the_loss() -> None:
 
 
 def test_repr_shows_the_arguments() -> None:
-    text = "HSDLoss(temperature=0.5, normalize=True, reduction='mean', return_stats=False)"
-    assert repr(HSDLoss()) == text
+    text = "temperature=0.5, normalize=True, reduction='mean', return_stats=False, gather_distributed=False"
+    assert repr(HSDLoss()) == f"HSDLoss({text})"

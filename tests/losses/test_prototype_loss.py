@@ -106,4 +106,4 @@ def test_errors_name_the_argument() -> None:
 
 
 def test_repr_shows_the_arguments() -> None:
-    assert repr(PrototypeLoss(0.2)) == "PrototypeLoss(temperature=0.2)"
+    assert repr(PrototypeLoss(0.2)) == "PrototypeLoss(temperature=0.2, gather_distributed=False)"

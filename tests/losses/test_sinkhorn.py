@@ -58,5 +58,5 @@ def test_hand_computed_3_by_3() -> None:
 
 
 def test_repr_shows_the_arguments() -> None:
-    text = "SinkhornKnopp(epsilon=0.05, num_iters=3, tolerance=None, differentiable=False)"
-    assert repr(SinkhornKnopp()) == text
+    text = "epsilon=0.05, num_iters=3, tolerance=None, differentiable=False, gather_distributed=False"
+    assert repr(SinkhornKnopp()) == f"SinkhornKnopp({text})"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
-from deepclust_ext.methods import CLC, PICI, SACC, ClusteringMethod, HaDis
+from deepclust_ext.methods import CLC, PICI, SACC, ClusteringMethod, HaDis, NeighborHead
 
 NUM_CLUSTERS = 4
 
@@ -50,6 +50,13 @@ def small_pici(**options: Any) -> PICI:
     return PICI(small_transformer(), 8, NUM_CLUSTERS, **options)
 
 
+def small_neighborhead(**options: Any) -> NeighborHead:
+    """Return a NeighborHead with the same weights at every call."""
+    torch.manual_seed(0)
+    options = {"num_heads": 3, "hidden_dim": 16, "embedding_dim": 8} | options
+    return NeighborHead(small_backbone(), 36, NUM_CLUSTERS, **options)
+
+
 @dataclass
 class MethodSample:
     """A method, how many views it takes, and another backbone for it."""
@@ -62,6 +69,7 @@ class MethodSample:
 METHODS = {
     "hadis": MethodSample(small_hadis, 2),
     "clc": MethodSample(small_clc, 2),
+    "neighborhead": MethodSample(small_neighborhead, 2),
     "pici": MethodSample(small_pici, 2, small_transformer),
     "sacc": MethodSample(small_sacc, 3),
 }

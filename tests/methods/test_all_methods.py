@@ -32,9 +32,9 @@ def test_every_method_has_a_sample() -> None:
     assert set(METHODS) == concrete
 
 
-def test_arguments_are_all_of_the_constructor_s_but_the_backbone(sample: MethodSample) -> None:
+def test_arguments_are_all_of_the_constructor_s_but_the_backbone_and_the_ranks(sample: MethodSample) -> None:
     method: ClusteringMethod = sample.method()
-    expected = set(signature(type(method)).parameters) - {"backbone"}
+    expected = set(signature(type(method)).parameters) - {"backbone", "gather_distributed", "process_group"}
     missing = {name for name in expected if not hasattr(method, name)}
     assert not missing, f"{type(method).__name__} keeps no attribute {', '.join(sorted(missing))}"
     arguments = method.arguments()

@@ -1,7 +1,7 @@
 // The published vectors of Philox4x32-10 (Random123, kat_vectors), checked by the compiler.
 #include <cstdint>
 
-#include "common/philox.h"
+#include "neighbors/philox.h"
 
 namespace {
 

@@ -285,6 +285,66 @@ def test_calls_around_the_python_function_are_checked_too(
             op(teacher, student)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_range_of_anchors_has_the_pairs_that_it_has_among_all(kind: str, backend: str) -> None:
+    teacher, student = make_batch(kind, 257, 20)
+    whole, part = (
+        batch_hard_mining(teacher, student),
+        batch_hard_mining(teacher, student, first_row=70, num_rows=101),
+    )
+    for got, expected in zip(part, whole, strict=True):
+        if backend == "native":
+            assert torch.equal(got, expected[70:171])
+        else:
+            torch.testing.assert_close(got, expected[70:171])
+
+
+def test_a_range_is_followed_by_transforms_and_compilers() -> None:
+    teacher, student = make_batch("random", 9, 4, torch.float64)
+
+    def total(x: Tensor) -> Tensor:
+        return batch_hard_mining(teacher, x, first_row=2, num_rows=3).positive_distance.square().sum()
+
+    leaf = student.clone().requires_grad_()
+    total(leaf).backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(torch.func.grad(total)(student), leaf.grad)
+    assert torch.autograd.gradcheck(total, (student.clone().requires_grad_(),))
+    torch.library.opcheck(
+        torch.ops.deepclust_ext.batch_hard_mining.default, (teacher, student.clone().requires_grad_(), True, 2, 3)
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_range_of_rows_that_are_not_finite(rows: int, backend: str) -> None:
+    teacher, student = make_batch("random", 6, 3)
+    student[0, 0] = torch.nan
+    student.requires_grad_()
+    pairs = batch_hard_mining(teacher, student, first_row=3, num_rows=rows)
+    assert pairs.positive_index.tolist() == [-1] * rows
+    pairs.positive_distance.sum().backward()
+    assert student.grad is not None
+    assert bool(student.grad.isnan().any()) == (rows > 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"first_row": 7}, ValueError, "first_row: expected 0 to 6, got 7"),
+        ({"first_row": -1}, ValueError, "first_row: expected 0 to 6, got -1"),
+        ({"first_row": 2, "num_rows": 5}, ValueError, "num_rows: expected 0 to 4, got 5"),
+        ({"num_rows": 1.0}, TypeError, "num_rows: expected an integer, got 1.0"),
+    ],
+)
+def test_a_range_outside_the_rows_is_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{message}$"):
+        batch_hard_mining(torch.ones(6, 2), torch.ones(6, 2), **options)
+    if error is ValueError:
+        arguments = (options.get("first_row", 0), options.get("num_rows"))
+        with pytest.raises(error, match=message):
+            torch.ops.deepclust_ext.batch_hard_mining(torch.ones(6, 2), torch.ones(6, 2), True, *arguments)
+
+
 def test_meta_tensors_give_shapes() -> None:
     pairs = batch_hard_mining(torch.ones(6, 4, device="meta"), torch.ones(6, 4, device="meta"))
     assert isinstance(pairs, HardPairs)

@@ -65,6 +65,28 @@ def test_hardest_pairs(count: int, depth: int, dtype: torch.dtype, device: str) 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("count", "first", "rows"), [(5, 0, 2), (65, 64, 1), (65, 3, 0), (200, 37, 130)])
+def test_a_range_of_anchors_has_the_pairs_and_gradients_that_it_has_among_all(
+    count: int, first: int, rows: int, dtype: torch.dtype, device: str
+) -> None:
+    """To the bit."""
+    features = [normal(count, 33, seed=seed).to(dtype).to(device) for seed in (30, 31)]
+    weight = normal(4, rows, seed=32).to(dtype).to(device)
+
+    def run(first_row: int, num_rows: int, part: slice) -> list[Tensor]:
+        leaves = [feature.clone().requires_grad_() for feature in features]
+        pairs = [x[part] for x in batch_hard_mining(*leaves, first_row=first_row, num_rows=num_rows)]
+        (torch.stack(pairs[2:]) * weight).sum().backward()
+        return [x.detach() for x in pairs] + [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    got, expected = run(first, rows, slice(None)), run(0, count, slice(first, first + rows))
+    assert len(got) == 8
+    for mine, other in zip(got, expected, strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("count", "depth"), SIZES[2:])
 def test_loss_and_gradients(count: int, depth: int, dtype: torch.dtype, device: str) -> None:
     features = [normal(count, depth, seed=seed).to(dtype).to(device) for seed in (3, 4)]

@@ -188,15 +188,15 @@ def test_every_source_is_compiled_once(setup_py: ModuleType, monkeypatch: pytest
 def test_a_unit_includes_its_sources_and_is_written_only_when_it_changes(
     setup_py: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "csrc" / "ops").mkdir(parents=True)
-    for name in ("module.cpp", "ops/spin.cpp", "ops/turn.cpp"):
+    (tmp_path / "csrc" / "moves").mkdir(parents=True)
+    for name in ("module.cpp", "moves/spin.cpp", "moves/turn.cpp"):
         (tmp_path / "csrc" / name).touch()
     monkeypatch.chdir(tmp_path)
     unit = setup_py.write_unit("bindings")
-    assert unit.read_text() == '#include "module.cpp"\n#include "ops/spin.cpp"\n#include "ops/turn.cpp"\n'
+    assert unit.read_text() == '#include "module.cpp"\n#include "moves/spin.cpp"\n#include "moves/turn.cpp"\n'
     os.utime(unit, (1, 1))
     assert setup_py.write_unit("bindings").stat().st_mtime == 1
-    (tmp_path / "csrc" / "ops" / "turn.cpp").unlink()
+    (tmp_path / "csrc" / "moves" / "turn.cpp").unlink()
     assert "turn" not in setup_py.write_unit("bindings").read_text()
 
 

@@ -112,11 +112,12 @@ def made_objects() -> dict[str, str]:
     """
     setup_py = load_setup()
     csrc, native, cuda = ROOT / "csrc", ROOT / setup_py.objects_folder(torch.__version__), ROOT / "build" / "check-cuda"
-    by_setup = {f"csrc/cpu/{path.name}": native / f"csrc/cpu/{path.stem}.o" for path in csrc.glob("cpu/*.cpp")}
+    kernels = [path.relative_to(ROOT) for path in csrc.glob("*/cpu/*.cpp")]
+    by_setup = {str(path): native / path.with_suffix(".o") for path in kernels}
     by_setup["build/units/bindings.cpp"] = native / "build/units/bindings.o"
-    by_check = {f"csrc/cuda/{path.name}": cuda / f"{path.stem}.o" for path in csrc.glob("cuda/*.cu")}
+    by_check = {str(path.relative_to(ROOT)): cuda / f"{path.stem}.o" for path in csrc.glob("*/cuda/*.cu")}
     by_check["build/units/cuda.cpp"] = cuda / "cuda.host.o"
-    del by_check["csrc/cuda/pair_gradient.cu"]
+    del by_check["csrc/mining/cuda/pair_gradient.cu"]
     inputs = [ROOT / "setup.py", *(path for path in csrc.rglob("*") if path.is_file())]
     record = ROOT / "deepclust_ext" / "_build.json"  # what is newer than this was made for the torch that runs
     fresh = {source: path for source, path in by_setup.items() if not is_stale(path, inputs)}
@@ -160,13 +161,19 @@ def reusing_compilers(tree: Path, log: Path) -> dict[str, str]:
 
 
 def test_pip_install_in_isolation(source: Path, tmp_path: Path) -> None:
-    """From what a source distribution ships, everything compiled, in environments that hold nothing else."""
+    """From what a source distribution ships, in environments that hold nothing else.
+
+    The next test says that nothing of csrc/ is left out, so what `make setup` compiled with this torch is used again.
+    """
     constraint = tmp_path / "constraint.txt"  # the build environment's torch must be the one that then runs
     constraint.write_text(f"torch=={torch.__version__.split('+')[0]}\n")
     python = make_environment(tmp_path / "environment", isolated=True)
     pins = {"PIP_CONSTRAINT": str(constraint), "PIP_BUILD_CONSTRAINT": str(constraint)}
-    succeed(python, "-m", "pip", "install", ".", cwd=source, PIP_COMPILE="0", **pins)
+    compiled = tmp_path / "compiled"
+    settings = {"PIP_COMPILE": "0", **pins, **reusing_compilers(source, compiled)}
+    succeed(python, "-m", "pip", "install", ".", cwd=source, **settings)
     check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
+    assert {"build/units/bindings.cpp", "csrc/build_info.cpp"} <= set(compiled.read_text().split())
 
 
 def test_source_distribution_wheel_and_editable_install(checkout: Path, source: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "device.h"
+#include "core/cuda/device.h"
 #ifdef DEEPCLUST_EMULATED
 #include "emulator.h"
 #endif

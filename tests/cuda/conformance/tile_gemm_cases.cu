@@ -4,8 +4,8 @@
 #include <type_traits>
 
 #include "cases.h"
-#include "common/numeric.cuh"
-#include "common/tile_gemm.cuh"
+#include "core/cuda/numeric.cuh"
+#include "core/cuda/tile_gemm.cuh"
 
 namespace {
 

@@ -162,7 +162,7 @@ def emulated_objects(sources: Sequence[Path], mode: str) -> list[Path]:
     everything = [*runtime_sources(mode), *sources]
     compiler = emulating_compiler()
     kernels = KERNEL_FLAGS[mode]
-    kernels = [*kernels, *precompile(compiler, kernels, ROOT / "csrc" / "device.h", OUTPUT / mode)]
+    kernels = [*kernels, *precompile(compiler, kernels, ROOT / "csrc" / "core" / "cuda" / "device.h", OUTPUT / mode)]
     units = [(source, kernels if source.suffix == ".cu" else HOST_FLAGS[mode]) for source in everything]
     return compile_all(compiler, units, OUTPUT / mode)
 
@@ -242,7 +242,7 @@ def build_library(folder: Path, mode: str) -> Path:
         compiler = emulating_compiler()
         objects = compile_all(compiler, [(source, ["-O1", "-g0", *headers]) for source in torch_sources], torch_objects)
         objects += native_objects(setup_py)
-        objects += emulated_objects(sorted((csrc / "cuda").glob("*.cu")), mode)
+        objects += emulated_objects(sorted(csrc.glob("*/cuda/*.cu")), mode)
         if is_stale(library, objects):
             linker = [os.environ.get("CXX", "g++"), "-shared", *LINK_FLAGS[mode]]
             run([*linker, *objects, *torch_libraries, "-o", library])

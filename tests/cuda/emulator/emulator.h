@@ -1,4 +1,5 @@
-// CUDA's names for g++: csrc/device.h includes this file in place of the CUDA headers when DEEPCLUST_EMULATED is set.
+// CUDA's names for g++: csrc/core/cuda/device.h includes this file in place of the CUDA headers when DEEPCLUST_EMULATED
+// is set.
 //
 // Compile kernels with -fno-strict-aliasing (nvcc tolerates punning through pointers) and -Wno-unknown-pragmas
 // (unroll). For the check build add -O1 -g -fsanitize=thread,alignment --param=tsan-instrument-func-entry-exit=0 and
@@ -237,7 +238,7 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
-// ---- What csrc/device.h promises, where it is explained
+// ---- What csrc/core/cuda/device.h promises, where it is explained
 #define DEEPCLUST_SHARED(T, name, ...)                                                             \
   using name##_shared_type = T __VA_ARGS__;                                                        \
   static deepclust::emulator::StaticShared name##_shared_variable;                                 \

@@ -221,17 +221,18 @@ def test_table_sources_and_marks_agree() -> None:
 def test_plain_shared_variable_does_not_compile(tmp_path: Path) -> None:
     for declaration, compiles in [("__shared__ int x;", False), ("DEEPCLUST_SHARED(int, x);", True)]:
         source = tmp_path / "kernel.cu"
-        source.write_text(f'#include "device.h"\n__global__ void kernel() {{\n  {declaration}\n  x = 1;\n}}\n')
+        kernel = f"__global__ void kernel() {{\n  {declaration}\n  x = 1;\n}}\n"
+        source.write_text(f'#include "core/cuda/device.h"\n{kernel}')
         command = [*emulating_compiler(), "-fsyntax-only", "-x", "c++", source]
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert (result.returncode == 0) == compiles, result.stdout
         assert ("use DEEPCLUST_SHARED or DEEPCLUST_DYNAMIC_SHARED" in result.stdout) != compiles
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "csrc" / "cuda").glob("*.cu")))
-def test_kernels_are_valid_in_the_older_standard_too(name: str) -> None:
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*/cuda/*.cu")), ids=lambda path: path.stem)
+def test_kernels_are_valid_in_the_older_standard_too(source: Path) -> None:
     """Every other build compiles them as C++20."""
     strict = ["-std=c++17", "-Wpedantic", "-Werror", "-fsyntax-only"]
-    command = [*emulating_compiler(), *strict, "-x", "c++", ROOT / "csrc" / "cuda" / name]
+    command = [*emulating_compiler(), *strict, "-x", "c++", source]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert result.returncode == 0, result.stdout

@@ -3,16 +3,16 @@
 #include <cstdint>
 #include <cstdlib>
 
-#include "cuda/augment_views.cuh"
-#include "cuda/batch_hard_mining.cuh"
-#include "cuda/diffused_neighbor_gather.cuh"
-#include "cuda/fused_contrastive_loss.cuh"
-#include "cuda/fused_hsd_loss.cuh"
-#include "cuda/kmeans_assign.cuh"
-#include "cuda/kmeans_seed.cuh"
-#include "cuda/nearest_neighbors.cuh"
-#include "cuda/pair_gradient.cuh"
-#include "cuda/sinkhorn_knopp.cuh"
+#include "contrastive/cuda/fused_contrastive_loss.cuh"
+#include "kmeans/cuda/kmeans_assign.cuh"
+#include "kmeans/cuda/kmeans_seed.cuh"
+#include "mining/cuda/batch_hard_mining.cuh"
+#include "mining/cuda/fused_hsd_loss.cuh"
+#include "mining/cuda/pair_gradient.cuh"
+#include "neighbors/cuda/diffused_neighbor_gather.cuh"
+#include "neighbors/cuda/nearest_neighbors.cuh"
+#include "sinkhorn/cuda/sinkhorn_knopp.cuh"
+#include "views/cuda/augment_views.cuh"
 
 namespace {
 
@@ -27,7 +27,7 @@ void require(cudaError_t error) {
 
 void mining(int64_t count, int64_t depth) {
   for (const ElementType type : {ElementType::kF32, ElementType::kBf16, ElementType::kF16, ElementType::kF64}) {
-    const MiningPlan plan = plan_mining(type, count, depth, device::multiprocessor_count());
+    const MiningPlan plan = plan_mining(type, count, depth, 0, count, device::multiprocessor_count());
     const MiningWorkspace workspace{};
     auto* index = reinterpret_cast<int64_t*>(memory);
     MiningOutputs outputs{};
@@ -123,7 +123,7 @@ void kmeans(int64_t count, int64_t clusters, int64_t depth) {
     const KmeansAssignInputs assign{type, count, clusters, depth, memory, memory, true};
     const KmeansAssignPlan plan = plan_kmeans_assign(assign, device::multiprocessor_count());
     require(launch_kmeans_assign(assign, plan, {}, nullptr, memory, nullptr));
-    require(launch_kmeans_update({type, count, clusters, depth, memory, nullptr}, memory, nullptr, memory, nullptr,
+    require(launch_kmeans_update({type, count, clusters, depth, memory, nullptr}, {memory, nullptr}, memory, nullptr,
                                  nullptr));
     for (const bool cosine : {false, true}) {
       // Few steps: each launches the same again.

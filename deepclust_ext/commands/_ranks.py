@@ -1,0 +1,78 @@
+"""Commands that torchrun starts several times, as the ranks of one run."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+#: What torch.distributed's backends say when another rank's process has ended.
+_LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Socket closed")
+
+
+def torchrun_ranks() -> int:
+    """Return how many ranks torchrun has started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
+
+
+def rank_name() -> str:
+    """Return what messages call this rank, and nothing where there is one alone."""
+    return f"rank {os.environ['RANK']} on {platform.node()}: " if torchrun_ranks() > 1 else ""
+
+
+def local_device(name: str) -> str:
+    """Return the device of this rank: of CUDA's the one of its place on this machine.
+
+    Raises:
+        ValueError: If all ranks would have the same GPU.
+    """
+    if torchrun_ranks() == 1 or not name.startswith("cuda"):
+        return name
+    if name != "cuda":
+        raise ValueError(f"device: expected 'cuda' for several ranks, each of which has a GPU of its own, got {name!r}")
+    return f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+@contextmanager
+def joined(args: argparse.Namespace) -> Iterator[None]:
+    """Let the ranks that torchrun has started, if it has, work together for a while; all but rank 0 are silent.
+
+    gloo is for tensors on the CPU, NCCL for those of CUDA.
+
+    Args:
+        args: Of the command. ``on_ranks`` says whether it may run so.
+
+    Raises:
+        RuntimeError: If another rank ends before its time.
+        ValueError: If the command cannot run so, or the device is none for several ranks.
+    """
+    if torchrun_ranks() == 1:
+        yield
+        return
+    if not args.on_ranks:
+        raise ValueError("torchrun: expected a command that ranks share, such as train, got another: run it by itself")
+    import torch
+    import torch.distributed as dist
+
+    from deepclust_ext.commands._arguments import device
+
+    chosen = torch.device(device(args))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    with Path(os.devnull).open("w") as nowhere:
+        silent = os.environ["RANK"] != "0"
+        with redirect_stdout(nowhere if silent else sys.stdout), redirect_stderr(nowhere if silent else sys.stderr):
+            try:
+                dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+                yield
+            except RuntimeError as error:
+                if not any(word in str(error) for word in _LOST):
+                    raise
+                raise RuntimeError(
+                    "another rank has ended; torchrun says which one below, and that rank why, if it could; a run goes "
+                    "on from its last checkpoint with --resume"
+                ) from error
+            # After an error other ranks may be gone, and nothing waits for them.
+            dist.destroy_process_group()

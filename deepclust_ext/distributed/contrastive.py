@@ -1,0 +1,155 @@
+"""The contrastive loss of a batch that is shared out: a rank owns its anchors and streams the rows of all ranks by."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deepclust_ext import ops
+from deepclust_ext.distributed.exchange import gather_rows
+from deepclust_ext.distributed.group import Shards, resolve_group, shards_of
+from deepclust_ext.distributed.log_sums import NO_SUM, NO_WEIGHT, Options, Rows, log_sums_of
+from deepclust_ext.ops._checks import (
+    check_bool,
+    check_non_negative,
+    check_positive,
+    check_reduction,
+    check_share,
+    check_temperature,
+    result_dtype,
+)
+from deepclust_ext.ops.fused_contrastive_loss import check_contrastive_tensors, unit_rows
+from deepclust_ext.reference.fused_contrastive_loss import losses_of_log_sums
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from deepclust_ext.distributed.group import Group
+
+
+@torch.compiler.disable
+def fused_contrastive_loss(
+    z_a: Tensor,  # (n, D)
+    z_b: Tensor,  # (n, D)
+    *,
+    temperature: float | Tensor = 0.5,  # a tensor ()
+    hardness: float = 0.0,
+    debias: float = 0.0,
+    class_a: Tensor | None = None,  # (n, K)
+    class_b: Tensor | None = None,  # (n, K)
+    class_temperature: float = 1.0,
+    queue: Tensor | None = None,  # (M, D)
+    class_queue: Tensor | None = None,  # (M, K)
+    normalize: bool = True,
+    reduction: str = "mean",
+    process_group: "Group" = None,
+) -> Tensor:
+    r"""Compute :func:`deepclust_ext.fused_contrastive_loss` of a batch whose samples are shared out over ranks.
+
+    The negatives of an anchor are the rows of all ranks, or the ``queue``, which is to be the same on each. A rank owns
+    its 2n anchors. It gathers all rows once, in their dtype, and streams them through the kernels of the op: memory is
+    O(N D), and nothing is of size n x N. The gradients of other ranks' rows go back to these in one exchange. Pairs
+    within a rank are computed once, as in one process; a pair of rows of two ranks is computed by both. Results do not
+    depend on the order in which ranks arrive.
+
+    With reduction "mean" or "sum", the *mean over the ranks* of what they return is the loss of the whole batch: the
+    mean over a rank's own anchors times P n / N, for P ranks of n and N samples, or P times their sum. Gradients add up
+    over the ranks on their way back through the gathered rows, and DistributedDataParallel then takes their mean, so
+    every parameter gets the gradient of one process with the whole batch. With "none" a rank returns the losses of its
+    own anchors, as they are.
+
+    Args:
+        z_a: This rank's features (n, D) of one view; n may differ between ranks and be 0.
+        z_b: Those of the other view.
+        temperature: As of the op. A tensor is a parameter that is the same on all ranks.
+        hardness: As of the op.
+        debias: As of the op.
+        class_a: Class vectors (n, K) of ``z_a``.
+        class_b: Class vectors (n, K) of ``z_b``.
+        class_temperature: As of the op.
+        queue: Negatives (M, D) of all anchors, the same on all ranks.
+        class_queue: Class vectors (M, K) of the queue.
+        normalize: As of the op.
+        reduction: "mean", "sum" or "none".
+        process_group: The ranks; all by default.
+
+    Returns:
+        The loss, in the input dtype. A NaN or Inf in the rows of any rank makes the losses of all ranks NaN.
+
+    Raises:
+        TypeError: As the op.
+        ValueError: As the op.
+    """
+    check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
+    temperature, hardness = check_temperature(temperature), check_non_negative(hardness, "hardness")
+    debias, class_temperature = check_share(debias, "debias"), check_positive(class_temperature, "class_temperature")
+    check_bool(normalize, "normalize")
+    check_reduction(reduction)
+    group = resolve_group(process_group)
+    shards = shards_of(z_a, group)
+    if queue is not None or len(shards.sizes) == 1:
+        loss = ops.fused_contrastive_loss(
+            z_a,
+            z_b,
+            temperature=temperature,
+            hardness=hardness,
+            debias=debias,
+            class_a=class_a,
+            class_b=class_b,
+            class_temperature=class_temperature,
+            queue=queue,
+            class_queue=class_queue,
+            normalize=normalize,
+            reduction=reduction,
+        )
+        return loss * {"mean": shards.weight, "sum": len(shards.sizes), "none": 1}[reduction]
+    dtype = result = result_dtype(z_a)
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.autocast(z_a.device.type, enabled=False):
+        a, b = (unit_rows(z.to(wide)) if normalize else z.to(wide) for z in (z_a, z_b))
+        divisor = temperature
+        if isinstance(temperature, Tensor):  # as in the op: rows are divided by its root, which finds its gradient
+            root = temperature.to(wide).rsqrt()
+            a, b = z_a, z_b = a * root, b * root
+            dtype, divisor, normalize = wide, 1.0, False
+        assert isinstance(divisor, float)
+        rows = Rows(z_a, z_b, class_a, class_b)
+        options = Options(divisor, hardness, class_temperature, normalize)
+        sums = _sums_over_all(rows, options, shards, group, dtype)
+        positive = (a * b).sum(dim=1).double() / divisor
+        if class_a is not None and class_b is not None:
+            positive = positive + (class_a.to(wide) * class_b.to(wide)).sum(dim=1).double() / class_temperature
+        losses = losses_of_log_sums(positive.repeat(2), *sums, 2 * shards.total - 2, temperature, hardness, debias)
+        if reduction != "none":
+            losses = losses.sum() * len(shards.sizes) / (max(2 * shards.total, 1) if reduction == "mean" else 1)
+    return losses.to(result)
+
+
+def _sums_over_all(
+    rows: Rows,  # of this rank
+    options: Options,
+    shards: Shards,
+    group: "ProcessGroup | None",
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return the logarithms (2n,), float64, of both sums over the negatives, in the order of the ranks."""
+    sizes = [shards.start, shards.stop - shards.start, shards.total - shards.stop]
+
+    def of_others(a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the rows of both views of the ranks before this one, and of those after it."""
+        if a is None or b is None:
+            return None, None
+        everyone = gather_rows(torch.stack([a, b], dim=1), group, shards=shards)  # (N, 2, D)
+        before, _, after = everyone.split(sizes)
+        return before.flatten(0, 1).to(dtype), after.flatten(0, 1).to(dtype)
+
+    features, classes = of_others(rows.z_a, rows.z_b), of_others(rows.class_a, rows.class_b)
+    own = rows.to(dtype)
+    as_anchors = own.doubled()
+    before = log_sums_of(as_anchors._replace(queue=features[0], class_queue=classes[0]), options)
+    after = log_sums_of(as_anchors._replace(queue=features[1], class_queue=classes[1]), options)
+    parts = (before, log_sums_of(own, options), after)
+    return (
+        torch.stack([part[0].clamp(min=NO_SUM) for part in parts]).logsumexp(dim=0),
+        torch.stack([part[1].clamp(min=NO_WEIGHT) for part in parts]).logsumexp(dim=0),
+    )

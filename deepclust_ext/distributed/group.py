@@ -1,0 +1,106 @@
+"""Which ranks work together, and how the rows of a batch are shared out over them."""
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepclust_ext.ops._checks import check_bool
+
+if TYPE_CHECKING:  # builds of torch without torch.distributed have neither
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    Group: TypeAlias = ProcessGroup | DeviceMesh | None
+
+
+def resolve_group(process_group: "Group" = None) -> "ProcessGroup | None":
+    """Return the process group that is meant: of a device mesh its own, for None that of all ranks.
+
+    Without ``torch.distributed``, or before it is initialized, None stays None, which stands for one rank alone.
+
+    Raises:
+        TypeError: It is neither a group, a mesh nor None.
+        ValueError: The mesh has more than one dimension, or this rank is no member of the group.
+    """
+    if process_group is None:
+        return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    if dist.is_available():
+        from torch.distributed.device_mesh import DeviceMesh
+
+        if process_group == dist.GroupMember.NON_GROUP_MEMBER:  # a number
+            raise ValueError("process_group: expected a group that this rank is a member of")
+        if isinstance(process_group, DeviceMesh):
+            if process_group.ndim != 1:
+                raise ValueError(f"process_group: expected a mesh of one dimension, got one of {process_group.ndim}")
+            return process_group.get_group()
+        if isinstance(process_group, dist.ProcessGroup):
+            return process_group
+    raise TypeError(f"process_group: expected a ProcessGroup, a DeviceMesh or None, got {type(process_group).__name__}")
+
+
+def check_ranks(gather_distributed: object, process_group: "Group") -> bool:
+    """Return ``gather_distributed``, which the losses take; a group is for True alone.
+
+    Raises:
+        TypeError: It is neither True nor False.
+        ValueError: There is a group, but nothing is gathered.
+    """
+    gathers = check_bool(gather_distributed, "gather_distributed")
+    if process_group is not None and not gathers:
+        raise ValueError("process_group: expected None, because gather_distributed is False, got a group")
+    return gathers
+
+
+def num_ranks(group: "Group" = None) -> int:
+    """Return how many ranks work together."""
+    group = resolve_group(group)
+    return 1 if group is None else group.size()
+
+
+def rank_of(group: "Group" = None) -> int:
+    """Return the place of this rank in its group, from 0."""
+    group = resolve_group(group)
+    return 0 if group is None else group.rank()
+
+
+class Shards(NamedTuple):
+    """How many rows each rank has; those of all ranks are counted in the order of the ranks."""
+
+    sizes: tuple[int, ...]
+    rank: int
+
+    @property
+    def start(self) -> int:
+        """The place of this rank's first row among all."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def stop(self) -> int:
+        """The place behind this rank's last row."""
+        return self.start + self.sizes[self.rank]
+
+    @property
+    def total(self) -> int:
+        """The number of all rows."""
+        return sum(self.sizes)
+
+    @property
+    def weight(self) -> float:
+        """By what to multiply the mean over this rank's rows, so that the ranks' mean is the mean over all rows."""
+        return self.sizes[self.rank] * len(self.sizes) / max(self.total, 1)
+
+
+def shards_of(
+    rows: Tensor,  # (n, ...)
+    group: "Group" = None,
+) -> Shards:
+    """Return how many rows each rank has; waits for the device once."""
+    group = resolve_group(group)
+    if group is None or group.size() == 1:
+        return Shards((len(rows),), 0)
+    own = torch.tensor([len(rows)], device=rows.device)
+    sizes = own.new_empty(group.size())
+    dist.all_gather_into_tensor(sizes, own, group=group)
+    return Shards(tuple(sizes.tolist()), group.rank())

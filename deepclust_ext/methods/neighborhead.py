@@ -1,0 +1,241 @@
+"""NeighborHead: heads on frozen features, which agree with their moving averages about pairs of neighbors."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, normalize
+from torch.profiler import record_function
+
+from deepclust_ext.backbones.modes import evaluation
+from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
+from deepclust_ext.methods.pair_information import pair_information, teacher_statistics
+from deepclust_ext.methods.shared import (
+    InferenceNetwork,
+    as_input,
+    check_views,
+    collapse_of_head,
+    spread,
+    update_average,
+)
+from deepclust_ext.ops._checks import check_fraction, check_integer, check_positive
+
+#: Share of the old losses of the heads that is kept at each step, by which the best is chosen.
+LOSS_MOMENTUM = 0.99
+
+
+class NeighborHead(ClusterHeadMethod):
+    r"""Self-distilled heads on pairs of neighbors (the form of TEMI, BMVC 2023, arXiv 2303.17896).
+
+    The backbone is frozen and in evaluation mode: features in, features out. H heads, each with a teacher that is its
+    exponential moving average, give shares of K clusters by a softmax over ``temperature``. Of a row :math:`x` and one
+    of its neighbors :math:`x'` a student's shares :math:`q_s` of one and its teacher's :math:`q_t` of the other have
+    the pointwise mutual information
+
+    .. math::
+        pmi(x, x') = \log \sum_k \frac{(q_s(k|x) \, q_t(k|x'))^\beta}{\tilde q_t(k)}
+
+    with :math:`\tilde q_t` the running mean of the teacher's shares. Below 1 beta rewards shares that are spread over
+    several clusters, and so splits large clusters; at 1 sizes are free. The weight of a pair says how likely its rows
+    share a cluster, so that a false neighbor counts less:
+
+    .. math::
+        w(x, x') = \frac{1}{H} \sum_h \sum_k q^h_t(k|x) \, q^h_t(k|x')
+        \qquad
+        loss = -\frac{1}{2 H B} \sum_{h, pairs} w(x, x') (pmi^h(x, x') + pmi^h(x', x))
+
+    ``terms="labels"``, an addition, has the cross entropy of the students' shares to pseudo-labels of the image, for
+    both rows, as the loss: a short phase of it starts the heads with the clusters of k-means.
+
+    An image's cluster is the largest share of the teacher of the head whose loss has been least. Rows are the
+    backbone's features themselves, so that k-means on rows is what the heads have to beat.
+
+    The matrices of all heads' shares of a batch are never in memory together: blocks of pairs give the loss and, at
+    once, its gradient. ``backward`` scales that.
+
+    Args:
+        backbone: Maps (B, C, H, W) to (B, ``feature_dim``); its weights stay.
+        feature_dim: Width of the backbone's output.
+        num_clusters: K.
+        num_heads: H.
+        hidden_dim: Hidden width of a head; 0 for heads without hidden layers, one prototype for each cluster.
+        embedding_dim: Width of a head before its last layer; without hidden layers it is ``feature_dim``.
+        momentum: Share of the old teacher kept at each update.
+        beta: Exponent.
+        temperature: Of both softmaxes, over cosines times a scale for each cluster, which is learned.
+        distribution_momentum: Share of the old running mean kept at each step.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a number is out of range.
+    """
+
+    num_views = 2
+    uses_progress = False
+    terms = ("all", "labels")
+    labelled_terms = frozenset({"labels"})
+    # The authors have AdamW; a decay this small makes no difference.
+    default_optimizer = OptimizerSettings("adam", lr=1e-4, lr_batch_size=256, weight_decay=1e-4)
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "loss": ("loss",),
+        "share": ("pair_weight", "confidence"),
+        "clusters": ("effective_clusters",),
+        "spread": ("feature_spread",),
+        "directions": ("effective_rank",),
+    }
+    distribution: Tensor
+    head_losses: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        num_clusters: int,
+        *,
+        num_heads: int = 16,
+        hidden_dim: int = 512,
+        embedding_dim: int = 256,
+        momentum: float = 0.996,
+        beta: float = 0.6,
+        temperature: float = 0.1,
+        distribution_momentum: float = 0.9,
+    ) -> None:
+        super().__init__()
+        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
+        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
+        self.num_heads = check_integer(num_heads, "num_heads", 1)
+        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 0)
+        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
+        self.momentum = check_fraction(momentum, "momentum")
+        self.beta = check_positive(beta, "beta")
+        self.temperature = check_positive(temperature, "temperature")
+        self.distribution_momentum = check_fraction(distribution_momentum, "distribution_momentum")
+        self.backbone = backbone.requires_grad_(False)
+        self.heads = nn.ModuleList(Head(feature_dim, hidden_dim, embedding_dim, num_clusters) for _ in range(num_heads))
+        self.teachers = copy.deepcopy(self.heads).requires_grad_(False)
+        self.register_buffer("distribution", torch.full((num_heads, num_clusters), 1 / num_clusters))
+        self.register_buffer("head_losses", torch.zeros(num_heads))
+
+    def training_step(
+        self,
+        views: Sequence[Tensor],  # two of (B, C, H, W): images and a neighbor of each
+        pseudo_labels: Tensor | None = None,  # (B,) of terms "labels"
+        index: Tensor | None = None,  # (B,) not used
+        *,
+        terms: str | None = None,
+        epoch: float = 0.0,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, (), and the statistics that show a collapse, all 0-dimensional.
+
+        Raises:
+            TypeError: If a view is not floating.
+            ValueError: If there are not exactly two views of as many images, ``terms`` is unknown, or it needs
+                ``pseudo_labels`` and there are none.
+        """
+        check_views(views, self.num_views)
+        labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels) == "labels" else None
+        images = torch.cat([as_input(self, view) for view in views])  # (2B, C, H, W)
+        with record_function("forward"):
+            with evaluation(self.backbone):
+                features = self.backbone(images)
+            students = [parts_of(head, features) for head in self.heads]
+            with torch.no_grad():
+                teachers = [parts_of(head, features) for head in self.teachers]
+        with record_function("loss"):
+            with torch.no_grad():
+                sums, weights, confidence = teacher_statistics(teachers, self.temperature)
+                means = (sums / len(features)).to(self.distribution.dtype)
+                self.distribution.lerp_(means, 1 - self.distribution_momentum)
+            if labels is None:
+                informations = [
+                    pair_information(*student, *teacher, known, weights, self.beta, self.temperature)
+                    for student, teacher, known in zip(students, teachers, self.distribution, strict=True)
+                ]
+                losses = -torch.stack(informations)
+            else:
+                both = labels.repeat(len(views))
+                losses = torch.stack([cross_entropy(linear(*part) / self.temperature, both) for part in students])
+            loss = losses.mean()
+            with torch.no_grad():
+                if labels is None:
+                    self.head_losses.lerp_(losses.to(self.head_losses.dtype), 1 - LOSS_MOMENTUM)
+                logged = {"loss": loss, "pair_weight": weights.mean(), "confidence": confidence}
+                used = torch.special.entr(self.distribution.float()).sum(dim=1).exp()
+                logged |= {"effective_clusters": used.mean()} | spread(features[: len(views[0])])
+        return loss, {name: term.detach() for name, term in logged.items()}
+
+    def after_step(self, progress: float = 0.0) -> None:
+        """Move the teachers towards their heads."""
+        update_average(self.teachers, self.heads, self.momentum)
+
+    def inference_network(self) -> nn.Module:
+        """Return the backbone and the best teacher: rows (B, ``feature_dim``), normalised, and shares (B, K)."""
+        best = int(self.head_losses.argmin()) if self.head_losses.device.type != "meta" else 0
+        return InferenceNetwork(self.backbone, nn.Identity(), _Shares(self.teachers[best], self.temperature))
+
+    def collapse_warning(self, terms: dict[str, float]) -> str | None:
+        """Return an explanation when the features are one point, or few clusters are in use, or None."""
+        return collapse_of_head(terms, self.num_clusters)
+
+
+class Head(nn.Module):
+    """A head of TEMI: linear, GELU, linear, normalised, and a prototype with a scale for each cluster."""
+
+    def __init__(self, dim: int, hidden_dim: int, embedding_dim: int, num_clusters: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, embedding_dim)] if hidden_dim else []
+        self.layers = nn.Sequential(*layers)
+        for layer in layers[::2]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        # Their length decides nothing but how far a step turns them: unit ones follow labels within some ten steps.
+        self.prototypes = nn.Parameter(
+            normalize(torch.randn(num_clusters, embedding_dim if hidden_dim else dim), dim=1)
+        )
+        self.scales = nn.Parameter(torch.ones(num_clusters, 1))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (K, E) of the last layer."""
+        return self.scales * normalize(self.prototypes, dim=1)
+
+    def embed(
+        self,
+        features: Tensor,  # (B, D)
+    ) -> Tensor:
+        """Return unit rows (B, E)."""
+        return normalize(self.layers(features), dim=1)
+
+    def forward(
+        self,
+        features: Tensor,  # (B, D)
+    ) -> Tensor:
+        """Return logits (B, K), not yet over the temperature."""
+        return linear(self.embed(features), self.weight)
+
+
+def parts_of(
+    head: nn.Module,
+    features: Tensor,  # (B, D)
+) -> tuple[Tensor, Tensor]:
+    """Return unit rows (B, E) of a head and the weight (K, E) of its last layer, whose product are logits."""
+    assert isinstance(head, Head)
+    return head.embed(features), head.weight
+
+
+class _Shares(nn.Module):
+    """From features to the shares of the clusters."""
+
+    def __init__(self, head: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.head, self.temperature = head, temperature
+
+    def forward(
+        self,
+        features: Tensor,  # (B, D)
+    ) -> Tensor:
+        """Return shares (B, K)."""
+        shares: Tensor = (self.head(features) / self.temperature).softmax(dim=1)
+        return shares

@@ -1,0 +1,95 @@
+"""The batch that several ranks have together, as a step of a method sees it."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from deepclust_ext.distributed import gather_rows, num_ranks, shards_of, sum_over_ranks
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
+
+
+class WholeBatch:
+    """The batch of a step over all ranks, of which this one has a part, or all of it.
+
+    Gradients and losses of a step are averaged over the ranks. So a mean over the images at hand counts times
+    ``weight``, and is then part of the mean over all images, however unequal the parts are.
+
+    Args:
+        images: At hand, one row for each; on every rank at least one.
+        gather_distributed: Whether there are other ranks.
+        process_group: These ranks; None for all.
+
+    Attributes:
+        weight: Number of ranks times the share of the images at hand; 1 on one rank.
+        start: Place of the first image at hand.
+        total: Number of all images.
+    """
+
+    def __init__(self, images: Tensor, gather_distributed: bool, process_group: "Group") -> None:
+        self._group = process_group
+        self._shards = None
+        self.weight, self.start, self.total = 1.0, 0, len(images)
+        if gather_distributed and num_ranks(process_group) > 1:
+            self._shards = shards = shards_of(images, process_group)
+            self.start, self.total = shards.start, shards.total
+            self.weight = shards.weight
+            self._own = len(images)
+
+    def count(
+        self,
+        rows: Tensor,  # (V b, ...) as many rows for each image on every rank
+    ) -> int:
+        """Return the number of the rows of all ranks."""
+        return len(rows) if self._shards is None else len(rows) // self._own * self.total
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of the tensors of all ranks, without gradient."""
+        return tensor if self._shards is None else sum_over_ranks(tensor.detach(), self._group)
+
+    def rows(
+        self,
+        rows: Tensor,  # (V b, ...) of V views, one below the other
+    ) -> Tensor:
+        """Return the rows of all images, (V B, ...), each view in the order of one rank, without gradient."""
+        if self._shards is None:
+            return rows
+        views = rows.split(self._own)
+        return torch.cat([gather_rows(view, self._group, with_gradient=False, shards=self._shards) for view in views])
+
+    def part(
+        self,
+        rows: Tensor,  # (N, ...) the same on all ranks
+    ) -> Tensor:
+        """Return those rows that are this rank's to work on; in the order of the ranks they are all."""
+        if self._shards is None:
+            return rows
+        ranks, rank = len(self._shards.sizes), self._shards.rank
+        return rows[len(rows) * rank // ranks : len(rows) * (rank + 1) // ranks]
+
+    def all_parts(
+        self,
+        rows: Tensor,  # (n, ...)
+    ) -> Tensor:
+        """Return the rows (N, ...) whose parts each rank has worked on, without gradient."""
+        return rows if self._shards is None else gather_rows(rows, self._group, with_gradient=False)
+
+    def placed(
+        self,
+        rows: Tensor,  # (b, ...)
+    ) -> Tensor:
+        """Return the rows behind as many zeros as images stand before them: an op then draws for each by its place."""
+        return rows if not self.start else pad(rows, (0, 0) * (rows.dim() - 1) + (self.start, 0))
+
+    def own(
+        self,
+        rows: Tensor,  # (V B, ...) or of :meth:`placed`
+        views: int = 1,
+    ) -> Tensor:
+        """Return those of the rows that are of the images at hand, (V b, ...), each view below the other."""
+        if self._shards is None:
+            return rows
+        return torch.cat([view[self.start : self.start + self._own] for view in rows.chunk(views)])

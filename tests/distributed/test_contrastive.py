@@ -1,0 +1,157 @@
+"""The contrastive loss over ranks against one process with the whole batch."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepclust_ext import _extension, fused_contrastive_loss
+from deepclust_ext.distributed import fused_contrastive_loss as over_ranks
+from tests.distributed.pool import PerRank, Pool
+from tests.helpers import assert_error_budget
+
+#: Samples of each rank.
+SHARDS = [(2, [5, 5]), (3, [4, 0, 7]), ("odd", [1, 8]), (4, [1, 3, 90, 2])]
+shards = pytest.mark.parametrize(("ranks", "sizes"), SHARDS, ids=str)
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {"temperature": 0.2},
+    "hard": {"temperature": 0.3, "hardness": 1.5},
+    "debiased": {"hardness": 0.5, "debias": 0.1},
+    "sharp": {"temperature": 0.002},
+    "lengths": {"normalize": False, "temperature": 0.7, "hardness": 2.0, "debias": 0.05},
+}
+
+
+def inputs_of(count: int, with_classes: bool, dtype: torch.dtype) -> list[Tensor]:
+    z_a = torch.randn(count, 6, dtype=torch.float64)
+    inputs = [z_a, z_a + 0.8 * torch.randn(count, 6)]
+    if with_classes:
+        inputs += list(torch.rand(2, count, 3, dtype=torch.float64).softmax(dim=2))
+    return [x.to(dtype) for x in inputs]
+
+
+def loss_and_gradients(
+    group: Any, tensors: list[Tensor], options: dict[str, Any], reduction: str = "mean", learned: bool = False
+) -> list[Tensor]:
+    if options.pop("reference", False):
+        _extension.NATIVE_DEVICES = frozenset()
+    tensors = [x.clone().requires_grad_() for x in tensors]
+    names = ("z_a", "z_b", "class_a", "class_b")
+    temperature = torch.tensor(options.get("temperature", 0.5)).double().requires_grad_()
+    if learned:
+        options = {**options, "temperature": temperature}
+    if group is not None:
+        options = {**options, "process_group": group}
+    call: Any = fused_contrastive_loss if group is None else over_ranks
+    loss = call(**dict(zip(names, tensors, strict=False)), **options, reduction=reduction)
+    (loss.sum() if reduction == "none" else loss).backward()
+    gradients = [x.grad for x in tensors] + ([temperature.grad] if learned else [])
+    return [loss.detach()] + [gradient for gradient in gradients if gradient is not None]
+
+
+def run(pool: Pool, ranks: int | str, sizes: list[int], inputs: list[Tensor], *rest: Any) -> list[list[Tensor]]:
+    parts = [x.split(sizes) for x in inputs]
+    own = PerRank([part[rank] for part in parts] for rank in range(len(sizes)))
+    answers: list[list[Tensor]] = pool.run(loss_and_gradients, own, *rest, ranks=ranks)
+    return answers
+
+
+def joined(answers: list[list[Tensor]], learned: bool = False) -> list[Tensor]:
+    """Return what DistributedDataParallel makes of it: the mean over the ranks of the loss, and of gradients."""
+    count = len(answers)
+    loss, *gradients = zip(*answers, strict=True)
+    last = [torch.stack(gradients.pop()).sum(0) / count] if learned else []
+    return [torch.stack(loss).sum(0) / count, *(torch.cat(parts) / count for parts in gradients), *last]
+
+
+@shards
+@pytest.mark.parametrize("with_classes", [False, True], ids=["", "classes"])
+@pytest.mark.parametrize("form", FORMS)
+def test_loss_and_gradients_are_those_of_one_process(
+    pool: Pool, ranks: int | str, sizes: list[int], form: str, with_classes: bool
+) -> None:
+    inputs = inputs_of(sum(sizes), with_classes, torch.float64)
+    expected = loss_and_gradients(None, inputs, FORMS[form])
+    for got, want in zip(joined(run(pool, ranks, sizes, inputs, FORMS[form])), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_other_reductions(pool: Pool, reduction: str) -> None:
+    sizes = [4, 1, 6]
+    inputs = inputs_of(sum(sizes), False, torch.float64)
+    expected = loss_and_gradients(None, inputs, {}, reduction)
+    answers = run(pool, 3, sizes, inputs, {}, reduction)
+    if reduction == "sum":
+        got = joined(answers)
+    else:
+        of_a, of_b = zip(*(answer[0].chunk(2) for answer in answers), strict=True)
+        got = [torch.cat([*of_a, *of_b]), *(torch.cat(parts) for parts in list(zip(*answers, strict=True))[1:])]
+    for result, want in zip(got, expected, strict=True):
+        torch.testing.assert_close(result, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["plain", "debiased"])
+def test_a_learned_temperature_gets_its_gradient(pool: Pool, form: str) -> None:
+    sizes = [4, 0, 7]
+    inputs = inputs_of(sum(sizes), True, torch.float64)
+    expected = loss_and_gradients(None, inputs, FORMS[form], "mean", True)
+    got = joined(run(pool, 3, sizes, inputs, FORMS[form], "mean", True), learned=True)
+    for result, want in zip(got, expected, strict=True):
+        torch.testing.assert_close(result, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["plain", "debiased"])
+def test_error_budget(pool: Pool, form: str, dtype: torch.dtype) -> None:
+    sizes = [17, 3]
+    inputs = inputs_of(sum(sizes), False, dtype)
+    truth = loss_and_gradients(None, [x.double() for x in inputs], {**FORMS[form]})
+    naive = loss_and_gradients(None, inputs, {**FORMS[form]})
+    for got, one, exact in zip(joined(run(pool, 2, sizes, inputs, FORMS[form])), naive, truth, strict=True):
+        assert got.dtype == dtype
+        assert_error_budget(got, one, exact)
+
+
+@pytest.mark.parametrize("form", ["plain", "hard", "debiased"])
+def test_the_reference_gives_the_same(pool: Pool, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [1, 5]
+    inputs = inputs_of(sum(sizes), True, torch.float64)
+    expected = loss_and_gradients(None, inputs, FORMS[form])
+    got = joined(run(pool, 2, sizes, inputs, {**FORMS[form], "reference": True}))
+    pool.close()  # of ranks that have no native library any more
+    for result, want in zip(got, expected, strict=True):
+        torch.testing.assert_close(result, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_ranks_of_equal_rows_and_a_queue_are_those_of_one_process_to_the_bit(pool: Pool, dtype: torch.dtype) -> None:
+    inputs, queue = inputs_of(8, False, dtype), torch.randn(9, 6, dtype=dtype)
+    answers = run(pool, 2, [4, 4], inputs, {"queue": queue})
+    for answer, z_a, z_b in zip(answers, inputs[0].split(4), inputs[1].split(4), strict=True):
+        for got, want in zip(answer, loss_and_gradients(None, [z_a, z_b], {"queue": queue}), strict=True):
+            assert torch.equal(got, want)
+
+
+def test_a_queue_and_unequal_shards(pool: Pool) -> None:
+    sizes = [4, 0, 3]
+    inputs, queue = inputs_of(7, False, torch.float64), torch.randn(9, 6, dtype=torch.float64)
+    expected = loss_and_gradients(None, inputs, {"queue": queue})
+    for got, want in zip(joined(run(pool, 3, sizes, inputs, {"queue": queue})), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("form", ["plain", "hard"])
+def test_a_number_that_is_not_finite_reaches_all_ranks(pool: Pool, form: str) -> None:
+    inputs = inputs_of(6, False, torch.float32)
+    inputs[1][5, 2] = torch.nan
+    for loss, *gradients in run(pool, 2, [3, 3], inputs, FORMS[form]):
+        assert bool(loss.isnan())
+        assert all(bool(gradient.isnan().all()) for gradient in gradients)
+
+
+def test_one_process_without_a_group_is_the_op() -> None:
+    inputs = inputs_of(5, False, torch.float32)
+    assert torch.equal(over_ranks(*inputs, temperature=0.3), fused_contrastive_loss(*inputs, temperature=0.3))

@@ -1,0 +1,151 @@
+"""Training on several ranks ends where one process does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from deepclust_ext.data import Digits, RandomAffine, RandomGamma
+from deepclust_ext.methods import ClusteringMethod
+from deepclust_ext.training import LearningRate, Phase, TrainConfig, Trainer, seed_everything
+from deepclust_ext.training.stop import Stopped
+from tests.distributed.pool import Pool
+from tests.methods.methodsamples import METHODS
+
+#: Digits, and those of a second data set; a batch is no multiple of four ranks, and leaves images over.
+IMAGES, OTHERS, BATCH = 130, 60, 30
+WARM_UP = Phase("warmup", 1, {"images": "warmup"})
+
+#: Two epochs or three of each method, by all of its terms.
+RUNS: dict[str, tuple[str, tuple[Phase, ...], dict[str, Any]]] = {
+    "hadis": ("hadis", (WARM_UP, Phase("main", 1, pseudo_labels=1, resample=True)), {"noise_std": 0.1}),
+    "hadis-bank": ("hadis", (WARM_UP, Phase("main", 1, pseudo_labels=1)), {"bank_size": IMAGES, "num_neighbors": 3}),
+    "sacc": (
+        "sacc",
+        (Phase("both", 1, {"others": "instance", "images": "all"}), Phase("labels", 1, {"images": "labels"}, "once")),
+        {},
+    ),
+    "clc": (
+        "clc",
+        (
+            Phase("instance", 1, {"images": "instance"}),
+            Phase("labels", 1, {"images": "labels"}, "once"),
+            Phase("main", 1),
+        ),
+        {},
+    ),
+    "pici": (
+        "pici",
+        (
+            Phase("pisd", 1, {"images": "reconstruction"}),
+            Phase("picd", 1),
+            Phase("cli", 1, {"images": "labels"}, "once"),
+        ),
+        {},
+    ),
+}
+#: In double precision sums in another order differ by nothing that training enlarges: Adam makes whole steps of the
+#: rounding of gradients that are 0, as those of biases ahead of a batch normalization.
+CLOSE = 1e-8
+
+
+def make_trainer(
+    name: str, out: Path, *, dtype: torch.dtype = torch.float64, sync: bool = True, **ranks: Any
+) -> Trainer:
+    """Return the trainer of a run, the same on every rank."""
+    kind, phases, options = RUNS[name]
+    seed_everything(5)
+    method = METHODS[kind].method(**options, **ranks).to(dtype)
+    digits = Digits()
+    data = {"images": Subset(digits, range(IMAGES)), "others": Subset(digits, range(IMAGES, IMAGES + OTHERS))}
+    if kind != "sacc":
+        del data["others"]
+    view = nn.Sequential(RandomAffine(), RandomGamma())
+    schedule = LearningRate("warmup_cosine", 1.0)
+    config = TrainConfig(phases, batch_size=BATCH, learning_rate=schedule, sync_batch_norm=sync)
+    return Trainer(method, data, [view] * METHODS[kind].num_views, config, out)
+
+
+def train(group: Any, name: str, out: Path, resume: bool = False, **options: Any) -> Any:
+    """Train on a rank of a group, or with None on one process, and return history, state and random numbers."""
+    ranks = {} if group is None else {"gather_distributed": True, "process_group": group}
+    trainer = make_trainer(name, out, **options, **ranks)
+    history = trainer.fit(resume=resume)
+    return history, copy(trainer.method), torch.rand(3)
+
+
+def copy(method: ClusteringMethod) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in method.state_dict().items()}
+
+
+def stop(group: Any, name: str, out: Path, rank: int, step: int) -> str:
+    """Ask one rank to stop within a step, and return what the run says."""
+    trainer = make_trainer(name, out, gather_distributed=True, process_group=group)
+    after_step = trainer.method.after_step
+    steps = iter(range(1, 100))
+
+    def after(progress: float) -> None:
+        after_step(progress)
+        trainer.stop = trainer.stop or (next(steps) == step and group.rank() == rank)
+
+    trainer.method.after_step = after  # type: ignore[assignment]
+    with pytest.raises(Stopped) as caught:
+        trainer.fit()
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Return what a run in one process comes to, which is made once."""
+    known: dict[str, Any] = {}
+
+    def run(name: str) -> Any:
+        if name not in known:
+            known[name] = train(None, name, tmp_path_factory.mktemp(name))
+        return known[name]
+
+    return run
+
+
+def assert_same_end(answers: list[Any], alone: Any) -> None:
+    """Require the end of one process on every rank, and among the ranks the same bits."""
+    history, state, drawn = alone
+    for own_history, own, own_drawn in answers:
+        for before, after in zip(history, own_history, strict=True):
+            assert before.keys() == after.keys()
+            for key in before.keys() - {"seconds"}:
+                assert after[key] == pytest.approx(before[key], rel=1e-5, abs=1e-6), key
+        for key, value in state.items():
+            torch.testing.assert_close(own[key], value, rtol=0, atol=CLOSE, msg=key)
+            assert torch.equal(own[key], answers[0][1][key]), key
+        assert torch.equal(own_drawn, drawn)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_ranks_ends_where_one_process_does(
+    pool: Pool, alone: Callable[[str], Any], tmp_path: Path, name: str, ranks: int
+) -> None:
+    assert_same_end(pool.run(train, name, tmp_path, ranks=ranks), alone(name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.previous.pt",
+        "checkpoint.pt",
+        "history.jsonl",
+        "run.lock",
+    ]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_one_rank_is_asked_to_stop_goes_on_with_another_number_of_ranks(
+    pool: Pool, alone: Callable[[str], Any], tmp_path: Path, name: str
+) -> None:
+    steps = 4 if name != "sacc" else 6  # in the first epoch, of which sacc's has two data sets
+    says = pool.run(stop, name, tmp_path, 1, steps + 2, ranks=2)
+    assert says[0].startswith("stopped in epoch 2 after step 2 of 4")
+    assert says[1] == says[0]
+    answers = pool.run(train, name, tmp_path, True, ranks="3")
+    assert_same_end(answers, alone(name))
