@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from deepclust_ext.data._checks import in_float32
+from deepclust_ext.data.draws import drawn
 from deepclust_ext.data.features import Features
 from deepclust_ext.ops import kmeans_assign, kmeans_update, nearest_neighbors
 from deepclust_ext.ops._checks import check_integer
@@ -39,6 +40,7 @@ class NeighborView(nn.Module):
         ValueError: If it is out of range.
     """
 
+    draws_by_image = True
     takes_places = True  # a call needs to know which images of the data set these are
 
     def __init__(self, num_neighbors: int = 50, *, cells: int = 0) -> None:
@@ -81,8 +83,9 @@ class NeighborView(nn.Module):
         own = places.cpu()
         near = self._table[own]
         counts = (near >= 0).sum(dim=1)
-        drawn = (torch.rand(len(own), dtype=torch.float64, device="cpu") * counts).long()
-        chosen = near.gather(1, drawn.clamp(max=near.shape[1] - 1).unsqueeze(1)).squeeze(1).long()
+        shares = drawn(lambda n: torch.rand(n, dtype=torch.float64, device="cpu"), len(own))
+        columns = (shares * counts).long()
+        chosen = near.gather(1, columns.clamp(max=near.shape[1] - 1).unsqueeze(1)).squeeze(1).long()
         chosen = torch.where(counts > 0, chosen, own)
         return _images_at(self._data, chosen.tolist()).to(images.device, images.dtype)
 

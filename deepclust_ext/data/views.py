@@ -145,6 +145,8 @@ def resize_view(size: int, **settings: Any) -> nn.Module:
 class IdentityView(nn.Identity):
     """The images as they are, floating, as features are."""
 
+    draws_by_image = True
+
     def __init__(self) -> None:  # without it the constructor seems to take any arguments
         super().__init__()
 

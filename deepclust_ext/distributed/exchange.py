@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deepclust_ext.distributed.group import Shards, resolve_group, shards_of
+from deepclust_ext.distributed.group import Shards, all_gather, resolve_group, shards_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -76,14 +76,14 @@ def exchange(
     ranks, count = group.size(), flat.shape[1]
     if flat.nbytes <= SMALL:
         everyone = flat.new_empty(ranks, count)
-        dist.all_gather_into_tensor(everyone, flat.contiguous(), group=group)
+        all_gather(everyone, flat.contiguous(), group)
         return merge(everyone).view(x.shape)
     part = -(-count // ranks)
     sent = torch.nn.functional.pad(flat, (0, part * ranks - count)).view(ranks, part)
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=group)
     merged = flat.new_empty(ranks, part)
-    dist.all_gather_into_tensor(merged, merge(received).contiguous().unsqueeze(0), group=group)
+    all_gather(merged, merge(received).contiguous().unsqueeze(0), group)
     return merged.view(-1)[:count].view(x.shape)
 
 
@@ -124,13 +124,13 @@ def _gathered(
     ranks, most = len(shards.sizes), max(shards.sizes)
     if min(shards.sizes) == most:
         rows = x.new_empty(ranks * most, *x.shape[1:])
-        dist.all_gather_into_tensor(rows, x.contiguous(), group=group)
+        all_gather(rows, x.contiguous(), group)
         return rows
     # All send as many rows; what fills the small shards up is left out again.
     padded = x.new_zeros(most, *x.shape[1:])
     padded[: len(x)] = x
     everyone = x.new_empty(ranks * most, *x.shape[1:])
-    dist.all_gather_into_tensor(everyone, padded, group=group)
+    all_gather(everyone, padded, group)
     return torch.cat([part[:size] for part, size in zip(everyone.split(most), shards.sizes, strict=True)])
 
 

@@ -102,5 +102,16 @@ def shards_of(
         return Shards((len(rows),), 0)
     own = torch.tensor([len(rows)], device=rows.device)
     sizes = own.new_empty(group.size())
-    dist.all_gather_into_tensor(sizes, own, group=group)
+    all_gather(sizes, own, group)
     return Shards(tuple(sizes.tolist()), group.rank())
+
+
+def all_gather(
+    everyone: Tensor,  # (P n, ...), for the result
+    own: Tensor,  # (n, ...)
+    group: "ProcessGroup",
+) -> None:
+    """Write the tensors of all ranks one below the other."""
+    # One function, whose name torch has changed; the old one warns, and the new one is not in torch 2.11.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(everyone, own, group=group)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from deepclust_ext.methods.shared import (
     update_average,
 )
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_positive
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
 
 #: Share of the old losses of the heads that is kept at each step, by which the best is chosen.
 LOSS_MOMENTUM = 0.99
@@ -66,6 +69,10 @@ class NeighborHead(ClusterHeadMethod):
         beta: Exponent.
         temperature: Of both softmaxes, over cosines times a scale for each cluster, which is learned.
         distribution_momentum: Share of the old running mean kept at each step.
+        gather_distributed: Whether the batch is that of all ranks together, as
+            :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
+            ranks, which gives those of one process with the whole batch.
+        process_group: Which ranks; None for all.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -101,8 +108,11 @@ class NeighborHead(ClusterHeadMethod):
         beta: float = 0.6,
         temperature: float = 0.1,
         distribution_momentum: float = 0.9,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
     ) -> None:
         super().__init__()
+        self.set_ranks(gather_distributed, process_group)
         self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
         self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
         self.num_heads = check_integer(num_heads, "num_heads", 1)
@@ -136,6 +146,7 @@ class NeighborHead(ClusterHeadMethod):
         """
         check_views(views, self.num_views)
         labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels) == "labels" else None
+        batch = self.whole_batch(views[0])
         images = torch.cat([as_input(self, view) for view in views])  # (2B, C, H, W)
         with record_function("forward"):
             with evaluation(self.backbone):
@@ -146,7 +157,7 @@ class NeighborHead(ClusterHeadMethod):
         with record_function("loss"):
             with torch.no_grad():
                 sums, weights, confidence = teacher_statistics(teachers, self.temperature)
-                means = (sums / len(features)).to(self.distribution.dtype)
+                means = (batch.sum(sums) / batch.count(features)).to(self.distribution.dtype)
                 self.distribution.lerp_(means, 1 - self.distribution_momentum)
             if labels is None:
                 informations = [
@@ -157,13 +168,15 @@ class NeighborHead(ClusterHeadMethod):
             else:
                 both = labels.repeat(len(views))
                 losses = torch.stack([cross_entropy(linear(*part) / self.temperature, both) for part in students])
+            losses = batch.weight * losses
             loss = losses.mean()
             with torch.no_grad():
                 if labels is None:
-                    self.head_losses.lerp_(losses.to(self.head_losses.dtype), 1 - LOSS_MOMENTUM)
-                logged = {"loss": loss, "pair_weight": weights.mean(), "confidence": confidence}
+                    self.head_losses.lerp_(batch.mean(losses).to(self.head_losses.dtype), 1 - LOSS_MOMENTUM)
+                logged = {"loss": loss, "pair_weight": batch.weight * weights.mean()}
+                logged["confidence"] = batch.weight * confidence
                 used = torch.special.entr(self.distribution.float()).sum(dim=1).exp()
-                logged |= {"effective_clusters": used.mean()} | spread(features[: len(views[0])])
+                logged |= {"effective_clusters": used.mean()} | spread(features[: len(views[0])], batch)
         return loss, {name: term.detach() for name, term in logged.items()}
 
     def after_step(self, progress: float = 0.0) -> None:

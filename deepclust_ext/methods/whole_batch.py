@@ -50,6 +50,10 @@ class WholeBatch:
         """Return the sum of the tensors of all ranks, without gradient."""
         return tensor if self._shards is None else sum_over_ranks(tensor.detach(), self._group)
 
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Return the mean of the tensors of all ranks, without gradient."""
+        return tensor if self._shards is None else self.sum(tensor) / len(self._shards.sizes)
+
     def rows(
         self,
         rows: Tensor,  # (V b, ...) of V views, one below the other

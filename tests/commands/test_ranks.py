@@ -74,6 +74,7 @@ def test_a_run_whose_rank_is_killed_ends_at_once_and_goes_on_to_the_same_end(tmp
     assert json.loads(record.read_text())["ranks"] == 2
     assert resumed.stdout.count("ACC ") == 1
     assert resumed.stderr.count("epoch 2 of 2") == 1
+    assert "warning" not in resumed.stderr.lower()
 
 
 @pytest.fixture(scope="module")

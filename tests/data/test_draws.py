@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from deepclust_ext.data import VIEWS, PerImage, make_view
+from deepclust_ext.data import VIEWS, NeighborView, PerImage, make_view
 from deepclust_ext.data.draws import drawn, draws_by_image, part_of_batch
+from deepclust_ext.data.views import seen_by
 
 #: What views need beside their names.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -22,13 +24,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_images_have_the_same_views_in_parts_of_a_batch_as_in_the_whole(name: str) -> None:
     images, view = torch.rand(7, 3, 12, 12), make_view(name, **SETTINGS.get(name, {}))
     assert draws_by_image(view)
-    state = torch.get_rng_state()
-    whole, after = view(images), torch.get_rng_state()
+    if isinstance(view, NeighborView):
+        view.fit(TensorDataset(images))
+    state, places = torch.get_rng_state(), torch.arange(7)
+    whole, after = seen_by(view, images, places), torch.get_rng_state()
     parts = []
     for start, end in ((0, 3), (3, 4), (4, 7)):
         torch.set_rng_state(state)
         with part_of_batch(start, 7):
-            parts.append(view(images[start:end]))
+            parts.append(seen_by(view, images[start:end], places[start:end]))
         assert torch.equal(torch.get_rng_state(), after)
     assert torch.equal(torch.cat(parts), whole)
 

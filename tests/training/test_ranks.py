@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from deepclust_ext.data import Digits, RandomAffine, RandomGamma
+from deepclust_ext.data import Digits, NeighborView, RandomAffine, RandomGamma
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.training import LearningRate, Phase, TrainConfig, Trainer, seed_everything
 from deepclust_ext.training.stop import Stopped
@@ -38,6 +38,11 @@ RUNS: dict[str, tuple[str, tuple[Phase, ...], dict[str, Any]]] = {
         ),
         {},
     ),
+    "neighborhead": (
+        "neighborhead",
+        (Phase("labels", 1, {"images": "labels"}, "once"), Phase("main", 1)),
+        {"momentum": 0.9},
+    ),
     "pici": (
         "pici",
         (
@@ -64,10 +69,12 @@ def make_trainer(
     data = {"images": Subset(digits, range(IMAGES)), "others": Subset(digits, range(IMAGES, IMAGES + OTHERS))}
     if kind != "sacc":
         del data["others"]
-    view = nn.Sequential(RandomAffine(), RandomGamma())
+    views: list[nn.Module] = [nn.Sequential(RandomAffine(), RandomGamma())] * METHODS[kind].num_views
+    if kind == "neighborhead":
+        views[1] = NeighborView(5).fit(data["images"])
     schedule = LearningRate("warmup_cosine", 1.0)
     config = TrainConfig(phases, batch_size=BATCH, learning_rate=schedule, sync_batch_norm=sync)
-    return Trainer(method, data, [view] * METHODS[kind].num_views, config, out)
+    return Trainer(method, data, views, config, out)
 
 
 def train(group: Any, name: str, out: Path, resume: bool = False, **options: Any) -> Any:
