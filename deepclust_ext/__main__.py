@@ -16,7 +16,7 @@ import shtab
 
 import deepclust_ext
 from deepclust_ext import commands
-from deepclust_ext.commands._ranks import joined, rank_name
+from deepclust_ext.commands._ranks import is_first_rank, joined, rank_name
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             status: int = parsed.run(parsed)
     except KeyboardInterrupt as error:
-        _say(str(error) or "interrupted", parsed.debug)
+        if is_first_rank():  # all have been asked at once
+            _say(str(error) or "interrupted", parsed.debug)
         return getattr(error, "status", 130)
     except BrokenPipeError:  # whoever read the output has enough
         sys.stderr.close()

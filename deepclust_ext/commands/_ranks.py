@@ -17,6 +17,11 @@ def torchrun_ranks() -> int:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
 
 
+def is_first_rank() -> bool:
+    """Return whether this is rank 0, or the only one."""
+    return torchrun_ranks() == 1 or os.environ["RANK"] == "0"
+
+
 def rank_name() -> str:
     """Return what messages call this rank, and nothing where there is one alone."""
     return f"rank {os.environ['RANK']} on {platform.node()}: " if torchrun_ranks() > 1 else ""
@@ -62,8 +67,8 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     with Path(os.devnull).open("w") as nowhere:
-        silent = os.environ["RANK"] != "0"
-        with redirect_stdout(nowhere if silent else sys.stdout), redirect_stderr(nowhere if silent else sys.stderr):
+        out, err = (sys.stdout, sys.stderr) if is_first_rank() else (nowhere, nowhere)
+        with redirect_stdout(out), redirect_stderr(err):
             try:
                 dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
                 yield

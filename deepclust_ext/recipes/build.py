@@ -131,7 +131,9 @@ def make_trainer(
     config = make_config(recipe, seed=seed, **settings)
     check_images(recipe, data)
     seed_everything(seed)
-    method = make_method(recipe, gather_distributed=gather_distributed, process_group=process_group).to(device)
+    # A method that knows of no ranks still trains on one.
+    ranks = {"gather_distributed": True, "process_group": process_group} if gather_distributed else {}
+    method = make_method(recipe, **ranks).to(device)
     views, test_view = make_views(recipe), make_test_view(recipe)
     fit_neighbors(views, data[MAIN] if isinstance(data, Mapping) else data)
     return Trainer(method, data, views, config, out, test_view=test_view, recipe=asdict(recipe))

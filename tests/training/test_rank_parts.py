@@ -62,16 +62,16 @@ def test_batch_normalization_over_ranks_is_that_of_one_process(
     parts = PerRank(x.split(sizes)), PerRank(weight.split(sizes))
     answers = pool.run(normalized, *parts, dtype, momentum, affine, ranks=3)
     expected = normalized(None, x, weight, dtype, momentum, affine)
-    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (0.05, 0.05)
     count = 2 + sum(1 for _ in small_network(momentum, affine).parameters())
     for place, value in enumerate(expected):
         if place in (0, 1, len(expected) - 1):  # by image
-            torch.testing.assert_close(torch.cat([answer[place] for answer in answers]), value, **close)
+            torch.testing.assert_close(torch.cat([answer[place] for answer in answers]), value, rtol=rtol, atol=atol)
         elif place < count:  # a gradient, of which each rank has a part
-            torch.testing.assert_close(sum(answer[place] for answer in answers), value, **close)
+            torch.testing.assert_close(sum(answer[place] for answer in answers), value, rtol=rtol, atol=atol)
         else:
             for answer in answers:
-                torch.testing.assert_close(answer[place], value, **close)
+                torch.testing.assert_close(answer[place], value, rtol=rtol, atol=atol)
 
 
 def test_other_layers_than_batch_normalizations_stay() -> None:

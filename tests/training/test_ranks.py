@@ -125,6 +125,10 @@ def assert_same_end(answers: list[Any], alone: Any) -> None:
         assert torch.equal(own_drawn, drawn)
 
 
+def test_every_method_trains_on_ranks() -> None:
+    assert {method for method, _, _ in RUNS.values()} == set(METHODS)
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_on_ranks_ends_where_one_process_does(
