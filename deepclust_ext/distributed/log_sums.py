@@ -30,15 +30,12 @@ class Rows(NamedTuple):
         return Rows(z_a, z_b, *others)
 
     def doubled(self) -> "Rows":
-        """Return the rows of both views as anchors, their other views as positives."""
+        """Return the rows of both views as anchors, their other views as positives, which are in no sum."""
+        z_a, z_b = torch.cat([self.z_a, self.z_b]), torch.cat([self.z_b, self.z_a]).detach()
         if self.class_a is None or self.class_b is None:
-            return Rows(torch.cat([self.z_a, self.z_b]), torch.cat([self.z_b, self.z_a]), None, None)
-        return Rows(
-            torch.cat([self.z_a, self.z_b]),
-            torch.cat([self.z_b, self.z_a]),
-            torch.cat([self.class_a, self.class_b]),
-            torch.cat([self.class_b, self.class_a]),
-        )
+            return Rows(z_a, z_b, None, None)
+        classes = torch.cat([self.class_a, self.class_b]), torch.cat([self.class_b, self.class_a]).detach()
+        return Rows(z_a, z_b, *classes)
 
 
 class Options(NamedTuple):
