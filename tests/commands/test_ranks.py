@@ -51,6 +51,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data") / "images")
 
 
+@pytest.mark.slow  # torchrun starts twice
 def test_a_run_whose_rank_is_killed_ends_at_once_and_goes_on_to_the_same_end(tmp_path: Path, images: Path) -> None:
     options = [str(images), "--recipe", str(recipe_of(tmp_path)), "--labels", "folders"]
     assert main(["train", *options, "--out", str(tmp_path / "alone")]) == 0
