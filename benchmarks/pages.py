@@ -35,19 +35,22 @@ PARTS = ("data", "forward", "loss", "backward", "optimizer")
 
 @cache
 def read_results(folder: Path = RESULTS) -> tuple[Row, ...]:
-    """Return the last rows of every case from all files of machines."""
-    return tuple(row for path in sorted(folder.glob("*-thread*.csv")) for row in last_runs(read_csv(path)))
+    """Return the last rows of every case from all files of machines, which begin with the op."""
+    paths = [path for path in sorted(folder.glob("*.csv")) if path.read_text().startswith("op,")]
+    return tuple(row for path in paths for row in last_runs(read_csv(path)))
 
 
 def describe(row: Row) -> str:
     """Return on what a row was measured."""
     dtype = "" if row.dtype == "float32" else f", {row.dtype}"
-    release = row.torch.partition("+")[0]
-    return f"{row.machine}, {name_kernels(row)}, torch {release}{dtype}"
+    kernels = "" if row.device == "cuda" else f", {name_kernels(row)}"
+    return f"{row.machine}{kernels}, torch {row.torch.partition('+')[0]}{dtype}"
 
 
 def name_kernels(row: Row) -> str:
-    """Return the instruction set of the kernels and the number of threads."""
+    """Return the instruction set of the kernels and the number of threads, or the GPU."""
+    if row.device == "cuda":
+        return row.machine
     return f"{row.instruction_set.replace('AVX512', 'AVX-512')}, {row.threads} thread{'s' * (row.threads != 1)}"
 
 
@@ -121,10 +124,11 @@ def machine_tables(make: Callable[[Sequence[Row]], str], op: str, rows: Sequence
 
 
 def glance(rows: Sequence[Row]) -> str:
-    """Return a line for each op on each processor."""
+    """Return a line for each op on each processor, in float32."""
+    ops = [row for row in rows if row.dtype == "float32" and op_of(row) not in ("KMeans_grid", "training_step")]
     lines = [
         (cells[0], name_kernels(of_machine[0]), *cells[1:])
-        for _, of_machine in by_machine([row for row in rows if op_of(row) not in ("KMeans_grid", "training_step")])
+        for _, of_machine in by_machine(ops)
         for cells in glance_lines(of_machine)
     ]
     lines.sort(key=lambda cells: cells[0].partition(",")[0].lower())

@@ -1,4 +1,4 @@
-"""What many GPUs would take: seconds and bytes of a step, from stated rates of links and modelled times of kernels.
+"""What many GPUs would take: seconds and bytes of a step, from stated rates of links and modeled times of kernels.
 
     python -m benchmarks.scale            # prints docs/scale.md
     python -m benchmarks.scale --write    # writes it
@@ -200,12 +200,12 @@ def page() -> str:
 
 Every number on this page is printed by `python -m benchmarks.scale`.
 
-## What is proven, and what is modelled
+## What is proven, and what is modeled
 
 Proven, on gloo with 1 to 4 ranks on CPUs, by `tests/distributed`: losses, statistics, gradients of rows and parameters,
 assignments, labels and neighbors are those of one process with all rows, for equal, unequal and empty shards.
 
-Modelled, and measured by nobody so far: all times below. Kernels take what [models](performance/models.md) predict of
+Modeled, and measured by nobody so far: all times below. Kernels take what [models](performance/models.md) predict of
 an {NAME}. Links are assumed to reach 80 % of their rate: {inside} and {near} a message among the {NODE} GPUs of
 a node, {between} for each GPU and {far} between nodes. NCCL has not been run with these functions.
 

@@ -23,7 +23,7 @@ LABEL_BYTES, UNIFORM_BYTES = 8, 8
 INTEGER_BYTES = 2  # of an element of the rows, as kmeans_seed reads them again at every step on the CPU
 EPILOGUE_OPERATIONS = 8  # of a lane for every row and centroid
 
-# How the update is cut; see part_rows_of in csrc/kmeans/cuda/kmeans_assign.cu.
+# How the update is cut; see part_rows_of in csrc/kmeans/cuda/kmeans_update.cu.
 MIN_PART_ROWS, PART_ROWS_PER_CLUSTER, MAX_PARTS = 256, 4, 1024
 
 # How seeding is cut; see csrc/kmeans/cuda/kmeans_seed.cu. Rows of half precision are copied to float32.

@@ -160,11 +160,11 @@ class NeighborHead(ClusterHeadMethod):
                 means = (batch.sum(sums) / batch.count(features)).to(self.distribution.dtype)
                 self.distribution.lerp_(means, 1 - self.distribution_momentum)
             if labels is None:
-                informations = [
+                information = [
                     pair_information(*student, *teacher, known, weights, self.beta, self.temperature)
                     for student, teacher, known in zip(students, teachers, self.distribution, strict=True)
                 ]
-                losses = -torch.stack(informations)
+                losses = -torch.stack(information)
             else:
                 both = labels.repeat(len(views))
                 losses = torch.stack([cross_entropy(linear(*part) / self.temperature, both) for part in students])
@@ -184,7 +184,7 @@ class NeighborHead(ClusterHeadMethod):
         update_average(self.teachers, self.heads, self.momentum)
 
     def inference_network(self) -> nn.Module:
-        """Return the backbone and the best teacher: rows (B, ``feature_dim``), normalised, and shares (B, K)."""
+        """Return the backbone and the best teacher: rows (B, ``feature_dim``), normalized, and shares (B, K)."""
         best = int(self.head_losses.argmin()) if self.head_losses.device.type != "meta" else 0
         return InferenceNetwork(self.backbone, nn.Identity(), _Shares(self.teachers[best], self.temperature))
 
@@ -194,7 +194,7 @@ class NeighborHead(ClusterHeadMethod):
 
 
 class Head(nn.Module):
-    """A head of TEMI: linear, GELU, linear, normalised, and a prototype with a scale for each cluster."""
+    """A head of TEMI: linear, GELU, linear, normalized, and a prototype with a scale for each cluster."""
 
     def __init__(self, dim: int, hidden_dim: int, embedding_dim: int, num_clusters: int) -> None:
         super().__init__()

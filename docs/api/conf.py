@@ -1,5 +1,7 @@
 """Settings of Sphinx for the API page: `make docs` builds it from the docstrings, and every warning is an error."""
 
+from typing import Any
+
 import deepclust_ext
 
 project = "deepclust_ext"
@@ -25,3 +27,11 @@ html_theme = "alabaster"
 html_theme_options = {"description": "Deep clustering of images in PyTorch", "page_width": "70rem"}
 html_copy_source = False
 html_show_sphinx = False
+
+
+def setup(app: Any) -> None:
+    """Leave out what Python says of the fields of named tuples: their docstrings tell more."""
+    app.connect(
+        "autodoc-skip-member",
+        lambda app, what, name, member, skip, options: (member.__doc__ or "").startswith("Alias for field") or None,
+    )

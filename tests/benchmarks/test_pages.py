@@ -54,8 +54,10 @@ def test_a_cell_is_that_of_the_row() -> None:
 
 def test_every_machine_has_a_table_of_its_own() -> None:
     rows = [ours(median_ms=1.0, threads=threads) for threads in (1, 2)]
+    rows.append(ours(median_ms=1.0, machine="B 200", device="cuda", dtype="bfloat16", torch="2.15.0+cu132"))
     captions = re.findall(r"^.*:$", make_block("times spin", rows), re.MULTILINE)
-    assert ["1 thread," in captions[0], "2 threads," in captions[1], len(captions)] == [True, True, 2]
+    assert ["1 thread," in captions[0], "2 threads," in captions[1], len(captions)] == [True, True, 3]
+    assert captions[2] == "B 200, torch 2.15.0, bfloat16:"
 
 
 def test_the_grid_of_kmeans_has_a_table_of_its_own() -> None:
@@ -68,6 +70,37 @@ def test_the_grid_of_kmeans_has_a_table_of_its_own() -> None:
     assert f"{rows}x{dims}" in make_block("times KMeans_grid", results)
     assert f"{rows}x{dims}" not in make_block("times KMeans", results)
     assert "5000x64" in make_block("times KMeans", results)
+
+
+def test_a_step_is_taken_apart_in_shares_of_the_step_with_the_reference() -> None:
+    step = partial(make_row, op="training_step", case="hadis-digits-64x8x8", threads=2)
+    taken = {
+        "data": 1.0,
+        "forward": 2.0,
+        "loss": 1.0,
+        "backward": 5.0,
+        "loss_backward": 0.5,
+        "optimizer": 1.0,
+        "step": 10.0,
+    }
+    results = [
+        *(step(provider="reference", mode=mode, median_ms=ms, per_ours=2.0) for mode, ms in taken.items()),
+        *(step(provider="fused", mode=mode, median_ms=ms / 2) for mode, ms in taken.items()),
+    ]
+    line = make_block("steps", results).splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[2:] == ["5", "10.0%", "20.0%", "10.0%", "50.0%", "10.0%", "15.0%", "2", "2"]
+
+
+def test_a_line_of_the_glance_names_its_kernels() -> None:
+    results = [
+        ours(case="even-100x8", median_ms=1.0, threads=1),
+        rival(case="even-100x8", median_ms=2.0, per_ours=2.0, threads=1),
+    ]
+    line = make_block("glance", results).splitlines()[-1]
+    assert line.startswith("| `spin`, even-100x8 | ")
+    assert ", 1 thread | forward and backward | 1 |" in line
+    assert "training_step" not in make_block("glance", [*results, make_row(op="training_step", mode="step")])
 
 
 def test_a_block_is_replaced_and_the_text_around_it_stays() -> None:

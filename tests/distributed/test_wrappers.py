@@ -38,7 +38,8 @@ def step(group: Any, a: Tensor, b: Tensor, labels: Tensor, wrapper: str) -> dict
     def total(z_a: Tensor, z_b: Tensor) -> Tensor:
         shares = z_a.softmax(dim=1), z_b.softmax(dim=1)
         loss: Tensor = contrast(z_a, z_b) + clusters(*shares) + hsd(z_b.detach(), z_a)
-        return loss + prototypes(z_a, z_b, labels, 4)
+        by_cluster: Tensor = prototypes(z_a, z_b, labels, 4)
+        return loss + by_cluster
 
     if wrapper == "compile":
         forward = DistributedDataParallel(net, process_group=group)

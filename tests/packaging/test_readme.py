@@ -83,6 +83,7 @@ def test_links_lead_somewhere() -> None:
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("benchmarks/*.md"),
         *ROOT.glob("tests/**/*.md"),
+        *ROOT.glob("csrc/**/*.md"),
     ):
         for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
             name, _, heading = link.partition("#")

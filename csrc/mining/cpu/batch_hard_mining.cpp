@@ -93,118 +93,167 @@ void choose_shift(const T* teacher,  // (count, depth)
   }
 }
 
+// The search, in five phases that mine() calls in turn; what they share is memory for all rows, O(N D).
 template <typename T>
-MinedPairs mine(const at::Tensor& teacher_input, const at::Tensor& student_input, bool normalize, RowRange anchors) {
-  const int64_t count = teacher_input.size(0);
-  const int64_t depth = teacher_input.size(1);
-  const at::TensorOptions options = teacher_input.options();
+class Search {
+ public:
+  Search(const at::Tensor& teacher, const at::Tensor& student, bool normalize, RowRange anchors, MinedPairs& mined)
+      : count_(teacher.size(0)),
+        depth_(teacher.size(1)),
+        width_(DEEPCLUST_SELECT(panel_columns<T>)()),
+        padded_((count_ + width_ - 1) / width_ * width_),
+        normalize_(normalize),
+        anchors_(anchors),
+        teacher_source_(teacher.const_data_ptr<T>()),
+        student_source_(student.const_data_ptr<T>()),
+        index_(mined.index.mutable_data_ptr<int64_t>()),
+        distance_(mined.distance.mutable_data_ptr<T>()),
+        inverse_distance_(mined.inverse_distance.mutable_data_ptr<T>()),
+        inverse_norm_(mined.inverse_norm.mutable_data_ptr<T>()),
+        scratch_(2 * size_of(padded_ * depth_) + 2 * size_of(rows_size()) + 2 * size_of(depth_) + 5 * size_of(padded_) +
+                 size_of(4 * count_)),
+        teacher_panels_(scratch_.take(padded_ * depth_)),
+        student_panels_(scratch_.take(padded_ * depth_)),
+        teacher_rows_(scratch_.take(rows_size())),
+        student_rows_(scratch_.take(rows_size())),
+        teacher_bias_(scratch_.take(padded_)),
+        student_bias_(scratch_.take(padded_)),
+        self_squared_(scratch_.take(padded_)),
+        self_distance_(scratch_.take(padded_)),
+        teacher_norm_squared_(scratch_.take(padded_)),
+        shift_(scratch_.take(depth_)),
+        squared_(scratch_.take(4 * count_)) {}
+
+  // The point amid the teacher rows that both sides are packed around.
+  void center() { choose_shift(teacher_source_, count_, depth_, normalize_, scratch_.take(depth_), shift_); }
+
+  // Normalizes and packs all rows, panel by panel, with D_jj and norms; false if one is not finite.
+  bool prepare_rows() {
+    std::atomic<bool> finite{true};
+    at::parallel_for(0, padded_ / width_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t first = begin * width_; first < end * width_; first += width_) {
+        if (!prepare_panel(first)) finite = false;
+      }
+    });
+    return finite;
+  }
+
+  // The largest norms and D_jj, by which scores bound what they leave open.
+  void bound_scores() {
+    in_ = {.count = count_,
+           .depth = depth_,
+           .padded = padded_,
+           .teacher = teacher(),
+           .student = student(),
+           .shift = shift_,
+           .teacher_panels = teacher_panels_,
+           .teacher_bias = teacher_bias_,
+           .student_panels = student_panels_,
+           .student_bias = student_bias_,
+           .self_squared = self_squared_,
+           .self_distance = self_distance_,
+           .teacher_norm_squared = teacher_norm_squared_,
+           .self_distance_max = T(0),
+           .teacher_norm_max = T(0),
+           .student_norm_max = T(0),
+           .rounding = (depth_ + 32) * std::numeric_limits<T>::epsilon() / 2};
+    for (int64_t j = 0; j < count_; ++j) {
+      in_.self_distance_max = std::max(in_.self_distance_max, self_distance_[j]);
+      in_.teacher_norm_max = std::max(in_.teacher_norm_max, teacher_norm_squared_[j]);
+      in_.student_norm_max = std::max(in_.student_norm_max, -2 * student_bias_[j]);
+    }
+    in_.teacher_norm_max = std::sqrt(in_.teacher_norm_max);
+    in_.student_norm_max = std::sqrt(in_.student_norm_max);
+  }
+
+  // The hardest pairs of the anchors, block by block.
+  void mine_blocks() {
+    const int64_t block_rows = DEEPCLUST_SELECT(mining_block_rows<T>)(count_, depth_, at::get_num_threads());
+    const int64_t blocks = (anchors_.count + block_rows - 1) / block_rows;
+    const int64_t limit = kMinTests + count_ / kColumnsPerTest;
+    const int64_t workspace = DEEPCLUST_SELECT(mining_workspace<T>)(block_rows, padded_, depth_);
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      Scratch<T> scratch(workspace);
+      T* memory = scratch.take(workspace);
+      bool expect_product = false;
+      for (int64_t row = begin * block_rows; row < std::min(end * block_rows, anchors_.count); row += block_rows) {
+        DEEPCLUST_SELECT(mine_rows<T>)(in_, anchors_.first + row, std::min(block_rows, anchors_.count - row), limit,
+                                       memory, &expect_product, index_, index_ + count_, squared_);
+      }
+    });
+  }
+
+  // The distances of the pairs and their inverses, from sums that the search left or that are made now.
+  void measure() {
+    at::parallel_for(anchors_.first, anchors_.first + anchors_.count, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t kind = 0; kind < 4; ++kind) {
+        DEEPCLUST_SELECT(measure_pairs<T>)(teacher(), kind < 2 ? student() : teacher(), begin, end, depth_,
+                                           index_ + kind % 2 * count_, squared_ + kind * count_,
+                                           distance_ + kind * count_, inverse_distance_ + kind * count_);
+      }
+    });
+  }
+
+ private:
+  static constexpr auto size_of = Scratch<T>::size_of;
+  int64_t rows_size() const { return normalize_ ? count_ * depth_ : 0; }
+  const T* teacher() const { return normalize_ ? teacher_rows_ : teacher_source_; }
+  const T* student() const { return normalize_ ? student_rows_ : student_source_; }
+
+  bool prepare_panel(int64_t first) {
+    const int64_t present = std::min(width_, count_ - first);
+    const int64_t offset = first * depth_;
+    const int64_t row_offset = normalize_ ? offset : 0;
+    const auto normalize_panel = [&](const T* source, T* rows, T* norms) {
+      return DEEPCLUST_SELECT(normalize_rows<T>)(source + offset, present, depth_, normalize_, rows + row_offset,
+                                                 norms + first);
+    };
+    const bool teacher_is_finite = normalize_panel(teacher_source_, teacher_rows_, inverse_norm_);
+    const bool student_is_finite = normalize_panel(student_source_, student_rows_, inverse_norm_ + count_);
+    DEEPCLUST_SELECT(measure_rows<T>)(teacher() + offset, student() + offset, shift_, present, width_, depth_,
+                                      self_squared_ + first, self_distance_ + first, teacher_norm_squared_ + first);
+    DEEPCLUST_SELECT(pack_distance_columns<T>)(teacher(), shift_, first, count_, depth_, teacher_panels_ + offset,
+                                               teacher_bias_ + first);
+    DEEPCLUST_SELECT(pack_distance_columns<T>)(student(), shift_, first, count_, depth_, student_panels_ + offset,
+                                               student_bias_ + first);
+    return teacher_is_finite && student_is_finite;
+  }
+
+  int64_t count_, depth_;
+  int64_t width_, padded_;  // columns of a panel; N rounded up to whole panels
+  bool normalize_;
+  RowRange anchors_;
+  const T *teacher_source_, *student_source_;
+  int64_t* index_;                                   // (2, N)
+  T *distance_, *inverse_distance_, *inverse_norm_;  // (4, N), (4, N), (2, N)
+  Scratch<T> scratch_;
+  T *teacher_panels_, *student_panels_, *teacher_rows_, *student_rows_, *teacher_bias_, *student_bias_;
+  T *self_squared_, *self_distance_, *teacher_norm_squared_, *shift_;
+  T* squared_;  // (4, N)
+  MiningInputs<T> in_;
+};
+
+template <typename T>
+MinedPairs mine(const at::Tensor& teacher, const at::Tensor& student, bool normalize, RowRange anchors) {
+  const int64_t count = teacher.size(0);
+  const at::TensorOptions options = teacher.options();
   MinedPairs mined{at::empty({2, count}, options.dtype(at::kLong)), at::empty({4, count}, options),
                    at::empty({4, count}, options), at::empty({2, count}, options)};
   if (count == 0 || anchors.count == 0) {
     mined.inverse_norm.fill_(1);  // of rows that are in no pair
     return mined;
   }
-  int64_t* index = mined.index.mutable_data_ptr<int64_t>();
-  T* distance = mined.distance.mutable_data_ptr<T>();
-  T* inverse_distance = mined.inverse_distance.mutable_data_ptr<T>();
-  T* inverse_norm = mined.inverse_norm.mutable_data_ptr<T>();
-
-  const int64_t width = DEEPCLUST_SELECT(panel_columns<T>)();
-  const int64_t panels = (count + width - 1) / width;
-  const int64_t padded = panels * width;
-  const int64_t rows_size = normalize ? count * depth : 0;
-  const auto size_of = Scratch<T>::size_of;
-  Scratch<T> scratch(2 * size_of(padded * depth) + 2 * size_of(rows_size) + 2 * size_of(depth) + 5 * size_of(padded) +
-                     size_of(4 * count));
-  T* teacher_panels = scratch.take(padded * depth);
-  T* student_panels = scratch.take(padded * depth);
-  T* teacher_rows = scratch.take(rows_size);
-  T* student_rows = scratch.take(rows_size);
-  T* teacher_bias = scratch.take(padded);
-  T* student_bias = scratch.take(padded);
-  T* self_squared = scratch.take(padded);
-  T* self_distance = scratch.take(padded);
-  T* teacher_norm_squared = scratch.take(padded);
-  T* shift = scratch.take(depth);
-  T* squared = scratch.take(4 * count);
-  const T* teacher_source = teacher_input.const_data_ptr<T>();
-  const T* student_source = student_input.const_data_ptr<T>();
-  const T* teacher = normalize ? teacher_rows : teacher_source;
-  const T* student = normalize ? student_rows : student_source;
-
-  choose_shift(teacher_source, count, depth, normalize, scratch.take(depth), shift);
-  std::atomic<bool> finite{true};
-  at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t first = begin * width; first < end * width; first += width) {
-      const int64_t present = std::min(width, count - first);
-      const int64_t offset = first * depth;
-      const int64_t row_offset = normalize ? offset : 0;
-      const auto normalize_panel = [&](const T* source, T* rows, T* norms) {
-        return DEEPCLUST_SELECT(normalize_rows<T>)(source + offset, present, depth, normalize, rows + row_offset,
-                                                   norms + first);
-      };
-      if (!normalize_panel(teacher_source, teacher_rows, inverse_norm)) finite = false;
-      if (!normalize_panel(student_source, student_rows, inverse_norm + count)) finite = false;
-      DEEPCLUST_SELECT(measure_rows<T>)(teacher + offset, student + offset, shift, present, width, depth,
-                                        self_squared + first, self_distance + first, teacher_norm_squared + first);
-      DEEPCLUST_SELECT(pack_distance_columns<T>)(teacher, shift, first, count, depth, teacher_panels + offset,
-                                                 teacher_bias + first);
-      DEEPCLUST_SELECT(pack_distance_columns<T>)(student, shift, first, count, depth, student_panels + offset,
-                                                 student_bias + first);
-    }
-  });
-  if (!finite) {
+  Search<T> search(teacher, student, normalize, anchors, mined);
+  search.center();
+  if (!search.prepare_rows()) {
     mined.index.fill_(-1);
     mined.distance.fill_(std::numeric_limits<double>::quiet_NaN());
     mined.inverse_distance.fill_(std::numeric_limits<double>::quiet_NaN());
     return mined;
   }
-
-  MiningInputs<T> in{.count = count,
-                     .depth = depth,
-                     .padded = padded,
-                     .teacher = teacher,
-                     .student = student,
-                     .shift = shift,
-                     .teacher_panels = teacher_panels,
-                     .teacher_bias = teacher_bias,
-                     .student_panels = student_panels,
-                     .student_bias = student_bias,
-                     .self_squared = self_squared,
-                     .self_distance = self_distance,
-                     .teacher_norm_squared = teacher_norm_squared,
-                     .self_distance_max = T(0),
-                     .teacher_norm_max = T(0),
-                     .student_norm_max = T(0),
-                     .rounding = (depth + 32) * std::numeric_limits<T>::epsilon() / 2};
-  for (int64_t j = 0; j < count; ++j) {
-    in.self_distance_max = std::max(in.self_distance_max, self_distance[j]);
-    in.teacher_norm_max = std::max(in.teacher_norm_max, teacher_norm_squared[j]);
-    in.student_norm_max = std::max(in.student_norm_max, -2 * student_bias[j]);
-  }
-  in.teacher_norm_max = std::sqrt(in.teacher_norm_max);
-  in.student_norm_max = std::sqrt(in.student_norm_max);
-
-  const int64_t block_rows = DEEPCLUST_SELECT(mining_block_rows<T>)(count, depth, at::get_num_threads());
-  const int64_t blocks = (anchors.count + block_rows - 1) / block_rows;
-  const int64_t limit = kMinTests + count / kColumnsPerTest;
-  const int64_t workspace = DEEPCLUST_SELECT(mining_workspace<T>)(block_rows, padded, depth);
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> thread_scratch(workspace);
-    T* memory = thread_scratch.take(workspace);
-    bool expect_product = false;
-    for (int64_t row = begin * block_rows; row < std::min(end * block_rows, anchors.count); row += block_rows) {
-      DEEPCLUST_SELECT(mine_rows<T>)(in, anchors.first + row, std::min(block_rows, anchors.count - row), limit, memory,
-                                     &expect_product, index, index + count, squared);
-    }
-  });
-  at::parallel_for(anchors.first, anchors.first + anchors.count, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t kind = 0; kind < 4; ++kind) {
-      DEEPCLUST_SELECT(measure_pairs<T>)(teacher, kind < 2 ? student : teacher, begin, end, depth,
-                                         index + kind % 2 * count, squared + kind * count, distance + kind * count,
-                                         inverse_distance + kind * count);
-    }
-  });
+  search.bound_scores();
+  search.mine_blocks();
+  search.measure();
   return mined;
 }
 
