@@ -176,3 +176,17 @@ def test_in_single_precision_all_is_as_near_but_what_adam_makes_of_gradients_of_
 
 def train_in_float32(group: Any, name: str, out: Path) -> Any:
     return train(group, name, out, dtype=torch.float32)
+
+
+def test_ranks_that_normalize_by_themselves_have_one_state_and_one_end_of_their_own(
+    pool: Pool, alone: Callable[[str], Any], tmp_path: Path
+) -> None:
+    first, second = (state for _, state, _ in pool.run(train_unsynchronized, "sacc", tmp_path, ranks=2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    _, expected, _ = alone("sacc")
+    name = "backbone.1.running_var"
+    assert not torch.allclose(first[name], expected[name], rtol=0, atol=CLOSE)
+
+
+def train_unsynchronized(group: Any, name: str, out: Path) -> Any:
+    return train(group, name, out, sync=False)
