@@ -32,6 +32,25 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", nargs="*", help="other images: folders, files, lists")
 
 
+def add_out(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """Add the folder of a run that trains, and what happens to the run in it."""
+    parser.add_argument("--out", type=Path, help=help_text)
+    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """Add how steps are made; None is left to the run or its recipe."""
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
+    parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
+    parser.add_argument(
+        "--sync-batch-norm",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="on several ranks, normalize by the images of all, as one process does (default: the recipe's)",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add where to compute, and how many processes load images."""
     parser.add_argument("--device", help='such as "cuda" (default: cuda where there is a GPU, else cpu)')

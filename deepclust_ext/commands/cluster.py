@@ -14,8 +14,7 @@ from typing import Any
 
 from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
 
-#: torchrun may run it on several ranks, which share the images.
-ON_RANKS = True
+ON_RANKS = True  # of torchrun, which share the images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

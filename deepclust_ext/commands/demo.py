@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from deepclust_ext.commands._arguments import add_seed, at_least
+from deepclust_ext.commands._arguments import add_out, add_seed, at_least
 
 ENDING = "-digits"  # of the recipes to choose from
 
@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (("epochs", "passes over the scans"), ("batch_size", "images of a step")):
         defaults = ", ".join(f"{method} {numbers[name]}" for method, numbers in choices.items())
         parser.add_argument("--" + name.replace("_", "-"), type=at_least(1), help=f"{what} (default: {defaults})")
-    parser.add_argument("--out", type=Path, help="folder for results (default: runs/demo-METHOD-seedSEED)")
-    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    add_out(parser, "folder for results (default: runs/demo-METHOD-seedSEED)")
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
     parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
 

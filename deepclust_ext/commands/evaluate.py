@@ -14,8 +14,7 @@ import argparse
 
 from deepclust_ext.commands._arguments import add_device, add_run, add_seed, device
 
-#: torchrun may run it on several ranks, which share the images.
-ON_RANKS = True
+ON_RANKS = True  # of torchrun, which share the images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,10 +15,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_seed, at_least, device
+from deepclust_ext.commands._arguments import add_device, add_out, add_seed, add_steps, at_least, device
 
-#: torchrun may run it on several ranks, which share the images.
-ON_RANKS = True
+ON_RANKS = True  # of torchrun, which share the images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,18 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
-    parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
-    parser.add_argument(
-        "--sync-batch-norm",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="on several ranks, normalize by the images of all, as one process does (default: the recipe's)",
-    )
+    add_steps(parser)
     add_seed(parser, default=None)
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/DATA-seedSEED)")
-    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    add_out(parser, "folder of the run (default: runs/DATA-seedSEED)")
     add_device(parser)
 
 

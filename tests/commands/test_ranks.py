@@ -51,6 +51,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data") / "images")
 
 
+@pytest.mark.slow  # torchrun starts twice
 def test_a_run_whose_rank_is_killed_ends_at_once_and_goes_on_to_the_same_end(tmp_path: Path, images: Path) -> None:
     options = [str(images), "--recipe", str(recipe_of(tmp_path)), "--labels", "folders"]
     assert main(["train", *options, "--out", str(tmp_path / "alone")]) == 0
@@ -154,3 +155,12 @@ def test_each_rank_has_the_gpu_of_its_place(monkeypatch: pytest.MonkeyPatch, nam
         return
     with pytest.raises(ValueError, match=expected):
         local_device(name)
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], "true"), (["--no-sync-batch-norm"], "false")])
+def test_how_ranks_normalize_is_a_setting_of_the_recipe(
+    tmp_path: Path, images: Path, options: list[str], expected: str
+) -> None:
+    recipe = ["--recipe", str(recipe_of(tmp_path)), "--epochs", "1"]
+    assert main(["train", str(images), "--out", str(tmp_path / "run"), *recipe, *options]) == 0
+    assert f"\nsync_batch_norm: {expected}\n" in (tmp_path / "run" / "recipe.yaml").read_text()

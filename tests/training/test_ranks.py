@@ -160,3 +160,33 @@ def test_a_run_that_one_rank_is_asked_to_stop_goes_on_with_another_number_of_ran
     assert says[1] == says[0]
     answers = pool.run(train, name, tmp_path, True, ranks="3")
     assert_same_end(answers, alone(name))
+
+
+@pytest.mark.parametrize("name", ["hadis", "sacc", "clc"])
+def test_in_single_precision_all_is_as_near_but_what_adam_makes_of_gradients_of_0(
+    pool: Pool, tmp_path: Path, name: str
+) -> None:
+    _, expected, _ = train(None, name, tmp_path / "alone", dtype=torch.float32)
+    ((_, state, _), _) = pool.run(train_in_float32, name, tmp_path / "ranks", ranks=2)
+    for key, value in expected.items():
+        # Biases ahead of a batch normalization, and the means that follow them.
+        if name == "hadis" or not key.endswith((".0.bias", ".1.running_mean")):
+            torch.testing.assert_close(state[key], value, rtol=0, atol=1e-5, msg=key)
+
+
+def train_in_float32(group: Any, name: str, out: Path) -> Any:
+    return train(group, name, out, dtype=torch.float32)
+
+
+def test_ranks_that_normalize_by_themselves_have_one_state_and_one_end_of_their_own(
+    pool: Pool, alone: Callable[[str], Any], tmp_path: Path
+) -> None:
+    first, second = (state for _, state, _ in pool.run(train_unsynchronized, "sacc", tmp_path, ranks=2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    _, expected, _ = alone("sacc")
+    name = "backbone.1.running_var"
+    assert not torch.allclose(first[name], expected[name], rtol=0, atol=CLOSE)
+
+
+def train_unsynchronized(group: Any, name: str, out: Path) -> Any:
+    return train(group, name, out, sync=False)
