@@ -179,9 +179,9 @@ def steps_of(provider: str, method: NeighborHead) -> Steps:
 PROVIDERS = ("ours", "plain torch", "plain torch, compiled")
 
 
-def method_of(features: Features, clusters: int, seed: int) -> tuple[NeighborHead, int]:
-    """Return a new method by its recipe, and the size of a batch."""
-    recipe, _ = features_recipe(features, clusters)
+def method_of(features: Features, clusters: int, heads: int, seed: int) -> tuple[NeighborHead, int]:
+    """Return a new method of so many heads, else by its recipe, and the size of a batch."""
+    recipe = recipes.changed(features_recipe(features, clusters)[0], {"model.num_heads": heads})
     torch.manual_seed(seed)
     method = make_method(recipe)
     assert isinstance(method, NeighborHead)
@@ -233,9 +233,9 @@ def peak_of(function: Callable[[], Any]) -> tuple[float, Any]:
     return (peak_resident_bytes() - before) / 1e6, result
 
 
-def step_memory(provider: str, rows: int, columns: int, clusters: int, seed: int) -> float:
+def step_memory(provider: str, rows: int, columns: int, clusters: int, heads: int, seed: int) -> float:
     """Return the peak extra memory of a step in MB."""
-    method, size = method_of(load_features(np.zeros((rows, columns), np.float16)), clusters, seed)
+    method, size = method_of(load_features(np.zeros((rows, columns), np.float16)), clusters, heads, seed)
     values = torch.randn(size, columns)
     near, steps = torch.arange(size).unsqueeze(1), steps_of(provider, method)
     run_epoch(steps, values, near, size)  # compiles, and makes gradients and what the optimizer keeps
@@ -260,7 +260,7 @@ def epoch(options: argparse.Namespace) -> Iterator[Line]:
     features = features_of(options.rows, options.columns, options.clusters, seed)
     rows, shape = features.stored(), (options.rows, options.columns, options.clusters)
     near = torch.randint(len(rows), (len(rows), 10), generator=torch.Generator().manual_seed(0))
-    method, size = method_of(features, options.clusters, seed)
+    method, size = method_of(features, options.clusters, options.heads, seed)
     state = {name: value.clone() for name, value in method.state_dict().items()}
     expected = first_step("ours", method, rows, near, size)
     for provider in PROVIDERS:
@@ -270,7 +270,7 @@ def epoch(options: argparse.Namespace) -> Iterator[Line]:
             continue
         method.load_state_dict(state)
         seconds = run_epoch(steps_of(provider, method), rows, near, size)
-        memory = alone(step_memory, provider, *shape, seed)
+        memory = alone(step_memory, provider, *shape, options.heads, seed)
         yield Line(
             "epoch", provider, *shape, seed, seconds, memory, note=f"batches of {size}, {method.num_heads} heads"
         )
@@ -369,6 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale-rows", type=int, default=SCALE_ROWS)
     parser.add_argument("--scale-columns", type=int, default=SCALE_COLUMNS)
     parser.add_argument("--methods", nargs="+", default=["NeighborHead"], help="default: NeighborHead")
+    parser.add_argument("--heads", type=int, default=16, help="of the part epoch (default: 16, as the authors have)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of quality and digits (default: 0)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--folder", type=Path, help="where the large file is written (default: the system's)")

@@ -151,9 +151,11 @@ class NeighborHead(ClusterHeadMethod):
         with record_function("forward"):
             with evaluation(self.backbone):
                 features = self.backbone(images)
-            students = [parts_of(head, features) for head in self.heads]
+            # Without hidden layers all heads have the same rows, once in memory.
+            unit = None if self.hidden_dim else normalize(features, dim=1)
+            students = [parts_of(head, features, unit) for head in self.heads]
             with torch.no_grad():
-                teachers = [parts_of(head, features) for head in self.teachers]
+                teachers = [parts_of(head, features, unit) for head in self.teachers]
         with record_function("loss"):
             with torch.no_grad():
                 sums, weights, confidence = teacher_statistics(teachers, self.temperature)
@@ -232,10 +234,11 @@ class Head(nn.Module):
 def parts_of(
     head: nn.Module,
     features: Tensor,  # (B, D)
+    unit: Tensor | None,  # (B, E) the head's rows where they are known
 ) -> tuple[Tensor, Tensor]:
     """Return unit rows (B, E) of a head and the weight (K, E) of its last layer, whose product are logits."""
     assert isinstance(head, Head)
-    return head.embed(features), head.weight
+    return head.embed(features) if unit is None else unit, head.weight
 
 
 class _Shares(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Shares of a head that are in memory at a time, of both views together: 4 MB, which processors keep in cache.
-_TILE = 1 << 20
+#: Shares of a head that are in memory at a time, of both views together: 1 MB, of which a block has a few.
+_TILE = 1 << 18
 
 
 def teacher_statistics(
@@ -76,7 +76,8 @@ class _PairInformation(torch.autograd.Function):
         # A cluster that no teacher has ever chosen has share 0, and 1 / 0 would be infinite times 0.
         log_distribution = distribution.clamp(min=torch.finfo(distribution.dtype).tiny).log()
         value = torch.zeros((), dtype=rows.dtype, device=rows.device)
-        grad_rows, grad_weight = torch.empty_like(rows), torch.zeros_like(weight)
+        grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None  # frozen features take none
+        grad_weight = torch.zeros_like(weight)
         for block in _blocks(pairs, len(weight)):
             students = _logits(rows, weight, block, temperature)
             teachers = _logits(teacher_rows, teacher_weight, block, temperature)
@@ -89,7 +90,8 @@ class _PairInformation(torch.autograd.Function):
                 value += (weights[block] * (joint_sum - beta * student_sum).squeeze(1)).sum()
                 gradient = joint.sub_(joint_sum).exp_().sub_(student.sub_(student_sum).exp_()).mul_(scale)
                 side = slice(block.start + place * pairs, block.stop + place * pairs)
-                grad_rows[side] = gradient @ weight
+                if grad_rows is not None:
+                    grad_rows[side] = gradient @ weight
                 grad_weight.addmm_(gradient.T, rows[side])
         ctx.save_for_backward(grad_rows, grad_weight)
         return value / (2 * pairs)
@@ -98,7 +100,7 @@ class _PairInformation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_rows, grad_weight = ctx.saved_tensors
-        return grad * grad_rows, grad * grad_weight, None, None, None, None, None, None
+        return None if grad_rows is None else grad * grad_rows, grad * grad_weight, None, None, None, None, None, None
 
 
 def _blocks(pairs: int, num_clusters: int) -> list[slice]:
@@ -114,6 +116,7 @@ def _logits(
 ) -> tuple[Tensor, Tensor]:
     """Return logits over the temperature of the first and of the second rows of some pairs."""
     pairs, wide = len(rows) // 2, torch.promote_types(rows.dtype, torch.float32)
-    weight = weight.to(wide).T / temperature
+    sides = rows[block], rows[block.start + pairs : block.stop + pairs]
     with torch.autocast(rows.device.type, enabled=False):
-        return rows[block].to(wide) @ weight, rows[block.start + pairs : block.stop + pairs].to(wide) @ weight
+        first, second = ((side.to(wide) / temperature) @ weight.to(wide).T for side in sides)
+        return first, second

@@ -13,7 +13,7 @@ from benchmarks.plain_neighborhead import PlainNeighborHead, plain_table
 from deepclust_ext.data.neighbors import neighbor_table
 from deepclust_ext.recipes.features import features_recipe
 
-SMALL = ("--rows", "200", "--columns", "8", "--clusters", "4", "--threads", "1")
+SMALL = ("--rows", "200", "--columns", "8", "--clusters", "4", "--heads", "2", "--threads", "1")
 
 
 @pytest.fixture(autouse=True)

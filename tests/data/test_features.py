@@ -174,7 +174,7 @@ def test_columns_side_by_side_in_a_file_of_numpy(tmp_path: Path, monkeypatch: py
     np.save(tmp_path / "x.npy", np.asfortranarray(rows()))
     features = load_features(tmp_path / "x.npy")
     np.testing.assert_array_equal(matrix(features), rows())
-    assert features.stored().is_contiguous()
+    assert features.parts[0].array.flags.c_contiguous
     assert "x.npy is stored by columns, so its rows were put in order in memory" in features.notes
     monkeypatch.setattr(feature_stores, "free_memory", lambda: 0)
     features = load_features(tmp_path / "x.npy")
@@ -183,7 +183,11 @@ def test_columns_side_by_side_in_a_file_of_numpy(tmp_path: Path, monkeypatch: py
     assert any("too large to put in order in memory: reading is slow" in note for note in features.notes)
 
 
-def test_rows_that_cannot_be_used_are_left_out_and_rows_of_zeros_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [2, 100])
+def test_rows_that_cannot_be_used_are_left_out_and_rows_of_zeros_counted(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepclust_ext.data.features._BLOCK_BYTES", 4 * COLUMNS * block)
     values = rows(np.float64)
     values[1, 0], values[4, 2], values[6, 1] = np.nan, np.inf, 1e300  # the last beyond float32
     values[[3, 8]] = 0

@@ -170,13 +170,16 @@ def test_a_cubic_stays_in_range_and_the_right_size_is_kept() -> None:
 
 
 def test_views_by_name_are_the_functions_and_classes() -> None:
-    assert set(VIEWS) == {"contrastive", "strong", "resize", "affine", "gamma", "turn", "noise", "sequential"}
+    of_images = {"contrastive", "strong", "resize", "affine", "gamma", "turn", "noise"}
+    assert set(VIEWS) == of_images | {"neighbor", "identity", "sequential"}
     photo: dict[str, Any] = {
         "size": 16,
         "jitter": [0.8, 0.8, 0.8, 0.2],
         "mean": [0.5, 0.5, 0.5],
         "std": [0.2, 0.2, 0.2],
     }
+    images = torch.rand(2, 1, 3, 3)
+    assert make_view("identity")(images) is images
     assert str(make_view("contrastive", **photo)) == str(weak_view(**photo))
     assert str(make_view("strong", **photo)) == str(strong_view(**photo))
     assert str(make_view("resize", size=16, interpolation="bilinear")) == str(resize_view(16, interpolation="bilinear"))
