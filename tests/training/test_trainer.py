@@ -281,7 +281,7 @@ def test_kmeans_has_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     trainer = make_trainer(tmp_path, config=config_of(phases=phases, kmeans=settings, seed=3))
     trainer.fit()
     trainer.cluster()
-    same = {"metric": "cosine", "max_iter": 7, "tol": 0.5}
+    same = {"metric": "cosine", "max_iter": 7, "tol": 0.5, "process_group": None}
     assert made == [same | {"n_init": 2, "random_state": 3000}, same | {"n_init": 5, "random_state": 3}]
 
 
