@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 bin := $(abspath $(VENV))/bin
 # Each test process runs torch on one thread; a test that needs more says so itself.
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses auto --maxprocesses 8
-native_sources := $(shell find csrc -type f)
+native_sources := $(shell find csrc -type f ! -name '*.md')
 formatted_sources := $(native_sources) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 ci_targets := environments test lint typecheck docs check-cuda test-emulated test-cpu-torch asan test-slow
 
