@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     kilobytes_per_unit = 1 if sys.platform == "linux" else 1 / 1024
     return int(output.stdout) * kilobytes_per_unit / 1024
+
+
+def loading_processes() -> set[int]:
+    """Return the processes that load data: all that this one has started, but for the ranks that tests share."""
+    return {child.pid for child in active_children() if child.pid and not child.name.startswith("rank ")}
 
 
 def same_bits(first: Tensor, second: Tensor) -> bool:

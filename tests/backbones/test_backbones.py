@@ -85,7 +85,16 @@ def test_the_digits_network() -> None:
     assert len(means) == 3
     assert not any(mean.any() for mean in means)
     assert network(torch.rand(3, 1, 8, 8)).shape == (3, 2048)
-    assert set(BACKBONES) == {"digits", "digits-linear", "flatten", "small", "small-linear", "vit", "vit-small", *RESNETS}
+    assert set(BACKBONES) == {
+        "digits",
+        "digits-linear",
+        "flatten",
+        "small",
+        "small-linear",
+        "vit",
+        "vit-small",
+        *RESNETS,
+    }
 
 
 @pytest.mark.parametrize(

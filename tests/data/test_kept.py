@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import pickle
 import threading
@@ -19,6 +18,7 @@ from PIL import Image
 
 from deepclust_ext.data import ImageError, Images, kept, load_images, sources
 from deepclust_ext.inference import map_images
+from tests.helpers import loading_processes
 
 RNG = np.random.default_rng(0)
 
@@ -295,7 +295,7 @@ def test_workers_map_the_file(folder: Path) -> None:
     assert len(pickle.dumps(images)) < 6 * 12 * 16 * 3 + 4000  # without the pixels
     (sums,) = map_images(lambda batch: (batch.float().sum((1, 2, 3)),), images, batch_size=2, num_workers=2)
     torch.testing.assert_close(sums, stacked(images).float().sum((1, 2, 3)))
-    assert not multiprocessing.active_children()
+    assert not loading_processes()
 
 
 def test_what_fits_is_chosen_and_printed(

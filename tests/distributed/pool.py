@@ -61,7 +61,8 @@ class Pool:
         store = Path(tempfile.mkdtemp(), "store")
         for rank in range(MOST):
             here, there = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(rank, str(store), there), daemon=True)
+            arguments = (rank, str(store), there)
+            process = self._context.Process(target=_serve, args=arguments, name=f"rank {rank}", daemon=True)
             process.start()
             there.close()
             self._pipes.append(here)

@@ -1,6 +1,5 @@
 """Batches of a data set: workers that stay or not, what they load ahead, and random numbers that nobody else misses."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from deepclust_ext.inference import IndexedImages, Loader
+from tests.helpers import loading_processes
 
 
 class Watched(Dataset[Any]):
@@ -51,7 +51,7 @@ def test_workers_stay_and_orders_follow_each_other(num_workers: int, stay: bool)
     else:
         assert processes == [{os.getpid()}] * 3
     del loader
-    assert not multiprocessing.active_children()
+    assert not loading_processes()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -64,7 +64,7 @@ def test_an_epoch_that_ends_early(num_workers: int) -> None:
         list(loader.batches([[38, 39], *ORDER]))
     assert [places.tolist() for _, places in loader.batches(ORDER)] == ORDER
     del loader
-    assert not multiprocessing.active_children()
+    assert not loading_processes()
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from deepclust_ext.methods import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.training import KMeansSettings, Phase, TrainConfig, Trainer
 from deepclust_ext.training import tally as tally_module
 from deepclust_ext.training.files import CHECKPOINT_NAME, HISTORY_NAME, load_checkpoint
+from tests.helpers import loading_processes
 from tests.methods.methodsamples import METHODS, collapsed
 from tests.training.runs import Scans, Stop, assert_same_run, config_of, make_trainer, stop, without_seconds
 
@@ -87,7 +87,7 @@ def test_images_that_workers_draw_are_those_of_the_whole_run(tmp_path: Path) -> 
 def test_workers_stay_for_the_run_and_end_with_it(tmp_path: Path, method: str, step: int | None) -> None:
     processes = []
     spy = nn.Identity()
-    spy.register_forward_pre_hook(lambda *_: processes.append({child.pid for child in active_children()}))
+    spy.register_forward_pre_hook(lambda *_: processes.append(loading_processes()))
     config = config_of(method, num_workers=2)
     trainer = make_trainer(tmp_path, config=config, method=method)
     trainer.views = [spy, *trainer.views[1:-1], Stop(-1 if step is None else step)]
@@ -100,7 +100,7 @@ def test_workers_stay_for_the_run_and_end_with_it(tmp_path: Path, method: str, s
         with pytest.raises(KeyboardInterrupt) as caught:
             trainer.fit()
         assert caught.value.__context__ is not None  # which keeps the frames of the run
-    assert not active_children()
+    assert not loading_processes()
 
 
 def test_the_history_is_written_as_it_grows(plain: Callable[[str], Trainer]) -> None:
