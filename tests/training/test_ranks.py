@@ -136,7 +136,7 @@ def test_every_method_trains_on_ranks() -> None:
     assert {method for method, _, _ in RUNS.values()} == set(METHODS)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_on_ranks_ends_where_one_process_does(
     pool: Pool, alone: Callable[[str], Any], tmp_path: Path, name: str, ranks: int
@@ -150,7 +150,9 @@ def test_a_run_on_ranks_ends_where_one_process_does(
     ]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [name if name == "clc" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_a_run_that_one_rank_is_asked_to_stop_goes_on_with_another_number_of_ranks(
     pool: Pool, alone: Callable[[str], Any], tmp_path: Path, name: str
 ) -> None:
@@ -162,6 +164,7 @@ def test_a_run_that_one_rank_is_asked_to_stop_goes_on_with_another_number_of_ran
     assert_same_end(answers, alone(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hadis", "sacc", "clc"])
 def test_in_single_precision_all_is_as_near_but_what_adam_makes_of_gradients_of_0(
     pool: Pool, tmp_path: Path, name: str
