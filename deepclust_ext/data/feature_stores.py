@@ -85,7 +85,7 @@ def holds_features(path: Path) -> bool:
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 return _is_table(next(csv.reader(file), []))
-    except (OSError, ValueError):
+    except (OSError, ValueError, csv.Error):
         return False
     return False
 
@@ -352,6 +352,13 @@ def _is_table(header: Sequence[str]) -> bool:
 
 def _read_csv(path: Path, key: str | None) -> Rows:
     """Return the rows of a table that `embed` has written, in memory."""
+    try:
+        return _read_table(path)
+    except csv.Error as error:
+        raise ValueError(f"{path}: expected a table as embed writes it: {error}") from error
+
+
+def _read_table(path: Path) -> Rows:
     names, values = [], []
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         lines = csv.reader(file)

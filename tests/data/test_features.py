@@ -306,6 +306,7 @@ def test_a_data_set_like_any_other(tmp_path: Path) -> None:
         ("x.safetensors", (9).to_bytes(8, "little") + b"[1, 2, 3]" + b"x" * 9, "expected a whole file of safetensors"),
         ("x.csv", b"path,label\na,1\n", "x.csv: expected the columns path, 0, 1 and so on, as embed writes them"),
         ("x.csv", b"path,0,1\na,1\n", "x.csv, line 2: expected 2 numbers, got 2 columns"),
+        ("x.csv", b"path,0\n" + b"a" * 200_000 + b",1\n", "x.csv: expected a table as embed writes it: field larger"),
         ("x.csv", b"path,0\na,b\n", "x.csv, line 2: expected 1 numbers, got could not convert"),
         ("x.png", b"", "x.png: expected a file of features, .npy, .npz, .safetensors, .parquet, .csv, got another"),
     ],
