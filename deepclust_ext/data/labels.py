@@ -75,6 +75,13 @@ def read_named(path: Path, names: Sequence[str]) -> list[str]:
 
 
 def _read_table(path: Path) -> dict[str, str]:
+    try:
+        return _classes_by_name(path)
+    except csv.Error as error:
+        raise ValueError(f"{path}: expected a table of path and label: {error}") from error
+
+
+def _classes_by_name(path: Path) -> dict[str, str]:
     rows = csv.DictReader(StringIO(read_text(path), newline=""))  # a quoted name may hold the end of a line
     if not {"path", "label"} <= set(rows.fieldnames or ()):
         raise ValueError(f"{path}: expected the columns path and label, got {rows.fieldnames}")

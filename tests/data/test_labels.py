@@ -37,6 +37,7 @@ class TestLabels:
             ("path,label\na.png,1\n", "none for 1, such as x/b.png"),
             ("path,label\na.png,1\na.png,2\n", "line 3: expected each image once, got a.png again"),
             ("path,label\na.png,\n", "line 2: expected a label for a.png, got none"),
+            ("path,label\na.png," + 200_000 * "a", "expected a table of path and label: field larger than"),
         ):
             table.write_text(text)
             with pytest.raises(ValueError, match=error):
