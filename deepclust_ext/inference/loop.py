@@ -67,18 +67,20 @@ def map_images(
     ranks, rank = (num_ranks(process_group), rank_of(process_group)) if gather_distributed else (1, 0)
     if with_labels and ranks > 1:
         raise ValueError("with_labels: expected False where ranks share the images, got True")
-    parts: list[tuple[Tensor, ...]] = []
+    results: list[Tensor] = []  # filled batch by batch: of a million images they are not kept twice
     labels: list[int | str] = []
     places = list(range(len(source)))
     order = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
     # Whole batches, in their order: each has the result that it has on one rank.
     first, end = len(order) * rank // ranks, len(order) * (rank + 1) // ranks
     own = order[first:end] or order[:1]  # of what there is too little for all ranks, the kind is still wanted
-    done = own[0][0]
+    done = start = own[0][0]
+    total = own[-1][-1] + 1 - start
     batches = Loader(source, num_workers=num_workers, device=device).batches(own)
     # disable=None: a bar on a terminal, and nothing elsewhere.
     bar = tqdm(batches, desc=progress, total=len(own), unit="batch", disable=None if progress and not rank else True)
     for images, numbers in bar:
+        begin = done - start
         for place, image in enumerate(images if images[0].is_floating_point() else ()):
             if not image.isfinite().all():
                 raise ValueError(f"{source.name(done + place)}: expected finite pixels, got NaN or infinity")
@@ -86,8 +88,10 @@ def map_images(
         if with_labels:
             labels += numbers
         given: Any = moved(images, device)
-        parts.append(function(given if test_view is None else test_view(given)))
-    results = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        tensors = function(given if test_view is None else test_view(given))
+        results = results or [tensor.new_empty(total, *tensor.shape[1:]) for tensor in tensors]
+        for result, tensor in zip(results, tensors, strict=True):
+            result[begin : done - start] = tensor
     if ranks > 1:
         results = [gather_rows(rows if first < end else rows[:0], process_group, False) for rows in results]
     return (*results, *([numbered(labels)] if with_labels else []))

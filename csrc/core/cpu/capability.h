@@ -7,10 +7,12 @@
 #include <algorithm>
 #include <string>
 
+#if !defined(DEEPCLUST_X86)  // 0 leaves out all of x86: what other processors run
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DEEPCLUST_X86 1
 #else
 #define DEEPCLUST_X86 0
+#endif
 #endif
 #if !defined(DEEPCLUST_AVX512)  // 0 leaves its kernels out
 #define DEEPCLUST_AVX512 DEEPCLUST_X86

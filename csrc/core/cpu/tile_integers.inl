@@ -74,6 +74,33 @@ inline void round_panel(const float* panel,         // (depth, kPanelColumns)
   }
 }
 
+// The low halves of the lanes of `first`, then those of `second`, two in a lane.
+template <int64_t... kLane>
+DEEPCLUST_INLINE Vec<int32_t> pack_low_halves(const Vec<int32_t>& first, const Vec<int32_t>& second,
+                                              std::integer_sequence<int64_t, kLane...>) {
+  typedef int16_t Halves __attribute__((vector_size(DEEPCLUST_VECTOR_BYTES)));
+  return (Vec<int32_t>)__builtin_shufflevector((Halves)first, (Halves)second, (2 * kLane)...);
+}
+
+// Rounds a row, times `scale`, to integers, two neighboring ones in 32 bits.
+inline void round_row(const float* row, float scale, int64_t depth, int32_t* integers /* (depth / 2 rounded up,) */) {
+  constexpr int64_t kLanes = VecOf<float>::kLanes;
+  const Vec<float> kRound = broadcast(0x1.8p23f);
+  const auto rounded = [&](Vec<float> values) __attribute__((always_inline)) {
+    return reinterpret_cast<Vec<int32_t>>(values * scale + kRound);
+  };
+  int64_t k = 0;
+  for (; k + 2 * kLanes <= depth; k += 2 * kLanes) {
+    const Vec<int32_t> low = rounded(load(row + k)), high = rounded(load(row + k + kLanes));
+    store(integers + k / 2, pack_low_halves(low, high, std::make_integer_sequence<int64_t, 2 * kLanes>()));
+  }
+  for (; k < depth; k += 2) {
+    const float pair[kLanes] = {row[k], k + 1 < depth ? row[k + 1] : 0};
+    const Vec<int32_t> two = rounded(load(pair));
+    integers[k / 2] = (two[0] & 0xffff) | two[1] << 16;
+  }
+}
+
 // sum[r] += rows[r] * columns over the pairs, for kRows rows and the two vectors of a panel. Meanwhile kBytes for each
 // pair come nearer from `next` on, which may lie behind the last of all: a processor does not foresee many short rows,
 // nor what begins with a page.

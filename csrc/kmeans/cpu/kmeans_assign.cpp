@@ -202,7 +202,7 @@ Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroid
     if (by_integers_ && in_.reach <= std::numeric_limits<T>::max()) {
       int32_t* integer_block = pair_scratch_.take(padded_ * pairs_);
       at::parallel_for(0, padded_, 64, [&](int64_t begin, int64_t end) {
-        DEEPCLUST_SELECT(integer_centroids<T>)(in_, begin, end, integer_block);
+        DEEPCLUST_SELECT(integer_centroids)(in_, begin, end, integer_block);
       });
       in_.integer_block = integer_block;
     }

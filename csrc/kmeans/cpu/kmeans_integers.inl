@@ -7,22 +7,12 @@ namespace DEEPCLUST_CAPABILITY {
 
 // Rounds packed centroids to 16-bit integers of one scale, which makes the longest of norm kIntegerNorm; pairs of them
 // side by side.
-template <typename T>
-void integer_centroids(const AssignInputs<T>& in, int64_t begin, int64_t end,
-                       int32_t* integers  // (K rounded up to kPanelRows, pairs)
+inline void integer_centroids(const AssignInputs<float>& in, int64_t begin, int64_t end,
+                              int32_t* integers  // (K rounded up to kPanelRows, pairs)
 ) {
-  const int64_t stride = block_stride(in.depth);
-  const T scale = in.reach > 0 ? static_cast<T>(kIntegerNorm) / in.reach : T(0);
-  const auto rounded = [](T value) __attribute__((always_inline)) {
-    return static_cast<int32_t>(value + (value > 0 ? T(0.5) : T(-0.5)));
-  };
+  const float scale = in.reach > 0 ? kIntegerNorm / in.reach : 0.0f;
   for (int64_t c = begin; c < end; ++c) {
-    const T* row = in.block + c * stride;
-    int32_t* to = integers + c * in.pairs;
-    for (int64_t p = 0; p < in.depth / 2; ++p) {
-      to[p] = (rounded(row[2 * p] * scale) & 0xffff) | rounded(row[2 * p + 1] * scale) << 16;
-    }
-    if (in.depth % 2 != 0) to[in.pairs - 1] = rounded(row[in.depth - 1] * scale) & 0xffff;
+    round_row(in.block + c * block_stride(in.depth), scale, in.depth, integers + c * in.pairs);
   }
 }
 

@@ -3,7 +3,9 @@
 // The normalized queries of a block stay in cache, packed: a query is a lane of the vectors. The bank goes by in tiles
 // of a few rows, which are normalized as they come, and which the tile core multiplies with all queries of the block. A
 // score matters only if it is above its query's threshold, about the k-th best so far: a comparison per vector of
-// scores, and for what is above, a place in a short list, which is cut back to the k best when it is full.
+// scores, and for what is above, a place in a short list, which is cut back to the k best when it is full. In float32 a
+// panel of queries is multiplied as 16-bit integers first, at half the cost, and of a tile only the scores are computed
+// that may be above their thresholds (neighbor_filter.inl).
 //
 // Where queries make fewer blocks than there are threads, the threads share the bank instead, each with lists of its
 // own. A score has the same bits wherever it is computed, and neighbors are ordered totally, by cosine and then index,
@@ -20,22 +22,32 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "core/constants.h"
+#include "core/cpu/capability.h"
 #include "core/cpu/scratch.h"
 #include "core/dtypes.h"
 #include "core/host_device.h"
+
+#if DEEPCLUST_X86
+#include <immintrin.h>
+#endif
 
 namespace deepclust {
 namespace {
 
 constexpr int64_t kMaxBlockRows = 512;
 constexpr int64_t kMaxBlockElements = int64_t{1} << 17;  // rows x depth, half of a common L2 cache
-constexpr int64_t kMinSliceWork = int64_t{1} << 17;      // multiply-adds, about as long as starting a thread takes
-constexpr int64_t kMinSpareEntries = 16;                 // of a list, beyond k
-constexpr int64_t kMaxLanes = 16;                        // of a vector: full lists are whole ones
+constexpr int64_t kMaxPanels = kMaxBlockRows / 8;        // of a block, whatever the instruction set
+constexpr int64_t kMinFilterDepth = 32;                  // shorter rows are multiplied sooner than they are rounded
+constexpr int8_t kDoubtfulTiles = 31;
+constexpr int64_t kMinSliceWork = int64_t{1} << 17;  // multiply-adds, about as long as starting a thread takes
+constexpr int64_t kMinSpareEntries = 16;             // of a list, beyond k
+constexpr int64_t kMaxLanes = 16;                    // of a vector: full lists are whole ones
 
 // Neighbors of some queries as they are found, in order of index, `capacity` places for each query.
 template <typename T>

@@ -14,14 +14,6 @@ int64_t query_block_rows(int64_t depth) {
   return rows < kColumns ? kColumns : (rows > kMaxBlockRows ? kMaxBlockRows : rows) / kColumns * kColumns;
 }
 
-// Elements of T that search_slice needs for `count` queries.
-template <typename T>
-int64_t search_workspace(int64_t count, int64_t depth) {
-  constexpr int64_t kColumns = Tile<T>::kPanelColumns;
-  const int64_t padded = (count + kColumns - 1) / kColumns * kColumns;
-  return padded * (depth + 1) + (kColumns + 1) * block_stride(depth);
-}
-
 // Fetches a row into the cache; it may lie beyond the end of the bank, where nothing happens.
 template <typename Source>
 DEEPCLUST_INLINE void prefetch_row(const Source* bank, int64_t row, int64_t depth) {
@@ -79,19 +71,21 @@ bool normalize_tile(const Source* bank,    // (M, depth)
 }
 
 // Normalizes queries and packs them into panels, and starts their lists. Those that are not finite find nothing, nor do
-// those that fill up the last panel: no score is above their thresholds.
+// those that fill up the last panel: no score is above their thresholds. The normalized rows of a panel lie where those
+// of the one before lay, or, with `kept`, are kept behind them.
 template <typename T, typename Source>
 void pack_queries(const Source* query,  // (count, depth)
                   int64_t count, int64_t depth, const NeighborLists<T>& lists,
                   T* panels,      // (padded / kPanelColumns, depth, kPanelColumns)
                   T* thresholds,  // (padded,)
-                  T* memory       // (kPanelColumns + 1, block_stride(depth))
-) {
+                  T* zeros,       // (depth,)
+                  T* normalized,  // (padded or kPanelColumns, depth)
+                  bool kept) {
   constexpr int64_t kColumns = Tile<T>::kPanelColumns;
-  T* shift = memory + kColumns * depth;
-  for (int64_t k = 0; k < depth; ++k) shift[k] = T(0);
+  for (int64_t k = 0; k < depth; ++k) zeros[k] = T(0);
   for (int64_t first = 0; first < count; first += kColumns) {
     const int64_t present = count - first < kColumns ? count - first : kColumns;
+    T* memory = normalized + (kept ? first * depth : 0);
     for (int64_t c = 0; c < kColumns; ++c) {
       T* row = memory + c * depth;
       const bool takes_part = c < present && normalize_source(query + (first + c) * depth, depth, row);
@@ -100,7 +94,7 @@ void pack_queries(const Source* query,  // (count, depth)
       for (int64_t k = 0; k < depth && !takes_part; ++k) row[k] = T(0);
     }
     T squared_norm[kColumns];
-    pack_columns(memory, depth, shift, 0, kColumns, depth, panels + first * depth, squared_norm);
+    pack_columns(memory, depth, zeros, 0, kColumns, depth, panels + first * depth, squared_norm);
   }
 }
 
@@ -170,8 +164,16 @@ T cut_list(const NeighborLists<T>& lists, int64_t query, T threshold) {
   return limit;
 }
 
-// Adds what a tile of scores holds above the thresholds of its queries to their lists, and cuts those that are full.
-// Later rows of the bank must be nearer than a threshold, for of equal ones the first wins.
+// Adds what is above the threshold of a query to its list, which is cut if it is full; returns whether it was. Later
+// rows of the bank must be nearer than a threshold, for of equal ones the first wins.
+template <typename T>
+DEEPCLUST_INLINE bool take_score(const NeighborLists<T>& lists, int64_t query, T score, int64_t index, T& threshold) {
+  if (!(score > threshold && lists.add(query, score, index))) return false;
+  threshold = cut_list(lists, query, threshold);
+  return true;
+}
+
+// Adds what a tile of scores holds above the thresholds of its queries to their lists.
 template <int64_t kVectors, typename T>
 DEEPCLUST_INLINE void take_survivors(const T* scores,       // (kPanelRows, kVectors) vectors
                                      const int64_t* index,  // (kPanelRows,) of the rows in the bank
@@ -195,10 +197,7 @@ DEEPCLUST_INLINE void take_survivors(const T* scores,       // (kPanelRows, kVec
       const int64_t lane = __builtin_ctz(lanes), c = column + lane;
       for (auto bits = static_cast<uint32_t>(rows[lane]); bits != 0; bits &= bits - 1) {
         const int64_t r = __builtin_ctz(bits);
-        const T score = scores[r * kStride + c];
-        if (score > thresholds[c] && lists.add(query + c, score, index[r])) {
-          thresholds[c] = cut_list(lists, query + c, thresholds[c]);
-        }
+        take_score(lists, query + c, scores[r * kStride + c], index[r], thresholds[c]);
       }
     }
   }
@@ -219,6 +218,29 @@ DEEPCLUST_INLINE void search_tile(const T* rows,         // (kPanelRows, block_s
   take_survivors<kVectors>(scores, index, lists, query, thresholds);
 }
 
+}  // namespace DEEPCLUST_CAPABILITY
+}  // namespace deepclust
+
+#include "neighbors/cpu/neighbor_filter.inl"
+
+namespace deepclust {
+namespace DEEPCLUST_CAPABILITY {
+
+// Whether `count` queries are compared by integers first: half a panel of them is not.
+template <typename T>
+bool filters_scores(int64_t count, int64_t depth) {
+  return std::is_same_v<T, float> && count > Tile<T>::kPanelColumns / 2 && depth >= kMinFilterDepth;
+}
+
+// Elements of T that search_slice needs for `count` queries.
+template <typename T>
+int64_t search_workspace(int64_t count, int64_t depth) {
+  constexpr int64_t kColumns = Tile<T>::kPanelColumns;
+  const int64_t padded = (count + kColumns - 1) / kColumns * kColumns;
+  const int64_t normalized = filters_scores<T>(count, depth) ? QueryFilter::workspace(padded, depth) : kColumns * depth;
+  return padded * (depth + 1) + (Tile<T>::kPanelRows + 1) * block_stride(depth) + normalized;
+}
+
 // Finds the nearest rows of the bank's slice [begin, end) to `count` queries. Returns false, with lists of no meaning,
 // if a valid row is not finite.
 template <typename Inputs, typename T = typename Inputs::Accumulation>
@@ -228,13 +250,21 @@ bool search_slice(const Inputs& in, int64_t first, int64_t count, int64_t begin,
 ) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
   constexpr int64_t kColumns = Tile<T>::kPanelColumns;
+  const int64_t depth = in.depth, stride = block_stride(depth);
   const int64_t padded = (count + kColumns - 1) / kColumns * kColumns;
-  const int64_t stride = block_stride(in.depth);
   T* panels = workspace;
-  T* thresholds = panels + padded * in.depth;
+  T* thresholds = panels + padded * depth;
   T* rows = thresholds + padded;
-  pack_queries(in.query + first * in.depth, count, in.depth, lists, panels, thresholds, rows);
+  T* zeros = rows + kRows * stride;
+  T* normalized = zeros + stride;
+  const bool filters = filters_scores<T>(count, depth);
+  pack_queries(in.query + first * depth, count, depth, lists, panels, thresholds, zeros, normalized, filters);
+  std::optional<QueryFilter> filter;
+  if constexpr (std::is_same_v<T, float>) {
+    if (filters) filter.emplace(panels, thresholds, padded, depth, normalized);
+  }
   while (begin < end) {
+    // A tile: the next valid rows, normalized.
     int64_t index[kRows];
     int64_t present = 0;
     for (; begin < end && present < kRows; ++begin) {
@@ -242,20 +272,30 @@ bool search_slice(const Inputs& in, int64_t first, int64_t count, int64_t begin,
       index[present++] = begin;
     }
     if (present == 0) break;
-    if (!normalize_tile(in.bank, index, present, in.depth, rows)) return false;
+    if (!normalize_tile(in.bank, index, present, depth, rows)) return false;
     for (int64_t r = present; r < kRows; ++r) {  // what fills up the last tile is NaN, which no comparison picks
-      for (int64_t k = 0; k < in.depth; ++k) rows[r * stride + k] = std::numeric_limits<T>::quiet_NaN();
+      for (int64_t k = 0; k < depth; ++k) rows[r * stride + k] = std::numeric_limits<T>::quiet_NaN();
+    }
+    const bool is_filtered = filter && present == kRows;
+    if constexpr (std::is_same_v<T, float>) {
+      if (is_filtered) filter->take_tile(rows);
     }
     for (int64_t query = 0; query < count; query += kColumns) {
       // A row of the next tile with each panel from the second on: spread out, they do not wait for each other. With
       // one panel the bank is a plain stream, which the processor foresees.
-      if (query > 0 && query <= kRows * kColumns) prefetch_row(in.bank, begin + query / kColumns - 1, in.depth);
-      const T* panel = panels + query * in.depth;
-      if (count - query > kColumns / 2) {
-        search_tile<2>(rows, index, panel, in.depth, lists, query, thresholds + query);
-      } else {
-        search_tile<1>(rows, index, panel, in.depth, lists, query, thresholds + query);
+      if (query > 0 && query <= kRows * kColumns) prefetch_row(in.bank, begin + query / kColumns - 1, depth);
+      const T* panel = panels + query * depth;
+      if (count - query <= kColumns / 2) {
+        search_tile<1>(rows, index, panel, depth, lists, query, thresholds + query);
+      } else if (!is_filtered || !filter->take_panel(query)) {
+        search_tile<2>(rows, index, panel, depth, lists, query, thresholds + query);
+        if constexpr (std::is_same_v<T, float>) {
+          if (is_filtered) filter->panel_was_scored(thresholds, query);
+        }
       }
+    }
+    if constexpr (std::is_same_v<T, float>) {
+      if (is_filtered) filter->settle(rows, index, lists, thresholds);
     }
   }
   return true;
