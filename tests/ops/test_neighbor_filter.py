@@ -1,4 +1,4 @@
-"""nearest_neighbors leaves out scores by their 16-bit integers: what it finds is what one query alone finds, to the bit.
+"""nearest_neighbors leaves out scores by 16-bit integers: what it finds is what one query alone finds, to the bit.
 
 A query alone is compared with the whole bank in float32, without a filter.
 """

@@ -97,7 +97,7 @@ inline void round_row(const float* row, float scale, int64_t depth, int32_t* int
   for (; k < depth; k += 2) {
     const float pair[kLanes] = {row[k], k + 1 < depth ? row[k + 1] : 0};
     const Vec<int32_t> two = rounded(load(pair));
-    integers[k / 2] = (two[0] & 0xffff) | two[1] << 16;
+    integers[k / 2] = static_cast<int32_t>((two[0] & 0xffffu) | static_cast<uint32_t>(two[1]) << 16);
   }
 }
 
