@@ -13,11 +13,20 @@
 
 namespace deepclust {
 
-constexpr int64_t kTileRows = 64, kTileColumns = 64;  // of a block, and so of a tile of scores
-constexpr int64_t kSmallBlock = 32;  // of few rows, so that there are enough tasks; a multiple of every panel's columns
+// Rows and columns of a block, and so of a tile of scores: whole panels of columns, and 16 KB of float32, half of a
+// common first cache.
+constexpr int64_t kTileRows = 64, kTileColumns = 64;
+// Up to so many rows blocks are small: two blocks of 64 would be one task or two at a time. With 256 rows, blocks of
+// either size take the same time.
 constexpr int64_t kFewRows = 128;
-constexpr int64_t kGroupColumns = 256, kMaxChunks = 32;  // of rows against columns, in for_each_chunk()
-constexpr int64_t kLeastChunkRows = 256;                 // about; worth the merge of what they add to the columns
+constexpr int64_t kSmallBlock = 32;  // the columns of the widest panel, and so a multiple of those of all
+// Columns that all rows are compared with before the next ones, in for_each_chunk(). A block of rows is packed for so
+// many at a time; what a chunk adds to them, 128 KB of float32 for D = 128, stays in a common second cache.
+constexpr int64_t kGroupColumns = 256;
+// Chunks at most: so many threads have work, and memory is bounded by what so many add to the columns of a group.
+constexpr int64_t kMaxChunks = 32;
+// Rows of a chunk at least, about: four blocks are worth the merge of what they add to the columns.
+constexpr int64_t kLeastChunkRows = 256;
 
 // Two blocks to be compared, and for which of them; a block compared with itself counts as rows alone.
 struct BlockPair {

@@ -164,6 +164,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
                  LogSums<T>* column_sums, T* positive, const KeptRows<T>& kept) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  // The scores of the tile. Those of positives are written down; they and those of rows with themselves are taken out.
   ContrastiveTile<T> tile(in, pair, pair_rows);
   tile.take_out_positives(in, [&](int64_t r, int64_t c) {
     positive[tile.row + r] = tile.scores[r * kTileColumns + c];
@@ -173,7 +174,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
   T by_row[2 * kTileRows];
   T by_column[2 * kTileColumns];
   alignas(64) T weights[kWeighted ? kTileRows * kTileColumns : 1];
-  // Column sums of all exponentials, and of the rows times these where they are kept.
+  // Sums over columns of exponentials, and where rows are kept, of rows times exponentials.
   const auto sum_columns = [&](const auto& shift) {
     if (kept.sum == nullptr) {
       sum_exponentials<kWeighted, false, true>(tile, hardness, shift, by_row, by_column);
@@ -188,6 +189,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
                         in.stride);
     }
   };
+  // Where one bound holds for all scores: exponentials relative to it, each for the anchors in its row and its column.
   if (in.bounded) {
     const auto shift = [&](int64_t, int64_t) __attribute__((always_inline)) { return broadcast(in.bound); };
     if (pair.for_rows && pair.for_columns) {
@@ -197,6 +199,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     } else {
       sum_columns(shift);
     }
+    // To the sums over negatives of exp((1 + hardness) s) and exp(hardness s) of the anchors that the pair is for.
     for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
       add_to_anchor(in, in.bound, by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), row_sums[r]);
     }
@@ -206,6 +209,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     return;
   }
   T shift[kTileRows > kTileColumns ? kTileRows : kTileColumns];
+  // Without such a bound, the largest score so far of every anchor in a row.
   for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
     Vec<T> largest = broadcast(row_sums[r].shift);
     for (int64_t c = 0; c < tile.padded; c += kLanes) {
@@ -215,6 +219,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     const T own = max_lanes<T>(largest);
     shift[r] = own == -kInfinity ? T(0) : own;  // no negative so far
   }
+  // The sums of these anchors, relative to it.
   if (pair.for_rows) {
     sum_exponentials<kWeighted, true, false>(
         tile, hardness, [&](int64_t r, int64_t) __attribute__((always_inline)) { return broadcast(shift[r]); }, by_row,
@@ -224,6 +229,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     add_to_anchor(in, shift[r], by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), row_sums[r]);
   }
   if (!pair.for_columns) return;
+  // The largest score so far of every anchor in a column.
   for (int64_t c = 0; c < tile.padded; ++c) {
     shift[c] = c < tile.columns ? column_sums[c].shift : T(0);
   }
@@ -235,7 +241,9 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     }
   }
   for (int64_t c = 0; c < tile.padded; ++c) shift[c] = shift[c] == -kInfinity ? T(0) : shift[c];
+  // What has been kept of rows for them, relative to it from now on.
   for (int64_t c = 0; c < tile.columns; ++c) rescale_kept(in, column_sums[c].shift, shift[c], kept, c);
+  // The sums of these anchors.
   sum_columns([&](int64_t, int64_t c) __attribute__((always_inline)) { return load(shift + c); });
   for (int64_t c = 0; c < tile.columns; ++c) {
     add_to_anchor(in, shift[c], by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), column_sums[c]);

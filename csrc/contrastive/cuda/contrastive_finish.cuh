@@ -12,8 +12,9 @@
 
 namespace deepclust::contrastive {
 
+// A block has 8 warps with 4 rows each. So it looks up once for 32 rows whether all rows are finite.
 constexpr int kFinishThreads = 256;
-constexpr int kRowsPerFinishBlock = 32;  // 4 of a warp
+constexpr int kRowsPerFinishBlock = 32;
 
 template <class P>
 struct FinishArguments {
@@ -34,17 +35,20 @@ template <class P, class Input>
 __device__ void finish_row(const FinishArguments<P>& in, const ContrastiveInputs& inputs, int64_t row, bool finite) {
   using T = typename P::Accumulator;
   const ContrastiveArguments<P>& packed = in.packed;
+  // The input that the row is of, and its gradients.
   const int group = row < packed.batch ? kViewA : row < 2 * packed.batch ? kViewB : kQueue;
   const int64_t index = row - group * packed.batch;
   Input* gradient = static_cast<Input*>(in.gradient[group == kQueue ? 4 : group]);
   Input* class_gradient = static_cast<Input*>(in.gradient[group == kQueue ? 5 : 2 + group]);
   if (gradient == nullptr && class_gradient == nullptr) return;
+  // dloss/ds of the positive pair: with two views, of both anchors in it.
   T pair_slope = 0;
   if (group != kQueue) {
     const T* slopes = in.anchor_values + kPositiveSlope * packed.anchors;
     pair_slope = packed.two_views ? slopes[index] + slopes[packed.batch + index] : slopes[index];
   }
   const int64_t partner = group == kViewA ? row + packed.batch : row - packed.batch;
+  // The gradient by element k of the packed row: sums over columns, split by split, and the positive pair.
   const auto sum_of = [&](int64_t k) {
     T sum = 0;
     for (const auto& owners : in.owners) {
@@ -59,6 +63,7 @@ __device__ void finish_row(const FinishArguments<P>& in, const ContrastiveInputs
   };
   const T nan = Limits<T>::kNan;
   const int lane = threadIdx.x % 32;
+  // Features: through 1 / sqrt(temperature) and the normalization.
   if (gradient != nullptr) {
     const Input* z = static_cast<const Input*>(inputs.features[group]) + index * inputs.depth;
     const T inverse_norm = packed.inverse_norm[row];
@@ -74,6 +79,7 @@ __device__ void finish_row(const FinishArguments<P>& in, const ContrastiveInputs
       gradient[index * inputs.depth + k] = narrow<Input>(value);
     }
   }
+  // Class vectors: through 1 / sqrt(class_temperature).
   if (class_gradient != nullptr) {
     const T factor = static_cast<T>(1 / sqrt(inputs.options.class_temperature));
     for (int64_t k = lane; k < inputs.classes; k += 32) {

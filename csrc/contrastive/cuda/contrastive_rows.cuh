@@ -15,8 +15,11 @@
 
 namespace deepclust::contrastive {
 
+// A quad packs the two rows of a pair, or a row of the queue. A block is small, so that 256 pairs still make 8 blocks.
 constexpr int kPrepareThreads = 128;
-constexpr int kRowsPerPrepareBlock = kPrepareThreads / 4;  // one quad each
+constexpr int kRowsPerPrepareBlock = kPrepareThreads / 4;
+// At most so many thread blocks share the columns of a row: what they leave is added up one after the other, by the
+// last block or the last kernel, which should not show beside the columns.
 constexpr int kMaxSplits = 16;
 // Scores times 1 + hardness within this bound need no maximum: their exponentials neither overflow nor vanish, nor do
 // the inverse sums over them times a gradient.
@@ -81,6 +84,7 @@ __device__ typename P::Accumulator pack_row(const ContrastiveArguments<P>& in, c
                                             int group, int64_t index, int64_t row) {
   using T = typename P::Accumulator;
   using Element = typename P::Element;
+  // The row is z / max(|z|, 1e-12) / sqrt(temperature), c / sqrt(class_temperature).
   const Input* z = static_cast<const Input*>(inputs.features[group]) + index * inputs.depth;
   const Input* c = static_cast<const Input*>(inputs.class_vectors[group]);
   if (c != nullptr) c += index * inputs.classes;
@@ -88,14 +92,17 @@ __device__ typename P::Accumulator pack_row(const ContrastiveArguments<P>& in, c
   const double inverse_norm = inputs.normalize ? 1 / larger(norm.value, kMinNorm) : 1;
   const double factor = inverse_norm / sqrt(inputs.options.temperature);
   const double class_factor = 1 / sqrt(inputs.options.class_temperature);
+  // Its squared norm, which bounds scores.
   const double size = norm.value * factor, class_size = class_norm.value * class_factor;
   const double squares = size * size + class_size * class_size;
   const bool finite = norm.finite && class_norm.finite && squares <= Limits<T>::kMax;
   constexpr bool kKeeps = kKeepsElements<P>, kIsSplit = P::kParts == 2;
-  // Of bfloat16 elements products could overflow.
+  // The power of two by which elements are divided, so that two float16 parts have all their bits. Of bfloat16 elements
+  // products could overflow.
   int exponent = 0;
   if (kIsSplit && finite && squares > 0) exponent = ilogb(sqrt(squares)) - kSplitExponent;
   if (std::is_same<Element, __nv_bfloat16>::value && finite && norm.value > 0) exponent = ilogb(norm.value);
+  // Elements: what the first part rounds off is left to the second.
   const T own_factor = kKeeps ? T(1) : static_cast<T>(factor);
   for (int64_t chunk = quad_lane(); chunk < in.row_depth / Chunk<Element>::kCount; chunk += 4) {
     Chunk<Element> parts[P::kParts];
@@ -118,6 +125,7 @@ __device__ typename P::Accumulator pack_row(const ContrastiveArguments<P>& in, c
 #pragma unroll
     for (int p = 0; p < P::kParts; ++p) parts[p].store(in.part[p] + row * in.row_depth, chunk);
   }
+  // The factor that makes the row of its elements.
   if (quad_lane() == 0) {
     in.inverse_norm[row] = static_cast<T>(inverse_norm);
     in.scale[row] = static_cast<T>(ldexp(kKeeps ? factor : 1.0, exponent));

@@ -226,15 +226,19 @@ ContrastivePlan plan_contrastive_gradient(const ContrastiveInputs& inputs, const
   ContrastivePlan plan = plan_rows(inputs);
   const int64_t batch = inputs.batch,
                 features = for_products(plan.products, [](auto p) -> int64_t { return kChunkFeatures<decltype(p)>; });
+  // Chunks of a packed row's elements in which some gradient is wanted.
   const bool want_features = wanted[0] || wanted[1] || wanted[4], want_classes = wanted[2] || wanted[3] || wanted[5];
   plan.first_chunk = static_cast<int>(want_features ? 0 : inputs.depth / features);
   plan.last_chunk = static_cast<int>(divide_up(inputs.depth + (want_classes ? inputs.classes : 0), features));
+  // Thread blocks that the device runs at once, for each chunk.
   const int64_t room =
       int64_t{multiprocessors} * kBackwardBlocksPerMultiprocessor / (plan.last_chunk - plan.first_chunk);
+  // A pass sums, for the rows that own a gradient, over their columns.
   const auto add_pass = [&](int64_t first_row, int64_t count, int64_t first_column, int64_t columns) {
     if (count == 0 || columns == 0) return;
     plan.blocks[plan.passes++] = plan_blocks(first_row, count, first_column, columns, 16 * kOwnerWarps, room);
   };
+  // Two views: the wanted ones over all rows. A queue: anchors over it, and it over the anchors.
   const bool want_a = wanted[0] || wanted[2], want_b = wanted[1] || wanted[3], want_queue = wanted[4] || wanted[5];
   if (inputs.two_views) {
     if (inputs.options.negatives > 0) {

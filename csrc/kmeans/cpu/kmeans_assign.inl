@@ -140,6 +140,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
   T* panel = workspace;
   T* normalized = panel + (in.depth > 16 ? in.depth : 16) * kWidth;
   T* scores = normalized + (in.cosine ? in.depth : 0) * kWidth;
+  // The rows, normalized for the cosine, and no centroid so far.
   PanelAssigner<T> assigner{in, in.features + first * in.depth, count, {}, {}, {}, {}, {}};
   bool finite[kWidth];
   for (int64_t r = 0; r < count; ++r) {
@@ -154,7 +155,8 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
   bool scored = false;
   T squared_norm[kWidth];
   PanelScores<T> found;
-  // Scores of all centroids by score(begin, end) for a chunk of them; false if the first ones leave most rows open.
+  // Scores x.y - |y|^2 / 2 by score(begin, end), chunk by chunk, and distances of the centroids within the margin.
+  // False if the first chunk leaves most rows open.
   const auto consider_all = [&](const auto& score) {
     for (int64_t begin = 0; begin < in.clusters; begin += in.chunk) {
       const int64_t end = begin + in.chunk < in.clusters ? begin + in.chunk : in.clusters;
@@ -167,6 +169,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
     }
     return true;
   };
+  // Scores from 16-bit integers, unless the panels before were left open.
   if constexpr (std::is_same_v<T, float>) {
     if (in.integer_block != nullptr && doubtful == 0) {
       float norm[kWidth];
@@ -183,6 +186,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
     }
   }
 #if DEEPCLUST_VECTOR_BYTES == 64
+  // Scores from bfloat16, likewise.
   if constexpr (std::is_same_v<T, float>) {
     if (in.pair_block != nullptr && doubtful == 0) {
       pack_pairs(assigner.rows, in.shift, count, in.depth, panel, squared_norm);
@@ -196,7 +200,8 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
     }
   }
 #endif
-  if (!scored && in.clusters > 1) {  // a single centroid needs no scores
+  // Scores in the type of the rows, where there are none; a single centroid needs none.
+  if (!scored && in.clusters > 1) {
     pack_columns(assigner.rows, in.depth, in.shift, 0, count, in.depth, panel, squared_norm);
     scored = assigner.set_margins(squared_norm, T(0));
     for (int64_t begin = 0; scored && begin < in.clusters; begin += in.chunk) {
@@ -205,6 +210,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
       assigner.consider_best(found, begin, end, scores);
     }
   }
+  // Labels: of rows without scores, or too short for a direction, by distances to all centroids.
   for (int64_t r = 0; r < count; ++r) {
     const bool compares = !scored || assigner.is_short(r);
     if (compares && finite[r] && all_finite(assigner.rows + r * in.depth, in.depth)) {
@@ -212,6 +218,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
     }
     labels[first + r] = assigner.label[r];
   }
+  // Distances |x - y| or 1 - cos, also of rows whose label took none.
   for (int64_t r = 0; distances != nullptr && r < count; ++r) {
     double near = assigner.near[r];
     if (near != near && assigner.label[r] >= 0) near = assigner.nearness(r, assigner.label[r]);

@@ -35,11 +35,18 @@
 namespace deepclust {
 namespace {
 
+// Rows that are mined together at most: every panel of columns is read once for so many. More would save little and
+// leave less work for other threads.
 constexpr int64_t kMaxBlockRows = 64;
-constexpr int64_t kMaxBlockElements = int64_t{1} << 16;  // rows x depth, a quarter of a common L2 cache
-constexpr int64_t kMaxScoreElements = int64_t{1} << 22;  // rows x columns, 16 MB of float scores for a thread
+// Elements of these rows at most, which are read again for every panel: a quarter of a common second cache in float32.
+constexpr int64_t kMaxBlockElements = int64_t{1} << 16;
+// Scores of these rows at most: 16 MB of float32 for a thread.
+constexpr int64_t kMaxScoreElements = int64_t{1} << 22;
+// Rows whose mean is the shift. Any point is correct, and of so many rows the mean is near enough that of all.
 constexpr int64_t kShiftSample = 32;
-constexpr int64_t kMinTests = 16;  // a row takes kMinTests + N / kColumnsPerTest tests before it asks for the product
+// A row takes kMinTests + N / kColumnsPerTest tests before it asks for the product: one in 64 columns may be tested in
+// vain, and some tests are worth trying however few columns there are.
+constexpr int64_t kMinTests = 16;
 constexpr int64_t kColumnsPerTest = 64;
 
 // What the kernels read. Rows are normalized; "centered" quantities are relative to `shift`, which cancels in
@@ -239,11 +246,13 @@ MinedPairs mine(const at::Tensor& teacher, const at::Tensor& student, bool norma
   const at::TensorOptions options = teacher.options();
   MinedPairs mined{at::empty({2, count}, options.dtype(at::kLong)), at::empty({4, count}, options),
                    at::empty({4, count}, options), at::empty({2, count}, options)};
+  // Without anchors there are no pairs.
   if (count == 0 || anchors.count == 0) {
     mined.inverse_norm.fill_(1);  // of rows that are in no pair
     return mined;
   }
   Search<T> search(teacher, student, normalize, anchors, mined);
+  // Rows around a point amid them, normalized and packed; without a pair if one is not finite.
   search.center();
   if (!search.prepare_rows()) {
     mined.index.fill_(-1);
@@ -251,8 +260,10 @@ MinedPairs mine(const at::Tensor& teacher, const at::Tensor& student, bool norma
     mined.inverse_distance.fill_(std::numeric_limits<double>::quiet_NaN());
     return mined;
   }
+  // n_i and p_i of every anchor: scores rule out, distances decide.
   search.bound_scores();
   search.mine_blocks();
+  // D and DT of the pairs, and their inverses.
   search.measure();
   return mined;
 }

@@ -7,16 +7,21 @@ namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
 
 // The columns of a row are grouped by lane: kSpan vectors of scores next to each other form kLanes groups of kSpan
-// columns, `kLanes` apart, so that the extremes of all groups come from vertical comparisons alone.
+// columns, `kLanes` apart, so that the extremes of all groups come from vertical comparisons alone. A test looks
+// through N / kSpan extremes, in vectors, and through the kSpan scores of one group.
 constexpr int64_t kSpan = 16;
 
-// All measured: tests in order before a row looks at how many columns could be its positive; the share of all columns
-// up to which testing those one by one is cheaper than the row's product with all teacher rows; how many rows of a
-// block still try without it where most rows of the last block needed it; and how many row panels share a pass over the
-// teacher columns.
+// Tests in order before a row looks at how many columns could be its positive. Measured: a handful is enough for most
+// rows whose classes do not follow the order of D.
 constexpr int64_t kOrderedTests = 4;
+// Up to 1 / kDensePayoff of all columns are tested one by one, which is cheaper than the row's product with all teacher
+// rows. Measured.
 constexpr int64_t kDensePayoff = 8;
+// How many rows of a block still try without the product where most rows of the last block needed it. Measured: a few,
+// since tests in vain are added to the product.
 constexpr int64_t kTriesInVain = 2;
+// Row panels that share a pass over the teacher columns. Measured: with fewer these are read more often, with more
+// their scores take more memory.
 constexpr int64_t kProductPanels = 4;
 
 // Distance of every row to its own student, and of the teacher to the shift; columns up to `padded` get distance 0.
@@ -316,9 +321,11 @@ void mine_rows(const MiningInputs<T>& in,
   T* scores = block + padded_rows * block_stride(in.depth);
   T* groups = scores + padded_rows * in.padded;
   T* teacher_scores = groups + padded_rows * 2 * group_stride;
+  // The rows of the block, around the shift.
   int64_t rows[kMaxBlockRows];
   for (int64_t r = 0; r < count; ++r) rows[r] = first + r;
   pack_rows(in.teacher, rows, in.shift, count, in.depth, block);
+  // Scores of a row, and which columns can be positives: DT_ij <= D_ii implies D_ij <= D_ii + D_jj, but for rounding.
   const auto scan_of = [&](int64_t r) {
     const T own = in.self_distance[first + r];
     const T norm = std::sqrt(in.teacher_norm_squared[first + r]);
@@ -332,19 +339,23 @@ void mine_rows(const MiningInputs<T>& in,
                       own,
                       T(0.5) * (norm * norm - own * own) - in.rounding * reach * reach};
   };
+  // No pairs so far, and by how much a score of the row may err.
   const auto pairs_of = [&](int64_t r) {
     const T norm = std::sqrt(in.teacher_norm_squared[first + r]) + in.student_norm_max;
     return BestPairs<T>{in.teacher_norm_squared[first + r], in.rounding * norm * norm + T(kMinSquaredDistance)};
   };
+  // Rows that try without the product in any case, and rows whose extremes are taken while their scores are in cache.
   const int64_t tries = *expect_product ? kTriesInVain : kRows;
   const int64_t prepared = *expect_product && tries < count ? tries : count;
-  // Columns go in chunks of which the scores are still in cache when their extremes are taken.
+  // Scores of the block against all students, in chunks of whole groups that are still in cache when their extremes are
+  // taken: at most 256 KB for 64 rows.
   constexpr int64_t kChunk = 4 * kSpan * kLanes;
   for (int64_t begin = 0; begin < in.padded; begin += kChunk) {
     const int64_t end = begin + kChunk < in.padded ? begin + kChunk : in.padded;
     score_columns(block, in.student_panels, in.student_bias, count, begin, end, in.depth, scores, in.padded);
     for (int64_t r = 0; r < prepared; ++r) scan_of(r).update_groups(begin, end);
   }
+  // n_i and p_i by tests in the order of D. Rows that stay open, and those without hope after such rows, are collected.
   BestPairs<T> best[kMaxBlockRows];
   int64_t open = 0;
   for (int64_t r = 0; r < count; ++r) {
@@ -355,6 +366,7 @@ void mine_rows(const MiningInputs<T>& in,
     if (hopeless || !miner.mine_in_order(limit)) rows[open++] = first + r;
   }
   *expect_product = 2 * open > count;
+  // n_i and p_i of the open rows by the second product, their scores against all teachers.
   for (int64_t begin = 0; begin < open; begin += kBatch) {
     const int64_t batch = open - begin < kBatch ? open - begin : kBatch;
     pack_rows(in.teacher, rows + begin, in.shift, batch, in.depth, block);
@@ -364,6 +376,7 @@ void mine_rows(const MiningInputs<T>& in,
       RowMiner<T>{in, first + r, scan_of(r), best[r]}.mine_by_product(teacher_scores + i * in.padded);
     }
   }
+  // The pairs, and squared distances that came by the way.
   for (int64_t r = 0; r < count; ++r) {
     positive_index[first + r] = best[r].positive;
     negative_index[first + r] = best[r].negative;

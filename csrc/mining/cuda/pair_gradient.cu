@@ -13,11 +13,16 @@
 namespace deepclust {
 namespace {
 
+// Four warps, each with two or eight of the block's rows (see rows_per_block).
 constexpr int kThreads = 128, kWarps = kThreads / 32;
+// Pairs that a warp reads in a step: four indices for a lane, loads that wait together.
 constexpr int kPairsPerWarp = 128;
 constexpr int kPairsPerStep = kWarps * kPairsPerWarp;
-constexpr int kListed = 1024;       // pairs that wait to be added
-constexpr int kColumnsPerLane = 4;  // of a row, at a time
+// Pairs that wait to be added, 8 KB of shared memory: two steps even if all of them end in the block. Mostly few do,
+// and then a row's sums are read and written once for many steps.
+constexpr int kListed = 1024;
+// Columns of a row that a lane adds up at a time, 128 for the warp: a common D takes one or two passes over the list.
+constexpr int kColumnsPerLane = 4;
 
 enum { kTeacher, kStudent };
 
@@ -121,6 +126,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t first_row = int64_t{blockIdx.x} * in.rows_per_block;
   const int rows = static_cast<int>(smaller<int64_t>(in.rows_per_block, in.count - first_row));
+  // Inputs that were not finite: NaN.
   if (in.index[0][0] < 0) {
     for (int64_t k = threadIdx.x; k < rows * in.depth; k += kThreads) {
       for (int which = 0; which < 2; ++which) {
@@ -130,6 +136,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
     }
     return;
   }
+  // Pairs (m, i) end in row j = index[m][i] of the student, and of the teacher where |t_i - t_j| has a weight.
   const bool want[2] = {in.gradient[kTeacher] != nullptr, in.gradient[kStudent] != nullptr};
   const bool receives[2] = {want[kTeacher] && in.has_teacher_pairs(), want[kStudent]};
   const int64_t pairs = receives[kTeacher] || receives[kStudent] ? 2 * in.count : 0;
@@ -137,6 +144,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
   bool first = true;
   int64_t begin = 0;
   do {  // at least once, for rows that no pair ends in
+    // The pairs of this step that end in a row of the block, counted by each warp for itself.
     int row[kPairsPerWarp / 32];
     unsigned hits[kPairsPerWarp / 32];
     int count = 0;
@@ -150,6 +158,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
       hits[part] = __ballot_sync(kWholeWarp, hit);
       count += __popc(hits[part]);
     }
+    // Where those of a warp begin in the list: after those of the warps before.
     if (lane == 0) found[warp] = count;
     __syncthreads();
     int position = listed;
@@ -157,6 +166,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
       if (other < warp) position += found[other];
       listed += found[other];
     }
+    // The list, in the order of (m, i).
 #pragma unroll
     for (int part = 0; part < kPairsPerWarp / 32; ++part) {
       const int64_t pair = begin + warp * kPairsPerWarp + part * 32 + lane;
@@ -166,6 +176,8 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
       position += __popc(hits[part]);
     }
     __syncthreads();
+    // Sums of slope (row - other row) over the list, when it could overflow and at the end. Then a teacher row has its
+    // own pairs added too, and sums go through the normalization.
     begin += kPairsPerStep;
     const bool last = begin >= pairs;
     if (last || listed > kListed - kPairsPerStep) {

@@ -33,6 +33,7 @@
 namespace deepclust {
 namespace {
 
+// Elements of the samples that are a task: as many normal numbers take some microseconds, more than to hand it out.
 constexpr int64_t kElementsPerTask = 4096;
 
 int64_t walkers_per_task(int64_t depth) { return std::max<int64_t>(1, kElementsPerTask / depth); }
@@ -108,6 +109,7 @@ class Drawing {
 template <typename Element>
 DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
   using T = Accumulator<Element>;
+  // In the first step all walkers of a query stand on one row, later each on its own.
   const int64_t depth = in.rows.size(1), num_samples = in.num_samples;
   const bool first_step = in.step == 0, draws = in.cosines.defined();
   const int64_t walkers_of_row = first_step ? num_samples : 1;
@@ -133,6 +135,7 @@ DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
       const int64_t row = walker / walkers_of_row, query = walker / num_samples, number = walker % num_samples;
       const Element* source = rows + row * depth;
       index[walker] = previous != nullptr ? previous[walker] : -1;
+      // Weights of the candidates, softmax(cos / temperature), and the row drawn by them.
       if (draws) {
         if (walker == begin || walker % walkers_of_row == 0) {
           finite = drawing->weigh(row, avoided != nullptr ? avoided[query] : -1);
@@ -143,6 +146,7 @@ DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
           source = bank + drawn * depth;
         }
       }
+      // The sample: that row, or without a draw the one it stands on, plus noise_std times normal numbers.
       T* sample = memory.data();
       if constexpr (std::is_same_v<T, Element>) sample = sample_rows + walker * depth;
       const T* from = row_as(source, sample, depth);
@@ -151,6 +155,7 @@ DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
       } else if (from != sample) {
         std::memcpy(sample, from, depth * sizeof(T));
       }
+      // Divided by its norm; NaN where something was not finite.
       bool is_number = finite;
       if (in.normalize) {
         is_number = DEEPCLUST_SELECT(normalize_rows<T>)(sample, 1, depth, true, sample, scales + walker) && finite;

@@ -7,7 +7,7 @@ namespace DEEPCLUST_CAPABILITY {
 
 // The largest s / epsilon + column_shift of a row, nearly.
 template <typename T>
-DEEPCLUST_INLINE T largest_exponent(const SinkhornProblem<T>& in, const T* scores /* (clusters,) */, int64_t clusters) {
+DEEPCLUST_INLINE T largest_exponent(const SinkhornScaling<T>& in, const T* scores /* (clusters,) */, int64_t clusters) {
   Vec<T> largest = broadcast(-std::numeric_limits<T>::infinity());
   for_each_column(scores, in.column_shift, clusters,
                   [&](int64_t, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {
@@ -21,10 +21,10 @@ DEEPCLUST_INLINE T largest_exponent(const SinkhornProblem<T>& in, const T* score
 // largest element at least about 1 and at most exp(kWindow); false if a score is not fit. The shift is guessed from the
 // first columns, which are seldom that far from all.
 template <typename T>
-bool build_kernel(const SinkhornProblem<T>& problem, int64_t begin, int64_t end) {
+bool build_kernel(const SinkhornScaling<T>& problem, int64_t begin, int64_t end) {
   if (problem.clusters <= kFewClusters) return build_kernel_of_few(problem, begin, end);
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  const SinkhornProblem<T> in = problem;  // which stores to the kernel matrix cannot change
+  const SinkhornScaling<T> in = problem;  // which stores to the kernel matrix cannot change
   Mask<T> magnitude = {};
   for (int64_t n = begin; n < end; ++n) {
     const T* scores = in.scores + n * in.clusters;
@@ -59,7 +59,7 @@ constexpr int64_t kRowsAtOnce = Tile<T>::kPanelRows;
 
 // Row n + r of the kernel matrix for every r, the last one before `end` in place of those beyond.
 template <typename T>
-DEEPCLUST_INLINE void find_rows(const SinkhornProblem<T>& in, int64_t n, int64_t end,
+DEEPCLUST_INLINE void find_rows(const SinkhornScaling<T>& in, int64_t n, int64_t end,
                                 const T* (&rows)[kRowsAtOnce<T>]) {
   for (int64_t r = 0; r < kRowsAtOnce<T>; ++r) rows[r] = in.kernel + (n + r < end ? n + r : end - 1) * in.clusters;
 }
@@ -119,7 +119,7 @@ DEEPCLUST_INLINE void add_rows(const T* const (&rows)[kRowsAtOnce<T>], const T (
 // The first u of rows [begin, end): 1 is exp(-row_shift) in terms of the kernel, here relative to the largest of these,
 // which is returned; 0 for shares of 0. Their column sums are added up.
 template <typename T>
-T start_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* sums /* (stride,) */) {
+T start_rows(const SinkhornScaling<T>& in, int64_t begin, int64_t end, T* sums /* (stride,) */) {
   if (in.clusters <= kFewClusters) return start_rows_of_few(in, begin, end, sums);
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   T largest = -std::numeric_limits<T>::infinity();
@@ -148,7 +148,7 @@ T start_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* sums /
 // Scales rows [begin, end), u_n = r_n / sum_k v_k kernel_nk, adds them to the next column sums if these are not null,
 // and returns the largest u.
 template <typename T>
-T scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end,
+T scale_rows(const SinkhornScaling<T>& in, int64_t begin, int64_t end,
              T* row_sum,  // (N,)
              T* sums      // (stride,) or null
 ) {
@@ -194,7 +194,7 @@ T scale_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end,
 
 // Turns rows [begin, end) of the kernel matrix into assignments, N u_n v_k kernel_nk.
 template <typename T>
-void write_rows(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
+void write_rows(const SinkhornScaling<T>& in, int64_t begin, int64_t end) {
   if (in.clusters <= kFewClusters) return write_rows_of_few(in, begin, end);
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   for (int64_t n = begin; n < end; ++n) {

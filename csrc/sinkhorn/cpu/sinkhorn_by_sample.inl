@@ -12,7 +12,7 @@ template <typename T>
 constexpr int64_t kEdgeElements = VecOf<T>::kLanes * (kFewClusters + 1);
 
 template <typename T>
-bool build_kernel_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
+bool build_kernel_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   const int64_t clusters = in.clusters;
   T edge[kEdgeElements<T>];
@@ -54,7 +54,7 @@ bool build_kernel_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t en
 
 // Calls u_of(n) for every block of rows [begin, end) and, if `sums` is not null, adds u times the kernel matrix to it.
 template <typename T, typename UOf>
-DEEPCLUST_INLINE void add_rows_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t end, const UOf& u_of,
+DEEPCLUST_INLINE void add_rows_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end, const UOf& u_of,
                                       T* sums /* (stride,) or null */) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr int64_t kBlocks = 4;  // at a time, since their sums are in memory
@@ -83,7 +83,7 @@ DEEPCLUST_INLINE void add_rows_of_few(const SinkhornProblem<T>& in, int64_t begi
 }
 
 template <typename T>
-T start_rows_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* sums /* (stride,) */) {
+T start_rows_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end, T* sums /* (stride,) */) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   const T infinity = std::numeric_limits<T>::infinity();
   const auto exponent = [&](int64_t n) __attribute__((always_inline)) {
@@ -102,7 +102,7 @@ T start_rows_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T*
 }
 
 template <typename T>
-T scale_rows_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T* row_sum, T* sums) {
+T scale_rows_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end, T* row_sum, T* sums) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr int64_t kParts = 4;  // sums side by side, to hide their latency
   Vec<T> largest = {};
@@ -127,7 +127,7 @@ T scale_rows_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t end, T*
 }
 
 template <typename T>
-void write_rows_of_few(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
+void write_rows_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   const int64_t clusters = in.clusters;
   T edge[kEdgeElements<T>];

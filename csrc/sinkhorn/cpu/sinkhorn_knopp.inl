@@ -91,7 +91,7 @@ bool is_fit(const SinkhornProblem<T>& in, int64_t begin, int64_t end) {
 
 // For every column the largest s / epsilon + f_n over rows [begin, end).
 template <typename T>
-void find_largest(const SinkhornProblem<T>& in, const T* f /* (N,) */, int64_t begin, int64_t end,
+void find_largest(const SinkhornScaling<T>& in, const T* f /* (N,) */, int64_t begin, int64_t end,
                   T* largest /* (stride,) */) {
   for (int64_t n = begin; n < end; ++n) {
     for_each_column(in.scores + n * in.clusters, in.column_shift, in.clusters,

@@ -1,0 +1,117 @@
+// Sinkhorn-Knopp backward: the gradient of the unrolled iterations from the potentials of each, for problems of one
+// size. Included after the kernels of sinkhorn_knopp.inl; sinkhorn_knopp.cpp explains the method.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "core/cpu/scratch.h"
+#include "sinkhorn/cpu/sinkhorn_problem.h"
+
+namespace deepclust {
+namespace {
+
+// Memory for problems of one size, whose gradients it computes one after the other.
+template <typename T>
+class GradientSolver {
+ public:
+  GradientSolver(int64_t samples, int64_t clusters, double epsilon)
+      : in_(problem_of<T>(samples, clusters, epsilon)),
+        chunks_(samples, clusters, in_.stride),
+        memory_(Scratch<T>::size_of(samples * in_.stride) + Scratch<T>::size_of(samples) +
+                3 * Scratch<T>::size_of(in_.stride)),
+        terms_(memory_.take(samples * in_.stride)),
+        f_(memory_.take(samples)),
+        g_(memory_.take(in_.stride)),
+        g_before_(memory_.take(in_.stride)),
+        by_cluster_(memory_.take(in_.stride)) {}
+
+  // Writes the gradient with respect to the scores.
+  void gradient(const T* scores,          // (N, K)
+                const T* grad,            // (N, K)
+                const T* sample_shares,   // (N,) or null
+                const T* cluster_shares,  // (K,) or null
+                int64_t used,
+                const T* potentials,  // (num_iters, N + K) log(u / r), log(v / c)
+                T* grad_scores        // (N, K)
+  ) {
+    const int64_t samples = in_.samples, clusters = in_.clusters, stride = in_.stride;
+    const T infinity = std::numeric_limits<T>::infinity();
+    const std::vector<T> r = normalize_shares(sample_shares, samples), c = normalize_shares(cluster_shares, clusters);
+    if (r.empty() || c.empty() || std::isnan(potentials[0])) {
+      std::fill(grad_scores, grad_scores + samples * clusters, std::numeric_limits<T>::quiet_NaN());
+      return;
+    }
+
+    // The scores that the potentials belong to.
+    in_.scores = scores;
+    std::atomic<bool> fit{true};
+    chunks_.for_each([&](int64_t, int64_t begin, int64_t end) {
+      if (!DEEPCLUST_SELECT(is_fit<T>)(in_, begin, end)) fit = false;
+    });
+    if (!fit) bound_scores(in_, r, c, bounded_);
+    const SinkhornGradient<T> back{in_, terms_, by_cluster_};
+    std::fill(g_, g_ + stride, -infinity);
+    std::fill(g_before_, g_before_ + stride, -infinity);
+    std::fill(by_cluster_, by_cluster_ + stride, T(0));
+    const auto row_of = [&](int64_t iteration) { return potentials + iteration * (samples + clusters); };
+    const auto set_columns = [&](int64_t iteration, bool with_shares, T* target) {  // log v, or log(v / c)
+      for (int64_t k = 0; k < clusters; ++k) {
+        target[k] = row_of(iteration)[samples + k] + (with_shares ? std::log(c[k]) : T(0));
+      }
+    };
+    const auto set_rows = [&](int64_t iteration) {  // log u, at first 1
+      for (int64_t n = 0; n < samples; ++n) {
+        f_[n] = iteration >= 0 ? row_of(iteration)[n] + std::log(r[n]) : r[n] > 0 ? T(0) : -infinity;
+      }
+    };
+
+    // N P and the last u: N P_nk (grad_nk - the row's mean by P).
+    set_columns(used - 1, true, g_);
+    set_rows(used - 1);
+    chunks_.for_each([&](int64_t chunk, int64_t begin, int64_t end) {
+      DEEPCLUST_SELECT(start_gradient<T>)(back, grad, f_, g_, begin, end, chunks_.fill(chunk, T(0)));
+    });
+    for (int64_t iteration = used - 1; iteration >= 0; --iteration) {
+      // The gradient by log v_k: the column's sum of all terms so far.
+      chunks_.merge();
+      for (int64_t k = 0; k < clusters; ++k) by_cluster_[k] = static_cast<T>(chunks_.sums()[k]);
+
+      // v_k = c_k / sum_n u_n exp(s_nk / epsilon), with the u before; u_n = r_n / sum_k v_k exp(s_nk / epsilon), with
+      // the v before: log u, log(v / c) and log v of these.
+      const bool is_first = iteration == 0;
+      set_columns(iteration, false, g_);
+      set_rows(iteration - 1);
+      if (!is_first) set_columns(iteration - 1, true, g_before_);
+
+      // Through this v and the u before it; at the first v all terms are there, by s / epsilon.
+      chunks_.for_each([&](int64_t chunk, int64_t begin, int64_t end) {
+        DEEPCLUST_SELECT(gradient_through_iteration<T>)(back, f_, g_, is_first ? nullptr : row_of(iteration - 1),
+                                                        g_before_, begin, end,
+                                                        is_first ? nullptr : chunks_.fill(chunk, T(0)));
+        for (int64_t n = begin; is_first && n < end; ++n) {
+          const T* terms = terms_ + n * stride;
+          for (int64_t k = 0; k < clusters; ++k) grad_scores[n * clusters + k] = terms[k] * in_.inverse_epsilon;
+        }
+      });
+    }
+  }
+
+ private:
+  SinkhornProblem<T> in_;
+  RowChunks<T> chunks_;
+  Scratch<T> memory_;
+  T* terms_;                // (N, stride) the gradient by s / epsilon so far
+  T* f_;                    // (N,) log u
+  T* g_;                    // (stride,) log v or log(v / c) of the iteration at hand
+  T* g_before_;             // (stride,) log v of the one before
+  T* by_cluster_;           // (stride,) the gradient by log v
+  std::vector<T> bounded_;  // (N, K) scores, where those given are too large
+};
+
+}  // namespace
+}  // namespace deepclust
