@@ -78,8 +78,8 @@ def test_a_new_family_has_a_readme_and_one_that_is_there_keeps_its_own(checkout:
         ("spin_rows", "core", "--family: expected a word in lower case other than core, such as kmeans, got 'core'"),
         ("spin_rows", "../turns", "--family: expected a word in lower case"),
         ("kmeans_assign", "kmeans", "NAME: expected a new one, got 'kmeans_assign', see benchmarks/ops/kmeans_assign"),
-        ("kmeans_step", "kmeans", "NAME: expected a new one, got 'kmeans_step', see deepclust_ext/reference/__init__"),
-        ("pair_gradient", "mining", "NAME: expected a new one, got 'pair_gradient', see csrc/mining/cuda/pair_grad"),
+        ("kmeans_step", "kmeans", "NAME: expected a new one, got 'kmeans_step', see tests/ops/test_kmeans_step.py"),
+        ("pair_gradient", "mining", "NAME: expected a new one, got 'pair_gradient', see csrc/mining/cpu/pair_gradien"),
         ("build_info", "turns", "NAME: expected a new one, got 'build_info', see deepclust_ext/_C.pyi"),
     ],
 )
