@@ -87,9 +87,7 @@ check-cuda: setup
 	@$(bin)/python -m tests.cuda.check_cuda
 
 # The op tests that reach every part of the kernels: these run in all schedules, under the sanitizers and the checker.
-sweep := tests/ops/test_sweep.py tests/ops/test_contrastive_sweep.py tests/ops/test_sinkhorn_sweep.py \
-	tests/ops/test_diffused_sweep.py tests/ops/test_kmeans_sweep.py tests/ops/test_kmeans_seed_sweep.py \
-	tests/ops/test_neighbors_sweep.py tests/ops/test_views_sweep.py
+sweep := $(sort $(wildcard tests/ops/test_*sweep.py))
 
 # The oldest torch at hand, without torchvision: every op, and every module at least imported. What reaches every part of
 # the kernels does not depend on torch. The kernels are those of processors that are not x86.

@@ -1,12 +1,9 @@
-"""The layer law, checked by machine: every op has all its files, imports go one way, names agree in every layer."""
+"""The layer law, checked by machine: every op has all its parts, imports go one way, names agree in every layer."""
 
-import ast
 import importlib
 import inspect
 import pkgutil
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,153 +11,24 @@ import torch
 
 import deepclust_ext
 from deepclust_ext import _extension, ops, reference
-
-ROOT = Path(__file__).parents[1]
-
-# The layer law: a room imports only from rooms with a lower number. The package itself stands for the ops it exports.
-LEVELS = {
-    "_C": 0,
-    "_extension": 1,
-    "reference": 1,
-    "ops": 2,
-    "distributed": 3,
-    "losses": 4,
-    "compat": 5,
-    "cluster": 5,
-    "data": 5,
-    "backbones": 5,
-    "methods": 6,
-    "inference": 7,
-    "training": 8,
-    "evaluation": 8,
-    "recipes": 9,
-    "runs": 10,
-    "commands": 11,
-    "clusterer": 11,
-    "__main__": 12,
-}
-
-# Functions that users look for in a room, and that a later one has: imported when they are called.
-DOORS = {("deepclust_ext/inference/__init__.py", "deepclust_ext.runs")}
-
-# By op and by its family, the folder of csrc/ in which its header stands.
-FILES_OF_AN_OP = (
-    "csrc/{family}/{op}.h",
-    "csrc/{family}/README.md",
-    "csrc/{family}/{op}.cpp",
-    "csrc/{family}/cpu/{op}.cpp",
-    "csrc/{family}/cuda/{op}.cuh",
-    "csrc/{family}/cuda/{op}.cu",
-    "csrc/{family}/cuda/torch/{op}.cpp",
-    "deepclust_ext/reference/{op}.py",
-    "tests/ops/test_{op}.py",
-    "benchmarks/ops/{op}.py",
+from tests.layout import (
+    ENTRIES_OF_AN_OP,
+    EXPORTS_OF_AN_OP,
+    FILES_OF_AN_OP,
+    ROOT,
+    function_names,
+    missing_parts,
+    op_names,
+    unsafe_launches,
+    wrong_imports,
+    wrong_includes,
 )
-
-
-def op_names(root: Path) -> list[str]:
-    """Return the ops: every public module of deepclust_ext/ops."""
-    return sorted(path.stem for path in (root / "deepclust_ext" / "ops").glob("[!_]*.py"))
-
-
-def family_of(root: Path, op: str) -> str:
-    """Return the folder of csrc/ with the op's header, and where there is none, what stands for it."""
-    return next((path.parent.name for path in sorted(root.glob(f"csrc/*/{op}.h"))), "FAMILY")
-
-
-def missing_parts(root: Path) -> list[str]:
-    """Return what the ops lack, each as a path or as the entry to add."""
-    exports = {
-        path: listed_names(root / path) for path in ("deepclust_ext/__init__.py", "deepclust_ext/ops/__init__.py")
-    }
-    samples = listed_names(root / "tests" / "ops" / "opsamples.py", "SAMPLE_INPUTS")
-    missing = []
-    for op in op_names(root):
-        family = family_of(root, op)
-        paths = [pattern.format(op=op, family=family) for pattern in FILES_OF_AN_OP]
-        missing += [path for path in paths if not (root / path).is_file()]
-        missing += [f"{path}: {op} in __all__" for path, names in exports.items() if op not in names]
-        if op not in samples:
-            missing.append(f"tests/ops/opsamples.py: {op} in SAMPLE_INPUTS")
-    return missing
-
-
-def listed_names(path: Path, variable: str = "__all__") -> set[str]:
-    """Return the strings in a list literal, or the keys of a dict literal, that a module assigns to a variable."""
-    for node in ast.parse(path.read_text()).body if path.is_file() else []:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        if any(isinstance(target, ast.Name) and target.id == variable for target in targets):
-            assert isinstance(node, ast.Assign | ast.AnnAssign)
-            literal = node.value.keys if isinstance(node.value, ast.Dict) else getattr(node.value, "elts", [])
-            return {
-                entry.value for entry in literal if isinstance(entry, ast.Constant) and isinstance(entry.value, str)
-            }
-    return set()
-
-
-def wrong_imports(root: Path) -> list[str]:
-    """Return the imports that do not go down a layer, and rooms without a number.
-
-    reference/ may import torch and the standard library only.
-    """
-    package = root / "deepclust_ext"
-    wrong = []
-    for path in sorted(package.rglob("*.py")):
-        unit = path.relative_to(package).parts[0].removesuffix(".py")
-        if unit not in (*LEVELS, "__init__"):
-            wrong.append(f"{path.relative_to(root)} stands in no room of LEVELS")
-            continue
-        for module in imported_modules(path, package) if unit != "__init__" else ():
-            top, *inside = module.split(".")
-            if inside[:1] == [unit]:
-                continue
-            if unit == "reference":
-                allowed = top == "torch" or top in sys.stdlib_module_names
-            elif top == "deepclust_ext":
-                target = inside[0] if inside else "ops"  # the package itself exports the ops
-                allowed = target == "__version__" or LEVELS.get(target, LEVELS[unit]) < LEVELS[unit]
-            else:
-                allowed = True
-            if not allowed and (path.relative_to(root).as_posix(), module) not in DOORS:
-                wrong.append(f"{path.relative_to(root)} imports {module}")
-    return wrong
-
-
-def imported_modules(path: Path, package: Path) -> Iterator[str]:
-    """Yield the absolute name of every module that a file imports, also by `from package import module`."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                folder = path.relative_to(package.parent).parent.parts
-                base = ".".join([*folder[: len(folder) - node.level + 1], *filter(None, [node.module])])
-            for alias in node.names:
-                is_module = base == "deepclust_ext" and any(package.glob(f"{alias.name}*"))
-                yield f"{base}.{alias.name}" if is_module else base
-
-
-def wrong_includes(root: Path) -> list[str]:
-    """Return what kernel code includes, itself or by a header, beyond device.h, csrc/ and the C++ standard library."""
-    csrc = root / "csrc"
-    files = [*sorted(csrc.glob("*/cuda/*.cu")), *sorted(csrc.glob("*/cuda/*.cuh"))]
-    wrong = []
-    for path in files:  # grows as it goes
-        for quote, name in re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)', path.read_text(), re.MULTILINE):
-            header = csrc / name
-            allowed = header.is_file() if quote == '"' else re.fullmatch(r"[a-z_]+", name)
-            if not allowed:
-                wrong.append(f"{path.relative_to(root)} includes {name}")
-            elif quote == '"' and name != "core/cuda/device.h" and header not in files:
-                files.append(header)
-    return wrong
 
 
 def test_there_are_ops_to_check() -> None:
     assert {"batch_hard_mining", "fused_hsd_loss"} <= set(op_names(ROOT))
+    assert "kmeans_step" in function_names(ROOT)
+    assert "kmeans_step" not in op_names(ROOT)
 
 
 def test_every_op_has_all_its_parts() -> None:
@@ -178,6 +46,11 @@ def test_kernel_code_sees_cuda_through_device_h_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_launches_set_the_device_and_look_at_their_status() -> None:
+    wrong = unsafe_launches(ROOT)
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_python_file_exceeds_400_lines() -> None:
     folders = ("deepclust_ext", "tests", "benchmarks")
     lengths = {
@@ -188,7 +61,7 @@ def test_no_python_file_exceeds_400_lines() -> None:
     assert {path: length for path, length in lengths.items() if length > 400} == {}
 
 
-@pytest.mark.parametrize("op", op_names(ROOT))
+@pytest.mark.parametrize("op", function_names(ROOT))
 def test_argument_names_and_order_agree(op: str) -> None:
     public = list(inspect.signature(getattr(ops, op)).parameters)
     assert list(inspect.signature(getattr(reference, op)).parameters) == public
@@ -225,19 +98,30 @@ def test_every_module_imports(module: str) -> None:
 def planted(tmp_path: Path) -> Path:
     """A tree with one op, complete."""
     for pattern in FILES_OF_AN_OP:
-        path = tmp_path / pattern.format(op="spin", family="turns")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    files = {
-        "deepclust_ext/__init__.py": '__all__ = ["spin"]',
-        "deepclust_ext/ops/__init__.py": '__all__ = ["spin"]',
-        "deepclust_ext/ops/spin.py": "from deepclust_ext import _extension\nfrom deepclust_ext.reference import spin",
-        "deepclust_ext/_extension.py": "import deepclust_ext._C",
-        "tests/ops/opsamples.py": 'SAMPLE_INPUTS: dict[str, int] = {"spin": 1}',
-    }
-    for name, text in files.items():
-        plant(tmp_path, name, text)
+        plant(tmp_path, pattern.format(op="spin", family="turns"), "// or any other text")
+    for path in EXPORTS_OF_AN_OP:
+        plant(tmp_path, path, '__all__ = ["Spins", "spin"]')
+    for path, entry in ENTRIES_OF_AN_OP.items():
+        plant(tmp_path, path, entry.format(op="spin"))
+    plant(tmp_path, "deepclust_ext/_extension.py", "import deepclust_ext._C")
+    plant(tmp_path, "deepclust_ext/reference/spin.py", "import torch")
+    imports = "from deepclust_ext import _extension\nfrom deepclust_ext.reference import spin"
+    plant(tmp_path, "deepclust_ext/ops/spin.py", imports)
+    plant(tmp_path, "csrc/turns/cuda/torch/spin.cpp", LAUNCH)
     return tmp_path
+
+
+LAUNCH = """
+at::Tensor spin_cuda(const at::Tensor& rows) {  // launch_nothing()
+  const DeviceScope device(rows);
+  check_launch(
+      launch_spin(rows.data_ptr(), device.stream()));
+}
+
+void turn_cuda(const at::Tensor& rows, const DeviceScope& device) {
+  check_launch(launch_turn(rows.data_ptr(), device.stream()));
+}
+"""
 
 
 def plant(root: Path, name: str, text: str) -> None:
@@ -247,13 +131,17 @@ def plant(root: Path, name: str, text: str) -> None:
 
 
 def test_checker_accepts_a_complete_op(planted: Path) -> None:
+    assert op_names(planted) == ["spin"]
     assert missing_parts(planted) == []
     assert wrong_imports(planted) == []
+    assert unsafe_launches(planted) == []
 
 
 @pytest.mark.parametrize("pattern", FILES_OF_AN_OP[1:])
-def test_checker_names_a_missing_file(planted: Path, pattern: str) -> None:
+def test_checker_names_a_missing_and_an_empty_file(planted: Path, pattern: str) -> None:
     path = pattern.format(op="spin", family="turns")
+    plant(planted, path, "")
+    assert missing_parts(planted) == [f"{path} is empty"]
     (planted / path).unlink()
     assert missing_parts(planted) == [path]
 
@@ -269,16 +157,74 @@ def test_checker_names_a_part_in_another_family(planted: Path) -> None:
     assert missing_parts(planted) == ["csrc/turns/cpu/spin.cpp"]
 
 
-@pytest.mark.parametrize("path", ["deepclust_ext/__init__.py", "deepclust_ext/ops/__init__.py"])
+@pytest.mark.parametrize("path", EXPORTS_OF_AN_OP)
 def test_checker_names_a_missing_export(planted: Path, path: str) -> None:
-    plant(planted, path, '__all__ = ["other"]')
+    plant(planted, path, "__all__ = []")
     assert missing_parts(planted) == [f"{path}: spin in __all__"]
 
 
-@pytest.mark.parametrize("text", ["SAMPLE_INPUTS = {}", "", "OTHER = {'spin': 1}"])
-def test_checker_names_a_missing_sample_entry(planted: Path, text: str) -> None:
-    plant(planted, "tests/ops/opsamples.py", text)
-    assert missing_parts(planted) == ["tests/ops/opsamples.py: spin in SAMPLE_INPUTS"]
+@pytest.mark.parametrize("path", ENTRIES_OF_AN_OP)
+@pytest.mark.parametrize("text", ["", "spinning", "launch_spin_backward(), def spin_backward(), `spins`"])
+def test_checker_names_a_missing_entry(planted: Path, path: str, text: str) -> None:
+    plant(planted, path, text)
+    assert missing_parts(planted) == [f"{path}: {ENTRIES_OF_AN_OP[path].format(op='spin')}"]
+
+
+def test_checker_names_an_exported_op_without_files(planted: Path) -> None:
+    plant(planted, "deepclust_ext/ops/__init__.py", '__all__ = ["leap", "spin"]')
+    assert op_names(planted) == ["leap", "spin"]
+    assert set(missing_parts(planted)) > {"csrc/FAMILY/leap.h", "deepclust_ext/ops/leap.py", "CHANGELOG.md: `leap`"}
+
+
+def test_checker_takes_a_function_of_an_op_for_a_part_of_it(planted: Path) -> None:
+    imports = "from deepclust_ext.ops.spin import spin, spin_back\n"
+    plant(planted, "deepclust_ext/ops/__init__.py", imports + '__all__ = ["spin", "spin_back"]')
+    assert op_names(planted) == ["spin"]
+    assert function_names(planted) == ["spin", "spin_back"]
+    assert missing_parts(planted) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "wrong"),
+    [
+        ("torch/spin.cpp", "DeviceScope device(rows)", "int none", "launch_spin without a DeviceScope before it"),
+        ("torch/spin.cpp", ", const DeviceScope& device", "", "launch_turn without a DeviceScope before it"),
+        ("torch/spin.cpp", "check_launch(launch_turn", "(launch_turn", "launch_turn without check_launch"),
+        ("torch/turn.h", "", "  check_launch(launch_turn(1));", "launch_turn without a DeviceScope before it"),
+        ("spin.cu", "", "{ launch_rows(1); }", "launch_rows without a look at its status"),
+        ("spin.cu", "", "if (x) device::launch(1);", "device::launch without a look at its status"),
+        ("spin.cu", "", "else launch_type<decltype(x)>(1);", "launch_type without a look at its status"),
+        ("spin.cuh", "", "x;  // why\n  device::memset_async(1);", "device::memset_async without a look at its status"),
+    ],
+)
+def test_checker_names_an_unsafe_launch(planted: Path, path: str, old: str, new: str, wrong: str) -> None:
+    path = f"csrc/turns/cuda/{path}"
+    text = (planted / path).read_text() if old else ""
+    assert old in text
+    plant(planted, path, text.replace(old, new) if old else new)
+    assert unsafe_launches(planted) == [f"{path}: {wrong}"]
+
+
+def test_checker_names_a_file_that_sets_no_device_and_a_launch_past_device_h(planted: Path) -> None:
+    plant(planted, "csrc/turns/cuda/torch/spin.cpp", "at::Tensor spin_cuda(const at::Tensor& rows) { return rows; }")
+    plant(planted, "csrc/turns/cuda/spin.cu", "void launch_spin() { spin_kernel<<<1, 2>>>(); }")
+    assert unsafe_launches(planted) == [
+        "csrc/turns/cuda/torch/spin.cpp has no DeviceScope",
+        "csrc/turns/cuda/spin.cu launches by <<<, not by device::launch",
+    ]
+
+
+def test_checker_accepts_launches_whose_status_is_kept(planted: Path) -> None:
+    lines = [
+        "cudaError_t launch_rows(int x) { return device::launch(rows_kernel<T>, x); }",
+        "cudaError_t launch_spin(int x) {",
+        "  cudaError_t error = device::memset_async(x);",
+        "  if (error == cudaSuccess) error = launch_rows(x);",
+        "  return error != cudaSuccess ? error : launch_type<decltype(x)>(x);  // ; launch_rows(x)",
+        "}",
+    ]
+    plant(planted, "csrc/turns/cuda/spin.cu", "\n".join(lines))
+    assert unsafe_launches(planted) == []
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from benchmarks.floors import (
     predict_tiles,
 )
 
+OPS = "fused_contrastive_loss"
+
 ROW_RESULT_BYTES = 100  # about what scales, sums, log-sums and coefficients of a row take, written and read
 SUM_BYTES = 4  # of an element of a gradient before it goes through the normalization
 CHUNK_FEATURES = 128  # of the gradients that a block of the backward kernel sums up
@@ -136,7 +138,7 @@ def predict_backward(rows: int, dims: int, dtype: str, card: Card) -> tuple[floa
     return 3 * LAUNCH_SECONDS + around / card.memory + summing, limit
 
 
-def contrastive_floor_table(card: Card) -> str:
+def floor_table(card: Card) -> str:
     """Return floors and predictions of the plain form for the cases of CUDA, in Markdown."""
     titles = ["2B x D", "dtype", "GFLOP", "MB"]
     for mode in ("forward", "backward"):

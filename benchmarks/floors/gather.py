@@ -7,6 +7,8 @@ from benchmarks.floors import LAUNCH_SECONDS, TABLE_DTYPES, Card, Work, digits, 
 from benchmarks.floors.mining import PRECISIONS
 from benchmarks.floors.neighbors import INDEX_BYTES, search_work
 
+OPS = "diffused_neighbor_gather"
+
 # Instructions of a lane for four elements: ten rounds of Philox at eight, two Box-Muller transforms (logarithm, root,
 # sine and cosine), loads, sums and stores.
 QUAD_OPERATIONS = 10 * 8 + 2 * 65 + 20
@@ -51,7 +53,7 @@ def predict_gather(rows: int, dims: int, dtype: str, *, neighbors: int, samples:
     return LAUNCH_SECONDS + seconds[limit], limit
 
 
-def gather_floor_table(card: Card) -> str:
+def floor_table(card: Card) -> str:
     """Return floors and predictions, in Markdown."""
     lines = []
     for rows, candidates, dims, neighbors, samples in CUDA_GATHERS:

@@ -18,6 +18,8 @@ from benchmarks.floors import (
     predict_tiles,
 )
 
+OPS = "kmeans_assign, kmeans_update, kmeans_seed"
+
 ARITHMETICS = {"float32": (TF32X3, 4), "float32-high": (TF32X3, 4), "bfloat16": (BF16, 2), "float16": (FP16, 2)}
 LABEL_BYTES, UNIFORM_BYTES = 8, 8
 INTEGER_BYTES = 2  # of an element of the rows, as kmeans_seed reads them again at every step on the CPU
@@ -109,7 +111,7 @@ def predict_seed(rows: int, clusters: int, dims: int, dtype: str, card: Card) ->
     return clusters * center + LAUNCH_SECONDS + rows * prepared / card.memory
 
 
-def kmeans_floor_table(card: Card) -> str:
+def floor_table(card: Card) -> str:
     """Return floors and predictions of the three ops, in Markdown."""
     lines = []
     for rows, clusters, dims in CUDA_ASSIGNMENTS:

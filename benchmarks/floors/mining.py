@@ -20,6 +20,8 @@ from benchmarks.floors import (
     predict_tiles,
 )
 
+OPS = "batch_hard_mining, fused_hsd_loss"
+
 ROW_RESULT_BYTES = 100  # about what lists, indices, distances or slopes of a row take, written and read
 EPILOGUE_OPERATIONS = 10  # of a lane for every pair of rows
 SCAN_OPERATIONS = 40  # of a lane for every pair that a block of the backward kernel looks at
@@ -88,7 +90,7 @@ def predict_backward(rows: int, dims: int, dtype: str, card: Card) -> float:
     )
 
 
-def mining_floor_table(card: Card) -> str:
+def floor_table(card: Card) -> str:
     """Return floors and predictions of fused_hsd_loss for the cases of CUDA, in Markdown."""
     titles = [
         "N x D",

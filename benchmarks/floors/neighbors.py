@@ -15,6 +15,8 @@ from benchmarks.floors import (
 )
 from benchmarks.floors.mining import PRECISIONS
 
+OPS = "nearest_neighbors"
+
 INDEX_BYTES = 8
 
 # How the kernels work; see csrc/neighbors/cuda/nearest_neighbors.cu.
@@ -85,7 +87,7 @@ def predict_search(rows: int, dims: int, dtype: str, candidates: int, k: int, ca
     return LAUNCHES * LAUNCH_SECONDS + preparing + search + lists + max(gathering, summing), limit
 
 
-def neighbors_floor_table(card: Card) -> str:
+def floor_table(card: Card) -> str:
     """Return floors and predictions, in Markdown."""
     lines = []
     for rows, candidates, dims, k in CUDA_SEARCHES:

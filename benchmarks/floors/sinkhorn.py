@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from benchmarks.floors import LAUNCH_SECONDS, TABLE_DTYPES, Card, Work, digits, divide_up, markdown_table
 
+OPS = "sinkhorn_knopp"
+
 ELEMENT_BYTES = {"float32": 4, "float32-high": 4, "bfloat16": 2, "float16": 2}
 L2_BYTES = 50e6  # scores that are larger come from memory in every iteration
 
@@ -160,7 +162,7 @@ def predict_loop(plan: Plan, card: Card) -> float:
     return (5 + 6 * plan.num_iters) * LAUNCH_SECONDS + (9 + 10 * plan.num_iters) * scores / rate
 
 
-def sinkhorn_floor_table(card: Card) -> str:
+def floor_table(card: Card) -> str:
     """Return floors and predictions, in Markdown."""
     titles = ["problems x N x K, T", "dtype", "exponentials, millions", "launches", "SwAV's loop in float32, µs"]
     for mode in ("forward", "backward"):

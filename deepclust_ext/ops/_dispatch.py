@@ -20,7 +20,12 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def call(name: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """Call an op with all of its arguments and return all of its outputs."""
+    """Call an op with all of its arguments and return all of its outputs, one alone in a tuple too."""
+    outputs = _call(name, arguments)
+    return (outputs,) if isinstance(outputs, Tensor) else outputs
+
+
+def _call(name: str, arguments: Sequence[Any]) -> Tensor | tuple[Tensor, ...]:
     if torch._C._are_functorch_transforms_active():
         return _FUNCTIONS[name].apply(*_cast(arguments))  # type: ignore[no-any-return]
     op = getattr(torch.ops.deepclust_ext, name)
@@ -62,8 +67,9 @@ class _Gradient:
         self.gradients = [gradient.name.removeprefix("grad_") for gradient in backward._schema.returns]
         self.run = run
 
-    def setup_context(self, ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-        values = dict(zip(self.inputs, inputs, strict=True)) | dict(zip(self.outputs, output, strict=True))
+    def setup_context(self, ctx: Any, inputs: Sequence[Any], output: Tensor | Sequence[Tensor]) -> None:
+        outputs = [output] if isinstance(output, Tensor) else output
+        values = dict(zip(self.inputs, inputs, strict=True)) | dict(zip(self.outputs, outputs, strict=True))
         constant = values.get("differentiable") is False
         ctx.mark_non_differentiable(
             *(values[name] for name in self.outputs if constant or f"grad_{name}" not in self.arguments)
@@ -173,13 +179,9 @@ def _register(name: str) -> None:
 
 if _extension.NATIVE_DEVICES:
     _LIBRARY = torch.library.Library("deepclust_ext", "FRAGMENT")
-    _OPS = (
-        "batch_hard_mining",
-        "diffused_neighbor_gather",
-        "fused_contrastive_loss",
-        "fused_hsd_loss",
-        "sinkhorn_knopp",
-    )
+    # The ops that have a gradient.
+    _BACKWARD = re.compile(r"deepclust_ext::(\w+)_backward")
+    _OPS = sorted(match[1] for match in map(_BACKWARD.fullmatch, torch._C._dispatch_get_all_op_names()) if match)
     _FUNCTIONS = {name: _function_with_gradient(name) for name in _OPS}
     _NUMBERS = {name: _positions_of_numbers(getattr(torch.ops.deepclust_ext, name).default) for name in _OPS}
     for _name in _OPS:

@@ -18,7 +18,7 @@ import deepclust_ext
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.cluster.steps import exact_sum, fill_empty, seed_centers
 from deepclust_ext.data import Digits
-from tests.test_layout import imported_modules
+from tests.layout import imported_modules
 
 METRICS = ("euclidean", "cosine")
 

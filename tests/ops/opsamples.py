@@ -314,14 +314,7 @@ def augment_views_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     ]
 
 
+#: By op: the functions above that are called OP_samples.
 SAMPLE_INPUTS: dict[str, Callable[[torch.dtype, str], list[Sample]]] = {
-    "augment_views": augment_views_samples,
-    "batch_hard_mining": batch_hard_mining_samples,
-    "diffused_neighbor_gather": diffused_neighbor_gather_samples,
-    "fused_contrastive_loss": fused_contrastive_loss_samples,
-    "fused_hsd_loss": fused_hsd_loss_samples,
-    "kmeans_assign": kmeans_assign_samples,
-    "kmeans_seed": kmeans_seed_samples,
-    "nearest_neighbors": nearest_neighbors_samples,
-    "sinkhorn_knopp": sinkhorn_knopp_samples,
+    name.removesuffix("_samples"): function for name, function in sorted(globals().items()) if name.endswith("_samples")
 }

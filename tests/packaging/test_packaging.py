@@ -10,12 +10,14 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.cuda.emulator.build import ROOT, is_stale, load_setup
+from tests.cuda.emulator.build import KERNEL_FLAGS, ROOT, emulating_compiler, is_stale, load_setup
+from tests.new_op import write_op
 
 BUILD = ("-m", "build", "--no-isolation", "--outdir")
 
@@ -140,15 +142,15 @@ os.execvp({command!r}[0], [*{command!r}, *sys.argv[1:]])
 """
 
 
-def reusing_compilers(tree: Path, log: Path) -> dict[str, str]:
+def reusing_compilers(tree: Path, log: Path, changed: Sequence[str] = ()) -> dict[str, str]:
     """Return the environment in which a tree equal to this checkout is built from the object files made here.
 
-    Each source that is to be compiled goes into the log; one without such an object file is compiled.
+    Each source that is to be compiled goes into the log; one without such an object file, or that changed, is compiled.
     """
     commands = {"CXX": shlex.split(os.environ.get("CXX", "c++"))}
     if found := load_setup().find_toolkit(os.environ):
         commands["PYTORCH_NVCC"] = [str(found[0] / "bin" / "nvcc")]
-    made = made_objects()
+    made = {source: path for source, path in made_objects().items() if source not in changed}
     environment = {}
     for variable, command in commands.items():
         path = log.with_name(variable)
@@ -206,6 +208,20 @@ def test_source_distribution_wheel_and_editable_install(checkout: Path, source: 
     sources = compiled.read_text().split()
     assert {"build/units/bindings.cpp", "csrc/build_info.cpp"} <= set(sources)
     assert len(sources) == len(set(sources))
+
+
+def test_an_op_as_new_op_writes_it_builds_and_passes(checkout: Path, tmp_path: Path) -> None:
+    write_op(checkout, "spin_rows", "turns")
+    objects = reusing_compilers(checkout, tmp_path / "compiled", changed=["build/units/bindings.cpp"])
+    build = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
+    succeed(*build, cwd=checkout, DEEPCLUST_EXT_WERROR="1", **objects)
+    tests = ("tests/test_layout.py", "tests/ops/test_spin_rows.py", "tests/ops/test_all_ops.py", "-k", "spin_rows")
+    succeed(sys.executable, "-m", "pytest", "-n", "0", *tests, cwd=checkout)
+    files = ("deepclust_ext/ops/spin_rows.py", "tests/ops/test_spin_rows.py", "benchmarks/ops/spin_rows.py")
+    succeed(sys.executable, "-m", "mypy", *files, cwd=checkout)
+    if load_setup().find_toolkit(os.environ):
+        compiler = [*emulating_compiler(), *KERNEL_FLAGS["plain"], f"-I{checkout / 'csrc'}", "-x", "c++", "-Werror"]
+        succeed(*compiler, "-c", "csrc/turns/cuda/spin_rows.cu", "-o", tmp_path / "kernel.o", cwd=checkout)
 
 
 def test_install_without_the_native_library(checkout: Path, tmp_path: Path) -> None:
