@@ -72,13 +72,10 @@ def weights_of(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> d
             left = f"{len(state) - len(found)} of {len(state)} tensors in {path} left out"
             print(f"deepclust-ext: {left}, whose names do not begin with {whole[0]}", file=sys.stderr)
         return found
-    found = dict(state)
-    while len(shared := {key.partition(".")[0] for key in found}) == 1:
-        prefix = f"{shared.pop()}."
-        if all(name.startswith(prefix) for name in own) or not all(key.startswith(prefix) for key in found):
-            break
-        found = {key.removeprefix(prefix): value for key, value in found.items()}
-    return found
+    levels = [dict(state)]
+    while len({key.partition(".")[0] for key in levels[-1]}) == 1 and all("." in key for key in levels[-1]):
+        levels.append({key.partition(".")[2]: value for key, value in levels[-1].items()})
+    return max(levels, key=lambda level: sum(name in level for name in own))
 
 
 def load_weights(network: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:

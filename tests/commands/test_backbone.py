@@ -113,7 +113,7 @@ def test_the_next_run_does_not_embed(folder: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("change", ["weights", "size", "mean", "image", "network"])
 def test_whatever_decides_the_rows_makes_others(change: str, folder: Path) -> None:
-    network, options = frozen(folder), []
+    network, options = frozen(folder), list[str]()
     if change == "weights":
         state = trained().state_dict()
         state["0.weight"].view(torch.int32)[0, 0, 0, 0] ^= 1
@@ -245,14 +245,14 @@ def test_gray_images_for_a_network_of_gray_ones(tmp_path: Path, capsys: pytest.C
 def test_ranks_embed_what_one_process_embeds(folder: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["embed", str(folder / "images"), *frozen(folder)]
     assert main([*arguments, "--out", str(folder / "alone.npy")]) == 0
-    answers = pool.run(command, [*arguments, "--out", str(folder / "ranks.npy")], ranks=2)
-    assert [status for status, _, _ in answers] == [0, 0]
+    answers = pool.run(command, [*arguments, "--out", str(folder / "ranks.npy")], ranks=4)
+    assert [status for status, _, _ in answers] == [0] * 4
     for suffix in (".npy", ".txt"):
         assert (folder / f"alone{suffix}").read_bytes() == (folder / f"ranks{suffix}").read_bytes()
     # Rows that are kept are written by one of them, and used by all.
     (folder / "runs" / "run" / files(folder / "runs" / "run")[0]).unlink()
-    answers = pool.run(command, ["embed", str(folder / "runs" / "run"), "--out", str(folder / "own.npy")], ranks=2)
-    assert [status for status, _, _ in answers] == [0, 0]
+    answers = pool.run(command, ["embed", str(folder / "runs" / "run"), "--out", str(folder / "own.npy")], ranks=4)
+    assert [status for status, _, _ in answers] == [0] * 4
     assert len(files(folder / "runs" / "run")) == 1
 
 
