@@ -114,7 +114,7 @@ def feature_dim_of(network: nn.Module, name: str, shape: tuple[int, ...]) -> int
     try:
         with evaluation(network):
             features: Any = network(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"backbone {name}: expected it to take images of shape {shape}, got: {error}") from error
     if not isinstance(features, torch.Tensor):
         raise TypeError(f"backbone {name}: expected a tensor of features, got {type(features).__name__}")

@@ -1,8 +1,8 @@
 """Write the row of each image: of a run, of others that its trained model has not seen, or by a frozen network.
 
 .npz holds the arrays rows (N, D) and names (N,); .npy holds rows, and a .txt beside it a name on each line; .csv has a
-column for the path and one for each direction. Rows of a run have length 1. With --backbone there is no RUN: rows of DATA
-are as that network gives them, and `train`, `cluster` and `sweep` take their file as features.
+column for the path and one for each direction. Rows of a run have length 1. With --backbone there is no RUN: rows
+of DATA are as that network gives them, and `train`, `cluster` and `sweep` take their file as features.
 
 Example:
   deepclust-ext embed runs/photos --out photos.npz

@@ -134,7 +134,9 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
 
 def _has_tensors(found: Mapping[Any, Any]) -> bool:
     """Return whether a mapping holds tensors, or a mapping that does."""
-    return any(isinstance(value, Tensor) or (isinstance(value, Mapping) and _has_tensors(value)) for value in found.values())
+    return any(
+        isinstance(value, Tensor) or (isinstance(value, Mapping) and _has_tensors(value)) for value in found.values()
+    )
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ class EmbeddedImages(Features):
     """
 
     def __init__(self, rows: Rows, images: Images, network: Pretrained) -> None:
-        self.images, self.network = images, network
+        self.images, self.network, rows.names = images, network, images.names
         classes = None
         if images.labels is not None and images.classes is not None:
             classes = [images.classes[label] for label in images.labels.tolist()]

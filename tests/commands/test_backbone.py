@@ -242,7 +242,9 @@ def test_gray_images_for_a_network_of_gray_ones(tmp_path: Path, capsys: pytest.C
     assert one_line(capsys) == expected
 
 
-def test_ranks_embed_what_one_process_embeds(folder: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_embed_what_one_process_embeds(tmp_path: Path, pool: Pool) -> None:
+    folder = prepare(tmp_path)
+    assert train(folder, "run") == 0
     arguments = ["embed", str(folder / "images"), *frozen(folder)]
     assert main([*arguments, "--out", str(folder / "alone.npy")]) == 0
     answers = pool.run(command, [*arguments, "--out", str(folder / "ranks.npy")], ranks=4)
@@ -261,7 +263,10 @@ def test_ranks_embed_what_one_process_embeds(folder: Path, pool: Pool, monkeypat
     [
         (["train", "images", "--weights", "w.pth"], "--weights: expected none without --backbone, got w.pth"),
         (["train", "images", "--image-size", "9"], "--image-size: expected none without --backbone, got 9"),
-        (["train", "images", "--backbone", "small"], "backbone: expected 'timm:NAME' or 'module:function', got 'small'"),
+        (
+            ["train", "images", "--backbone", "small"],
+            "backbone: expected 'timm:NAME' or 'module:function', got 'sm",
+        ),
         (["train", "images", "--backbone", "timm:a"], "weights: expected a file of the weights of timm:a, since"),
         (["train", "images", "NETWORK", "--method", "pici"], "method: expected one of NeighborHead, HaDis, CLC"),
         (["train", "digits", "NETWORK"], "backbone: expected a folder or files of images, got the data set digits"),

@@ -37,9 +37,9 @@ def trained(seed: int = 0) -> nn.Module:
     """Return the network with weights and statistics that a seed decides."""
     generator = torch.Generator().manual_seed(seed)
     network = build()
-    for value in network.state_dict().values():
+    for name, value in network.state_dict().items():
         if value.is_floating_point():
-            value.copy_(torch.rand(value.shape, generator=generator) + 0.1)
+            value.copy_(torch.rand(value.shape, generator=generator) + (0.1 if name.endswith("var") else -0.5))
     return network
 
 
@@ -102,3 +102,8 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
         data += part
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights of another precision; whole numbers stay."""
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext.inference.weights import digest_of, load_weights, read_weights, weights_of
-from tests.inference.networks import build, save, trained
+from tests.inference.networks import build, cast, save, trained
 
 
 def loaded(path: Path) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:
 @pytest.mark.parametrize("name", ["w.pth", "w.pt", "w.safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_files_of_weights_in_any_precision(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in trained().state_dict().items()}
+    state = cast(trained().state_dict(), dtype)
     found = loaded(save(tmp_path / name, state))
     assert found["0.weight"].dtype == torch.float32
     assert same(found, {key: value.to(found[key].dtype) for key, value in state.items()})
