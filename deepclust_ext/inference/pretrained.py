@@ -180,7 +180,8 @@ class Pretrained:
             load_weights(network, state, path)
         seen = {name: getattr(self, name) or known[name] for name in ("size", "interpolation")}
         seen["interpolation"] = "bilinear" if seen["interpolation"] == "bilinear" else "bicubic"
-        mean, std = (known["mean"], known["std"]) if self.mean is None else (self.mean, self.std)
+        mean: Any = known["mean"] if self.mean is None else self.mean
+        std: Any = known["std"] if self.std is None else self.std
         code = "" if of_timm else _code_of(self.name.partition(":")[0])
         network.float().eval().requires_grad_(False)
         return network, replace(self, **seen, mean=tuple(mean), std=tuple(std), code=code)

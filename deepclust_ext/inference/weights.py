@@ -106,7 +106,7 @@ def digest_of(network: nn.Module) -> str:
     for key, value in sorted(network.state_dict().items()):
         if isinstance(value, Tensor):
             digest.update(repr((key, str(value.dtype), tuple(value.shape))).encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

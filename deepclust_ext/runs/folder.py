@@ -253,7 +253,7 @@ def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mappi
             )
         return centers
     source = recorded_source(path, record)
-    kept = {} if source.network is None else {"cache_folder": path, "device": device_of(method)}
+    kept: dict[str, Any] = {} if source.network is None else {"cache_folder": path, "device": device_of(method)}
     images = source.open(**kept)
     shared = num_ranks() > 1
     return fit_centers(method, images, recipe, seed=record["config"]["seed"], gather_distributed=shared)[0]

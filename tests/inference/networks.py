@@ -22,7 +22,7 @@ class Noted(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
         if images.any():
             CALLS.append(len(images))
-        rows: Tensor = super().forward(images)
+        rows: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
         return rows
 
 

@@ -210,6 +210,7 @@ class TestTimm:
         expected = timm.create_model(name, num_classes=num_classes).eval()
         path = save(tmp_path / "w.safetensors", expected.state_dict())
         network, module = Pretrained(f"timm:{name}", str(path)).load()
+        assert network.size is not None
         config = timm.data.resolve_model_data_config(expected)
         assert network.size == config["input_size"][-1]
         assert (network.mean, network.std) == (config["mean"], config["std"])
