@@ -66,8 +66,8 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
     elif name in NETWORKS:
         network = NETWORKS[name](image_size, channels)
     else:
-        network = _own(name)
-    return network, _feature_dim(network, name, (2, channels, image_size, image_size))
+        network = own_network(name)
+    return network, feature_dim_of(network, name, (2, channels, image_size, image_size))
 
 
 def _find(name: str) -> Callable[[], Any]:
@@ -84,7 +84,14 @@ def _find(name: str) -> Callable[[], Any]:
     return cast(Callable[[], Any], make)
 
 
-def _own(name: str) -> nn.Module:
+def own_network(name: str) -> nn.Module:
+    """Return what the function of a name "module:function" makes.
+
+    Raises:
+        ImportError: If there is no such module.
+        TypeError: If the function needs arguments, or returns no nn.Module.
+        ValueError: If there is no such function.
+    """
     try:
         network = _find(name)()
     except TypeError as error:
@@ -96,13 +103,18 @@ def _own(name: str) -> nn.Module:
     return network
 
 
-def _feature_dim(network: nn.Module, name: str, shape: tuple[int, ...]) -> int:
-    """Return the width of the network's rows, from a forward pass on zeros that changes no statistics."""
+def feature_dim_of(network: nn.Module, name: str, shape: tuple[int, ...]) -> int:
+    """Return the width of the network's rows, from a forward pass on zeros that changes no statistics.
+
+    Raises:
+        TypeError: If the network returns no floating tensor.
+        ValueError: If it does not map images of this shape (B, C, H, W) to finite rows (B, D).
+    """
     weight = next(network.parameters(), torch.empty(0))  # a function of the user's may choose dtype and device
     try:
         with evaluation(network):
             features: Any = network(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"backbone {name}: expected it to take images of shape {shape}, got: {error}") from error
     if not isinstance(features, torch.Tensor):
         raise TypeError(f"backbone {name}: expected a tensor of features, got {type(features).__name__}")

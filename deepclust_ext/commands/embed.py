@@ -1,11 +1,13 @@
-"""Write the row of each image: those of a run, or others that its trained model has not seen.
+"""Write the row of each image: of a run, of others that its trained model has not seen, or by a frozen network.
 
 .npz holds the arrays rows (N, D) and names (N,); .npy holds rows, and a .txt beside it a name on each line; .csv has a
-column for the path and one for each direction. Rows have length 1.
+column for the path and one for each direction. Rows of a run have length 1. With --backbone there is no RUN: rows
+of DATA are as that network gives them, and `train`, `cluster` and `sweep` take their file as features.
 
 Example:
   deepclust-ext embed runs/photos --out photos.npz
   deepclust-ext embed runs/photos new-photos --format csv
+  deepclust-ext embed photos --backbone mypackage.nets:build --weights net.pth --out photos.npz
   torchrun --nproc-per-node 4 -m deepclust_ext embed runs/photos --out photos.npz
 """
 
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
+from deepclust_ext.commands._backbone import add_backbone, backbone
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -21,6 +24,7 @@ ON_RANKS = True  # of torchrun, which share the images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     add_run(parser)
+    add_backbone(parser)
     parser.add_argument("--format", choices=("npz", "npy", "csv"), help="default: as --out ends, else npz")
     parser.add_argument("--out", type=Path, help="the file (default: embedding.FORMAT here)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
@@ -31,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the rows, print their shape and return the exit status 0."""
     import json
+    import sys
 
     from deepclust_ext.distributed import num_ranks, rank_of
-    from deepclust_ext.runs import open_run
+    from deepclust_ext.runs import Source, open_run
     from deepclust_ext.runs.rows import FORMATS, names_beside, write_rows
     from deepclust_ext.runs.source import names_of
 
@@ -44,10 +49,18 @@ def run(args: argparse.Namespace) -> int:
     path = refuse_to_replace(args.out or Path(f"embedding.{kind}"), args.overwrite)
     if kind == "npy":
         refuse_to_replace(names_beside(path), args.overwrite)
-    opened = open_run(args.run_folder, device=device(args))
-    images = opened.images(*args.data)
-    loop: dict[str, Any] = {"num_workers": args.workers, "gather_distributed": num_ranks() > 1}
-    rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, **loop)
+    network = backbone(args)
+    loop: dict[str, Any] = {"num_workers": args.workers}
+    if network is not None:
+        images: Any = Source((str(args.run_folder), *args.data), network=network).open(device=device(args), **loop)
+        rows = images.stored()
+        for note in images.notes[1:]:
+            print(f"deepclust-ext: {note}", file=sys.stderr)
+    else:
+        opened = open_run(args.run_folder, device=device(args))
+        images = opened.images(*args.data)
+        shared = num_ranks() > 1
+        rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, gather_distributed=shared, **loop)
     if rank_of():  # rank 0 writes what all have found
         return 0
     written = write_rows(path, rows, names_of(images))

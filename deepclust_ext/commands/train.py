@@ -7,6 +7,7 @@ Example:
   deepclust-ext train photos --clusters 10 --out runs/photos
   deepclust-ext train --resume --out runs/photos
   deepclust-ext train features.npy --clusters 1000
+  deepclust-ext train photos --clusters 20 --backbone timm:vit_small_patch14_dinov2 --weights dinov2.pth
   deepclust-ext train cifar10 --root data --recipe hadis-cifar10 --device cuda --precision bf16
   torchrun --nproc-per-node 4 -m deepclust_ext train photos --clusters 10 --out runs/photos
 """
@@ -16,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepclust_ext.commands._arguments import add_device, add_out, add_seed, add_steps, at_least, device
+from deepclust_ext.commands._backbone import add_backbone, backbone
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
+    add_backbone(parser)
     add_steps(parser)
     add_seed(parser, default=None)
     add_out(parser, "folder of the run (default: runs/DATA-seedSEED)")
@@ -44,22 +47,18 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.distributed import rank_of
     from deepclust_ext.runs import Options, Source, train
     from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
-    from deepclust_ext.runs.source import check_labels
     from deepclust_ext.runs.train import check_folder, closing_words, recorded_options
 
     own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
     overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
-    root = None if args.root is None else str(args.root)
-    source = Source(tuple(args.data), root, None, args.scale, args.labels)
+    source = Source(tuple(args.data), args.root and str(args.root), None, args.scale, args.labels, backbone(args))
     if not args.data and not args.resume:
         raise ValueError("DATA: expected a folder of images, got none")
     if args.resume and args.out is None:
         raise ValueError("--out: expected the folder of the run to resume, got none")
     out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
     check_folder(out, resume=args.resume, overwrite=args.overwrite)
-    if not args.resume:
-        check_labels(source, args.score_every)
     given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every")}
     options = replace(
         recorded_options(out) if args.resume else Options(),
@@ -69,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         **{name: value for name, value in given.items() if value is not None},
     )
+    how = {name: getattr(options, name) for name in ("score_every", "device", "num_workers")}
     if args.resume:
-        ready = prepare_to_resume(out, wishes, source, score_every=options.score_every)
+        ready = prepare_to_resume(out, wishes, source, **how)
     else:
-        ready = prepare(source, wishes, cache_folder=out)
+        ready = prepare(source, wishes, cache_folder=out, **how)
     finished = train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)
     if not rank_of():
         print(closing_words(finished))

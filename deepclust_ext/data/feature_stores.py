@@ -4,25 +4,22 @@ What can be mapped is mapped, and rows keep their type until a batch of them is 
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepclust_ext.data.kept import free_memory
+from deepclust_ext.data.safetensors_file import FLOATING, INTEGERS, map_tensor, read_header
 from deepclust_ext.data.stores import Mapped, map_array
 
 #: Share of the free memory that rows may take which cannot stay in their file.
 SHARE_OF_MEMORY = 0.5
-_LONGEST_HEADER = 100_000_000  # of safetensors, by its format
-_SAFETENSORS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
-_INTEGERS = {"U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "I64": "<i8"}
 _BLOCK_ROWS = 65_536  # of Parquet at a time
 
 
@@ -219,48 +216,16 @@ def _read_npz(path: Path, key: str | None) -> Rows:
         )
 
 
-def _safetensors_header(file: BinaryIO, path: Path, size: int) -> tuple[dict[str, Any], int]:
-    """Return the tensors of a file by name, and where their bytes begin."""
-    fault = f"{path}: expected a whole file of safetensors"
-    length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-        raise ValueError(f"{fault}, got a header of {length} bytes in a file of {size}")
-    try:
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        for entry in header.values():
-            start, end = entry["data_offsets"]
-            if not 0 <= start <= end <= size - 8 - length or not all(side >= 0 for side in entry["shape"]):
-                raise ValueError("a tensor beyond its end")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{fault}: {error}") from error
-    return header, 8 + length
-
-
-def _map_tensor(path: Path, kinds: dict[str, str], key: str) -> NDArray[Any]:
-    """Return a tensor of a file of safetensors, mapped."""
-    with path.open("rb") as file:
-        header, begin = _safetensors_header(file, path, path.stat().st_size)
-    entry, name = header[key], f"{path.name}:{key}"
-    if entry["dtype"] not in kinds:
-        raise ValueError(f"{name}: expected one of {', '.join(kinds)}, got {entry['dtype']}")
-    dtype, (start, end) = np.dtype(kinds[entry["dtype"]]), entry["data_offsets"]
-    if int(np.prod(entry["shape"], dtype=np.int64)) * dtype.itemsize != end - start or start == end:
-        raise ValueError(f"{name}: expected {entry['shape']} of {entry['dtype']}, got {end - start} bytes")
-    return np.memmap(path, dtype, "r", begin + start, tuple(entry["shape"]))
-
-
 def _read_safetensors(path: Path, key: str | None) -> Rows:
     """Return the mapped rows of a file of safetensors, without its package, whose slices do not clip."""
-    with path.open("rb") as file:
-        header, _ = _safetensors_header(file, path, path.stat().st_size)
-    floating = [name for name, of in header.items() if of["dtype"] in _SAFETENSORS and len(of["shape"]) == 2]
+    header, _ = read_header(path)
+    floating = [name for name, of in header.items() if of["dtype"] in FLOATING and len(of["shape"]) == 2]
     name = _only(floating, list(header), key, path)
-    open_file = partial(_map_tensor, kinds=_SAFETENSORS, key=name)
+    open_file = partial(map_tensor, kinds=FLOATING, key=name)
     rows = Rows(f"{path.name}:{name}", Mapped(path, open_file), bfloat16=header[name]["dtype"] == "BF16")
-    whole = [other for other, of in header.items() if of["dtype"] in _INTEGERS and of["shape"] == [rows.count]]
+    whole = [other for other, of in header.items() if of["dtype"] in INTEGERS and of["shape"] == [rows.count]]
     if len(whole) == 1:
-        rows.labels = np.array(_map_tensor(path, _INTEGERS, whole[0]))
+        rows.labels = np.array(map_tensor(path, INTEGERS, whole[0]))
     return rows
 
 

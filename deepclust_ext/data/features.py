@@ -165,8 +165,14 @@ class Features(Dataset[Any]):
         values = np.concatenate([part.array for part in self.parts])[self.indices]
         return _as_tensor(np.ascontiguousarray(values), part.bfloat16)
 
-    def path(self, index: int) -> None:
+    @property
+    def pictures(self) -> Dataset[Any] | None:
+        """Return None: of rows alone there are no pictures."""
+        return None
+
+    def path(self, index: int) -> Path | None:
         """Return None: a row is no file."""
+        return None
 
     def write_skipped(self, path: str | os.PathLike[str]) -> None:
         """Write the rows that were left out as CSV: path, reason."""

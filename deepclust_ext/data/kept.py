@@ -1,4 +1,4 @@
-"""Decoded images that are kept: one after the other in memory, or in a file that all processes map."""
+"""What is kept: decoded images one after the other in memory, and arrays in a file that all processes map."""
 
 import errno
 import fcntl
@@ -81,9 +81,7 @@ def keep_in_file(
 ) -> tuple[Kept, bool]:
     """Return images (C, H, W) mapped from a .npy file, and whether it was there; otherwise it is written.
 
-    The file holds the array (N, C, H, W), of images of different sizes a flat one, and behind it a seal: the
-    fingerprint and a checksum of all bytes. It is written to another name, synced and renamed. Where two processes want
-    the same file, one waits for the other.
+    The file holds the array (N, C, H, W), of images of different sizes a flat one; see :func:`keep_array`.
 
     Raises:
         OSError: If the file cannot be written; names it.
@@ -91,28 +89,44 @@ def keep_in_file(
     """
     alike = bool((sides == sides[0]).all())
     shape = (len(sides), channels, *sides[0].tolist()) if alike else (_count(channels, sides),)
-    found = path.exists()
-    if not found:
-        unfinished = path.with_name(f"{path.name}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(unfinished) as file:
-                found = path.exists()  # another process has written it meanwhile
-                try:
-                    if not found:
-                        _write(file, fingerprint, images, dtype, shape)
-                        unfinished.replace(path)
-                finally:  # while no other process can have it
-                    unfinished.unlink(missing_ok=True)
-        except OSError as error:
-            named = OSError(f"{path}: cannot be written: {error.strerror or error}")
-            named.errno = error.errno
-            raise named from error
-    if (fault := _fault(path, fingerprint)) is not None:
+    found = keep_array(path, fingerprint, images, dtype, shape)
+    if (fault := fault_of(path, fingerprint)) is not None:
         raise ValueError(
             f"{path}: expected the decoded images of this data set, got {fault}; remove it, and they are decoded again"
         )
     return Kept(Mapped(path), channels, sides), found
+
+
+def keep_array(
+    path: Path, fingerprint: str, parts: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: Sequence[int]
+) -> bool:
+    """Write an array to a .npy file where there is none yet, part by part, and return whether there was one.
+
+    Behind the array stands a seal: the fingerprint and a checksum of all bytes. The file is written to another name,
+    synced and renamed. Where two processes want the same file, one waits for the other. Whether a file that was there
+    is whole, :func:`fault_of` tells.
+
+    Raises:
+        OSError: If the file cannot be written; names it.
+    """
+    if path.exists():
+        return True
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(unfinished) as file:
+            found = path.exists()  # another process has written it meanwhile
+            try:
+                if not found:
+                    _write(file, fingerprint, parts, dtype, shape)
+                    unfinished.replace(path)
+            finally:  # while no other process can have it
+                unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        named = OSError(f"{path}: cannot be written: {error.strerror or error}")
+        named.errno = error.errno
+        raise named from error
+    return found
 
 
 @contextmanager
@@ -145,7 +159,7 @@ def _count(channels: int, sides: NDArray[np.int64]) -> int:
 
 
 def _write(
-    file: BinaryIO, fingerprint: str, images: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: Sequence[int]
+    file: BinaryIO, fingerprint: str, parts: Iterable[NDArray[Any]], dtype: np.dtype[Any], shape: Sequence[int]
 ) -> None:
     """Write the array and the seal from the beginning of a file to its end, and sync it."""
     file.truncate(0)
@@ -155,9 +169,9 @@ def _write(
     _reserve(file, len(header.getvalue()) + prod(shape) * dtype.itemsize + _SEAL_BYTES)
     checksum = crc32(header.getvalue())
     file.write(header.getvalue())
-    for image in images:
-        checksum = crc32(image.data, checksum)
-        file.write(image.data)
+    for part in parts:
+        checksum = crc32(part.data, checksum)
+        file.write(part.data)
     file.write(_seal(fingerprint, checksum))
     file.flush()
     os.fsync(file.fileno())
@@ -176,8 +190,8 @@ def _seal(fingerprint: str, checksum: int) -> bytes:
     return _SEAL + f"{fingerprint} {checksum:08x}".encode()
 
 
-def _fault(path: Path, fingerprint: str) -> str | None:
-    """Return what is wrong with a file of decoded images, or None."""
+def fault_of(path: Path, fingerprint: str) -> str | None:
+    """Return what is wrong with a file that :func:`keep_array` has written, or None."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         left = max(size - _SEAL_BYTES, 0)
@@ -189,7 +203,8 @@ def _fault(path: Path, fingerprint: str) -> str | None:
             return "those of another one"
         file.seek(0)
         checksum = 0
-        with tqdm(desc="checking images", total=left, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+        words = f"checking {path.name}"
+        with tqdm(desc=words, total=left, unit="B", unit_scale=True, leave=False, disable=None) as bar:
             while left and (block := file.read(min(left, _BLOCK_BYTES))):
                 checksum = crc32(block, checksum)
                 left -= len(block)

@@ -33,7 +33,7 @@ class KeptImages:
     Attributes:
         places: (M,) in the data set.
         names: As they can be shown.
-        pictures: Data URIs, of features "".
+        pictures: Data URIs, "" of features that stand for no images.
         neighbors: Of each image the nearest others, by their place in this order.
         cosines: Of the neighbors, in thousandths.
         exact: Whether the neighbors are the nearest of all N images, 1, or of these M, 0.
@@ -98,11 +98,12 @@ def keep_images(
 
 
 def _drawn(images: Dataset[Any], order: Sequence[int], count: int) -> tuple[Iterable[str], str]:
-    """Return pictures of images in an order, "" of features, and what to say of them."""
-    if isinstance(images, Features):
+    """Return pictures of images in an order, "" of features without, and what to say of them."""
+    shown = images.pictures if isinstance(images, Features) else images
+    if shown is None:
         return [""] * len(order), "The rows are features: there is nothing to look at but their names."
     side = next((side for side in _SIDES if count * side * side <= _PIXELS), _SIDES[-1])
-    thumbnails = Thumbnails(images, side, order)
+    thumbnails = Thumbnails(shown, side, order)
     return thumbnails.pictures(order), thumbnails.note
 
 

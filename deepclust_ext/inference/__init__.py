@@ -7,11 +7,13 @@ import torch
 from deepclust_ext.inference.images import IndexedImages, moved, takes_any_size
 from deepclust_ext.inference.loader import Loader
 from deepclust_ext.inference.loop import assign, device_of, embed, map_images
+from deepclust_ext.inference.pretrained import Pretrained
 from deepclust_ext.inference.trained import Trained
 
 __all__ = [
     "IndexedImages",
     "Loader",
+    "Pretrained",
     "Trained",
     "assign",
     "device_of",

@@ -17,6 +17,7 @@ from deepclust_ext.data import Features
 from deepclust_ext.data.stores import map_array
 from deepclust_ext.distributed import num_ranks
 from deepclust_ext.inference import Trained, device_of, map_images
+from deepclust_ext.inference.pretrained import Pretrained
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_method, make_test_view
@@ -76,6 +77,11 @@ class Run:
         """Whether the run is of rows of features, which are images of one pixel."""
         return self.recipe.data.size == 1
 
+    @property
+    def _network(self) -> Pretrained | None:
+        """What has embedded the run's images, if anything has."""
+        return None if self.record.get("source") is None else self.source.network
+
     def images(self, *data: str | os.PathLike[str], labels: str | None = None, **settings: Any) -> Dataset[Any]:
         """Return the run's own images, or others, read as those were.
 
@@ -97,6 +103,8 @@ class Run:
                     f"images, which other images do not share, got {data[0]}"
                 )
             source = Source(tuple(os.fspath(path) for path in data), None, stored.get("size"), scale, labels)
+            if not source.holds_features:  # as rows of the network are that `embed` has written
+                source = replace(source, network=self._network)
         else:
             source = self.source
             if labels is not None and labels != source.labels:
@@ -104,7 +112,9 @@ class Run:
         # Gray images stand for all three colors where the run's were in color.
         if self.recipe.data.channels == 3:
             settings["channels"] = 3
-        images = source.open(**settings)
+        if not data and source.network is not None:
+            settings["cache_folder"] = self.path
+        images = source.open(device=device_of(self.trained.method), **settings)
         for note in getattr(images, "notes", ())[1:]:  # the first is said on opening
             print(f"deepclust-ext: {note}", file=sys.stderr)
         count = len(images)  # type: ignore[arg-type]
@@ -117,7 +127,8 @@ class Run:
         channels, expected = getattr(images, "channels", None), self.recipe.data.channels
         if isinstance(images, Features) != self.holds_features:
             kinds = ("features", "images") if self.holds_features else ("images", "features")
-            raise ValueError(f"data: expected {kinds[0]}, as {self.path} was trained on, got {kinds[1]}")
+            cure = "; embed --backbone makes rows of images, see docs/features.md" if self.holds_features else ""
+            raise ValueError(f"data: expected {kinds[0]}, as {self.path} was trained on, got {kinds[1]}{cure}")
         if isinstance(images, Features) and channels != expected:
             raise ValueError(f"data: expected rows of {expected} features, as {self.path} has them, got {channels}")
         if channels not in (None, expected):
@@ -167,7 +178,9 @@ def recorded_source(path: Path, record: Mapping[str, Any]) -> Source:
     if stored is None:
         raise ValueError(f"data: expected images, since {path} was given its own in memory, got none")
     try:
-        return Source(**stored | {"data": tuple(stored["data"])})
+        network = stored.get("network")
+        pretrained = None if network is None else Pretrained.of(network)
+        return Source(**stored | {"data": tuple(stored["data"]), "network": pretrained})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path / RECORD_NAME}: expected a source of images, got {stored}") from error
 
@@ -239,6 +252,8 @@ def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mappi
                 f"{path / CENTERS_NAME}: expected {method.num_clusters} finite rows, got shape {tuple(centers.shape)}"
             )
         return centers
-    images = recorded_source(path, record).open()
+    source = recorded_source(path, record)
+    kept: dict[str, Any] = {} if source.network is None else {"cache_folder": path, "device": device_of(method)}
+    images = source.open(**kept)
     shared = num_ranks() > 1
     return fit_centers(method, images, recipe, seed=record["config"]["seed"], gather_distributed=shared)[0]

@@ -19,9 +19,10 @@ from deepclust_ext.recipes.build import make_config, make_test_view, make_views
 from deepclust_ext.recipes.defaults import default_recipe
 from deepclust_ext.recipes.features import features_recipe
 from deepclust_ext.recipes.files import method_names
+from deepclust_ext.runs.embedded import EmbeddedImages
 from deepclust_ext.runs.folder import read_record, recorded_source
 from deepclust_ext.runs.source import Source, check_labels
-from deepclust_ext.training.files import RECIPE_NAME
+from deepclust_ext.training.files import RECIPE_NAME, RECORD_NAME
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,36 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) and isinstance(yaml.safe_load(text), str) else None
 
 
-def prepare(source: Source, wishes: Wishes, *, cache_folder: Path | None = None) -> Prepared:
+def prepare(
+    source: Source,
+    wishes: Wishes,
+    *,
+    cache_folder: Path | None = None,
+    score_every: int = 0,
+    device: str = "cpu",
+    num_workers: int = 0,
+) -> Prepared:
     """Return images and a recipe for them.
 
     Args:
         source: Where the images lie.
         wishes: What the user says of the recipe.
-        cache_folder: Where decoded images may be kept that are too many for memory.
+        cache_folder: Where rows of a network are kept, and decoded images that are too many for memory.
+        score_every: Epochs between two scores, for which labels are needed; 0 for none.
+        device: Where a network embeds images.
+        num_workers: Processes that load images for it.
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
-        ValueError: If there is no image, a wish is unknown, or K is missing.
+        ValueError: If there is no image, a wish is unknown, K is missing, or there are no labels for scores.
     """
+    check_labels(source, score_every)
     if wishes.recipe is None and wishes.num_clusters is None:
         raise ValueError("clusters: expected how many, since no recipe says so, got none")
     named = _checked(source, wishes)
-    images = source.open(**_cached(source, cache_folder))
+    images = source.open(device=device, num_workers=num_workers, **_cached(source, cache_folder))
+    if isinstance(images, EmbeddedImages):
+        source = replace(source, network=images.network)
     if named is None:
         recipe, reasons = _default(source, images, wishes)
     else:
@@ -111,7 +126,9 @@ def prepare(source: Source, wishes: Wishes, *, cache_folder: Path | None = None)
     return Prepared(recipe, with_unlabelled(recipe, source, images), source, tuple(reasons))
 
 
-def prepare_to_resume(path: Path, wishes: Wishes, given: Source, *, score_every: int = 0) -> Prepared:
+def prepare_to_resume(
+    path: Path, wishes: Wishes, given: Source, *, score_every: int = 0, device: str = "cpu", num_workers: int = 0
+) -> Prepared:
     """Return images and recipe of the run in a folder, whose last phase may get more epochs.
 
     Args:
@@ -119,6 +136,8 @@ def prepare_to_resume(path: Path, wishes: Wishes, given: Source, *, score_every:
         wishes: What the user says of the recipe: epochs and overrides alone.
         given: Where the images lie now, if they have been moved, and labels; the rest is as it was.
         score_every: Epochs between two scores, for which labels are needed; 0 for none.
+        device: Where a network embeds images, if their rows are gone.
+        num_workers: Processes that load images for it.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or its images have gone.
@@ -136,6 +155,9 @@ def prepare_to_resume(path: Path, wishes: Wishes, given: Source, *, score_every:
         last = replace(recipe.phases[-1], epochs=recipe.phases[-1].epochs + wishes.epochs - recipe.epochs)
         recipe = replace(recipe, phases=(*recipe.phases[:-1], last))
     source = recorded_source(path, record)
+    if given.network is not None:
+        known = path / RECORD_NAME
+        raise ValueError(f"backbone: expected none with --resume, which goes by {known}, got {given.network.name}")
     if given.scale != "type" and given.scale != source.scale:
         raise ValueError(f"scale: expected {source.scale!r}, as {path} has it, got {given.scale!r}")
     if given.data:
@@ -144,7 +166,7 @@ def prepare_to_resume(path: Path, wishes: Wishes, given: Source, *, score_every:
         source = replace(source, labels=given.labels)
     check_labels(source, score_every)
     _check_parts(recipe)
-    images = source.open(**_cached(source, path))
+    images = source.open(device=device, num_workers=num_workers, **_cached(source, path))
     count = len(images)  # type: ignore[arg-type]
     if count != recipe.data.images:
         raise ValueError(

@@ -1,13 +1,16 @@
 """Where the images or features of a run lie, and how they are read: what makes the same of the same files again."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch.utils.data import Dataset
 
-from deepclust_ext.data import Digits, Images, load_dataset, load_features, load_images
+from deepclust_ext.data import Digits, Features, Images, load_dataset, load_features, load_images
 from deepclust_ext.data.features import are_features
+from deepclust_ext.inference.pretrained import Pretrained
+from deepclust_ext.runs.embedded import embed_images
 
 #: The data set of the demo, which lies in no folder.
 BUNDLED = "digits"
@@ -27,6 +30,7 @@ class Source:
         scale: "type" or "percentile", see :class:`deepclust_ext.data.Images`.
         labels: "folders", "own" for those that an .npz file holds, the key of one of its arrays, or the path of a CSV
             file; for scores alone. A data set by its name has its own, with "own" and with None.
+        network: What embeds the images, where rows of it are clustered instead; None for the images themselves.
     """
 
     data: tuple[str, ...]
@@ -34,6 +38,7 @@ class Source:
     size: int | None = None
     scale: str = "type"
     labels: str | None = None
+    network: Pretrained | None = None
 
     @property
     def name(self) -> str:
@@ -47,8 +52,8 @@ class Source:
 
     @property
     def holds_features(self) -> bool:
-        """Whether this is rows of features, by the headers of the files; ValueError if only some of them are."""
-        return not self.is_named and are_features(self.data)
+        """Whether this is rows of features, of a network or by the headers of files; ValueError if only some are."""
+        return self.network is not None or self._are_features
 
     @property
     def is_labelled(self) -> bool:
@@ -62,13 +67,17 @@ class Source:
         labels = self.labels
         if labels not in (None, "folders", "own") and (Path(str(labels)).is_file() or not data[0].endswith(".npz")):
             labels = str(Path(str(labels)).resolve())
-        return Source(data, root, self.size, self.scale, labels)
+        network = None if self.network is None else self.network.resolved()
+        return replace(self, data=data, root=root, labels=labels, network=network)
 
-    def open(self, **settings: Any) -> Dataset[Any]:
+    def open(self, *, device: torch.device | str = "cpu", num_workers: int = 0, **settings: Any) -> Dataset[Any]:
         """Return the images.
 
         Args:
-            **settings: What else :class:`deepclust_ext.data.Images` takes; features take nothing of it.
+            device: Where a network embeds them, if there is one and it has not done so before.
+            num_workers: Processes that load images for it.
+            **settings: What else :class:`deepclust_ext.data.Images` takes; features take nothing of it, and rows of a
+                network stay in a ``cache_folder``.
 
         Raises:
             FileNotFoundError: If there is no such folder or file.
@@ -76,7 +85,17 @@ class Source:
         """
         if not self.data:
             raise ValueError("data: expected a folder of images, got none")
-        if self.holds_features:
+        if self.network is not None:
+            self._check_images()
+            plain, folder = replace(self, network=None), settings.get("cache_folder")
+            return embed_images(
+                lambda channels: cast(Images, plain.open(cache="none", channels=channels)),
+                self.network,
+                folder=folder,
+                device=device,
+                num_workers=num_workers,
+            )
+        if self._are_features:
             if self.scale != "type":
                 raise ValueError(
                     f"scale: expected 'type' for features, which have no black and white, got {self.scale!r}"
@@ -92,6 +111,17 @@ class Source:
         if self.data == (BUNDLED,):
             return Digits()
         return load_dataset(self.data[0], str(self.root), size=self.size, scale=self.scale, **settings)
+
+    @property
+    def _are_features(self) -> bool:
+        return not self.is_named and are_features(self.data)
+
+    def _check_images(self) -> None:
+        """Require images that a network can embed, as far as can be told before they are opened."""
+        if self._are_features:
+            raise ValueError(f"backbone: expected images, got features, which need no network, in {self.data[0]}")
+        if self.data == (BUNDLED,) and self.is_named:
+            raise ValueError(f"backbone: expected a folder or files of images, got the data set {BUNDLED}")
 
 
 def check_labels(source: Source, score_every: int | None) -> None:
@@ -114,4 +144,4 @@ def labels_of(images: Dataset[Any]) -> tuple[Any, list[str] | None]:
 
 def file_of(images: Dataset[Any], index: int) -> Path | None:
     """Return the file of an image, or None where there is no file of it alone."""
-    return images.path(index) if isinstance(images, Images) else None
+    return images.path(index) if isinstance(images, Images | Features) else None

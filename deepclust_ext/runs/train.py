@@ -203,7 +203,7 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     check_writable(path, "out")
     if resume or not path.is_dir():
         return
-    own = ("run.lock", "images-*")  # of a run that has not begun: its lock, and the images that it keeps
+    own = ("run.lock", "images-*", "features-*")  # of a run that has not begun: its lock, and what it keeps
     found = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, own)))
     if found and overwrite and not holds_run(path):
         raise FileExistsError(f"out: expected an empty folder, or one with a run to overwrite, got {path}")

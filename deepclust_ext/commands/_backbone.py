@@ -1,0 +1,51 @@
+"""The frozen network that embeds images, as `train` and `embed` take it."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepclust_ext.commands._arguments import at_least
+
+if TYPE_CHECKING:
+    from deepclust_ext.inference.pretrained import Pretrained
+
+#: Options that say more of the network.
+_MORE = ("weights", "image_size", "mean", "std")
+
+
+def add_backbone(parser: argparse.ArgumentParser) -> None:
+    """Add which network it is, its weights, and how it sees images."""
+    group = parser.add_argument_group("frozen network", "embeds each image once, see docs/features.md; no download")
+    group.add_argument("--backbone", metavar="NETWORK", help="pretrained: timm:NAME or module:function")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="of it: .pth, .pt or .safetensors")
+    group.add_argument(
+        "--image-size", type=at_least(1), metavar="S", help="images become S x S (default: timm's, else 224)"
+    )
+    group.add_argument("--mean", type=numbers, metavar="R,G,B", help="of channels (default: timm's, else ImageNet's)")
+    group.add_argument("--std", type=numbers, metavar="R,G,B", help="likewise")
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0.5,0.5,0.5, got {text!r}") from error
+
+
+def backbone(args: argparse.Namespace) -> "Pretrained | None":
+    """Return the network that was asked for, if one was.
+
+    Raises:
+        ValueError: If something is said of a network, and not which one.
+    """
+    from deepclust_ext.inference.pretrained import Pretrained
+
+    if args.backbone is not None:
+        weights = None if args.weights is None else str(args.weights)
+        return Pretrained(args.backbone, weights, args.image_size, args.mean, args.std)
+    for name in _MORE:
+        if getattr(args, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option}: expected none without --backbone, got {getattr(args, name)}")
+    return None
