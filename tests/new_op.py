@@ -3,7 +3,7 @@
     python -m tests.new_op NAME --family FAMILY
 
 NAME is the op's name in every layer, FAMILY its folder in csrc/, there already or new. The op squares every element of
-a batch of rows, with its gradient, on CPU and CUDA. It builds and passes all tests as it is; then make of it what it is
+a batch of rows, with its gradient, on CPU and CUDA. It builds and passes the tests as it is; then make of it what it is
 to be. Its files stand in tests/template_op, each at its place, with OP, CamelOP and FAMILY for the names.
 """
 
@@ -153,6 +153,7 @@ def main() -> None:
         raise SystemExit(str(error)) from None
     print("\n".join(f"written: {path.relative_to(ROOT)}" for path in paths))
     print(f"Build it and try it: make test TESTS='tests/test_layout.py tests/ops -k {options.name}'")
+    print("Keep hashes of its results: python -m tests.same_bits --write")
 
 
 if __name__ == "__main__":
