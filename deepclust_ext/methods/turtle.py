@@ -210,4 +210,5 @@ def _entropy(
     own = batch.weight * shares.mean(dim=0)
     mean = batch.mean(own).detach() + (own - own.detach())
     # Where a share is 0 in this precision the logarithm would make the gradient NaN.
-    return torch.special.entr(mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
+    entropy: Tensor = torch.special.entr(mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
+    return entropy

@@ -17,10 +17,12 @@ EXACT_ROWS = 200_000
 #: Of the authors of TEMI. Fewer where clusters are small: half of the rows of a cluster of average size.
 NEIGHBORS, FEWEST_NEIGHBORS = 50, 5
 LARGEST_BATCH = 1024
-#: Images for each cluster in a batch of TURTLE, whose loss has the entropy of a mean, and the batch of its authors.
-TURTLE_IMAGES, TURTLE_LARGEST = 8, 10_000
 #: Steps of a run, and how often a row is seen at least and at most.
 STEPS, EPOCHS = 2000, (20, 200)
+#: Of TURTLE, whose loss has the entropy of a mean: rows of a batch for each cluster, and at most its authors' batch.
+TURTLE_ROWS, TURTLE_LARGEST = 8, 10_000
+#: Of TURTLE: more sharpen its classifiers until they separate any clusters.
+TURTLE_STEPS = 500
 #: Starts of k-means, up to so many products of rows, clusters and columns.
 STARTS = ((1e10, 10), (1e11, 3), (math.inf, 1))
 
@@ -51,9 +53,11 @@ def features_recipe(features: Features, num_clusters: int, *, method: str | None
     neighbors = max(min(NEIGHBORS, count // (2 * num_clusters)), FEWEST_NEIGHBORS)
     cells = 0 if count <= EXACT_ROWS else math.isqrt(count)
     batch_size = max(min(LARGEST_BATCH, 1 << int(math.log2(max(count // 8, 2)))), 2)
+    steps = STEPS
     if method == "TURTLE":
-        batch_size = max(batch_size, min(TURTLE_IMAGES * num_clusters, TURTLE_LARGEST, count))
-    epochs = min(max(STEPS * batch_size // count, EPOCHS[0]), EPOCHS[1])
+        steps = TURTLE_STEPS
+        batch_size = max(batch_size, min(TURTLE_ROWS * num_clusters, TURTLE_LARGEST, count))
+    epochs = min(max(steps * batch_size // count, EPOCHS[0]), EPOCHS[1])
     starts = next(starts for most, starts in STARTS if count * num_clusters * columns <= most)
     recipe = Recipe(
         method=method,
@@ -84,7 +88,7 @@ def _model(method: str, steps: int, batch_size: int) -> dict[str, Any]:
         momentum = round(min(max(1 - 3 / steps, 0.5), 0.999), 4)
         return {**widths, "queue_size": 8 * batch_size, "momentum": momentum, "epsilon": 0.9}
     if method == "TURTLE":
-        return {"gamma": 1.5, "inner_steps": 10, "temperature": 0.1}
+        return {"gamma": 1.2, "inner_steps": 10, "temperature": 0.2}
     # With beta below 1 large clusters are split; heads of one prototype for each cluster keep what k-means began.
     return {"num_heads": 2, "hidden_dim": 0, "momentum": 0.9, "beta": 1.0, "temperature": 0.05}
 

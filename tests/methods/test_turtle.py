@@ -73,18 +73,18 @@ def test_two_steps_are_the_formula(widths: list[int], terms: str) -> None:
 
         rows = small_rows(method, images, widths)
         shares = [plain_shares(own, weights, place, 0.3) for place, own in enumerate(rows)]
-        labeling = [[sum(own[i][k] for own in shares) / len(shares) for k in range(NUM_CLUSTERS)] for i in range(BATCH)]
-        fixed = [[share.item() for share in own] for own in labeling]
+        labeling = sum(torch.stack([torch.stack(row) for row in own]) for own in shares) / torch.tensor(len(shares))
+        fixed = labeling.tolist()
         error = entropy = agreement = torch.zeros(()).double()
         for place, own in enumerate(rows):
             classifiers[place] = plain_descent(own, fixed, classifiers[place], 4)
             for i, row in enumerate(own):
                 found = softmax([vector[:-1] @ row + vector[-1] for vector in classifiers[place]])
                 for k in range(NUM_CLUSTERS):
-                    error = error - labeling[i][k] * found[k].log() / BATCH
+                    error = error - labeling[i, k] * found[k].log() / BATCH
                 agreement = agreement - shares[place][i][int(labels[i])].log() / BATCH
             for k in range(NUM_CLUSTERS):
-                mean = sum(shares[place][i][k] for i in range(BATCH)) / BATCH
+                mean = torch.stack([shares[place][i][k] for i in range(BATCH)]).sum() / BATCH
                 entropy = entropy - mean * mean.log()
         plain = error - 1.7 * entropy if terms == "all" else agreement
         plain.backward()
@@ -117,8 +117,8 @@ def test_the_classifiers_errors_fall_and_margins_grow() -> None:
     method, (images, labels) = flat_turtle(), blobs()
     with torch.no_grad():  # the labeling is nearly the true one, and no optimizer moves it
         head = method.labeling.heads[0]
-        head.prototypes.copy_(torch.eye(4, 6))  # type: ignore[operator,union-attr]
-        head.scales.fill_(3.0)  # type: ignore[operator,union-attr]
+        head.prototypes.copy_(torch.eye(4, 6))  # type: ignore[operator]
+        head.scales.fill_(3.0)  # type: ignore[operator]
     errors, margins = [], []
     rows = nn.functional.pad(nn.functional.normalize(images.flatten(1), dim=1), (0, 1), value=1.0)
     for _ in range(30):
@@ -134,7 +134,7 @@ def test_the_classifiers_errors_fall_and_margins_grow() -> None:
 def test_the_entropy_brings_a_small_cluster_back() -> None:
     method, (images, _) = flat_turtle(gamma=2.0), blobs()
     with torch.no_grad():
-        method.labeling.heads[0].scales[3] = -3.0  # type: ignore[index,operator,union-attr]
+        method.labeling.heads[0].scales[3] = -3.0  # type: ignore[operator]
     optimizer = method.make_optimizer(len(images))
     optimizer.param_groups[0]["lr"] = 0.05
     used = []
@@ -153,8 +153,8 @@ def test_a_cluster_that_nobody_has_chosen_stays_finite() -> None:
     method, (images, _) = flat_turtle(temperature=1e-3), blobs()
     with torch.no_grad():
         head = method.labeling.heads[0]
-        head.prototypes.copy_(torch.ones(4, 6))  # type: ignore[operator,union-attr]
-        head.scales.copy_(torch.tensor([[1.0], [1.0], [1.0], [0.5]]))  # type: ignore[operator,union-attr]
+        head.prototypes.copy_(torch.ones(4, 6))  # type: ignore[operator]
+        head.scales.copy_(torch.tensor([[1.0], [1.0], [1.0], [0.5]]))  # type: ignore[operator]
     positive = images.abs()
     loss, logged = method.training_step([positive])
     loss.backward()
