@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("data", metavar="DATA", nargs="*", help="folders, files, lists, arrays, or a data set's name")
     parser.add_argument("--clusters", type=at_least(1), metavar="K", help="how many (default: the recipe's)")
-    parser.add_argument("--method", help="hadis, sacc, pici, clc or, on features, neighborhead (default: chosen)")
+    parser.add_argument("--method", help="hadis, sacc, pici, clc; on features neighborhead, turtle (default: chosen)")
     parser.add_argument("--recipe", help="name of a bundled one, see `recipes`, or a file (default: chosen)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")

@@ -6,5 +6,16 @@ from deepclust_ext.methods.hadis import HaDis
 from deepclust_ext.methods.neighborhead import NeighborHead
 from deepclust_ext.methods.pici import PICI
 from deepclust_ext.methods.sacc import SACC
+from deepclust_ext.methods.turtle import TURTLE
 
-__all__ = ["CLC", "PICI", "SACC", "ClusterHeadMethod", "ClusteringMethod", "HaDis", "NeighborHead", "OptimizerSettings"]
+__all__ = [
+    "CLC",
+    "PICI",
+    "SACC",
+    "TURTLE",
+    "ClusterHeadMethod",
+    "ClusteringMethod",
+    "HaDis",
+    "NeighborHead",
+    "OptimizerSettings",
+]

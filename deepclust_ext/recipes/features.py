@@ -19,6 +19,10 @@ NEIGHBORS, FEWEST_NEIGHBORS = 50, 5
 LARGEST_BATCH = 1024
 #: Steps of a run, and how often a row is seen at least and at most.
 STEPS, EPOCHS = 2000, (20, 200)
+#: Of TURTLE, whose loss has the entropy of a mean: rows of a batch for each cluster, and at most its authors' batch.
+TURTLE_ROWS, TURTLE_LARGEST = 8, 10_000
+#: Of TURTLE: more sharpen its classifiers until they separate any clusters.
+TURTLE_STEPS = 500
 #: Starts of k-means, up to so many products of rows, clusters and columns.
 STARTS = ((1e10, 10), (1e11, 3), (math.inf, 1))
 
@@ -29,7 +33,7 @@ def features_recipe(features: Features, num_clusters: int, *, method: str | None
     Args:
         features: To cluster; values and labels are not read.
         num_clusters: K.
-        method: "NeighborHead", "HaDis" or "CLC"; None for NeighborHead.
+        method: "NeighborHead", "HaDis", "CLC" or "TURTLE"; None for NeighborHead.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -43,33 +47,36 @@ def features_recipe(features: Features, num_clusters: int, *, method: str | None
     if num_clusters > count:
         raise ValueError(f"num_clusters: expected 1 to {count}, the number of rows, got {num_clusters}")
     method = "NeighborHead" if method is None else method
-    method_class(method, "features_recipe")
+    num_views = method_class(method, "features_recipe").num_views
     if method not in _PHASES:
         raise ValueError(f"method: expected one of {', '.join(_PHASES)} for features, got {method!r}")
     neighbors = max(min(NEIGHBORS, count // (2 * num_clusters)), FEWEST_NEIGHBORS)
     cells = 0 if count <= EXACT_ROWS else math.isqrt(count)
     batch_size = max(min(LARGEST_BATCH, 1 << int(math.log2(max(count // 8, 2)))), 2)
-    epochs = min(max(STEPS * batch_size // count, EPOCHS[0]), EPOCHS[1])
+    steps = STEPS
+    if method == "TURTLE":
+        steps = TURTLE_STEPS
+        batch_size = max(batch_size, min(TURTLE_ROWS * num_clusters, TURTLE_LARGEST, count))
+    epochs = min(max(steps * batch_size // count, EPOCHS[0]), EPOCHS[1])
     starts = next(starts for most, starts in STARTS if count * num_clusters * columns <= most)
     recipe = Recipe(
         method=method,
         data=Data("features", "all", count, num_clusters, 1, columns),
         backbone=Backbone(_BACKBONES.get(method, "flatten")),
-        views=({"name": "identity"}, {"name": "neighbor", "num_neighbors": neighbors, "cells": cells}),
+        views=({"name": "identity"}, {"name": "neighbor", "num_neighbors": neighbors, "cells": cells})[:num_views],
         batch_size=batch_size,
         phases=_PHASES[method](epochs),
         model=_model(method, count // batch_size, batch_size),
-        optimizer=OptimizerSettings("adam", lr=1e-2 if method == "NeighborHead" else 1e-3),
+        optimizer=OptimizerSettings("adam", lr=1e-3 if method in _BACKBONES else 1e-2),
         learning_rate=LearningRate("warmup_cosine", warmup=min(2, epochs / 10)),
         kmeans=KMeansSettings(n_init=min(starts, 3), final_n_init=starts),
         name=f"{method.lower()}-features",
     )
     searched = "of all pairs" if not cells else f"within {cells} cells, since comparing all pairs would take long"
-    return recipe, [
-        f"{count:,} rows of {columns} features, {features.kind}",
-        f"{neighbors} neighbors of each row, found {searched}",
-        f"{epochs} epochs in batches of {batch_size}",
-    ]
+    reasons = [f"{count:,} rows of {columns} features, {features.kind}"]
+    if num_views > 1:
+        reasons.append(f"{neighbors} neighbors of each row, found {searched}")
+    return recipe, [*reasons, f"{epochs} epochs in batches of {batch_size}"]
 
 
 def _model(method: str, steps: int, batch_size: int) -> dict[str, Any]:
@@ -80,6 +87,8 @@ def _model(method: str, steps: int, batch_size: int) -> dict[str, Any]:
     if method == "CLC":
         momentum = round(min(max(1 - 3 / steps, 0.5), 0.999), 4)
         return {**widths, "queue_size": 8 * batch_size, "momentum": momentum, "epsilon": 0.9}
+    if method == "TURTLE":
+        return {"gamma": 1.2, "inner_steps": 10, "temperature": 0.2}
     # With beta below 1 large clusters are split; heads of one prototype for each cluster keep what k-means began.
     return {"num_heads": 2, "hidden_dim": 0, "momentum": 0.9, "beta": 1.0, "temperature": 0.05}
 
@@ -94,4 +103,5 @@ _PHASES: dict[str, Callable[[int], tuple[Phase, ...]]] = {
     "NeighborHead": lambda epochs: _from_labels(epochs, 9),
     "HaDis": lambda epochs: (Phase("main", epochs, {"images": "all"}, pseudo_labels=5),),
     "CLC": lambda epochs: _from_labels(epochs, 9),
+    "TURTLE": lambda epochs: _from_labels(epochs, 9),
 }

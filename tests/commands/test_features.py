@@ -147,7 +147,7 @@ def test_what_a_file_of_features_holds(here: Path, capsys: pytest.CaptureFixture
         (["train", "new.npy", "--clusters", "3", "--scale", "percentile"], "scale: expected 'type' for features"),
         (
             ["train", "new.npy", "--clusters", "3", "--method", "pici"],
-            "method: expected one of NeighborHead, HaDis, CLC",
+            "method: expected one of NeighborHead, HaDis, CLC, TURTLE",
         ),
         (["train", "new.npy", "--clusters", "3", "--recipe", "sacc-digits"], "data.size: expected 8, as the recipe"),
         (["train", "new.npy", "--clusters", "13"], "num_clusters: expected 1 to 12, the number of rows, got 13"),

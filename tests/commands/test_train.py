@@ -203,7 +203,7 @@ WRONG = [
     (["train", "images", "--clusters", "99", "--recipe", "small.yaml"], "num_clusters: expected 1 to 60"),
     (
         ["train", "images", "--clusters", "3", "--method", "kmeans"],
-        "method: expected one of clc, hadis, neighborhead, pici, sacc, got 'kmeans'",
+        "method: expected one of clc, hadis, neighborhead, pici, sacc, turtle, got 'kmeans'",
     ),
     (["train", "images", "--recipe", "hadis-cifar11"], "did you mean 'hadis-cifar10'?"),
     (["train", "images", "--recipe", "small.yaml", "--set", "batch_size"], "set: expected KEY=VALUE"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
-from deepclust_ext.methods import CLC, PICI, SACC, ClusteringMethod, HaDis, NeighborHead
+from deepclust_ext.methods import CLC, PICI, SACC, TURTLE, ClusteringMethod, HaDis, NeighborHead
 
 NUM_CLUSTERS = 4
 
@@ -57,6 +57,13 @@ def small_neighborhead(**options: Any) -> NeighborHead:
     return NeighborHead(small_backbone(), 36, NUM_CLUSTERS, **options)
 
 
+def small_turtle(**options: Any) -> TURTLE:
+    """Return a TURTLE with the same weights at every call."""
+    torch.manual_seed(0)
+    options = {"inner_steps": 3} | options
+    return TURTLE(small_backbone(), 36, NUM_CLUSTERS, **options)
+
+
 @dataclass
 class MethodSample:
     """A method, how many views it takes, and another backbone for it."""
@@ -72,6 +79,7 @@ METHODS = {
     "neighborhead": MethodSample(small_neighborhead, 2),
     "pici": MethodSample(small_pici, 2, small_transformer),
     "sacc": MethodSample(small_sacc, 3),
+    "turtle": MethodSample(small_turtle, 1),
 }
 
 

@@ -128,6 +128,8 @@ def test_integers_are_named(sample: MethodSample) -> None:
 
 def test_views_of_different_images_are_named(sample: MethodSample) -> None:
     first, *others = batch(sample)
+    if not others:
+        pytest.skip("a single view differs from none")
     with pytest.raises(ValueError, match=f"views: expected the same images in each, got {BATCH - 1}, {BATCH}"):
         sample.method().training_step([first[1:], *others], LABELS)
 

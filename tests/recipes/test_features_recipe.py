@@ -75,7 +75,8 @@ def test_views_of_the_same_settings_share_their_neighbors(tmp_path: Path, monkey
 
 
 def test_faults_are_named() -> None:
-    with pytest.raises(ValueError, match="method: expected one of NeighborHead, HaDis, CLC for features, got 'PICI'"):
+    known = "NeighborHead, HaDis, CLC, TURTLE"
+    with pytest.raises(ValueError, match=f"method: expected one of {known} for features, got 'PICI'"):
         features_recipe(features(), 3, method="PICI")
     with pytest.raises(ValueError, match="num_clusters: expected 1 to 60, the number of rows, got 61"):
         features_recipe(features(), 61)

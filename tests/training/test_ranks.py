@@ -43,6 +43,7 @@ RUNS: dict[str, tuple[str, tuple[Phase, ...], dict[str, Any]]] = {
         (Phase("labels", 1, {"images": "labels"}, "once"), Phase("main", 1)),
         {"momentum": 0.9},
     ),
+    "turtle": ("turtle", (Phase("labels", 1, {"images": "labels"}, "once"), Phase("main", 1)), {"spaces": [16, 20]}),
     "pici": (
         "pici",
         (

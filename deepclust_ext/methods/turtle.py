@@ -1,0 +1,214 @@
+"""TURTLE: linear heads on frozen features, whose labeling is the one that linear classifiers learn best."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, normalize, pad
+from torch.profiler import record_function
+
+from deepclust_ext.backbones.modes import evaluation
+from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
+from deepclust_ext.methods.neighborhead import Head, parts_of
+from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, collapse_of_head, spread, usage
+from deepclust_ext.methods.whole_batch import WholeBatch
+from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive, check_type
+
+if TYPE_CHECKING:
+    from deepclust_ext.distributed.group import Group
+
+
+class TURTLE(ClusterHeadMethod):
+    r"""A labeling that max-margin classifiers agree with (the form of TURTLE, ICML 2024, arXiv 2406.07236).
+
+    The backbone is frozen and in evaluation mode: features in, features out. They are those of one network, or of
+    several side by side. In each space :math:`s` a head gives shares of K clusters, by a softmax over ``temperature``
+    of the cosines of a unit row :math:`z_s` with prototypes, each times a scale. The labeling is their mean:
+
+    .. math::
+        \tau(x) = \frac{1}{S} \sum_s \tau_s(x)
+        \qquad
+        \tau_s(x) = \mathrm{softmax}(a \cos(\theta_s, z_s) / T)
+
+    At each step a linear classifier :math:`w_s` in each space makes some steps of gradient descent on its cross entropy
+    to the labeling, from where the last step left it. On clusters that can be separated, gradient descent tends to the
+    classifier of largest margin. The heads then learn, with the classifiers held still, what these find easy:
+
+    .. math::
+        loss = \sum_s CE(w_s z_s, \tau) - \gamma \sum_s H(\mathrm{mean}_x \, \tau_s(x))
+
+    With gamma at 1 sizes are free, above it large clusters are split, below it small ones vanish.
+
+    ``terms="labels"``, an addition, has the cross entropy of the heads' shares to pseudo-labels as the loss: a short
+    phase of it starts the heads with the clusters of k-means. The classifiers follow the heads there too.
+
+    An image's cluster is the largest share of the labeling. Rows are the backbone's features themselves, so that
+    k-means on rows is what the heads have to beat.
+
+    Args:
+        backbone: Maps (B, C, H, W) to (B, ``feature_dim``); its weights stay.
+        feature_dim: Width of the backbone's output.
+        num_clusters: K.
+        spaces: Widths of the feature spaces that stand side by side in a row, in this order; None for one.
+        gamma: Weight of the entropy.
+        inner_steps: Steps of the classifiers within a step of the heads.
+        temperature: Of the heads' softmax.
+        gather_distributed: Whether the batch is that of all ranks together, as
+            :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
+            ranks, which gives those of one process with the whole batch.
+        process_group: Which ranks; None for all.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a number is out of range, or the spaces are not as wide together as the features.
+    """
+
+    num_views = 1
+    uses_progress = False
+    terms = ("all", "labels")
+    labelled_terms = frozenset({"labels"})
+    default_optimizer = OptimizerSettings("adam", lr=1e-3)
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "loss": ("loss",),
+        "cross entropy": ("error",),
+        "share": ("confidence",),
+        "clusters": ("effective_clusters",),
+        "spread": ("feature_spread",),
+        "directions": ("effective_rank",),
+    }
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        num_clusters: int,
+        *,
+        spaces: Sequence[int] | None = None,
+        gamma: float = 10.0,
+        inner_steps: int = 10,
+        temperature: float = 0.1,
+        gather_distributed: bool = False,
+        process_group: "Group" = None,
+    ) -> None:
+        super().__init__()
+        self.set_ranks(gather_distributed, process_group)
+        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
+        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
+        self.gamma = check_non_negative(gamma, "gamma")
+        self.inner_steps = check_integer(inner_steps, "inner_steps", 1)
+        self.temperature = check_positive(temperature, "temperature")
+        self.spaces = spaces
+        widths = [feature_dim] if spaces is None else check_type(spaces, "spaces", list | tuple, "a list of widths")
+        widths = [check_integer(width, f"spaces.{place}", 1) for place, width in enumerate(widths)]
+        if sum(widths) != feature_dim:
+            raise ValueError(f"spaces: expected widths that add up to feature_dim {feature_dim}, got {sum(widths)}")
+        self.backbone = backbone.requires_grad_(False)
+        self.labeling = Labeling(widths, num_clusters, self.temperature)
+        for place, width in enumerate(widths):  # with a bias, in the last column
+            self.register_buffer(f"classifier_{place}", torch.zeros(num_clusters, width + 1))
+
+    def training_step(
+        self,
+        views: Sequence[Tensor],  # one of (B, C, H, W)
+        pseudo_labels: Tensor | None = None,  # (B,) of terms "labels"
+        index: Tensor | None = None,  # (B,) not used
+        *,
+        terms: str | None = None,
+        epoch: float = 0.0,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, (), and the statistics that show a collapse, all 0-dimensional.
+
+        Raises:
+            TypeError: If the view is not floating.
+            ValueError: If there is not exactly one view, ``terms`` is unknown, or it needs ``pseudo_labels`` and there
+                are none.
+        """
+        check_views(views, self.num_views)
+        labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels) == "labels" else None
+        batch = self.whole_batch(views[0])
+        with record_function("forward"), evaluation(self.backbone):
+            features = self.backbone(as_input(self, views[0]))
+        with record_function("loss"), torch.autocast(features.device.type, enabled=False):
+            rows = self.labeling.rows(features.to(torch.promote_types(features.dtype, torch.float32)))
+            logits = self.labeling.logits(rows)
+            shares = [own.softmax(dim=1) for own in logits]
+            labeling = torch.stack(shares).mean(dim=0)
+            errors = []
+            for place, own in enumerate(rows):
+                scores = self._classified(place, own, labeling.detach(), batch)
+                errors.append(cross_entropy(scores, labeling))
+            error = batch.weight * torch.stack(errors).sum()
+            if labels is None:
+                loss = error - self.gamma * torch.stack([_entropy(own, batch) for own in shares]).sum()
+            else:
+                loss = batch.weight * torch.stack([cross_entropy(own, labels) for own in logits]).sum()
+            logged = {"loss": loss, "error": error} | usage(labeling, batch) | spread(features, batch)
+        return loss, {name: term.detach() for name, term in logged.items()}
+
+    @torch.no_grad()
+    def _classified(self, place: int, rows: Tensor, labeling: Tensor, batch: WholeBatch) -> Tensor:
+        """Return logits (B, K) of a classifier after its steps towards a labeling (B, K)."""
+        stored = self.get_buffer(f"classifier_{place}")
+        weight, rows = stored.to(rows.dtype), pad(rows, (0, 1), value=1.0)
+        sizes = batch.sum(labeling.sum(dim=0))
+        for _ in range(self.inner_steps):
+            excess = linear(rows, weight).softmax(dim=1).sub_(labeling)
+            sums = batch.sum(excess.T @ rows)  # (K, D + 1), in the last column those of the shares
+            # A cluster's share of the curvature is at most its size times the squared length of a row, which is 2.
+            weight = weight - sums / (2 * torch.maximum(sizes, sizes + sums[:, -1]).amax())
+        stored.copy_(weight)
+        return linear(rows, weight)
+
+    def inference_network(self) -> nn.Module:
+        """Return backbone and labeling: rows (B, ``feature_dim``), normalized, and shares (B, K)."""
+        return InferenceNetwork(self.backbone, nn.Identity(), self.labeling)
+
+    def collapse_warning(self, terms: dict[str, float]) -> str | None:
+        """Return an explanation when the features are one point, or few clusters are in use, or None."""
+        return collapse_of_head(terms, self.num_clusters)
+
+
+class Labeling(nn.Module):
+    """From features to the mean of the shares that the heads of all feature spaces give."""
+
+    def __init__(self, widths: Sequence[int], num_clusters: int, temperature: float) -> None:
+        super().__init__()
+        self.widths, self.temperature = list(widths), temperature
+        self.heads = nn.ModuleList(Head(width, 0, width, num_clusters) for width in widths)
+
+    def rows(
+        self,
+        features: Tensor,  # (B, D)
+    ) -> list[Tensor]:
+        """Return unit rows of each space."""
+        return [normalize(part, dim=1) for part in features.split(self.widths, dim=1)]
+
+    def logits(
+        self,
+        rows: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return logits (B, K) of each head from unit rows of its space."""
+        parts = [parts_of(head, own, own) for head, own in zip(self.heads, rows, strict=True)]
+        # A program of a conversion, even of none, is bound to its device: see as_input.
+        parts = [(own, weight if weight.dtype == own.dtype else weight.to(own.dtype)) for own, weight in parts]
+        return [linear(own, weight) / self.temperature for own, weight in parts]
+
+    def forward(
+        self,
+        features: Tensor,  # (B, D)
+    ) -> Tensor:
+        """Return shares (B, K)."""
+        return torch.stack([own.softmax(dim=1) for own in self.logits(self.rows(features))]).mean(dim=0)
+
+
+def _entropy(
+    shares: Tensor,  # (b, K) at hand
+    batch: WholeBatch,
+) -> Tensor:
+    """Return the entropy of the mean shares of all ranks' batch, whose gradient over the ranks is that of one."""
+    own = batch.weight * shares.mean(dim=0)
+    mean = batch.mean(own).detach() + (own - own.detach())
+    # Where a share is 0 in this precision the logarithm would make the gradient NaN.
+    entropy: Tensor = torch.special.entr(mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
+    return entropy
