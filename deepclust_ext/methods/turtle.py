@@ -10,7 +10,7 @@ from torch.profiler import record_function
 
 from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.neighborhead import Head, parts_of
+from deepclust_ext.methods.neighborhead import Head
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, collapse_of_head, spread, usage
 from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive, check_type
@@ -128,10 +128,11 @@ class TURTLE(ClusterHeadMethod):
         labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels) == "labels" else None
         batch = self.whole_batch(views[0])
         with record_function("forward"), evaluation(self.backbone):
-            features = self.backbone(as_input(self, views[0]))
+            features = as_input(self.labeling, self.backbone(as_input(self, views[0])))
         with record_function("loss"), torch.autocast(features.device.type, enabled=False):
-            rows = self.labeling.rows(features.to(torch.promote_types(features.dtype, torch.float32)))
-            logits = self.labeling.logits(rows)
+            wide = torch.promote_types(features.dtype, torch.float32)
+            logits = [own.to(wide) for own in self.labeling.logits(features)]
+            rows = [normalize(part.to(wide), dim=1) for part in self.labeling.spaces_of(features)]
             shares = [own.softmax(dim=1) for own in logits]
             labeling = torch.stack(shares).mean(dim=0)
             errors = []
@@ -177,29 +178,28 @@ class Labeling(nn.Module):
         self.widths, self.temperature = list(widths), temperature
         self.heads = nn.ModuleList(Head(width, 0, width, num_clusters) for width in widths)
 
-    def rows(
+    def spaces_of(
         self,
         features: Tensor,  # (B, D)
-    ) -> list[Tensor]:
-        """Return unit rows of each space."""
-        return [normalize(part, dim=1) for part in features.split(self.widths, dim=1)]
+    ) -> Sequence[Tensor]:
+        """Return the features of each space."""
+        parts: Sequence[Tensor] = features.split(self.widths, dim=1)
+        return parts
 
     def logits(
         self,
-        rows: Sequence[Tensor],
+        features: Tensor,  # (B, D)
     ) -> list[Tensor]:
-        """Return logits (B, K) of each head from unit rows of its space."""
-        parts = [parts_of(head, own, own) for head, own in zip(self.heads, rows, strict=True)]
-        # A program of a conversion, even of none, is bound to its device: see as_input.
-        parts = [(own, weight if weight.dtype == own.dtype else weight.to(own.dtype)) for own, weight in parts]
-        return [linear(own, weight) / self.temperature for own, weight in parts]
+        """Return logits (B, K) of each head."""
+        parts = self.spaces_of(features)
+        return [head(part) / self.temperature for head, part in zip(self.heads, parts, strict=True)]
 
     def forward(
         self,
         features: Tensor,  # (B, D)
     ) -> Tensor:
         """Return shares (B, K)."""
-        return torch.stack([own.softmax(dim=1) for own in self.logits(self.rows(features))]).mean(dim=0)
+        return torch.stack([own.softmax(dim=1) for own in self.logits(features)]).mean(dim=0)
 
 
 def _entropy(
