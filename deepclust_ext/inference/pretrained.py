@@ -36,8 +36,8 @@ class Pretrained:
     Attributes:
         name: "timm:" and the name of a network of timm, or "module:function" of a function without arguments that
             returns an nn.Module.
-        weights: A file of its weights, see :func:`deepclust_ext.inference.weights.read_weights`; None for a function
-            that returns a network with weights.
+        weights: A file of its weights, a state dict of torch or .safetensors; None for a function that
+            returns a network with weights.
         size: Side of the square that images are resized to; None for what timm knows of the network, or 224.
         mean: Of each channel; None for what timm knows, or ImageNet's.
         std: Of each channel.

@@ -233,6 +233,18 @@ def test_a_view_depends_on_nothing_but_its_image() -> None:
     assert torch.equal(together, torch.cat(alone))
 
 
+def test_a_pixel_changes_no_other() -> None:
+    """What the library's power is left to, such as the smallest number there is, stands for itself alone."""
+    plain = torch.rand(1, 1, 5, 13, generator=torch.Generator().manual_seed(0))
+    images = plain.clone()
+    images[0, 0, ::2, ::3] = torch.tensor([0.0, 1e-45, 3e38, -0.1, 1e-42])
+    gamma = {"steps": torch.full((1, 1), STEPS.index("gamma")), "strengths": torch.full((1, 1), 0.4)}
+    changed, same = (augment_views(x, size=(5, 13), **gamma) for x in (images, plain))
+    untouched = images == plain
+    assert 0 < int(untouched.sum()) < images.numel()
+    assert torch.equal(changed[untouched], same[untouched])
+
+
 @pytest.mark.skipif(EMULATED, reason="the emulated device has no threads of its own")
 def test_same_bits_on_any_number_of_threads() -> None:
     generator, threads = torch.Generator().manual_seed(0), torch.get_num_threads()

@@ -80,18 +80,22 @@ DEEPCLUST_INLINE Vec<float> logarithm(const Vec<float>& x) {
   return power * 0x1.62e43p-1f + 2.0f * s * series;
 }
 
-// x^power. What is neither 0 nor a normal number, or has too large a power, is left to the library.
+// x^power. What is neither 0 nor a normal number, or has too large a power, is left to the library, lane by lane: no
+// value depends on its neighbors, of which some lie behind the end.
 inline void raise(float* values, int64_t count, float power) {
   change_values(values, count, [&](const Vec<float>& x) __attribute__((always_inline)) {
     const Mask<float> is_zero = x == 0.0f;
     const Vec<float> base = is_zero ? broadcast(1.0f) : x;
     const Mask<float> is_normal = (base >= std::numeric_limits<float>::min()) & (base <= 0x1p100f);
     const Vec<float> exponent = logarithm(is_normal ? base : broadcast(1.0f)) * power;
-    if (power > 0 && !any_lane<float>(~is_normal | ~((exponent < 88.0f) & (exponent > -87.0f)))) {
-      return is_zero ? Vec<float>{} : exponential<float>(exponent);
+    const Mask<float> fits = is_normal & (exponent < 88.0f) & (exponent > -87.0f);
+    Vec<float> result = is_zero ? Vec<float>{} : exponential<float>(fits ? exponent : Vec<float>{});
+    const Mask<float> is_left = power > 0 ? ~fits : Mask<float>{} - 1;
+    if (any_lane<float>(is_left)) {
+      for (int64_t lane = 0; lane < VecOf<float>::kLanes; ++lane) {
+        if (is_left[lane] != 0) result[lane] = std::pow(x[lane], power);
+      }
     }
-    Vec<float> result = x;
-    for (int64_t lane = 0; lane < VecOf<float>::kLanes; ++lane) result[lane] = std::pow(x[lane], power);
     return result;
   });
 }

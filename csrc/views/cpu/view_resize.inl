@@ -63,6 +63,9 @@ inline void resize_rows(const float* const* rows /* (kResizeRows,) */, const Res
       const int64_t first = table.first[x];
       float sum[kResizeRows] = {};
       for (int64_t j = 0; j < taps; ++j) {
+        // Compilers may multiply some taps ahead, and then add them up one by one: two roundings instead of one, with
+        // one instruction set and not another. They leave a loop alone whose counter they do not know.
+        if constexpr (std::is_same_v<decltype(taps), int64_t>) __asm__("" : "+r"(j));
 #pragma GCC unroll 4
         for (int64_t r = 0; r < kResizeRows; ++r) sum[r] += weights[j] * rows[r][first + j];
       }
