@@ -53,6 +53,8 @@ namespace {
 constexpr int64_t kMaxChunk = 1024;  // centroids whose scores are kept for a look back: an eighth of a common L2 cache
 constexpr int64_t kMinIntegerClusters = 8;   // fewer are multiplied in less time than it takes to round a row
 constexpr float kPairRounding = 1.0f / 256;  // of bfloat16, relative
+// For so many panels rough products are not tried again where they left most rows open. A try that fails costs up to
+// half a panel's scores of the first chunk.
 constexpr int64_t kDoubtfulPanels = 7;
 
 // Sums of a part cost as much memory as the centroids, so a part has at least a few rows for each of these.

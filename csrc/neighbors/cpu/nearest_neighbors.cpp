@@ -43,7 +43,9 @@ namespace {
 constexpr int64_t kMaxBlockRows = 512;
 constexpr int64_t kMaxBlockElements = int64_t{1} << 17;  // rows x depth, half of a common L2 cache
 constexpr int64_t kMaxPanels = kMaxBlockRows / 8;        // of a block, whatever the instruction set
-constexpr int64_t kMinFilterDepth = 32;                  // shorter rows are multiplied sooner than they are rounded
+constexpr int64_t kMinFilterDepth = 32;                  // where it saves a twentieth; with fewer it was not tried
+// For so many tiles all scores of a panel are computed where integers left too many open. A try that fails costs half a
+// tile, so where all fail less than a fiftieth is lost.
 constexpr int8_t kDoubtfulTiles = 31;
 constexpr int64_t kMinSliceWork = int64_t{1} << 17;  // multiply-adds, about as long as starting a thread takes
 constexpr int64_t kMinSpareEntries = 16;             // of a list, beyond k
