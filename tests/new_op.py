@@ -98,7 +98,7 @@ def with_entry(text: str, places: str, entry: str) -> str:
 def find_fault(root: Path, op: str, family: str) -> str | None:
     """Return what is wrong with the names, or None."""
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+(?<!_backward)", op):
-        return f"NAME: expected words in lower case joined by _, such as kmeans_assign and not OP_backward, got {op!r}"
+        return f"NAME: expected several words in lower case joined by _, like kmeans_assign, no OP_backward, got {op!r}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", family) or family == "core":
         return f"--family: expected a word in lower case other than core, such as kmeans, got {family!r}"
     there = [path for path in new_files(root, op, family) if path.exists()]

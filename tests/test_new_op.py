@@ -71,10 +71,14 @@ def test_a_new_family_has_a_readme_and_one_that_is_there_keeps_its_own(checkout:
 @pytest.mark.parametrize(
     ("op", "family", "message"),
     [
-        ("spin", "turns", "NAME: expected words in lower case joined by _, such as kmeans_assign and not OP_backward"),
-        ("Spin_rows", "turns", "NAME: expected words in lower case"),
-        ("spin-rows", "turns", "NAME: expected words in lower case"),
-        ("spin_rows_backward", "turns", "NAME: expected words in lower case"),
+        (
+            "spin",
+            "turns",
+            "NAME: expected several words in lower case joined by _, like kmeans_assign, no OP_backward",
+        ),
+        ("Spin_rows", "turns", "NAME: expected several words in lower case"),
+        ("spin-rows", "turns", "NAME: expected several words in lower case"),
+        ("spin_rows_backward", "turns", "NAME: expected several words in lower case"),
         ("spin_rows", "core", "--family: expected a word in lower case other than core, such as kmeans, got 'core'"),
         ("spin_rows", "../turns", "--family: expected a word in lower case"),
         ("kmeans_assign", "kmeans", "NAME: expected a new one, got 'kmeans_assign', see benchmarks/ops/kmeans_assign"),

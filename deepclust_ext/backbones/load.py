@@ -89,14 +89,15 @@ def own_network(name: str) -> nn.Module:
 
     Raises:
         ImportError: If there is no such module.
-        TypeError: If the function needs arguments, or returns no nn.Module.
-        ValueError: If there is no such function.
+        TypeError: If the function returns no nn.Module.
+        ValueError: If there is no such function, or it raises, as one does that needs arguments.
     """
+    make = _find(name)
     try:
-        network = _find(name)()
-    except TypeError as error:
-        raise TypeError(
-            f"backbone.name: expected {name} to need no arguments and return an nn.Module, got: {error}"
+        network = make()
+    except (Exception, SystemExit) as error:  # whatever code of the user's raises
+        raise ValueError(
+            f"backbone.name: expected {name} to need no arguments and return an nn.Module, got {_in_a_line(error)}"
         ) from error
     if not isinstance(network, nn.Module):
         raise TypeError(f"backbone.name: expected {name} to return an nn.Module, got {type(network).__name__}")
@@ -114,8 +115,10 @@ def feature_dim_of(network: nn.Module, name: str, shape: tuple[int, ...]) -> int
     try:
         with evaluation(network):
             features: Any = network(torch.zeros(shape, dtype=weight.dtype, device=weight.device))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"backbone {name}: expected it to take images of shape {shape}, got: {error}") from error
+    except Exception as error:  # whatever code of the user's raises
+        raise ValueError(
+            f"backbone {name}: expected it to take images of shape {shape}, got {_in_a_line(error)}"
+        ) from error
     if not isinstance(features, torch.Tensor):
         raise TypeError(f"backbone {name}: expected a tensor of features, got {type(features).__name__}")
     if not features.is_floating_point():
@@ -128,3 +131,8 @@ def feature_dim_of(network: nn.Module, name: str, shape: tuple[int, ...]) -> int
     if not features.isfinite().all():
         raise ValueError(f"backbone {name}: expected finite features of black images, got NaN or infinity")
     return features.shape[1]
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Return what an error is and says, without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

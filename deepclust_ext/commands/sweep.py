@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from deepclust_ext.evaluation.sweep import check_counts, format_sweep, sweep
+    from deepclust_ext.recipes.defaults import SCHEDULES
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.sweep import FIGURE_NAME, TABLE_NAME, write_sweep
 
@@ -64,6 +65,9 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**facts, "sweep": [asdict(scores) for scores in results]}, indent=2))
     else:
         print(format_sweep(results))
-        print(f"the network was trained with {trained} clusters, which favors {trained}")
+        if opened.recipe.method in SCHEDULES:
+            print(f"the network was trained with {trained} clusters, which favors {trained}")
+        else:
+            print(f"{opened.recipe.method} leaves the rows as they are: no number of clusters is favored")
         print(f"written: {' and '.join(map(str, files))}" + (note and f"; {note}"))
     return 0

@@ -93,7 +93,7 @@ class Pretrained:
             ImportError: If timm or the module cannot be imported.
             TypeError: If the function returns no network, or the network no floating tensor.
             ValueError: If there is no such network, the weights are not those of it or not those of before, a part
-                stays in training mode, or the network does not map images to finite rows.
+                stays in training mode, or the network does not map images to finite rows, the same each time.
         """
         with torch.random.fork_rng(devices=()):  # first weights are drawn, and then replaced
             network, found = self._with_weights()
@@ -120,7 +120,16 @@ class Pretrained:
             )
         assert found.size is not None
         assert found.mean is not None
-        feature_dim_of(network, self.name, (2, len(found.mean), found.size, found.size))
+        shape = (2, len(found.mean), found.size, found.size)
+        feature_dim_of(network, self.name, shape)
+        white = torch.ones(shape)
+        with torch.no_grad():
+            first, second = network(white), network(white)
+        if not torch.equal(first.nan_to_num(), second.nan_to_num()):
+            raise ValueError(
+                f"backbone: expected the same rows of the same images from {self.name}, got others the second time; "
+                "F.dropout, for example, is active unless training=self.training says otherwise"
+            )
         return replace(found, digest=digest), network
 
     def embed(
@@ -144,14 +153,17 @@ class Pretrained:
             ValueError: As :func:`~deepclust_ext.inference.map_images`, or if the network gives something else than a
                 row for each image.
         """
+        columns: list[int] = []  # of the first batch
 
         def rows_of(views: Tensor) -> tuple[Tensor]:
             with torch.no_grad():
                 rows: Tensor = network(views.float())
-            if rows.dim() != 2 or len(rows) != len(views):
+            if rows.dim() == 2:
+                columns.append(rows.shape[1])
+            if rows.dim() != 2 or len(rows) != len(views) or columns[-1] != columns[0]:
+                wanted = f"({len(views)}, {columns[0] if columns else 'D'})"
                 raise ValueError(
-                    f"backbone: expected rows ({len(views)}, D) of {self.name} for as many images, got shape "
-                    f"{tuple(rows.shape)}"
+                    f"backbone: expected rows {wanted} of {self.name} for as many images, got shape {tuple(rows.shape)}"
                 )
             return (rows.float().cpu(),)
 

@@ -82,7 +82,8 @@ def load_weights(network: nn.Module, found: Mapping[str, Tensor], path: Path) ->
     """Give a network weights by their names, in its own dtypes.
 
     Raises:
-        ValueError: If some are missing, left over or of another shape; names the file and the first of each.
+        ValueError: If some are missing, left over, of another shape, or whole numbers where the network has none; names
+            the file and the first of each.
     """
     own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     faults = {
@@ -92,6 +93,11 @@ def load_weights(network: nn.Module, found: Mapping[str, Tensor], path: Path) ->
             f"{key} {tuple(found[key].shape)} instead of {tuple(value.shape)}"
             for key, value in own.items()
             if key in found and value.shape != found[key].shape
+        ],
+        "of whole numbers": [
+            key
+            for key, value in own.items()
+            if key in found and value.is_floating_point() and not found[key].is_floating_point()
         ],
     }
     if any(faults.values()):

@@ -64,7 +64,10 @@ def default_recipe(
     method = "HaDis" if method is None else method
     method_class(method, "default_recipe")
     if method not in SCHEDULES:
-        raise ValueError(f"method: expected one of {', '.join(SCHEDULES)}, got {method!r}")
+        raise ValueError(
+            f"method: expected one of {', '.join(SCHEDULES)} for images, got {method!r}, which takes rows of features: "
+            "a file of them, or images with --backbone"
+        )
     on_gpu = torch.device(device).type == "cuda" if device is not None else torch.cuda.is_available()
     seen = look(images)
     kind, reasons = _kind(seen)

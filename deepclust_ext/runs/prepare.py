@@ -205,6 +205,8 @@ def _checked(source: Source, wishes: Wishes) -> Recipe | None:
     named = None if wishes.recipe is None else _named(wishes)
     if named is None:
         assert wishes.num_clusters is not None
+        if not (source.is_named or source.holds_features or all(Path(path).is_dir() for path in source.data)):
+            return None  # what file it is, if any, is to be told first
         count = wishes.num_clusters + 1
         blank: Any = (
             load_features(np.zeros((count, 1), np.float32))

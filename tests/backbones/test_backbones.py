@@ -168,12 +168,22 @@ def not_finite() -> nn.Module:
         (f"{__name__}:missing", {}, ValueError, "backbone.name: expected a function missing in .*, got None"),
         (f"{__name__}:no_module", {}, TypeError, "to return an nn.Module, got int"),
         (f"{__name__}:keeps_the_plane", {}, ValueError, r"features of shape \(2, D\) .* got \(2, 5, 30, 30\)"),
-        (f"{__name__}:needs_a_width", {}, TypeError, "to need no arguments and return an nn.Module, got: .* 'width'"),
+        (
+            f"{__name__}:needs_a_width",
+            {},
+            ValueError,
+            "no arguments and return an nn.Module, got TypeError: .* 'width'",
+        ),
         (f"{__name__}:whole_numbers", {}, TypeError, "expected floating features, got torch.int64"),
         (f"{__name__}:no_features", {}, ValueError, r"features of shape \(2, D\) .* got \(2, 0\)"),
         (f"{__name__}:not_finite", {}, ValueError, "expected finite features of black images, got NaN or infinity"),
         (":network", {}, ValueError, "expected 'module:function', got ':network'"),
-        (f"{__name__}:tiny", {"channels": 1}, ValueError, r"to take images of shape \(2, 1, 32, 32\), got: "),
+        (
+            f"{__name__}:tiny",
+            {"channels": 1},
+            ValueError,
+            r"to take images of shape \(2, 1, 32, 32\), got RuntimeError: ",
+        ),
     ],
 )
 def test_errors_name_the_argument(name: str, options: dict[str, Any], error: type[Exception], message: str) -> None:

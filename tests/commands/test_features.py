@@ -169,3 +169,19 @@ def test_what_makes_no_sense_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if "images, kept" not in line]
     assert len(lines) == 1
     assert lines[0].startswith("deepclust-ext: " + message.replace("RUN", str(run)))
+
+
+@pytest.mark.parametrize("method", ["turtle", "neighborhead"])
+def test_a_method_of_features_names_the_file_or_what_makes_features(
+    method: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "no.npy", "--clusters", "2", "--method", method]) == 1
+    assert "no.npy" in capsys.readouterr().err
+    write_images(here / "photos")
+    assert main(["train", "photos", "--clusters", "2", "--method", method]) == 1
+    assert "which takes rows of features: a file of them, or images with --backbone" in capsys.readouterr().err
+
+
+def test_frozen_rows_favor_no_number_of_clusters(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", str(run), "--clusters", "2:3"]) == 0
+    assert "NeighborHead leaves the rows as they are: no number of clusters is favored" in capsys.readouterr().out

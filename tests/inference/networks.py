@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 HERE = __name__
 SIZE, WIDTH = 12, 16
-#: How many images each call of a network was given; calls with black images, which only try its output, do not count.
+#: How many images each call of a network was given. Images of one color, which only try its output, do not count.
 CALLS: list[int] = []
 
 _KINDS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
@@ -20,7 +20,7 @@ class Noted(nn.Sequential):
     """A network that notes its calls."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.any():
+        if images.min() != images.max():
             CALLS.append(len(images))
         rows: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
         return rows
@@ -57,6 +57,36 @@ class Stubborn(nn.Dropout):
 
 def stubborn() -> nn.Module:
     return nn.Sequential(nn.Flatten(), Stubborn())
+
+
+class Random(nn.Module):
+    """Drops numbers whatever its mode."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.dropout(images.flatten(1), 0.5)
+
+
+def random() -> nn.Module:
+    return Random()
+
+
+class Widening(nn.Module):
+    """Has as many columns as there are images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, : len(images)]
+
+
+def widening() -> nn.Module:
+    return Widening()
+
+
+def refusing() -> nn.Module:
+    raise RuntimeError("no such\nweights")
+
+
+def leaving() -> nn.Module:
+    raise SystemExit(0)
 
 
 class Spoiling(nn.Module):

@@ -165,6 +165,21 @@ def test_a_module_that_has_changed_is_said(weights: str, tmp_path: Path, monkeyp
             ValueError,
             f"expected evaluation mode after eval.., got training mode in 1 of {HERE}:stubborn",
         ),
+        (
+            lambda: of_tests(None, "random").load(),
+            ValueError,
+            f"backbone: expected the same rows of the same images from {HERE}:random, got others the second time",
+        ),
+        (
+            lambda: of_tests(None, "refusing").load(),
+            ValueError,
+            "no arguments and .*, got RuntimeError: no such weights$",
+        ),
+        (
+            lambda: of_tests(None, "leaving").load(),
+            ValueError,
+            "no arguments and return an nn.Module, got SystemExit: 0",
+        ),
         (lambda: of_tests(None, "trained", mean=(0.5,), std=(0.5,)).load(), ValueError, r"of shape \(2, 1, 12, 12\)"),
     ],
 )
@@ -175,7 +190,13 @@ def test_what_cannot_be_is_named(make: Callable[[], Any], error: type[Exception]
 
 def test_a_network_without_a_row_for_each_image(photos: Path) -> None:
     network, module = of_tests(None, "squeezing").load()
-    with pytest.raises(ValueError, match=r"expected rows \(1, D\) of .*:squeezing for as many images, got shape \(432"):
+    with pytest.raises(ValueError, match=r"expected rows \(1, 432\) of .*:squeezing for as many .*, got shape \(432"):
+        network.embed(module, load_images(photos, cache="none"), batch_size=3)
+
+
+def test_a_network_whose_rows_change_in_width(photos: Path) -> None:
+    network, module = of_tests(None, "widening").load()
+    with pytest.raises(ValueError, match=r"expected rows \(1, 3\) of .*:widening for as many images, got shape \(1, 1"):
         network.embed(module, load_images(photos, cache="none"), batch_size=3)
 
 

@@ -84,6 +84,7 @@ def change(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Tens
         ),
         ({"fc__weight": torch.ones(1), "fc__bias": torch.ones(1)}, "got 2 unexpected: fc.weight, fc.bias"),
         ({"_0__bias": None, "fc__bias": torch.ones(1)}, "got 1 missing: 0.bias; 1 unexpected: fc.bias"),
+        ({"_0__bias": torch.ones(4).long()}, "got 1 of whole numbers: 0.bias"),
         ({"_0__bias": torch.ones(5)}, r"got 1 of another shape: 0.bias \(5,\) instead of \(4,\)"),
     ],
 )
