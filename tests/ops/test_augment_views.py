@@ -238,8 +238,8 @@ def test_a_pixel_changes_no_other() -> None:
     plain = torch.rand(1, 1, 5, 13, generator=torch.Generator().manual_seed(0))
     images = plain.clone()
     images[0, 0, ::2, ::3] = torch.tensor([0.0, 1e-45, 3e38, -0.1, 1e-42])
-    gamma = {"steps": torch.full((1, 1), STEPS.index("gamma")), "strengths": torch.full((1, 1), 0.4)}
-    changed, same = (augment_views(x, size=(5, 13), **gamma) for x in (images, plain))
+    steps, strengths = torch.full((1, 1), STEPS.index("gamma")), torch.full((1, 1), 0.4)
+    changed, same = (augment_views(x, size=(5, 13), steps=steps, strengths=strengths) for x in (images, plain))
     untouched = images == plain
     assert 0 < int(untouched.sum()) < images.numel()
     assert torch.equal(changed[untouched], same[untouched])

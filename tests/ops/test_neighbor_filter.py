@@ -20,7 +20,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def tight(rows: int, dims: int, spread: float, *, seed: int = 0) -> Tensor:
     """Return rows around one direction, so that their cosines differ by less than the filter can tell."""
-    direction = normalize(normal(1, dims, seed=99), dim=1)
+    direction: Tensor = normalize(normal(1, dims, seed=99), dim=1)
     return direction + spread * normal(rows, dims, seed=seed) / dims**0.5
 
 
