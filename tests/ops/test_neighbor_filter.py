@@ -20,8 +20,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def tight(rows: int, dims: int, spread: float, *, seed: int = 0) -> Tensor:
     """Return rows around one direction, so that their cosines differ by less than the filter can tell."""
-    direction: Tensor = normalize(normal(1, dims, seed=99), dim=1)
-    return direction + spread * normal(rows, dims, seed=seed) / dims**0.5
+    around: Tensor = normalize(normal(1, dims, seed=99), dim=1) + spread * normal(rows, dims, seed=seed) / dims**0.5
+    return around
 
 
 def assert_as_alone(query: Tensor, bank: Tensor, *, k: int) -> None:
