@@ -1,5 +1,7 @@
 """A program that starts a run, kills it at a random moment, and resumes it, until it has ended.
 
+Moments are shares of the time that a whole run takes on the machine, so that some kills meet the run on any.
+
 Arguments: folder, method, kills, seed. Prints how many kills met a run that had not ended.
 """
 
@@ -29,9 +31,15 @@ def main() -> None:
     """Kill, then let the run end; exits with 1 if a process ends by itself with an error."""
     out, method, kills, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     clock, met = random.Random(seed), 0
+    durations = []
+    for name in ("first", "second"):
+        began = time.monotonic()
+        if os.waitpid(start(out.with_name(f"{out.name}-{name}"), method), 0)[1]:
+            sys.exit(1)
+        durations.append(time.monotonic() - began)
     for _ in range(kills):
         child = start(out, method)
-        time.sleep(clock.uniform(0.02, 0.25))
+        time.sleep(clock.uniform(0.1, 0.7) * min(durations))
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status > 0:

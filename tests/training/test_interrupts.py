@@ -76,4 +76,4 @@ def test_runs_killed_often_end_as_if_nothing_had_happened(tmp_path: Path, method
     for seed in range(2):
         met += run_killed(tmp_path / f"killed{seed}", method, 12, seed)
         assert_same_checkpoints(tmp_path / "whole", tmp_path / f"killed{seed}")
-    assert met > 0  # on a fast machine most kills come too late
+    assert met > 1
