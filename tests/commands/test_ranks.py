@@ -69,7 +69,8 @@ def test_a_run_whose_rank_is_killed_ends_at_once_and_goes_on_to_the_same_end(tmp
     expected, state = (load_checkpoint(tmp_path / name / "checkpoint.pt")["method"] for name in ("alone", "run"))
     assert expected.keys() == state.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-5, msg=name)
+        relative = 1e-5 if name.endswith("running_var") else 0  # of 9, whose rounding is a millionth
+        torch.testing.assert_close(state[name], value, rtol=relative, atol=1e-5, msg=name)
     clusters, record = (tmp_path / "run" / name for name in ("clusters.csv", "run.json"))
     assert clusters.read_text() == (tmp_path / "alone" / "clusters.csv").read_text()
     assert json.loads(record.read_text())["ranks"] == 2
