@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)  # of a missing library, which ends the session in one line below
     from deepclust_ext import _extension
     from tests.distributed.pool import Pool
-    from tests.helpers import INSTRUCTION_SETS, suite_minutes
+    from tests.helpers import INSTRUCTION_SETS, KERNELS_ALONE, suite_minutes
 
 settings.register_profile("bounded", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("bounded")
@@ -41,9 +41,21 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"the native library is not usable: {_extension.REASON}. {cure}.", returncode=1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what builds packages, the longest tests by far: at the end one would keep one process busy alone."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the reference out where the kernels alone are under test, and begin with the longest tests.
+
+    These build packages: at the end one would keep one process busy alone.
+    """
+    if KERNELS_ALONE:
+        left_out = [item for item in items if isinstance(item, pytest.Function) and uses_reference(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: item.path.name != "test_packaging.py")
+
+
+def uses_reference(item: pytest.Function) -> bool:
+    """Return whether a test runs with the reference in the place of the native ops."""
+    return hasattr(item, "callspec") and item.callspec.params.get("backend") == "reference"
 
 
 @pytest.fixture(autouse=True)

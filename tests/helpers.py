@@ -1,5 +1,6 @@
 """Devices and comparisons that many tests share."""
 
+import ctypes
 import os
 import re
 import subprocess
@@ -27,6 +28,9 @@ if _extension.NATIVE_DEVICES:
 
     EMULATED = _C.build_info()["cpu_capability"] == "emulated CUDA device"
     INSTRUCTION_SETS = _C.build_info()["processor_capabilities"]
+
+#: Whether the kernels alone are under test, as the reference and the CPU's own kernels have been in the default suite.
+KERNELS_ALONE = EMULATED or hasattr(ctypes.CDLL(None), "__asan_init")
 
 #: Devices for pytest.mark.parametrize("device", DEVICES).
 DEVICES = [pytest.param("cpu", id="emulated-cuda" if EMULATED else "cpu")]

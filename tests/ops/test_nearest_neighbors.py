@@ -240,6 +240,15 @@ def test_rows_of_any_finite_scale(dtype: torch.dtype) -> None:
         assert bool((tiny > 0).all())
 
 
+@pytest.mark.parametrize("rows", [1, 40])
+def test_cosines_of_long_rows_keep_their_digits(rows: int) -> None:
+    """One chain of float32 over so many positive elements would be off by 4e-6."""
+    query, bank = normal(rows, 16384).abs(), normal(50, 16384, seed=1).abs()
+    cosines = nearest_neighbors(query, bank, k=50)[0]
+    exact = reference.nearest_neighbors(query.double(), bank.double(), k=50)[0]
+    torch.testing.assert_close(cosines.double(), exact, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("rows", "count", "dims"), [(1, 3000, 20), (40, 2000, 33), (1100, 130, 8), (1537, 40, 3), (70, 10, 300)], ids=str
 )

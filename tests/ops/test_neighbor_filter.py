@@ -45,6 +45,11 @@ def test_any_size(rows: int, count: int, dims: int, k: int, dtype: torch.dtype, 
     assert_as_alone(normal(rows, dims, seed=seed).to(dtype), normal(count, dims, seed=seed + 1).to(dtype), k=k)
 
 
+@pytest.mark.parametrize("dims", [255, 256, 257, 520, 1030])
+def test_rows_longer_than_a_chain(dims: int) -> None:
+    assert_as_alone(tight(24, dims, 0.3), tight(500, dims, 0.3, seed=1), k=8)
+
+
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-4, 1e-2, 0.3])
 @pytest.mark.parametrize("k", [1, 20, 256])
 def test_rows_that_the_filter_cannot_tell_apart(spread: float, k: int) -> None:

@@ -4,9 +4,9 @@
 //     scores[r][j] = bias[j] + sum_k rows[r][k] * columns[j][k]
 //
 // Columns are packed once into panels of kPanelColumns, [panel][k][column]; rows are copied together block by block. A
-// micro kernel keeps kPanelRows x kPanelColumns sums in registers over the whole depth, so every score is one chain of
-// fused multiply-adds over k = 0, 1, ...: its bits depend neither on its place in the tile nor on the number of
-// threads, and equal columns get equal scores. Columns beyond the last are NaN, which no comparison picks.
+// micro kernel keeps kPanelRows x kPanelColumns sums in registers over kChain elements, so every score is a sum of
+// chains of fused multiply-adds over k = 0, 1, ...: its bits depend neither on its place in the tile nor on the number
+// of threads, and equal columns get equal scores. Columns beyond the last are NaN, which no comparison picks.
 //
 // No include guard: compiled once per capability.
 
@@ -18,6 +18,10 @@ struct Tile {
   static constexpr int64_t kPanelRows = DEEPCLUST_TILE_ROWS;
   static constexpr int64_t kPanelColumns = 2 * VecOf<T>::kLanes;
 };
+
+// Elements of a chain. Rounding errors grow with its length: with one chain, cosines of positive rows of 16384 elements
+// are off by 4e-6 to 1.6e-4, where torch's product errs by 6e-7 and sums of chains by 3e-7.
+constexpr int64_t kChain = 256;
 
 template <typename T>
 int64_t panel_rows() {
@@ -198,17 +202,25 @@ DEEPCLUST_INLINE void score_tile(const T* rows,          // (kPanelRows, depth) 
                                  int64_t stride) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  Vec<T> sum[kRows][kVectors];
+  constexpr int64_t kColumns = Tile<T>::kPanelColumns;
+  for (int64_t first = 0; first < depth; first += kChain) {
+    const int64_t length = depth - first < kChain ? depth - first : kChain;
+    Vec<T> sum[kRows][kVectors];
 #pragma GCC unroll 16
-  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v) sum[r][v] = load(bias + v * kLanes);
-  }
-  multiply_tile<kRows, false, kVectors>(rows, block_stride(depth), column_panel, Tile<T>::kPanelColumns, depth, sum);
+      for (int64_t v = 0; v < kVectors; ++v) sum[r][v] = first == 0 ? load(bias + v * kLanes) : Vec<T>{};
+    }
+    multiply_tile<kRows, false, kVectors>(rows + first, block_stride(depth), column_panel + first * kColumns, kColumns,
+                                          length, sum);
 #pragma GCC unroll 16
-  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v) store(scores + r * stride + v * kLanes, sum[r][v]);
+      for (int64_t v = 0; v < kVectors; ++v) {
+        T* score = scores + r * stride + v * kLanes;
+        store(score, first == 0 ? sum[r][v] : load(score) + sum[r][v]);
+      }
+    }
   }
 }
 

@@ -6,7 +6,7 @@
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {
 
-// By how much a score of two rows of norm 1, in integers or a chain of float32, is off at most.
+// By how much a score of two rows of norm 1, in integers or in chains of float32, is off at most.
 inline float filter_margin(int64_t depth) {
   return integer_error(depth) + 4 * (static_cast<float>(depth) + 8) * std::numeric_limits<float>::epsilon();
 }
@@ -63,13 +63,14 @@ inline bool filter_tile(const int32_t* rows,    // (kPanelRows, pairs)
   return true;
 }
 
-// Scores of as many pairs of rows as a vector has lanes, each a chain over k as in multiply_tile.
-DEEPCLUST_INLINE Vec<float> score_pairs(const float* const (&row)[VecOf<float>::kLanes],
-                                        const float* const (&query)[VecOf<float>::kLanes], int64_t depth) {
+// The chains of as many pairs of rows as a vector has lanes over elements [begin, end), as in multiply_tile.
+DEEPCLUST_INLINE Vec<float> chain_of_pairs(const float* const (&row)[VecOf<float>::kLanes],
+                                           const float* const (&query)[VecOf<float>::kLanes], int64_t begin,
+                                           int64_t end) {
   constexpr int64_t kLanes = VecOf<float>::kLanes;
   Vec<float> sum = {};
-  int64_t k = 0;
-  for (; k + kLanes <= depth; k += kLanes) {
+  int64_t k = begin;
+  for (; k + kLanes <= end; k += kLanes) {
     Vec<float> x[kLanes], y[kLanes];
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kLanes; ++i) {
@@ -81,7 +82,7 @@ DEEPCLUST_INLINE Vec<float> score_pairs(const float* const (&row)[VecOf<float>::
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kLanes; ++i) sum += x[i] * y[i];
   }
-  for (; k < depth; ++k) {
+  for (; k < end; ++k) {
     float x[kLanes], y[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
       x[i] = row[i][k];
@@ -90,6 +91,16 @@ DEEPCLUST_INLINE Vec<float> score_pairs(const float* const (&row)[VecOf<float>::
     sum += load(x) * load(y);
   }
   return sum;
+}
+
+// Their scores, with the bits of score_tile.
+DEEPCLUST_INLINE Vec<float> score_pairs(const float* const (&row)[VecOf<float>::kLanes],
+                                        const float* const (&query)[VecOf<float>::kLanes], int64_t depth) {
+  Vec<float> score = chain_of_pairs(row, query, 0, depth < kChain ? depth : kChain);
+  for (int64_t k = kChain; k < depth; k += kChain) {
+    score += chain_of_pairs(row, query, k, depth - k < kChain ? depth : k + kChain);
+  }
+  return score;
 }
 
 // What stands beside a block of queries so that their scores can be filtered, tile by tile of the bank.
