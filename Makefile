@@ -91,7 +91,8 @@ sweep := $(sort $(wildcard tests/ops/test_*sweep.py))
 
 # The oldest torch at hand, without torchvision: every op, and every module at least imported. What reaches every part of
 # the kernels does not depend on torch. The kernels are those of processors that are not x86.
-with_torch := $(addprefix tests/ops/test_,all_ops.py arguments.py compile.py tensor_temperature.py) tests/test_layout.py
+with_torch := $(addprefix tests/ops/test_,all_ops.py arguments.py compile.py tensor_temperature.py)
+with_torch += tests/test_layout.py tests/test_signatures.py
 cpu_torch = CFLAGS=-DDEEPCLUST_X86=0 $(MAKE) -C build/cpu-torch VENV=.venv TORCH=torch==2.13.0 EXTRAS_TO_RUN= TOOLS='hypothesis pytest pytest-xdist'
 
 cpu-torch-environment:

@@ -32,13 +32,12 @@ def augment_views(
     channels_last: bool = False,
 ) -> Tensor: ...
 def batch_hard_mining(
-    teacher: Tensor, student: Tensor, *, normalize: bool = True, first_row: int = 0, num_rows: int | None = None
+    teacher: Tensor, student: Tensor, normalize: bool = True, first_row: int = 0, num_rows: int | None = None
 ) -> tuple[Tensor, ...]: ...
 def diffused_neighbor_gather(
     query: Tensor,
     bank: Tensor,
     seed: Tensor,
-    *,
     num_neighbors: int = 10,
     temperature: float = 0.1,
     noise_std: float = 0.001,
@@ -51,7 +50,6 @@ def diffused_neighbor_gather(
 def fused_contrastive_loss(
     z_a: Tensor,
     z_b: Tensor,
-    *,
     temperature: float = 0.5,
     hardness: float = 0.0,
     debias: float = 0.0,
@@ -65,18 +63,21 @@ def fused_contrastive_loss(
     keep_gradient: bool = False,
 ) -> tuple[Tensor, ...]: ...
 def fused_hsd_loss(
-    teacher: Tensor, student: Tensor, *, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"
+    teacher: Tensor, student: Tensor, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"
 ) -> tuple[Tensor, ...]: ...
-def kmeans_assign(features: Tensor, centroids: Tensor, *, metric: str = "euclidean") -> tuple[Tensor, Tensor]: ...
+def kmeans_assign(features: Tensor, centroids: Tensor, metric: str = "euclidean") -> tuple[Tensor, Tensor]: ...
 def kmeans_seed(
-    features: Tensor, uniform: Tensor, *, metric: str = "euclidean", weights: Tensor | None = None
+    features: Tensor, uniform: Tensor, metric: str = "euclidean", weights: Tensor | None = None
 ) -> Tensor: ...
+def kmeans_step(
+    features: Tensor, centroids: Tensor, metric: str = "euclidean"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def kmeans_update(features: Tensor, labels: Tensor, num_clusters: int) -> tuple[Tensor, Tensor]: ...
 def nearest_neighbors(
-    query: Tensor, bank: Tensor, *, k: int, exclude: Tensor | None = None, valid: Tensor | None = None
+    query: Tensor, bank: Tensor, k: int, exclude: Tensor | None = None, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]: ...
 def sinkhorn_knopp(
     scores: Tensor,
-    *,
     epsilon: float = 0.05,
     num_iters: int = 3,
     sample_marginals: Tensor | None = None,

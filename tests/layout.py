@@ -58,7 +58,7 @@ EXPORTS_OF_AN_OP = (
 # By path, what stands there of an op.
 ENTRIES_OF_AN_OP = {
     "tests/ops/opsamples.py": "def {op}_samples(",
-    "csrc/module.cpp": 'm.def("{op}"',
+    "csrc/module.cpp": "DEEPCLUST_ENTRY({op})",
     "deepclust_ext/_C.pyi": "def {op}(",
     "tests/cuda/launches/main.cu": "launch_{op}(",
     "CHANGELOG.md": "`{op}`",

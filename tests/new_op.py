@@ -54,10 +54,7 @@ ENTRIES = {
     "deepclust_ext/_C.pyi": ((r"^def (?!build_info)(\w+)\(|\Z", "def OP(features: Tensor) -> Tensor: ...\n"),),
     "csrc/module.cpp": (
         (r'^#include "(\w+/\w+\.h)"|^\nTORCH_LIBRARY', '#include "FAMILY/OP.h"\n'),
-        (
-            r'^  m\.def\("(?!build_info)(\w+)"|^}\n\Z',
-            '  m.def("OP", deepclust::OP, pybind11::arg("features"));\n',
-        ),
+        (r"^  DEEPCLUST_ENTRY\((\w+)\)|^}\n\Z", "  DEEPCLUST_ENTRY(OP);\n"),
     ),
     "tests/ops/opsamples.py": ((r"^#: By op: ", SAMPLES),),
     "tests/cuda/launches/main.cu": (
@@ -152,7 +149,8 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     print("\n".join(f"written: {path.relative_to(ROOT)}" for path in paths))
-    print(f"Build it and try it: make test TESTS='tests/test_layout.py tests/ops -k {options.name}'")
+    tests = f"tests/test_layout.py tests/test_signatures.py tests/ops -k {options.name}"
+    print(f"Build it and try it: make test TESTS='{tests}'")
     print("Keep hashes of its results: python -m tests.same_bits --write")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.layout import ROOT, family_of, missing_parts, op_names, unsafe_launches, wrong_imports, wrong_includes
 from tests.new_op import find_fault, with_entry, write_op
+from tests.signatures import wrong_signatures
 
 FOLDERS = ("csrc", "deepclust_ext", "tests/ops", "tests/cuda/launches", "benchmarks/ops")
 FILES = ("CHANGELOG.md", "pyproject.toml", ".clang-format")
@@ -42,6 +43,7 @@ def test_a_new_op_lacks_nothing(checkout: Path, op: str, family: str) -> None:
     assert family_of(checkout, op) == family
     assert missing_parts(checkout) == []
     assert wrong_imports(checkout) == wrong_includes(checkout) == unsafe_launches(checkout) == []
+    assert wrong_signatures(checkout) == []
     after = contents(checkout)
     assert {path for path in after if after[path] != before.get(path)} == set(written)
     for path in after.keys() - before.keys():

@@ -219,8 +219,9 @@ def test_an_op_as_new_op_writes_it_builds_and_passes(checkout: Path, tmp_path: P
     objects = reusing_compilers(checkout, tmp_path / "compiled", changed=["build/units/bindings.cpp"])
     build = (sys.executable, "setup.py", "--quiet", "build_ext", "--inplace")
     succeed(*build, cwd=checkout, DEEPCLUST_EXT_WERROR="1", **objects)
-    tests = ("tests/test_layout.py", "tests/ops/test_spin_rows.py", "tests/ops/test_all_ops.py", "-k", "spin_rows")
-    succeed(sys.executable, "-m", "pytest", "-n", "0", *tests, cwd=checkout)
+    names = ("test_layout", "test_signatures", "ops/test_spin_rows", "ops/test_all_ops")
+    tests = [f"tests/{name}.py" for name in names]
+    succeed(sys.executable, "-m", "pytest", "-n", "0", *tests, "-k", "spin_rows", cwd=checkout)
     files = ("deepclust_ext/ops/spin_rows.py", "tests/ops/test_spin_rows.py", "benchmarks/ops/spin_rows.py")
     succeed(sys.executable, "-m", "mypy", *files, cwd=checkout)
     if load_setup().find_toolkit(os.environ):
