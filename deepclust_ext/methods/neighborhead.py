@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import cross_entropy, linear
 from torch.profiler import record_function
 
 from deepclust_ext.backbones.modes import evaluation
@@ -21,6 +21,7 @@ from deepclust_ext.methods.shared import (
     update_average,
 )
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_positive
+from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -152,7 +153,7 @@ class NeighborHead(ClusterHeadMethod):
             with evaluation(self.backbone):
                 features = self.backbone(images)
             # Without hidden layers all heads have the same rows, once in memory.
-            unit = None if self.hidden_dim else normalize(features, dim=1)
+            unit = None if self.hidden_dim else l2_normalize(features, dim=1)
             students = [parts_of(head, features, unit) for head in self.heads]
             with torch.no_grad():
                 teachers = [parts_of(head, features, unit) for head in self.teachers]
@@ -207,21 +208,21 @@ class Head(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         # Their length decides nothing but how far a step turns them: unit ones follow labels within some ten steps.
         self.prototypes = nn.Parameter(
-            normalize(torch.randn(num_clusters, embedding_dim if hidden_dim else dim), dim=1)
+            l2_normalize(torch.randn(num_clusters, embedding_dim if hidden_dim else dim), dim=1)
         )
         self.scales = nn.Parameter(torch.ones(num_clusters, 1))
 
     @property
     def weight(self) -> Tensor:
         """The weight (K, E) of the last layer."""
-        return self.scales * normalize(self.prototypes, dim=1)
+        return self.scales * l2_normalize(self.prototypes, dim=1)
 
     def embed(
         self,
         features: Tensor,  # (B, D)
     ) -> Tensor:
         """Return unit rows (B, E)."""
-        return normalize(self.layers(features), dim=1)
+        return l2_normalize(self.layers(features), dim=1)
 
     def forward(
         self,
