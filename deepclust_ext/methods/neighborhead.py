@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, normalize
 from torch.profiler import record_function
 
 from deepclust_ext.backbones.modes import evaluation
@@ -208,14 +208,14 @@ class Head(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         # Their length decides nothing but how far a step turns them: unit ones follow labels within some ten steps.
         self.prototypes = nn.Parameter(
-            l2_normalize(torch.randn(num_clusters, embedding_dim if hidden_dim else dim), dim=1)
+            normalize(torch.randn(num_clusters, embedding_dim if hidden_dim else dim), dim=1)
         )
         self.scales = nn.Parameter(torch.ones(num_clusters, 1))
 
     @property
     def weight(self) -> Tensor:
         """The weight (K, E) of the last layer."""
-        return self.scales * l2_normalize(self.prototypes, dim=1)
+        return self.scales * normalize(self.prototypes, dim=1)
 
     def embed(
         self,

@@ -25,9 +25,6 @@ def l2_normalize(
     rows = rows * scale
     norms = rows.norm(dim=dim, keepdim=True)
     is_short = norms <= MIN_NORM * scale
-    short = rows.detach()
-    if rows.dtype in (torch.float16, torch.bfloat16):  # float16 has no such number
-        short = (short.float() / MIN_NORM).to(rows.dtype)
-    else:  # a program that torch.export makes of a conversion, even of none, is bound to its device
-        short = short / MIN_NORM
-    return torch.where(is_short, short, rows / torch.where(is_short, 1, norms))
+    floor = 1.0 if rows.dtype == torch.float16 else MIN_NORM  # float16 has no such number, and short rows are 0
+    unit = rows / torch.where(is_short, floor, norms)
+    return torch.where(is_short, unit.detach(), unit)
