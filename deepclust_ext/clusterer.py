@@ -15,7 +15,6 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Cluster
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import validate_data
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.utils.data import Dataset, TensorDataset
 
 from deepclust_ext import recipes
@@ -30,6 +29,7 @@ from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer, make_views
 from deepclust_ext.recipes.files import method_names
 from deepclust_ext.recipes.rows import rows_recipe
+from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.training import Trainer
 from deepclust_ext.training.checkpoint import random_state, restore_random_state
 
@@ -147,7 +147,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         rows, shares = self._inferred(images)
         labels = shares.argmax(dim=1)
         sums = torch.zeros(shares.shape[1], rows.shape[1]).index_add_(0, labels, rows)
-        self.cluster_centers_ = normalize(sums, dim=1).numpy()
+        self.cluster_centers_ = l2_normalize(sums, dim=1).numpy()
         self.labels_ = labels.numpy()
         self.names_ = images.names if isinstance(images, Images) else None
         if scaling is None:

@@ -37,6 +37,10 @@ void OP(int64_t count, int64_t depth) {
 
 """
 
+#: Keywords of C++ that are several words, as names of ops are; those of Python are one.
+KEYWORDS = """and_eq char16_t char32_t char8_t co_await co_return co_yield const_cast dynamic_cast not_eq or_eq
+reinterpret_cast static_assert static_cast thread_local wchar_t xor_eq"""
+
 LISTED = r'^    "([a-z]\w*)",$|^\]'
 
 # By path: what to add, each with the lines before which it may go, the first of them that is later in the alphabet
@@ -94,6 +98,8 @@ def with_entry(text: str, places: str, entry: str) -> str:
 
 def find_fault(root: Path, op: str, family: str) -> str | None:
     """Return what is wrong with the names, or None."""
+    if re.search(rf"\b{op}\b", KEYWORDS):
+        return f"NAME: expected no keyword of C++, got {op!r}"
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+(?<!_backward)", op):
         return f"NAME: expected several words in lower case joined by _, like kmeans_assign, no OP_backward, got {op!r}"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", family) or family == "core":

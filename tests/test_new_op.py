@@ -79,6 +79,8 @@ def test_a_new_family_has_a_readme_and_one_that_is_there_keeps_its_own(checkout:
             "NAME: expected several words in lower case joined by _, like kmeans_assign, no OP_backward",
         ),
         ("Spin_rows", "turns", "NAME: expected several words in lower case"),
+        ("class", "turns", "NAME: expected several words in lower case"),
+        ("static_cast", "turns", "NAME: expected no keyword of C++, got 'static_cast'"),
         ("spin-rows", "turns", "NAME: expected several words in lower case"),
         ("spin_rows_backward", "turns", "NAME: expected several words in lower case"),
         ("spin_rows", "core", "--family: expected a word in lower case other than core, such as kmeans, got 'core'"),

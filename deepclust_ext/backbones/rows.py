@@ -3,6 +3,10 @@
 from torch import nn
 
 WIDTH = 128
+#: How a recipe names it.
+ROWS_NETWORK = "deepclust_ext.backbones.rows:rows_network"
+#: Numbers that it takes: batch normalization adds up squares of sums of them, which beyond may leave float32.
+LARGEST = 1e15
 
 
 def rows_network() -> nn.Module:

@@ -8,7 +8,6 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Cluster
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import validate_data
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from deepclust_ext.cluster.inputs import (
     ArrayRows,
@@ -26,6 +25,8 @@ from deepclust_ext.cluster.lloyd import assigned, best_of_starts, first_centers,
 from deepclust_ext.cluster.ranks import same_generator, total_rows
 from deepclust_ext.cluster.settings import Init, Settings, check_how, group_of
 from deepclust_ext.cluster.stream import Stream
+from deepclust_ext.ops._checks import counted
+from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -269,7 +270,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         rows = checked_rows(given, metric)
         if metric == "cosine":
             with torch.autocast(rows.device.type, enabled=False):
-                return as_given(1 - rows @ normalize(centers, dim=1).T, features)
+                return as_given(1 - rows @ l2_normalize(centers, dim=1).T, features)
         return as_given(torch.cdist(rows, centers, compute_mode="donot_use_mm_for_euclid_dist"), features)
 
     def score(
@@ -340,7 +341,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         columns = centers.shape[1]
         if rows.shape[1] != columns:
             peer = f"X has {rows.shape[1]} features, but KMeans is expecting {columns} features as input"
-            raise ValueError(f"features: expected {columns} columns, got {rows.shape[1]}: {peer}")
+            raise ValueError(f"features: expected {counted(columns, 'column')}, got {rows.shape[1]}: {peer}")
         if not isinstance(features, Tensor):
             validate_data(self, features, reset=False, skip_check_array=True)
         return rows, centers.to(rows.device, torch.promote_types(rows.dtype, torch.float32))

@@ -4,7 +4,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_integer, check_tensor
 
 
 def match_labels(
@@ -40,8 +40,7 @@ def match_labels(
         [0, 0, 1, 1, 1, 2]
     """
     for tensor, name in ((labels, "labels"), (reference, "reference")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_tensor(tensor, name)
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(f"{name}: expected an integer tensor, got {tensor.dtype}")
     if labels.dim() != 1:

@@ -1,7 +1,7 @@
 """The frozen network that embeds images, as `train` and `embed` take it."""
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deepclust_ext.commands._arguments import at_least
@@ -17,12 +17,17 @@ def add_backbone(parser: argparse.ArgumentParser) -> None:
     """Add which network it is, its weights, and how it sees images."""
     group = parser.add_argument_group("frozen network", "embeds each image once, see docs/features.md; no download")
     group.add_argument("--backbone", metavar="NETWORK", help="pretrained: timm:NAME or module:function")
-    group.add_argument("--weights", type=Path, metavar="FILE", help="of it: .pth, .pt or .safetensors")
+    group.add_argument("--weights", metavar="FILE", help="of it: .pth, .pt or .safetensors")
     group.add_argument(
         "--image-size", type=at_least(1), metavar="S", help="images become S x S (default: timm's, else 224)"
     )
     group.add_argument("--mean", type=numbers, metavar="R,G,B", help="of channels (default: timm's, else ImageNet's)")
     group.add_argument("--std", type=numbers, metavar="R,G,B", help="likewise")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add where the weights of a run's frozen network lie now."""
+    parser.add_argument("--weights", metavar="FILE", help="of the run's frozen network, where the file has moved")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -33,8 +38,12 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"expected numbers such as 0.5,0.5,0.5, got {text!r}") from error
 
 
-def backbone(args: argparse.Namespace) -> "Pretrained | None":
+def backbone(args: argparse.Namespace, of_run: Sequence[str] = ()) -> "Pretrained | None":
     """Return the network that was asked for, if one was.
+
+    Args:
+        args: The parsed options.
+        of_run: Which of them may also be said of the network of a run.
 
     Raises:
         ValueError: If something is said of a network, and not which one.
@@ -42,10 +51,9 @@ def backbone(args: argparse.Namespace) -> "Pretrained | None":
     from deepclust_ext.inference.pretrained import Pretrained
 
     if args.backbone is not None:
-        weights = None if args.weights is None else str(args.weights)
-        return Pretrained(args.backbone, weights, args.image_size, args.mean, args.std)
+        return Pretrained(args.backbone, args.weights, args.image_size, args.mean, args.std)
     for name in _MORE:
-        if getattr(args, name) is not None:
+        if getattr(args, name) is not None and name not in of_run:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option}: expected none without --backbone, got {getattr(args, name)}")
     return None

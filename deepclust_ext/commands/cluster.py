@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
+from deepclust_ext.commands._backbone import add_weights
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -20,9 +21,11 @@ ON_RANKS = True  # of torchrun, which share the images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     add_run(parser)
-    parser.add_argument("--out", type=Path, help="the table (default: clusters.csv in RUN, or of other images here)")
+    table = "the table (default: clusters.csv in RUN; of other images in DIR, else here)"
+    parser.add_argument("--out", type=Path, help=table)
     parser.add_argument("--into", type=Path, metavar="DIR", help="sort the files into a folder for each cluster")
     parser.add_argument("--mode", choices=("symlink", "copy", "list"), default="symlink", help="default: %(default)s")
+    add_weights(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     parser.add_argument("--overwrite", action="store_true", help="replace the table that is there")
     add_device(parser)
@@ -32,16 +35,18 @@ def run(args: argparse.Namespace) -> int:
     """Write the table, sort files if asked to, print the sizes of clusters and return the exit status 0."""
     import json
 
+    from deepclust_ext.data.words import item_of
     from deepclust_ext.distributed import num_ranks, rank_of
+    from deepclust_ext.ops._checks import counted
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.clusters import check_into, check_sorting, sort_files, write_clusters
     from deepclust_ext.training.files import CLUSTERS_NAME
 
     own = args.out is None and not args.data  # a table that is made anew from the run's last checkpoint
-    path = args.out or (Path(CLUSTERS_NAME) if args.data else args.run_folder / CLUSTERS_NAME)
-    if not own:
+    path = args.out or (args.run_folder if own else args.into or Path()) / CLUSTERS_NAME
+    if args.out is not None or (args.data and args.into is None):  # DIR has to be empty anyway
         refuse_to_replace(path, args.overwrite)
-    opened = open_run(args.run_folder, device=device(args))
+    opened = open_run(args.run_folder, device=device(args), weights=args.weights)
     if own:
         refuse_to_replace(path, overwrite=True)
     if args.into is not None:
@@ -59,15 +64,14 @@ def run(args: argparse.Namespace) -> int:
         sorted_into = str(args.into)
     write_clusters(path, images, shares)
     sizes = shares.argmax(1).bincount(minlength=shares.shape[1]).tolist()
-    skipped = [{"path": name, "reason": reason} for name, reason in getattr(images, "skipped", ())]
     if args.json:
-        found = {"images": len(shares), "sizes": sizes, "table": str(path), "into": sorted_into, "skipped": skipped}
-        print(json.dumps(found, indent=2))
+        skipped = [{"path": name, "reason": reason} for name, reason in getattr(images, "skipped", ())]
+        facts = {"images": len(shares), "sizes": sizes, "table": str(path), "into": sorted_into, "skipped": skipped}
+        print(json.dumps(facts, indent=2))
         return 0
-    print(f"{len(shares)} images in {sum(size > 0 for size in sizes)} of {len(sizes)} clusters, written: {path}")
+    found = f"{counted(len(shares), item_of(images))} in {sum(size > 0 for size in sizes)}"
+    print(f"{found} of {counted(len(sizes), 'cluster')}, written: {path}")
     print("sizes: " + ", ".join(f"{cluster}: {size}" for cluster, size in enumerate(sizes)))
-    if skipped:
-        print(f"{len(skipped)} files skipped, first {skipped[0]['path']}: {skipped[0]['reason']}")
     if sorted_into:
         print(f"sorted into {sorted_into}, by {args.mode}")
     return 0

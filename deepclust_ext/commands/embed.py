@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from deepclust_ext.distributed import num_ranks, rank_of
+    from deepclust_ext.ops._checks import counted
     from deepclust_ext.runs import Source, open_run
     from deepclust_ext.runs.rows import FORMATS, names_beside, write_rows
     from deepclust_ext.runs.source import names_of
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     path = refuse_to_replace(args.out or Path(f"embedding.{kind}"), args.overwrite)
     if kind == "npy":
         refuse_to_replace(names_beside(path), args.overwrite)
-    network = backbone(args)
+    network = backbone(args, of_run=("weights",))
     loop: dict[str, Any] = {"num_workers": args.workers}
     if network is not None:
         images: Any = Source((str(args.run_folder), *args.data), network=network).open(device=device(args), **loop)
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         for note in images.notes[1:]:
             print(f"deepclust-ext: {note}", file=sys.stderr)
     else:
-        opened = open_run(args.run_folder, device=device(args))
+        opened = open_run(args.run_folder, device=device(args), weights=args.weights)
         images = opened.images(*args.data)
         shared = num_ranks() > 1
         rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, gather_distributed=shared, **loop)
@@ -68,5 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"rows": shape, "files": [str(file) for file in written]}, indent=2))
     else:
-        print(f"{shape[0]} rows of {shape[1]} numbers, written: {' and '.join(map(str, written))}")
+        print(
+            f"{counted(shape[0], 'row')} of {counted(shape[1], 'number')}, written: {' and '.join(map(str, written))}"
+        )
     return 0

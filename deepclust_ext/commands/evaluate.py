@@ -13,6 +13,7 @@ Example:
 import argparse
 
 from deepclust_ext.commands._arguments import add_device, add_run, add_seed, device
+from deepclust_ext.commands._backbone import add_weights
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
     add_seed(parser, "k-means")
+    add_weights(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     add_device(parser)
 
@@ -30,17 +32,18 @@ def run(args: argparse.Namespace) -> int:
     """Print the scores and return the exit status 0."""
     import json
 
+    from deepclust_ext.data.words import item_of
     from deepclust_ext.distributed import num_ranks, rank_of
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.scores import check_labels, format_scores, score_run
     from deepclust_ext.training.files import without_nan
 
-    opened = open_run(args.run_folder, device=device(args))
+    opened = open_run(args.run_folder, device=device(args), weights=args.weights)
     check_labels(opened, args.data, args.labels)
     images = opened.images(*args.data, labels=args.labels)
     shared = num_ranks() > 1
     scores = score_run(opened, images, seed=args.seed, num_workers=args.workers, gather_distributed=shared)
     if rank_of():  # rank 0 scores what all have found
         return 0
-    print(json.dumps(without_nan(scores), indent=2) if args.json else format_scores(scores))
+    print(json.dumps(without_nan(scores), indent=2) if args.json else format_scores(scores, item_of(images)))
     return 0

@@ -20,6 +20,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from deepclust_ext import recipes
+    from deepclust_ext.ops._checks import counted
 
     if args.name is not None:
         recipe = recipes.completed(recipes.load(args.name))
@@ -33,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
         data = recipe.data
         what = f"{data.images} images of {data.size} x {data.size}, K = {data.num_clusters}, {recipe.backbone.name}"
         published = "" if recipe.published.acc is None else f", published ACC {recipe.published.acc} %"
-        print(f"{recipe.name:22} {what}, {recipe.epochs} epochs{published}")
+        print(f"{recipe.name:22} {what}, {counted(recipe.epochs, 'epoch')}{published}")
     return 0

@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Write the page, print where it is and return the exit status 0."""
     import json
 
+    from deepclust_ext.data.words import item_of
+    from deepclust_ext.ops._checks import counted
     from deepclust_ext.runs import open_run
     from deepclust_ext.runs.page import write_page
     from deepclust_ext.training.files import REPORT_NAME
@@ -45,5 +47,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"images": count, "clusters": clusters, "page": str(path), "bytes": size}, indent=2))
     else:
-        print(f"{count} images in {clusters} clusters, {size / 1e6:.1f} MB, to open in a browser: {path}")
+        found = f"{counted(count, item_of(images))} in {counted(clusters, 'cluster')}"
+        print(f"{found}, {size / 1e6:.1f} MB, to open in a browser: {path}")
     return 0

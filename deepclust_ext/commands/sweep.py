@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deepclust_ext.commands._arguments import add_device, add_run, add_seed, at_least, device, refuse_to_replace
+from deepclust_ext.commands._backbone import add_weights
 
 
 def clusters(text: str) -> range:
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=at_least(2), default=5, help="random parts of the images (default: %(default)s)"
     )
     add_seed(parser)
+    add_weights(parser)
     parser.add_argument("--out", type=Path, default=Path(), help="folder for sweep.csv and sweep.png (default: here)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     parser.add_argument("--overwrite", action="store_true", help="replace the files that are there")
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     for name in (TABLE_NAME, FIGURE_NAME):
         refuse_to_replace(args.out / name, args.overwrite)
-    opened = open_run(args.run_folder, device=device(args))
+    opened = open_run(args.run_folder, device=device(args), weights=args.weights)
     images: Any = opened.images(*args.data)
     check_counts(args.clusters, len(images))  # before anything is embedded
     rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from deepclust_ext.data.kept import free_memory
 from deepclust_ext.data.safetensors_file import FLOATING, INTEGERS, map_tensor, read_header
 from deepclust_ext.data.stores import Mapped, map_array
+from deepclust_ext.ops._checks import counted
 
 #: Share of the free memory that rows may take which cannot stay in their file.
 SHARE_OF_MEMORY = 0.5
@@ -175,7 +176,8 @@ def _read_npy(path: Path, key: str | None) -> Rows:
         if len(lines) == rows.count:
             rows.names = lines
         else:
-            rows.notes.append(f"{beside.name} has {len(lines)} lines for {rows.count} rows, so it is no list of names")
+            found = f"{counted(len(lines), 'line')} for {counted(rows.count, 'row')}"
+            rows.notes.append(f"{beside.name} has {found}, so it is no list of names")
     return rows
 
 
@@ -335,10 +337,11 @@ def _read_table(path: Path) -> Rows:
         for number, line in enumerate(lines, start=2):
             try:
                 if len(line) != len(header):
-                    raise ValueError(f"{len(line)} columns")
+                    raise ValueError(counted(len(line), "column"))
                 values.append(np.array(line[1:], np.float32))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: expected {len(header) - 1} numbers, got {error}") from error
+                expected = counted(len(header) - 1, "number")
+                raise ValueError(f"{path}, line {number}: expected {expected}, got {error}") from error
             names.append(line[0])
     return Rows(path.name, np.stack(values) if values else np.empty((0, len(header) - 1), np.float32), names=names)
 

@@ -23,6 +23,7 @@ from deepclust_ext.data.feature_stores import Rows, holds_features, open_rows
 from deepclust_ext.data.labels import array_classes, number_classes, read_named
 from deepclust_ext.data.pixels import ImageError
 from deepclust_ext.data.stores import map_array
+from deepclust_ext.ops._checks import counted
 
 _BLOCK_BYTES = 1 << 25  # of float32 at a time
 
@@ -49,7 +50,9 @@ class Features(Dataset[Any]):
         dtype: Of the batches, float32.
         kind: Type of the rows as they are stored.
         image_size: (1, 1).
+        item: What one of them is called in messages.
         zeros: Places of the rows of zeros.
+        largest: The largest absolute value in the rows of the files that are finite.
         skipped: Name and reason of all rows that were left out.
         notes: What was chosen or found on the way, for people; the first says how many rows there are.
         fingerprint: A hash of names and values: another one means other rows.
@@ -61,6 +64,7 @@ class Features(Dataset[Any]):
 
     dtype = torch.float32
     image_size = (1, 1)
+    item = "row"
 
     def __init__(self, parts: Sequence[Rows], *, classes: Sequence[str] | None = None, on_error: str = "skip") -> None:
         if on_error not in ("skip", "raise"):
@@ -70,7 +74,7 @@ class Features(Dataset[Any]):
             if part.columns != self.parts[0].columns:
                 first = self.parts[0]
                 raise ValueError(
-                    f"{part.name}: expected {first.columns} columns as in {first.name}, got {part.columns}"
+                    f"{part.name}: expected {counted(first.columns, 'column')} as in {first.name}, got {part.columns}"
                 )
         self.channels = self.parts[0].columns
         self.kind = ", ".join(dict.fromkeys(part.kind for part in self.parts))
@@ -79,6 +83,7 @@ class Features(Dataset[Any]):
         if len(set(names)) < len(names):
             twice = next(name for name, count in Counter(names).items() if count > 1)
             raise ValueError(f"sources: expected every row once, got {twice} again")
+        self.largest = 0.0
         reasons, zeros, self._checksums = self._read_all()
         self.skipped = [(names[place], reason) for place, reason in reasons.items()]
         if reasons and on_error == "raise":
@@ -93,15 +98,17 @@ class Features(Dataset[Any]):
         if classes is not None:
             self.labels, self.classes = number_classes([classes[place] for place in self.indices])
         self._sum_up()
-        self.notes = [f"{len(self)} rows of {self.channels} features, {self.kind}"]
+        self.notes = [f"{counted(len(self), 'row')} of {counted(self.channels, 'feature')}, {self.kind}"]
         self.notes += [note for part in self.parts for note in part.notes]
         if len(self.zeros):
             first = self.names[self.zeros[0]]
             self.notes.append(
-                f"{len(self.zeros)} rows of zeros, first {first}: they have no direction and no neighbors"
+                f"{counted(len(self.zeros), 'row')} of zeros, first {first}: no direction and no neighbors"
             )
         if self.skipped:
-            self.notes.append(f"{len(self.skipped)} rows skipped, first {self.skipped[0][0]}: {self.skipped[0][1]}")
+            self.notes.append(
+                f"{counted(len(self.skipped), 'row')} skipped, first {self.skipped[0][0]}: {self.skipped[0][1]}"
+            )
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -183,7 +190,7 @@ class Features(Dataset[Any]):
         """Return a data set of some of these rows."""
         inside = np.arange(len(self))[key]
         if not len(inside):
-            raise ValueError(f"index: expected a slice with at least one of {len(self)} rows, got {key}")
+            raise ValueError(f"index: expected a slice with at least one of {counted(len(self), 'row')}, got {key}")
         part = copy.copy(self)
         part.indices, part.names = self.indices[inside], self.names[key]
         part.zeros = np.flatnonzero(np.isin(inside, self.zeros))
@@ -194,7 +201,7 @@ class Features(Dataset[Any]):
         return part
 
     def _read_all(self) -> tuple[dict[int, str], NDArray[np.int64], list[int]]:
-        """Read every row once; return reasons by place, the places of zeros, and checksums of blocks."""
+        """Read every row once, for ``largest``; return reasons by place, places of zeros, and checksums of blocks."""
         reasons: dict[int, str] = {}
         zeros, checksums, begin = [], [], 0
         step = max(1, _BLOCK_BYTES // (4 * self.channels))
@@ -209,6 +216,8 @@ class Features(Dataset[Any]):
                         [p for p in places[~finite].tolist() if p not in reasons], "NaN or infinity"
                     )
                     zeros.append(places[~values.any(axis=1)])
+                    known = values if finite.all() else values[finite]
+                    self.largest = max(self.largest, float(known.max(initial=0)), -float(known.min(initial=0)))
                     bar.update(len(values))
                 begin += part.count
         return dict(sorted(reasons.items())), np.concatenate(zeros), checksums
@@ -294,15 +303,15 @@ def _classes(labels: Any, parts: Sequence[Rows]) -> Sequence[str] | None:
     if labels is None:
         return None
     if not isinstance(labels, str | os.PathLike):
-        return array_classes(labels, count)
+        return array_classes(labels, count, "row")
     if labels == "own":
         without = next((part.name for part in parts if part.labels is None), None)
         if without is not None:
             raise ValueError(f"labels='own': expected one array of whole numbers beside {without}, got none or several")
-        return [name for part in parts for name in array_classes(part.labels, part.count)]
+        return [name for part in parts for name in array_classes(part.labels, part.count, "row")]
     path = Path(labels)
     if path.suffix == ".npy" and path.is_file():
-        return array_classes(map_array(path), count)
+        return array_classes(map_array(path), count, "row")
     if path.suffix != ".csv" or not path.is_file():
         raise ValueError(
             f"labels: expected 'own', whole numbers, a .npy or a CSV file for features, got {str(labels)!r}"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepclust_ext.data.pixels import ImageError
 from deepclust_ext.data.stores import Store, read_text
+from deepclust_ext.ops._checks import counted
 
 
 def number_classes(classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
@@ -45,7 +46,7 @@ def folder_classes(store: Store) -> list[str]:
 
 
 def read_classes(path: Path, store: Store) -> list[str]:
-    """Return the class of each image from a CSV file with the columns path and label.
+    """Return the class of each image or row from a CSV file with the columns path and label.
 
     Args:
         path: Of the file; its paths are names of images.
@@ -104,7 +105,7 @@ def _can_read(store: Store, place: int) -> bool:
     return True
 
 
-def array_classes(labels: Any, count: int) -> list[str]:
+def array_classes(labels: Any, count: int, item: str = "image") -> list[str]:
     """Return the class of each image from an array of whole numbers (N,) or, as MedMNIST has them, (N, 1).
 
     Raises:
@@ -113,9 +114,9 @@ def array_classes(labels: Any, count: int) -> list[str]:
     try:
         numbers = np.asarray(labels)
     except ValueError as error:
-        raise ValueError(f"labels: expected one class for each of {count} images: {error}") from error
+        raise ValueError(f"labels: expected one class for each of {counted(count, item)}: {error}") from error
     if numbers.shape not in ((count,), (count, 1)):
-        raise ValueError(f"labels: expected one class for each of {count} images, got shape {numbers.shape}")
+        raise ValueError(f"labels: expected one class for each of {counted(count, item)}, got shape {numbers.shape}")
     if numbers.dtype.kind not in "iu":
         raise ValueError(f"labels: expected whole numbers, got {numbers.dtype}")
     return [str(number) for number in numbers.reshape(-1).tolist()]

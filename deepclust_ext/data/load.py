@@ -25,6 +25,7 @@ from deepclust_ext.data.stores import (
     read_npz,
     read_npz_labels,
 )
+from deepclust_ext.ops._checks import counted
 
 Source = str | os.PathLike[str] | NDArray[Any]
 
@@ -69,7 +70,7 @@ def load_images(
     store = stores[0] if len(stores) == 1 else Joined(stores, _titles(sources))
     if not store.names:
         first = f", first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise ImageError(f"{sources[0]}: expected images, got none; {len(skipped)} files were skipped{first}")
+        raise ImageError(f"{sources[0]}: expected images, got none; skipped {counted(len(skipped), 'file')}{first}")
     if len(set(store.names)) < len(store.names):
         twice = next(name for name, count in Counter(store.names).items() if count > 1)
         raise ValueError(f"sources: expected every image once, got {twice} again")

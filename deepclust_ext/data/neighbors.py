@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -15,6 +14,7 @@ from deepclust_ext.data.features import Features
 from deepclust_ext.ops import kmeans_assign, kmeans_update, nearest_neighbors
 from deepclust_ext.ops._checks import check_integer
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
+from deepclust_ext.reference.normalize import l2_normalize
 
 _BLOCK = 4096  # queries, or rows to assign, at a time
 #: Cells whose rows are searched for the neighbors of the rows of one.
@@ -149,12 +149,12 @@ def _cells(
     generator = torch.Generator("cpu").manual_seed(seed)
     known = valid.nonzero().squeeze(1)
     drawn = known[torch.randperm(len(known), generator=generator, device="cpu")[: cells * _ROWS_PER_CELL]]
-    sample = normalize(rows[drawn].float(), dim=1)
+    sample = l2_normalize(rows[drawn].float(), dim=1)
     centers = sample[:cells]
     for _ in range(_ROUNDS):
         labels, _ = kmeans_assign(sample, centers, metric="cosine")
         sums, counts = kmeans_update(sample, labels, len(centers))
-        centers = normalize(torch.where((counts > 0).unsqueeze(1), sums.to(centers.dtype), centers), dim=1)
+        centers = l2_normalize(torch.where((counts > 0).unsqueeze(1), sums.to(centers.dtype), centers), dim=1)
     found = [kmeans_assign(block.float(), centers, metric="cosine")[0] for block in rows.split(_BLOCK)]
     # The own cell stands first, so that the places of its rows in the bank are those of the queries.
     own = torch.arange(len(centers), device="cpu")

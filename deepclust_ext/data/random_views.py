@@ -15,7 +15,7 @@ from deepclust_ext.data._checks import (
 )
 from deepclust_ext.data.draws import drawn
 from deepclust_ext.data.operations import LEVELS, OPERATIONS, operation_table
-from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative
+from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, counted
 from deepclust_ext.ops.augment_views import augment_views
 from deepclust_ext.reference.augment_views import STEPS
 
@@ -260,7 +260,7 @@ def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | Non
     check_sequence("mean", mean)
     check_sequence("std", std)
     if len(mean) != len(std):
-        raise ValueError(f"std: expected {len(mean)} numbers like mean, got {len(std)}")
+        raise ValueError(f"std: expected {counted(len(mean), 'number')} like mean, got {len(std)}")
     if not all(math.isfinite(value) for value in mean):
         raise ValueError(f"mean: expected finite numbers, got {tuple(mean)}")
     if not all(0 < deviation < math.inf for deviation in std):

@@ -25,7 +25,7 @@ from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
 from deepclust_ext.data.seen import Seen, checksum, look_at, percentiles
 from deepclust_ext.data.side_by_side import side_by_side
 from deepclust_ext.data.stores import Array, Store
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_integer, counted
 
 _SHARE_OF_MEMORY = 0.25  # of what is free, that images may take
 
@@ -118,7 +118,7 @@ class Images(Dataset[Any]):
         # Such an array can be indexed by a batch, and needs no more than another type.
         self._array = store if isinstance(store, Array) and self.image_size == images[0].shape[:2] else None
         self._kept, where = self._keep(cache, cache_folder, sides)
-        self.notes.insert(0, f"{len(images)} images, {where}")
+        self.notes.insert(0, f"{counted(len(images), 'image')}, {where}")
         if cache == "auto":
             print(f"deepclust-ext: {self.notes[0]}", file=sys.stderr)
         self._note(images)
@@ -183,7 +183,7 @@ class Images(Dataset[Any]):
         """Return a data set of some of these images."""
         inside = range(len(self))[key]
         if not inside:
-            raise ValueError(f"index: expected a slice with at least one of {len(self)} images, got {key}")
+            raise ValueError(f"index: expected a slice with at least one of {counted(len(self), 'image')}, got {key}")
         part = copy.copy(self)
         for name in ("indices", "names", "_stored"):
             setattr(part, name, getattr(self, name)[key])
@@ -222,7 +222,7 @@ class Images(Dataset[Any]):
             seen.append(None if isinstance(result, ImageError) else result)
         if not any(seen):
             first = f", first {self.skipped[0][0]}: {self.skipped[0][1]}" if self.skipped else ""
-            raise ImageError(f"expected images, got none; {len(self.skipped)} files were skipped{first}")
+            raise ImageError(f"expected images, got none; skipped {counted(len(self.skipped), 'file')}{first}")
         return seen
 
     def _keep(
@@ -268,25 +268,27 @@ class Images(Dataset[Any]):
             odd = next(place for place, image in enumerate(images) if image.shape[2] != usual)
             raise ImageError(f"{self.names[odd]}: expected {usual} bands as in most files, got {images[odd].shape[2]}")
         if len(counts) > 1:
-            self.notes.append(f"{counts[1]} gray images among colored ones: their values stand for all three colors")
+            self.notes.append(f"{counted(counts[1], 'gray image')} among colored ones: gray stands for all colors")
         return max(counts)
 
     def _note(self, images: Sequence[Seen]) -> None:
         """Say what files left open, how much was missing, and what was left out."""
         for note, count in Counter(note for image in images for note in image.notes).items():
-            self.notes.append(f"{count} images: {note}")
+            self.notes.append(f"{counted(count, 'image')}: {note}")
         if missing := sum(image.missing for image in images):
             affected = sum(image.missing > 0 for image in images)
-            self.notes.append(f"{affected} images lack {missing} values, which became 0")
+            self.notes.append(f"{counted(missing, 'value')} missing in {counted(affected, 'image')}, taken for 0")
         beyond = [image.reach for image in images if image.reach and not 0 <= image.reach[0] <= image.reach[1] <= 1]
         if beyond and self.range is None:
             low, high = min(low for low, _ in beyond), max(high for _, high in beyond)
             self.notes.append(
-                f"{len(beyond)} images of floats, of which 0 is black and 1 is white, go from {low:g} to {high:g}: "
+                f"{counted(len(beyond), 'image')} of floats, 0 being black and 1 white, from {low:g} to {high:g}: "
                 "divide them, or use scale='percentile'"
             )
         if self.skipped:
-            self.notes.append(f"{len(self.skipped)} files skipped, first {self.skipped[0][0]}: {self.skipped[0][1]}")
+            self.notes.append(
+                f"{counted(len(self.skipped), 'file')} skipped, first {self.skipped[0][0]}: {self.skipped[0][1]}"
+            )
 
     def _resized(self, pixels: Pixels) -> NDArray[Any]:
         """Return an image on the canvas, (size, size, C) of this type."""

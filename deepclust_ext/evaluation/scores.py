@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
@@ -18,6 +17,7 @@ from deepclust_ext.inference.loop import View
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.ops._checks import check_integer, check_positive
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS, nearest_neighbors
+from deepclust_ext.reference.normalize import l2_normalize
 
 #: Rows whose silhouettes are computed at a time.
 SILHOUETTE_ROWS = 65_536
@@ -206,9 +206,9 @@ def cosine_silhouette(
     total = torch.zeros((), dtype=torch.float64, device=rows.device)
     blocks = list(zip(rows.split(SILHOUETTE_ROWS), clusters.split(SILHOUETTE_ROWS), strict=True))
     for block, own in blocks:
-        sums.index_add_(0, own, normalize(block.double(), dim=1))
+        sums.index_add_(0, own, l2_normalize(block.double(), dim=1))
     for block, own in blocks:
-        block = normalize(block.double(), dim=1)
+        block = l2_normalize(block.double(), dim=1)
         distances = counts - block @ sums.T  # (B, K), of each row to all of a cluster together
         own = own.unsqueeze(1)
         itself = 1 - block.square().sum(dim=1, keepdim=True)  # 1 for a row of zeros, which scikit-learn leaves out too

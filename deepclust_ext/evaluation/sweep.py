@@ -8,7 +8,6 @@ from io import StringIO
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from deepclust_ext.cluster import KMeans
@@ -16,6 +15,7 @@ from deepclust_ext.cluster.steps import seed_centers
 from deepclust_ext.evaluation.metrics import adjusted_rand
 from deepclust_ext.evaluation.scores import cosine_silhouette
 from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.reference.normalize import l2_normalize
 
 #: Of all rows, those that a clustering for the stability sees, and at most how many.
 SHARE, MOST_ROWS = 0.8, 20_000
@@ -80,7 +80,7 @@ def sweep(
     seed = check_integer(seed, "seed", 0, 2**64 - seeds)  # each part has the next seed
     if not rows.isfinite().all():
         raise ValueError("rows: expected finite numbers, got NaN or infinity")
-    unit = normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)
+    unit = l2_normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)), dim=1)
     size = max(min(round(SHARE * len(rows)), MOST_ROWS), max(counts))
     parts = []
     for number in range(seeds):

@@ -62,6 +62,8 @@ class Pretrained:
         if ":" not in self.name:
             own = f"; --set backbone.name={self.name} trains that one from scratch" if self.name in BACKBONES else ""
             raise ValueError(f"backbone: expected 'timm:NAME' or 'module:function', got {self.name!r}{own}")
+        if self.weights == "":
+            raise ValueError("weights: expected a file, got an empty name")
         if self.name.startswith(TIMM) and self.weights is None:
             raise ValueError(
                 f"weights: expected a file of the weights of {self.name}, since nothing is downloaded, got none"
@@ -176,6 +178,11 @@ class Pretrained:
     def _with_weights(self) -> tuple[nn.Module, "Pretrained"]:
         """Return the network with its weights, and this with how it sees images."""
         path = Path(self.weights or "")
+        if self.digest is not None and self.weights is not None and not path.exists():
+            raise FileNotFoundError(
+                f"weights: expected those of {self.name}, which embeds the run's images, at {path}, found nothing; "
+                "--weights FILE of cluster, embed, evaluate and sweep says where they lie now"
+            )
         state = None if self.weights is None else read_weights(path)
         of_timm = self.name.startswith(TIMM)
         if of_timm:

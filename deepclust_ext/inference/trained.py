@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 
 from deepclust_ext.inference.images import moved
 from deepclust_ext.inference.loop import View, device_of, map_images
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
+from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -50,7 +50,7 @@ class Trained(nn.Module):
         if centers is None and not isinstance(method, ClusterHeadMethod):
             raise ValueError(f"centers: expected those of k-means for {type(method).__name__}, got None")
         self.method, self.test_view = method, test_view
-        unit = None if centers is None else normalize(centers.float(), dim=1).to(device_of(method))
+        unit = None if centers is None else l2_normalize(centers.float(), dim=1).to(device_of(method))
         self.register_buffer("centers", unit)
         self.eval()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.data.safetensors_file import FLOATING, INTEGERS, map_tensor, read_header
+from deepclust_ext.ops._checks import counted
 
 #: Where a file may keep the weights among other things, the first that is there.
 NESTED = ("state_dict", "model", "model_state_dict")
@@ -32,7 +33,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"weights: expected a file of weights at {path}, found {found}")
     if path.suffix == ".safetensors":
         header, _ = read_header(path)
-        return {name: _read_tensor(path, name, entry["dtype"]) for name, entry in header.items()}
+        tensors = {name: _read_tensor(path, name, entry["dtype"]) for name, entry in header.items()}
+        if not tensors:
+            raise ValueError(f"weights: expected tensors in {path}, got none")
+        return tensors
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -102,7 +106,7 @@ def load_weights(network: nn.Module, found: Mapping[str, Tensor], path: Path) ->
     }
     if any(faults.values()):
         got = "; ".join(f"{len(keys)} {what}: {_some(keys)}" for what, keys in faults.items() if keys)
-        raise ValueError(f"weights: expected the {len(own)} tensors of the network in {path}, got {got}")
+        raise ValueError(f"weights: expected the {counted(len(own), 'tensor')} of the network in {path}, got {got}")
     network.load_state_dict(found, strict=True)
 
 
@@ -127,6 +131,8 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
     """Return the state dict that an object holds or is."""
     if not isinstance(found, Mapping):
         raise ValueError(f"weights: expected a state dict in {path}, got {type(found).__name__}")
+    if not found:
+        raise ValueError(f"weights: expected a state dict in {path}, got an empty one")
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     if tensors:
         return tensors

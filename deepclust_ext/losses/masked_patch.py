@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, result_dtype
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor, result_dtype
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -100,8 +100,7 @@ class MaskedPatchLoss(nn.Module):
 
 def _check(predicted: Tensor, patches: Tensor) -> None:
     for tensor, name in ((predicted, "predicted"), (patches, "patches")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_tensor(tensor, name)
         if tensor.dtype not in SUPPORTED_DTYPES:
             raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
     if predicted.dim() != 3 or predicted.shape[2] < 2:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, result_dtype
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor, result_dtype
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -85,8 +85,7 @@ class MatchedLabelLoss(nn.Module):
 
 def _check(shares: Tensor, labels: Tensor) -> None:
     for tensor, name in ((shares, "shares"), (labels, "labels")):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_tensor(tensor, name)
     if shares.dtype not in SUPPORTED_DTYPES:
         raise TypeError(f"shares: expected dtype float16, bfloat16, float32 or float64, got {shares.dtype}")
     if shares.dim() != 2 or shares.shape[1] == 0:

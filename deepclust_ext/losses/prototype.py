@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import check_integer, check_temperature, plain
+from deepclust_ext.ops._checks import check_integer, check_temperature, check_tensor, plain
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.temperature import positive_or_nan
 
@@ -69,7 +69,7 @@ class PrototypeLoss(nn.Module):
         Raises:
             ValueError: If a shape does not fit, ``num_clusters`` is below 1, or a learned temperature is not above 0;
                 on CUDA, where looking at it would wait, the loss is then NaN.
-            TypeError: If ``labels`` is not an integer tensor.
+            TypeError: If an argument is no dense tensor, or ``labels`` not of integers.
         """
         _check(query, key, labels)
         num_clusters = check_integer(num_clusters, "num_clusters", 1)
@@ -102,6 +102,8 @@ class PrototypeLoss(nn.Module):
 
 
 def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:
+    for tensor, name in ((query, "query"), (key, "key"), (labels, "labels")):
+        check_tensor(tensor, name)
     if query.dim() != 2:
         raise ValueError(f"query: expected shape (B, D), got {tuple(query.shape)}")
     if key.shape != query.shape:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 from torch.profiler import record_function
 
 from deepclust_ext.losses import HSDLoss, PrototypeLoss
@@ -25,6 +25,7 @@ from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops import diffused_neighbor_gather
 from deepclust_ext.ops._checks import check_bool, check_fraction, check_integer, check_non_negative, check_positive
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
+from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -235,7 +236,7 @@ class HaDis(ClusteringMethod):
         index: Tensor,  # (B,)
         batch: WholeBatch,
     ) -> None:
-        rows = normalize(normalize(keys[0], dim=1) + normalize(keys[1], dim=1), dim=1)
+        rows = l2_normalize(l2_normalize(keys[0], dim=1) + l2_normalize(keys[1], dim=1), dim=1)
         index = batch.rows(index)
         self.bank[index] = batch.rows(rows).to(self.bank.dtype)
         self.in_bank[index] = True

@@ -21,6 +21,7 @@ from deepclust_ext.methods.shared import (
     update_average,
 )
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_positive
+from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -152,7 +153,7 @@ class NeighborHead(ClusterHeadMethod):
             with evaluation(self.backbone):
                 features = self.backbone(images)
             # Without hidden layers all heads have the same rows, once in memory.
-            unit = None if self.hidden_dim else normalize(features, dim=1)
+            unit = None if self.hidden_dim else l2_normalize(features, dim=1)
             students = [parts_of(head, features, unit) for head in self.heads]
             with torch.no_grad():
                 teachers = [parts_of(head, features, unit) for head in self.teachers]
@@ -221,7 +222,7 @@ class Head(nn.Module):
         features: Tensor,  # (B, D)
     ) -> Tensor:
         """Return unit rows (B, E)."""
-        return normalize(self.layers(features), dim=1)
+        return l2_normalize(self.layers(features), dim=1)
 
     def forward(
         self,

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from deepclust_ext.methods.whole_batch import WholeBatch
+from deepclust_ext.ops._checks import counted
+from deepclust_ext.reference.normalize import l2_normalize
 
 
 def mlp(
@@ -30,7 +31,7 @@ def mlp(
 def check_views(views: Sequence[Tensor], expected: int) -> None:
     """Require a number of views, all of the same images; ValueError otherwise."""
     if len(views) != expected:
-        raise ValueError(f"views: expected {expected} tensors, got {len(views)}")
+        raise ValueError(f"views: expected {counted(expected, 'tensor')}, got {len(views)}")
     counts = [len(view) for view in views]
     if len(set(counts)) > 1:
         raise ValueError(f"views: expected the same images in each, got {', '.join(map(str, counts))} of them")
@@ -75,7 +76,7 @@ class InferenceNetwork(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return unit rows (B, D) and, with a head for them, shares (B, K)."""
         features = self.backbone(as_input(self, images))
-        rows = normalize(self.row_head(features), dim=1)
+        rows = l2_normalize(self.row_head(features), dim=1)
         return (rows,) if self.share_head is None else (rows, self.share_head(features))
 
 
@@ -105,7 +106,7 @@ def spread(
         features: At hand.
         batch: Which the features are of; None where they are all.
     """
-    rows = normalize(features.float(), dim=1)
+    rows = l2_normalize(features.float(), dim=1)
     count = len(rows) if batch is None else batch.count(rows)
     with torch.autocast(rows.device.type, enabled=False):
         if batch is None or count == len(rows):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, normalize, pad
+from torch.nn.functional import cross_entropy, linear, pad
 from torch.profiler import record_function
 
 from deepclust_ext.backbones.modes import evaluation
@@ -14,6 +14,7 @@ from deepclust_ext.methods.neighborhead import Head
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, collapse_of_head, spread, usage
 from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive, check_type
+from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -132,7 +133,7 @@ class TURTLE(ClusterHeadMethod):
         with record_function("loss"), torch.autocast(features.device.type, enabled=False):
             wide = torch.promote_types(features.dtype, torch.float32)
             logits = [own.to(wide) for own in self.labeling.logits(features)]
-            rows = [normalize(part.to(wide), dim=1) for part in self.labeling.spaces_of(features)]
+            rows = [l2_normalize(part.to(wide), dim=1) for part in self.labeling.spaces_of(features)]
             shares = [own.softmax(dim=1) for own in logits]
             labeling = torch.stack(shares).mean(dim=0)
             errors = []

@@ -17,6 +17,15 @@ LARGEST_SEED = 2**32 - 1
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def check_tensor(value: object, name: str) -> None:
+    """Require a dense tensor; TypeError otherwise."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        got = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {got}")
+
+
 def check_feature_pair(
     first: Tensor,  # (N, D)
     second: Tensor,  # (N, D)
@@ -26,12 +35,14 @@ def check_feature_pair(
     """Require two floating tensors of one shape (N, D), D > 0, one dtype (except under autocast) and one device.
 
     Raises:
-        TypeError: An argument is no tensor, or of an unsupported or different dtype.
+        TypeError: An argument is no dense tensor, or of an unsupported or different dtype.
         ValueError: A shape or device does not fit.
     """
     if (  # the common case in one expression: this runs on every call
         isinstance(first, Tensor)
         and isinstance(second, Tensor)
+        and first.layout is second.layout is torch.strided
+        and not (first.is_nested or second.is_nested)
         and first.dtype is second.dtype
         and first.dtype in SUPPORTED_DTYPES
         and first.dim() == 2
@@ -41,8 +52,7 @@ def check_feature_pair(
     ):
         return
     for tensor, name in ((first, first_name), (second, second_name)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_tensor(tensor, name)
         if tensor.dtype not in SUPPORTED_DTYPES:
             raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
     if first.dim() != 2 or first.shape[1] == 0:
@@ -70,11 +80,10 @@ def check_like(
     `rows` and `columns` are the sizes that it must have; without `columns` any above 0, without `rows` any.
 
     Raises:
-        TypeError: It is no tensor, or of another dtype.
+        TypeError: It is no dense tensor, or of another dtype.
         ValueError: Its shape or device does not fit.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    check_tensor(tensor, name)
     fits = tensor.dim() == 2 and (tensor.shape[1] > 0 if columns is None else tensor.shape[1] == columns)
     if not fits or (rows is not None and tensor.shape[0] != rows):
         expected = f"({'any number' if rows is None else rows}, {'above 0' if columns is None else columns})"
@@ -96,12 +105,13 @@ def check_query_and_bank(
 ) -> None:
     """Require floating queries and bank rows of D > 0 elements, indices of one bank row per query, and a mask of rows.
 
+    The indices are looked at where that waits for nothing: on the CPU, outside of compilers and transforms.
+
     Raises:
-        TypeError: An argument is no tensor, or of an unsupported or different dtype (except under autocast).
-        ValueError: A shape or device does not fit.
+        TypeError: An argument is no dense tensor, or of an unsupported or different dtype (except under autocast).
+        ValueError: A shape or device does not fit, or an index is no row of the bank.
     """
-    if not isinstance(query, Tensor):
-        raise TypeError(f"query: expected a tensor, got {type(query).__name__}")
+    check_tensor(query, "query")
     if query.dtype not in SUPPORTED_DTYPES:
         raise TypeError(f"query: expected dtype float16, bfloat16, float32 or float64, got {query.dtype}")
     if query.dim() != 2 or query.shape[1] == 0:
@@ -113,8 +123,7 @@ def check_query_and_bank(
     ):
         if tensor is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_tensor(tensor, name)
         if tensor.dtype != dtype:
             raise TypeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
         if tensor.dim() != 1 or tensor.shape[0] != like.shape[0]:
@@ -122,6 +131,11 @@ def check_query_and_bank(
             raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
         if tensor.device != like.device:
             raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
+    if exclude is not None and len(exclude) and can_look_at(exclude):
+        low, high = (int(end) for end in exclude.aminmax())
+        if low < -1 or high >= len(bank):
+            got = low if low < -1 else high
+            raise ValueError(f"exclude: expected rows of bank, 0 to {len(bank) - 1}, or -1 for none, got {got}")
 
 
 def check_number(value: object, name: str) -> float:
@@ -176,6 +190,7 @@ def check_temperature(value: float | Tensor, name: str = "temperature") -> float
     """
     if not isinstance(value, Tensor):
         return check_positive(value, name)
+    check_tensor(value, name)
     if not value.is_floating_point():
         raise TypeError(f"{name}: expected a number or a floating tensor, got a tensor of {value.dtype}")
     if value.dim():
@@ -194,6 +209,11 @@ def can_look_at(tensor: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and not is_in_torch_dispatch_mode()
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words, such as "1 class" and "2 classes"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def plain(temperature: float | Tensor) -> float:

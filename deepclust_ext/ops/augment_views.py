@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import check_bool, check_integer, check_number
+from deepclust_ext.ops._checks import check_bool, check_integer, check_number, check_tensor, counted
 from deepclust_ext.reference.augment_views import STEPS
 
 MAX_CHANNELS = 64
@@ -136,14 +136,14 @@ def augment_views(
 def _parts(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """Return the images as tensors (n, C, H, W)."""
     if isinstance(images, Tensor):
+        check_tensor(images, "images")
         return [images]
     if not isinstance(images, Sequence):
         raise TypeError(f"images: expected a tensor or a sequence of tensors, got {type(images).__name__}")
     if not images:
         raise ValueError("images: expected at least one, got an empty sequence")
     for place, image in enumerate(images):
-        if not isinstance(image, Tensor):
-            raise TypeError(f"images, {place}: expected a tensor, got {type(image).__name__}")
+        check_tensor(image, f"images, {place}")
         if image.dim() != 3:
             raise ValueError(f"images, {place}: expected shape (C, H, W), got {tuple(image.shape)}")
     return [image.unsqueeze(0) for image in images]
@@ -205,7 +205,8 @@ def _check(
         raise ValueError("mean, std: expected both or neither")
     for name, numbers in (("mean", mean), ("std", std)):
         if numbers is not None and len(numbers) != first.shape[1]:
-            raise ValueError(f"{name}: expected {first.shape[1]} numbers, one for each channel, got {len(numbers)}")
+            channels = counted(first.shape[1], "number")
+            raise ValueError(f"{name}: expected {channels}, one for each channel, got {len(numbers)}")
         if numbers is not None and not all(math.isfinite(check_number(number, name)) for number in numbers):
             raise ValueError(f"{name}: expected finite numbers, got {tuple(numbers)}")
     if std is not None and not all(number > 0 for number in std):
@@ -226,8 +227,7 @@ def _check_parameter(
 ) -> None:
     if tensor is None:
         return
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    check_tensor(tensor, name)
     if tensor.dtype != kind:
         raise TypeError(f"{name}: expected dtype {kind}, got {tensor.dtype}")
     if tuple(tensor.shape) != shape:

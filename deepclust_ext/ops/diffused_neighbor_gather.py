@@ -63,7 +63,8 @@ def diffused_neighbor_gather(
         num_steps: Steps of the walk, at least 1.
         num_samples: S, samples of each query, at least 1; drawn with replacement.
         exclude: For every query the index of one row of the bank never to draw, such as its own entry, int64; -1 for
-            none.
+            none. A number that is no row of the bank is an error on the CPU, and on CUDA and in compiled code, where
+            looking would wait, it is none.
         valid: Which rows of the bank count, bool; the others may hold anything, NaN too. All by default.
         normalize: Divide the samples by their L2 norm. A sample whose norm is below 1e-12 gives gradient 0.
         generator: Where the seed comes from: a generator on the CPU, whatever the device of the query; torch's default

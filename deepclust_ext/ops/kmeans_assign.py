@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_integer, check_like
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_integer, check_like, check_tensor
 
 
 def kmeans_assign(
@@ -138,8 +138,7 @@ def kmeans_step(
 def _check_features(
     features: Tensor,  # (N, D)
 ) -> None:
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    check_tensor(features, "features")
     if features.dtype not in SUPPORTED_DTYPES:
         raise TypeError(f"features: expected dtype float16, bfloat16, float32 or float64, got {features.dtype}")
     if features.dim() != 2 or features.shape[1] == 0:
@@ -166,8 +165,7 @@ def _check_update(
 ) -> int:
     """Return num_clusters."""
     _check_features(features)
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels: expected a tensor, got {type(labels).__name__}")
+    check_tensor(labels, "labels")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels: expected dtype torch.int64, got {labels.dtype}")
     if labels.dim() != 1 or labels.shape[0] != features.shape[0]:

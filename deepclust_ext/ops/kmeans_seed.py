@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor
 
 
 def kmeans_seed(
@@ -65,8 +65,7 @@ def _check(
     metric: str,
     weights: Tensor | None,  # (N,)
 ) -> None:
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    check_tensor(features, "features")
     if features.dtype not in SUPPORTED_DTYPES:
         raise TypeError(f"features: expected dtype float16, bfloat16, float32 or float64, got {features.dtype}")
     if features.dim() != 2 or features.shape[0] == 0 or features.shape[1] == 0:
@@ -88,8 +87,7 @@ def _check_numbers(
     name: str,
     features: Tensor,  # (N, D)
 ) -> None:
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+    check_tensor(values, name)
     if values.dtype != torch.float64:
         raise TypeError(f"{name}: expected dtype torch.float64, got {values.dtype}")
     if values.device != features.device:

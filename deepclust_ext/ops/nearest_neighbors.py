@@ -36,7 +36,8 @@ def nearest_neighbors(
         bank: Rows (M, D) of the same dtype and device. M may be 0.
         k: How many neighbors, 1 to 256.
         exclude: For every query the index of one row of the bank that is not to be among its neighbors, such as its
-            own entry, int64; -1 for none.
+            own entry, int64; -1 for none. A number that is no row of the bank is an error on the CPU, and on CUDA and
+            in compiled code, where looking would wait, it is none.
         valid: Which rows of the bank count, bool; the others may hold anything, NaN too. All by default.
 
     Returns:

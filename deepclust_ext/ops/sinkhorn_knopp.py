@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_bool, check_integer, check_non_negative, check_positive
+from deepclust_ext.ops._checks import (
+    SUPPORTED_DTYPES,
+    check_bool,
+    check_integer,
+    check_non_negative,
+    check_positive,
+    check_tensor,
+)
 from deepclust_ext.ops._dispatch import call
 
 
@@ -142,8 +149,7 @@ def _check(
     sample_marginals: Tensor | None,  # (N,) or (..., N)
     cluster_marginals: Tensor | None,  # (K,) or (..., K)
 ) -> None:
-    if not isinstance(scores, Tensor):
-        raise TypeError(f"scores: expected a tensor, got {type(scores).__name__}")
+    check_tensor(scores, "scores")
     if scores.dtype not in SUPPORTED_DTYPES:
         raise TypeError(f"scores: expected dtype float16, bfloat16, float32 or float64, got {scores.dtype}")
     if scores.dim() < 2:
@@ -155,8 +161,7 @@ def _check(
     ):
         if shares is None:
             continue
-        if not isinstance(shares, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(shares).__name__}")
+        check_tensor(shares, name)
         if tuple(shares.shape) not in ((size,), (*batch, size)):
             expected = f"({size},)" + (f" or {(*batch, size)}" if batch else "")
             raise ValueError(f"{name}: expected shape {expected}, got {tuple(shares.shape)}")

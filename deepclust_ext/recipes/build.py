@@ -10,10 +10,13 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from deepclust_ext.backbones import load_backbone
-from deepclust_ext.data import NeighborView, make_view
+from deepclust_ext.backbones.rows import LARGEST, ROWS_NETWORK
+from deepclust_ext.data import Features, NeighborView, make_view
 from deepclust_ext.data.views import seen_by, takes_places
+from deepclust_ext.data.words import item_of
 from deepclust_ext.inference import IndexedImages
 from deepclust_ext.methods import ClusteringMethod
+from deepclust_ext.ops._checks import counted
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.schema import Recipe
 from deepclust_ext.training import TrainConfig, Trainer, seed_everything
@@ -89,10 +92,16 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
         if count is not None and len(images) != count:
             setting = "data.images" if name == MAIN else f"data.{name}"
             own = f'; recipes.load(..., {{"{setting}": {len(images)}}}) is for your own'
-            raise ValueError(f"{setting}: expected {count} images, {as_in}, got {len(images)}{own}")
+            raise ValueError(f"{setting}: expected {counted(count, item_of(source))}, {as_in}, got {len(images)}{own}")
         image = images[0][0].unsqueeze(0)
         if image.shape[1] != expected.channels:
             raise ValueError(f"data.channels: expected {expected.channels}, {as_in}, got {image.shape[1]} in {name}")
+        if recipe.backbone.name == ROWS_NETWORK and isinstance(source, Features) and source.largest > LARGEST:
+            raise ValueError(
+                f"data: expected numbers within {LARGEST:g} for {recipe.method}, whose network adds up their squares, "
+                f"got {source.largest:.3g}; divide all of them by one number, or take NeighborHead or TURTLE, which see"
+                " directions alone"
+            )
         for where, view in views.items():
             fit_neighbors([view], TensorDataset(image))  # itself, for want of others
             size = tuple(seen_by(view, image, torch.zeros(1, dtype=torch.int64, device="cpu")).shape[2:])

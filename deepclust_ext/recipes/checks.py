@@ -1,6 +1,8 @@
 """From what YAML holds to dataclasses: unknown keys and wrong types are errors that say what to write."""
 
 import difflib
+import math
+import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -10,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 T = TypeVar("T")
 
 #: What a type is called in a message.
-WORDS: dict[Any, str] = {float: "a number", int: "an integer", str: "text", bool: "true or false"}
+WORDS: dict[Any, str] = {float: "a finite number", int: "an integer", str: "text", bool: "true or false"}
 
 
 def build(kind: type[T], values: Any, where: str) -> T:
@@ -73,9 +75,9 @@ def check(value: Any, kind: Any, where: str) -> Any:
             raise ValueError(f"{where}: expected keys and values, got {value!r}")
         return {check(key, parts[0], where): check(entry, parts[1], f"{where}.{key}") for key, entry in value.items()}
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and is_number:
+    if kind is float and is_number and abs(value) <= sys.float_info.max:  # NaN is not
         return float(value)
-    if type(value) is kind:
+    if type(value) is kind and kind is not float:
         return value
     raise ValueError(f"{where}: expected {WORDS.get(kind, kind)}, got {value!r}{_trap(value, kind)}")
 
@@ -105,6 +107,8 @@ def _trap(value: Any, kind: Any) -> str:
         try:
             number = float(value)
         except ValueError:
+            return ""
+        if not math.isfinite(number):
             return ""
         return f"; YAML reads this as text, so write {_as_yaml(number) if kind is float else int(number)}"
     return ""

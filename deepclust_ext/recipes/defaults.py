@@ -8,7 +8,7 @@ import torch
 from deepclust_ext.backbones.small import SIDES
 from deepclust_ext.data import Images
 from deepclust_ext.methods import OptimizerSettings
-from deepclust_ext.ops._checks import check_integer, check_type
+from deepclust_ext.ops._checks import check_integer, check_type, counted
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.look import MARGIN, PLAIN, Look, look
 from deepclust_ext.recipes.schema import Backbone, Data, Recipe
@@ -157,11 +157,12 @@ def _epochs(method: str, large: bool, count: int, size: int, on_gpu: bool) -> tu
     # Steps decide: as many as for 2,000 images, but each image at most four times as often and half as often at least.
     wanted = round(usual * min(max(COUNT_OF_SCHEDULES / count, 0.5), 4.0))
     if on_gpu:
-        return wanted, f"{wanted} epochs"
+        return wanted, counted(wanted, "epoch")
     epoch = seconds_per_image(size) * count
     epochs = min(wanted, max(int(SECONDS / epoch), FEWEST_EPOCHS))
     shorter = "" if epochs == wanted else f", of {wanted} that a GPU would have time for"
-    return epochs, f"{epochs} epochs{shorter}: about {math.ceil(epochs * epoch / 60)} minutes of one core without a GPU"
+    minutes = counted(math.ceil(epochs * epoch / 60), "minute")
+    return epochs, f"{counted(epochs, 'epoch')}{shorter}: about {minutes} of one core without a GPU"
 
 
 def seconds_per_image(size: int) -> float:

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from deepclust_ext.backbones.rows import ROWS_NETWORK
 from deepclust_ext.data import Features
 from deepclust_ext.methods import OptimizerSettings
-from deepclust_ext.ops._checks import check_integer, check_type
+from deepclust_ext.ops._checks import check_integer, check_type, counted
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.schema import Backbone, Data, Recipe
 from deepclust_ext.training import KMeansSettings, LearningRate, Phase
@@ -73,7 +74,7 @@ def features_recipe(features: Features, num_clusters: int, *, method: str | None
         name=f"{method.lower()}-features",
     )
     searched = "of all pairs" if not cells else f"within {cells} cells, since comparing all pairs would take long"
-    reasons = [f"{count:,} rows of {columns} features, {features.kind}"]
+    reasons = [f"{count:,} rows of {counted(columns, 'feature')}, {features.kind}"]
     if num_views > 1:
         reasons.append(f"{neighbors} neighbors of each row, found {searched}")
     return recipe, [*reasons, f"{epochs} epochs in batches of {batch_size}"]
@@ -98,7 +99,7 @@ def _from_labels(epochs: int, share: int) -> tuple[Phase, ...]:
     return scaled((Phase("labels", 1, {"images": "labels"}, "once"), Phase("main", share, {"images": "all"})), epochs)
 
 
-_BACKBONES = dict.fromkeys(("HaDis", "CLC"), "deepclust_ext.backbones.rows:rows_network")
+_BACKBONES = dict.fromkeys(("HaDis", "CLC"), ROWS_NETWORK)
 _PHASES: dict[str, Callable[[int], tuple[Phase, ...]]] = {
     "NeighborHead": lambda epochs: _from_labels(epochs, 9),
     "HaDis": lambda epochs: (Phase("main", epochs, {"images": "all"}, pseudo_labels=5),),

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, normalize
+from torch.nn.functional import adaptive_avg_pool2d
 
 from deepclust_ext.data import Images
 from deepclust_ext.data._checks import in_float32
+from deepclust_ext.reference.normalize import l2_normalize
 
 #: Images that are looked at, spread evenly over the data set.
 SAMPLE = 512
@@ -83,7 +84,7 @@ def up_margin(
     """
     centered = thumbnails - thumbnails.mean(dim=(1, 2, 3), keepdim=True)
     turned = torch.stack([torch.rot90(centered, turns, (2, 3)) for turns in range(4)])
-    rows = normalize(turned.flatten(2), dim=2)
+    rows = l2_normalize(turned.flatten(2), dim=2)
     cosines = torch.einsum("nd,tmd->ntm", rows[0], rows)
     cosines.diagonal(dim1=0, dim2=2).fill_(-2)  # an image is no neighbor of its own, however turned
     near = cosines.flatten(1).topk(min(NEIGHBORS, len(rows[0]) - 1), dim=1).indices // len(thumbnails)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from deepclust_ext.backbones.rows import ROWS_NETWORK
 from deepclust_ext.methods import OptimizerSettings
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.schema import Backbone, Data, Recipe
@@ -37,7 +38,7 @@ def rows_recipe(count: int, columns: int, num_clusters: int, *, method: str) -> 
     return Recipe(
         method=method,
         data=Data("rows", "all", count, num_clusters, 1, columns),
-        backbone=Backbone("deepclust_ext.backbones.rows:rows_network"),
+        backbone=Backbone(ROWS_NETWORK),
         views=({"name": "noise", "std": NOISE},) * kind.num_views,
         batch_size=max(min(64, count), 2),
         phases=(Phase("main", 20, pseudo_labels=1 if is_labelled else "never"),),

@@ -4,8 +4,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.tangents import refuse_tangents
 
 
@@ -23,7 +23,7 @@ def kmeans_assign(
     finite = torch.isfinite(rows).all(dim=1) & torch.isfinite(columns).all()  # (N,)
     if metric == "cosine":
         with torch.autocast(rows.device.type, enabled=False):
-            pairs = 1 - normalize(rows, dim=1) @ normalize(columns, dim=1).T  # (N, K)
+            pairs = 1 - l2_normalize(rows, dim=1) @ l2_normalize(columns, dim=1).T  # (N, K)
     else:  # by differences: the form with a matrix product cancels
         pairs = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
     labels = pairs.argmin(dim=1)

@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as l2_normalize
 from torch.nn.functional import pad
 
+from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.tangents import refuse_tangents
 
 

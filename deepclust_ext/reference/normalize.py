@@ -14,9 +14,17 @@ def l2_normalize(
     """Divide rows by max(L2 norm, 1e-12), with gradient 0 at rows whose norm is below that.
 
     torch's own ``normalize`` gives such a row, mostly one of zeros, a gradient of 1e12 times what comes in, beside
-    which clipping by the norm of all gradients leaves nothing of any other row.
+    which clipping by the norm of all gradients leaves nothing of any other row. And where squares or the norm overflow,
+    in float32 from about 1e19 on and in float16 from 65504 on, it gives a row of zeros.
     """
+    largest = rows.detach().abs().amax(dim=dim, keepdim=True)
+    is_large = largest > torch.finfo(rows.dtype).max ** (3 / 8)
+    # A power of two, so that digits stay as they are. It takes the largest number of the dtype to about that limit.
+    factor = {torch.float16: 2.0**-10, torch.float64: 2.0**-640}.get(rows.dtype, 2.0**-80)
+    scale = torch.ones_like(largest).masked_fill(is_large, factor)
+    rows = rows * scale
     norms = rows.norm(dim=dim, keepdim=True)
-    is_short = norms <= MIN_NORM
-    short = rows.detach().to(torch.promote_types(rows.dtype, torch.float32)) / MIN_NORM  # float16 has no such number
-    return torch.where(is_short, short.to(rows.dtype), rows / torch.where(is_short, 1, norms))
+    is_short = norms <= MIN_NORM * scale
+    floor = 1.0 if rows.dtype == torch.float16 else MIN_NORM  # float16 has no such number, and short rows are 0
+    unit = rows / torch.where(is_short, floor, norms)
+    return torch.where(is_short, unit.detach(), unit)

@@ -18,6 +18,7 @@ from deepclust_ext.data.feature_stores import Rows
 from deepclust_ext.data.kept import fault_of, keep_array
 from deepclust_ext.data.stores import Mapped
 from deepclust_ext.inference.pretrained import Pretrained
+from deepclust_ext.ops._checks import counted
 from deepclust_ext.training.files import replacing
 from deepclust_ext.training.ranks import Ranks
 
@@ -33,6 +34,8 @@ class EmbeddedImages(Features):
         images: The images.
         network: What gave the rows.
     """
+
+    item = "image"
 
     def __init__(self, rows: Rows, images: Images, network: Pretrained) -> None:
         self.images, self.network, rows.names = images, network, images.names
@@ -84,7 +87,8 @@ def embed_images(
     images = open_images(3 if len(network.mean) == 3 else None)
     if images.channels != len(network.mean):
         raise ValueError(
-            f"mean: expected {images.channels} numbers, one for each channel of the images, got {len(network.mean)}"
+            f"mean: expected {counted(images.channels, 'number')}, one for each channel of the images, "
+            f"got {len(network.mean)}"
         )
     ranks = Ranks()
     if folder is not None:
@@ -94,7 +98,7 @@ def embed_images(
             return _noted(EmbeddedImages(kept.open(), images, network), f"found in {kept.path}")
     if module is None:
         network, module = network.load()
-    print(f"deepclust-ext: embedding {len(images)} images by {network.name} on {device}", file=sys.stderr)
+    print(f"deepclust-ext: embedding {counted(len(images), 'image')} by {network.name} on {device}", file=sys.stderr)
     rows = network.embed(module, images, device=device, num_workers=num_workers, **ranks.inference()).numpy()
     if folder is None:
         return _noted(EmbeddedImages(Rows("rows", rows), images, network), "not kept")

@@ -19,6 +19,7 @@ from deepclust_ext.distributed import num_ranks
 from deepclust_ext.inference import Trained, device_of, map_images
 from deepclust_ext.inference.pretrained import Pretrained
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
+from deepclust_ext.ops._checks import counted
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_method, make_test_view
 from deepclust_ext.runs.source import Source
@@ -78,6 +79,11 @@ class Run:
         return self.recipe.data.size == 1
 
     @property
+    def item(self) -> str:
+        """What messages call what was clustered: "image", or "row" of a file of features."""
+        return "row" if self.holds_features and self._network is None else "image"
+
+    @property
     def _network(self) -> Pretrained | None:
         """What has embedded the run's images, if anything has."""
         return None if self.record.get("source") is None else self.source.network
@@ -120,8 +126,8 @@ class Run:
         count = len(images)  # type: ignore[arg-type]
         if not data and count != self.record.get("images", count):
             print(
-                f"deepclust-ext: warning: {self.path} was trained on {self.record['images']} images, and there are "
-                f"{count} now",
+                f"deepclust-ext: warning: {self.path} was trained on {counted(self.record['images'], self.item)}, and "
+                f"there are {count} now",
                 file=sys.stderr,
             )
         channels, expected = getattr(images, "channels", None), self.recipe.data.channels
@@ -130,31 +136,37 @@ class Run:
             cure = "; embed --backbone makes rows of images, see docs/features.md" if self.holds_features else ""
             raise ValueError(f"data: expected {kinds[0]}, as {self.path} was trained on, got {kinds[1]}{cure}")
         if isinstance(images, Features) and channels != expected:
-            raise ValueError(f"data: expected rows of {expected} features, as {self.path} has them, got {channels}")
+            wide = counted(expected, "feature")
+            raise ValueError(f"data: expected rows of {wide}, as {self.path} has them, got {channels}")
         if channels not in (None, expected):
             raise ValueError(
-                f"data: expected images of {expected} channels, as {self.path} has them, got {channels}; convert them "
-                "first, to gray by Pillow's convert('L')"
+                f"data: expected images of {counted(expected, 'channel')}, as {self.path} has them, got {channels}; "
+                "convert them first, to gray by Pillow's convert('L')"
             )
         return images
 
 
-def open_run(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Run:
+def open_run(
+    path: str | os.PathLike[str], *, device: torch.device | str = "cpu", weights: str | os.PathLike[str] | None = None
+) -> Run:
     """Return the run that a folder holds; nothing that the folder holds is executed.
 
     Args:
         path: The folder.
         device: Where the method shall compute.
+        weights: Where the weights of the run's frozen network lie, if no longer where they did.
 
     Raises:
         FileNotFoundError: If there is no such folder, or it holds no run.
-        ValueError: If a file of it is damaged.
+        ValueError: If a file of it is damaged, or weights are given and it has no network that reads some.
     """
     path = Path(path)
     if not (path / RECIPE_NAME).is_file():
         found = "nothing" if not path.exists() else f"a folder without {RECIPE_NAME}" if path.is_dir() else "a file"
         raise FileNotFoundError(f"run: expected the folder of a run, such as 'train' makes, at {path}, got {found}")
     recipe, record = recipes.load(path / RECIPE_NAME), read_record(path)
+    if weights is not None:
+        _move_weights(path, record, os.fspath(weights))
     state = RunFolder(path).load()
     with torch.random.fork_rng(devices=()):  # first weights are drawn, and then replaced
         method = make_method(recipe)
@@ -165,6 +177,16 @@ def open_run(path: str | os.PathLike[str], *, device: torch.device | str = "cpu"
     method.to(device)
     centers = None if isinstance(method, ClusterHeadMethod) else _centers(path, method, recipe, record)
     return Run(path, recipe, Trained(method, make_test_view(recipe), centers), state["history"], record)
+
+
+def _move_weights(path: Path, record: dict[str, Any], weights: str) -> None:
+    """Let a record have another file of the weights of its network; what they are, they are compared with later."""
+    network = (record.get("source") or {}).get("network") or {}
+    if network.get("weights") is None:
+        raise ValueError(f"weights: expected none, since {path} has no frozen network from a file, got {weights!r}")
+    if not weights:
+        raise ValueError("weights: expected a file, got an empty name")
+    network["weights"] = weights
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Trained:

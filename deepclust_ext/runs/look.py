@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepclust_ext.data import Features
+from deepclust_ext.ops._checks import counted
 from deepclust_ext.runs.source import Source
 
 #: Kinds of images and reasons that are listed for people at most.
@@ -45,19 +46,20 @@ def describe(source: Source) -> dict[str, Any]:
 
 def format_description(found: Mapping[str, Any]) -> str:
     """Return what :func:`describe` found for a person to read."""
-    lines = [f"{found['images']} images, seen with {found['channels']} channels of {found['dtype']}"]
+    channels = counted(found["channels"], "channel")
+    lines = [f"{counted(found['images'], 'image')}, seen with {channels} of {found['dtype']}"]
     if "features" in found:  # of which the first note says all this
         lines = []
     for kind in found["kinds"][:LISTED] if "features" not in found else ():
         size = f"{kind['width']} x {kind['height']}"
-        lines.append(f"{kind['images']:8} of {size:>11} pixels, {kind['bands']} bands, {kind['type']}")
+        lines.append(f"{kind['images']:8} of {size:>11} pixels, {counted(kind['bands'], 'band')}, {kind['type']}")
     if len(found["kinds"]) > LISTED:
         rest = sum(kind["images"] for kind in found["kinds"][LISTED:])
         lines.append(f"{rest:8} of {len(found['kinds']) - LISTED} other kinds")
     if found["classes"] is not None:
         sizes = found["classes"].values()
-        what = "rows" if "features" in found else "images"
-        lines.append(f"{len(sizes)} classes of {min(sizes)} to {max(sizes)} {what}")
+        largest = counted(max(sizes), "row" if "features" in found else "image")
+        lines.append(f"{counted(len(sizes), 'class')} of {min(sizes)} to {largest}")
     lines += found["notes"]
     reasons = Counter(entry["reason"].split(": ")[-1] for entry in found["skipped"])
     for reason, count in reasons.most_common(LISTED):

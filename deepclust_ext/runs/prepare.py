@@ -13,7 +13,9 @@ from torch.utils.data import Dataset
 from deepclust_ext import recipes
 from deepclust_ext.backbones.load import check_backbone
 from deepclust_ext.data import Features, Images, load_dataset, load_features, load_images
+from deepclust_ext.data.words import item_of
 from deepclust_ext.inference import takes_any_size
+from deepclust_ext.ops._checks import counted
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_config, make_test_view, make_views
 from deepclust_ext.recipes.defaults import default_recipe
@@ -117,7 +119,7 @@ def prepare(
         recipe, reasons = _fitted(named, source, images, wishes), []
     if wishes.epochs is not None:
         recipe = recipe.with_epochs(wishes.epochs)
-        reasons.append(f"{wishes.epochs} epochs, as asked for")
+        reasons.append(f"{counted(wishes.epochs, 'epoch')}, as asked for")
     size = recipe.data.size
     if not takes_any_size(*make_views(recipe)) and isinstance(images, Images) and images.image_size != (size, size):
         source = replace(source, size=size)
@@ -170,8 +172,8 @@ def prepare_to_resume(
     count = len(images)  # type: ignore[arg-type]
     if count != recipe.data.images:
         raise ValueError(
-            f"data: expected {recipe.data.images} images, with which the run in {path} began, got {count}; others need "
-            "a run of their own"
+            f"data: expected {counted(recipe.data.images, item_of(images))}, with which the run in {path} began, "
+            f"got {count}; others need a run of their own"
         )
     return Prepared(recipe, with_unlabelled(recipe, source, images), source, ())
 

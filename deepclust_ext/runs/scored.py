@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from deepclust_ext.evaluation import ClusterScores, Evaluation, evaluate
 from deepclust_ext.inference import Trained
 from deepclust_ext.methods import ClusteringMethod
+from deepclust_ext.ops._checks import counted
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_test_view, make_trainer
 from deepclust_ext.runs.folder import Run
@@ -46,7 +47,8 @@ def train_scored(
     trained = _evaluate(run.trained.method, images, recipe, options)
     baselines = dict(baselines or {})
     method = recipe.method.lower()
-    named = {"k-means, untrained network": untrained.kmeans, f"{method}, {recipe.epochs} epochs": trained.clusters}
+    ours = f"{method}, {counted(recipe.epochs, 'epoch')}"
+    named = {"k-means, untrained network": untrained.kmeans, ours: trained.clusters}
     _print_scores(
         {f"k-means on {name}": scores for name, scores in baselines.items()} | named,
         {"untrained": untrained, "trained": trained},

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.distributed import rank_of
 from deepclust_ext.evaluation import knn_accuracy, score_clusters
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_integer, counted
 from deepclust_ext.runs.folder import Run
 from deepclust_ext.runs.source import labels_of
 
@@ -63,9 +63,10 @@ def score_run(
     return {**scores, "images": len(labels), "classes": len(classes or labels.unique()), "clusters": clusters}
 
 
-def format_scores(scores: Mapping[str, Any]) -> str:
-    """Return scores for a person to read."""
-    lines = [f"{scores['images']} images, {scores['classes']} classes, {scores['clusters']} clusters"]
+def format_scores(scores: Mapping[str, Any], item: str) -> str:
+    """Return scores for a person to read, who calls an image ``item``."""
+    counts = (("images", item), ("classes", "class"), ("clusters", "cluster"))
+    lines = [", ".join(counted(scores[name], noun) for name, noun in counts)]
     named = {"clusters of the run": scores} | ({"k-means on its rows": scores["kmeans"]} if "kmeans" in scores else {})
     lines.append(f"{'':19}    ACC    NMI    ARI  silhouette  smallest and largest cluster")
     for name, found in named.items():

@@ -19,10 +19,11 @@ from torch.utils.data import Dataset
 import deepclust_ext
 from deepclust_ext import recipes
 from deepclust_ext.data import Features
+from deepclust_ext.data.words import item_of
 from deepclust_ext.evaluation import score_clusters
 from deepclust_ext.inference import Trained
 from deepclust_ext.methods import ClusterHeadMethod
-from deepclust_ext.ops._checks import check_seed
+from deepclust_ext.ops._checks import check_seed, counted
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer
 from deepclust_ext.runs import baseline
@@ -168,7 +169,7 @@ def train(
             )
         record["seconds"]["training"] = sum(epoch["seconds"] for epoch in trainer.history)
         if ranks.first:
-            say("embedding and clustering the images")
+            say(f"embedding and clustering the {item_of(images)}s")
         trained, rows, shares = _clustered(trainer, recipe, options)
         record["sizes"] = shares.argmax(1).bincount(minlength=recipe.data.num_clusters).tolist()
         record["status"] = "ended"
@@ -252,9 +253,9 @@ def _say_how_long(trainer: Trainer) -> None:
     """Print an estimate; that of the epochs behind corrects it after each."""
     steps = sum(phase.epochs * trainer.steps_per_epoch(phase) for phase in trainer.config.phases)
     seconds = seconds_of_a_step(trainer)
-    time = f"{steps} steps of {1000 * seconds:.0f} ms: about {in_words(steps * seconds)}"
+    time = f"{counted(steps, 'step')} of {1000 * seconds:.0f} ms: about {in_words(steps * seconds)}"
     if trainer.ranks.first:
-        say(f"{trainer.config.epochs} epochs, {time}")
+        say(f"{counted(trainer.config.epochs, 'epoch')}, {time}")
 
 
 def _record(trainer: Trainer, options: Options, source: Source | None, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,12 +294,13 @@ def closing_words(run: Run) -> str:
     """Return what a person wants to know after a run."""
     sizes, record = run.record["sizes"], run.record
     used = sum(size > 0 for size in sizes)
-    lines = [f"{record['images']} images in {used} of {len(sizes)} clusters, of {min(sizes)} to {max(sizes)} images"]
+    found = f"{counted(record['images'], run.item)} in {used} of {counted(len(sizes), 'cluster')}"
+    lines = [f"{found}, of {min(sizes)} to {counted(max(sizes), run.item)}"]
     if "scores" in record:
         lines.append(", ".join(f"{name.upper()} {record['scores'][name]:.4f}" for name in ("acc", "nmi", "ari")))
     if "baseline" in record:
         lines.append(baseline.in_words(record["baseline"]))
     lines.append(f"{in_words(record['seconds']['total'])}, of which training {in_words(record['seconds']['training'])}")
-    lines.append(f"clusters of all images: {run.path / files.CLUSTERS_NAME}")
+    lines.append(f"clusters of all {run.item}s: {run.path / files.CLUSTERS_NAME}")
     lines.append(f"the page of the run, to open in a browser: {run.path / files.REPORT_NAME}")
     return "\n".join(lines)

@@ -9,11 +9,12 @@ from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias
+from zlib import crc32
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from deepclust_ext import __version__
 from deepclust_ext.inference import IndexedImages
@@ -151,8 +152,9 @@ def fingerprint(data: Dataset[Any]) -> dict[str, Setting]:
     """Return what tells a data set from another one.
 
     That is the number of images, the first one's shape and dtype, the names of all where the data set has them, as
-    ``names``, and the values of up to ``SAMPLE`` images, from the first to the last at equal distances: other values
-    elsewhere go unseen. Values do not count where an image is not the same at every reading.
+    ``names``, and the values of up to ``SAMPLE`` images, from the first to the last at equal distances. Values do not
+    count where an image is not the same at every reading. All values count where the data set knows a hash of them, as
+    ``fingerprint``, and of a TensorDataset; of others values elsewhere go unseen.
     """
     images = IndexedImages(data)
     first, _ = images[0]
@@ -161,6 +163,11 @@ def fingerprint(data: Dataset[Any]) -> dict[str, Setting]:
     first_time, second_time = ([_digest(images[place][0]) for place in places] for _ in range(2))
     same = first_time == second_time
     found["content"] = hashlib.sha256("".join(first_time).encode()).hexdigest() if same else NEVER_THE_SAME
+    every = getattr(data, "fingerprint", None)
+    if isinstance(data, TensorDataset):
+        every = str(crc32(data.tensors[0].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data))
+    if isinstance(every, str):
+        found["values"] = every
     names = getattr(data, "names", None)
     if names is not None:
         found["names"] = hashlib.sha256("\n".join(map(str, names)).encode(errors="surrogateescape")).hexdigest()

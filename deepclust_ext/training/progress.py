@@ -5,8 +5,12 @@ import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
+from torch.utils.data import Dataset
 from tqdm import tqdm
+
+from deepclust_ext.data.words import item_of
 
 LOGGER = logging.getLogger("deepclust_ext")
 
@@ -15,17 +19,19 @@ NOT_SHOWN = ("epoch", "lr")
 
 
 class Progress:
-    """A bar of the steps of a run with images per second and the time that is left, or a line for each epoch.
+    """A bar of the steps of a run with images or rows per second and the time that is left, or a line for each epoch.
 
     Args:
         epochs: Of the whole run.
         steps: Of the whole run.
         done: Steps behind it already.
+        data: What is passed through.
         shown: Whether a person sees anything, as of one rank of several.
     """
 
-    def __init__(self, epochs: int, steps: int, done: int, *, shown: bool = True) -> None:
+    def __init__(self, epochs: int, steps: int, done: int, data: Dataset[Any], *, shown: bool = True) -> None:
         self._epochs, self._steps, self._done, self._shown = epochs, steps, done, shown
+        self._unit = f"{item_of(data)}s/s"
         # disable=None: a bar on a terminal, and nothing elsewhere.
         self._bar = tqdm(total=steps, initial=done, unit="step", disable=None if shown else True, smoothing=0.05)
         self._images, self._since, self._begun, self._first = 0, time.perf_counter(), time.perf_counter(), done
@@ -48,10 +54,12 @@ class Progress:
         rate = self._images / (now - self._since)
         self._images, self._since = 0, now
         shown = {name: f"{value:.3g}" for name, value in record.items() if name not in NOT_SHOWN}
-        self._bar.set_postfix({"epoch": f"{int(record['epoch'])}/{self._epochs}", "images/s": f"{rate:.0f}"} | shown)
+        self._bar.set_postfix({"epoch": f"{int(record['epoch'])}/{self._epochs}", self._unit: f"{rate:.0f}"} | shown)
         terms = ", ".join(f"{name} {value}" for name, value in shown.items())
         left = (now - self._begun) / max(self._done - self._first, 1) * (self._steps - self._done)
-        line = f"epoch {int(record['epoch'])} of {self._epochs}: {terms}, {rate:.0f} images/s, {in_words(left)} left"
+        line = (
+            f"epoch {int(record['epoch'])} of {self._epochs}: {terms}, {rate:.0f} {self._unit}, {in_words(left)} left"
+        )
         LOGGER.info(line)
         if self._bar.disable and self._shown:
             print(line, file=sys.stderr, flush=True)

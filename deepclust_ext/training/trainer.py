@@ -231,7 +231,7 @@ class Trainer:
 
     def _train(self, after_epoch: Callable[[dict[str, float]], Mapping[str, float]] | None) -> None:
         done = self._steps_before(len(self.history)) + self._tally.steps
-        with Progress(self.config.epochs, self._total_steps, done, shown=self.ranks.first) as progress:
+        with Progress(self.config.epochs, self._total_steps, done, self.data[MAIN], shown=self.ranks.first) as progress:
             for epoch in range(len(self.history), self.config.epochs):
                 record = self._train_epoch(epoch, progress)
                 if after_epoch is not None:

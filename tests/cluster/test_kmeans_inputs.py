@@ -320,7 +320,7 @@ def test_partial_fit_goes_on_from_fit() -> None:
     assert kmeans.cluster_centers_.tolist() == [[(0 + 2 + 4 + 5.5) / 4], [11.0]]
     assert kmeans.labels_.tolist() == [0, 1]
     assert kmeans.inertia_ == pytest.approx((5.5 - 2.875) ** 2 + 1)
-    with pytest.raises(ValueError, match="features: expected 1 columns, got 2"):
+    with pytest.raises(ValueError, match="features: expected 1 column, got 2"):
         kmeans.partial_fit([[6.0, 1.0]])
 
 
@@ -346,3 +346,19 @@ def test_a_call_that_fails_changes_nothing() -> None:
     with pytest.raises(ValueError, match="features: expected finite numbers within"):
         kmeans.partial_fit(ROWS.double() * 1e200)  # more than the centers' float32 holds
     assert state(kmeans.partial_fit(ROWS)) == state(KMeans(3, init=START).partial_fit(ROWS).partial_fit(ROWS))
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_by_cosine_rows_may_be_of_any_length(batch_size: int | None) -> None:
+    """A power of two changes no bit of a direction, though squares of such rows are beyond float32."""
+    large = ROWS.float() * 2.0**100
+    ours, expected = (
+        KMeans(3, metric="cosine", batch_size=batch_size, max_iter=5, random_state=0).fit(rows)
+        for rows in (large, ROWS.float())
+    )
+    assert torch.equal(ours.labels_, expected.labels_)
+    assert ours.inertia_ == expected.inertia_
+    assert torch.equal(ours.transform(large), expected.transform(ROWS.float()))
+    large[4, 2] = torch.nan
+    with pytest.raises(ValueError, match="features: expected finite numbers, got NaN or infinity"):
+        ours.predict(large)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,53 @@ def test_new_images_are_embedded_by_the_same_network(folder: Path, capsys: pytes
     assert one_line(capsys).startswith(expected)
 
 
+def test_weights_that_have_moved(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(folder / "new", count=2, seed=1)
+    run = str(folder / "runs" / "run")
+    assert main(["cluster", run, "new", "--out", "before.csv"]) == 0
+    (folder / "w.pth").rename("moved.pth")
+    assert main(["cluster", run, "new", "--out", "after.csv"]) == 1
+    said = one_line(capsys)
+    assert said.startswith(f"deepclust-ext: weights: expected those of {HERE}:build")
+    assert (
+        f"at {folder / 'w.pth'}, found nothing; --weights FILE of cluster, embed, evaluate and sweep says where" in said
+    )
+    moved = ["--weights", "moved.pth"]
+    assert main(["cluster", run, "new", "--out", "after.csv", *moved]) == 0
+    assert Path("after.csv").read_bytes() == Path("before.csv").read_bytes()
+    assert main(["embed", run, "new", "--out", "new.npy", *moved]) == 0
+    assert main(["evaluate", run, "new", "--labels", "folders", *moved]) == 0
+    assert main(["sweep", run, "new", "--clusters", "2:3", "--seeds", "2", *moved]) == 0
+    save(folder / "other.pth", trained(1).state_dict())
+    assert main(["cluster", run, "new", "--out", "other.csv", "--weights", "other.pth"]) == 1
+    assert "that the run was trained with, sha256 " in one_line(capsys)
+    # The rows of the run itself, which every command takes, are made again.
+    (kept,) = Path(run).glob("features-*")
+    kept.unlink()
+    assert main(["cluster", run, *moved]) == 0
+    assert kept.is_file()
+
+
+@pytest.mark.filterwarnings("default:the module of pooling:RuntimeWarning")
+def test_a_run_does_not_go_on_with_rows_of_other_code(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    module, run = folder / "pooling.py", folder / "runs" / "own"
+    code = "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.AvgPool2d(3), nn.Flatten())\n"
+    module.write_text(code)
+    network = ["--backbone", "pooling:build", "--image-size", str(SIZE)]
+    assert train(folder, "own", "--set", "learning_rate={name: constant}", network=network) == 0
+    for kept in run.glob("features-*"):
+        kept.unlink()
+    module.write_text(code.replace("AvgPool2d(3)", "MaxPool2d((3, 3))"))
+    monkeypatch.delitem(sys.modules, "pooling")
+    assert main(["train", "--resume", "--epochs", "3", "--out", str(run)]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "warning: the module of pooling:build has changed since the run was trained" in said[-3]
+    assert said[-1].startswith("deepclust-ext: data.images.content: expected ")
+
+
 def test_rows_that_are_gone_are_embedded_again(folder: Path) -> None:
     run = folder / "runs" / "run"
     before = (run / "clusters.csv").read_bytes()
@@ -220,7 +268,7 @@ def test_what_is_left_out_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtur
         skipped = {row["path"]: row["reason"] for row in csv.DictReader(file)}
     assert set(skipped) == {"bars/white.png", "bars/broken.png"}
     assert skipped["bars/white.png"] == "NaN or infinity"
-    assert "1 rows skipped, first bars/white.png: NaN or infinity" in capsys.readouterr().err
+    assert "1 row skipped, first bars/white.png: NaN or infinity" in capsys.readouterr().err
     opened = open_run(tmp_path / "runs" / "run")
     images: Any = opened.images()
     assert len(images) == len(images.pictures) == len(images.labels) == 24
@@ -238,7 +286,7 @@ def test_gray_images_for_a_network_of_gray_ones(tmp_path: Path, capsys: pytest.C
     (path,) = (tmp_path / "runs" / "gray").glob("features-*")
     assert np.load(path).shape == (24, SIZE * SIZE)
     assert train(tmp_path, "two", "--mean", "0.5,0.5", "--std", "0.5,0.5", network=network) == 1
-    expected = "deepclust-ext: mean: expected 1 numbers, one for each channel of the images, got 2"
+    expected = "deepclust-ext: mean: expected 1 number, one for each channel of the images, got 2"
     assert one_line(capsys) == expected
 
 
@@ -262,6 +310,10 @@ def test_ranks_embed_what_one_process_embeds(tmp_path: Path, pool: Pool) -> None
     ("arguments", "message"),
     [
         (["train", "images", "--weights", "w.pth"], "--weights: expected none without --backbone, got w.pth"),
+        (
+            ["train", "images", "--backbone", f"{HERE}:build", "--weights", ""],
+            "weights: expected a file, got an empty name",
+        ),
         (["train", "images", "--image-size", "9"], "--image-size: expected none without --backbone, got 9"),
         (
             ["train", "images", "--backbone", "small"],

@@ -62,6 +62,16 @@ def test_files_are_sorted_as_the_table_says(mode: str, run: Path, here: Path) ->
     assert len(list((here / "sorted").rglob("*.png"))) == (0 if mode == "list" else 12)
 
 
+def test_the_table_of_sorted_images_lies_among_them(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "new" / "notes.txt").write_text("no image")
+    assert main(["cluster", str(run), "new", "--into", "sorted"]) == 0
+    assert len(read_table(here / "sorted" / "clusters.csv")) == 12
+    assert not (here / "clusters.csv").exists()
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("skipped") == 1
+    assert "1 file skipped, first notes.txt: no image by its name" in said.err
+
+
 def test_the_clusters_of_the_run_itself_are_written_anew(
     run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,7 +169,7 @@ WRONG = [
         ["cluster", "RUN", "array.npy", "--into", "x"],
         "into: expected images that are files of their own, got array.npy[0]",
     ),
-    (["cluster", "RUN", "colors"], "data: expected images of 1 channels"),
+    (["cluster", "RUN", "colors"], "data: expected images of 1 channel"),
     (["cluster", "RUN", "new", "--into", "new/sorted"], "into: expected a folder outside of new, whose images"),
     (["embed", "RUN", "new", "--out", "rows.npy"], "out: expected no file at rows.txt, which is there"),
     (["embed", "RUN", "new", "--format", "csv", "--out", "rows.npz"], "--out: expected a name that ends in .csv"),

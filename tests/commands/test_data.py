@@ -36,7 +36,7 @@ def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["data", str(folder), "--labels", "folders"]) == 0
     printed = capsys.readouterr().out
     assert "62 images, seen with 3 channels of uint8" in printed
-    assert "60 of     12 x 12 pixels, 1 bands, uint8" in printed
+    assert "60 of     12 x 12 pixels, 1 band, uint8" in printed
     assert "3 classes of 20 to 22 images" in printed
     assert "such as notes.txt: no image by its name" in printed
 

@@ -76,7 +76,7 @@ def test_without_matplotlib_it_says_so_and_goes_on(
     options = ("--method", method, "--epochs", "1", "--batch-size", "128", "--profile", "--out", str(tmp_path))
     assert demo.run(parse(*options)) == 0
     printed = capsys.readouterr().out
-    assert all(line in printed for line in ("k-means on pixels", "k-means, untrained network", f"{method}, 1 epochs"))
+    assert all(line in printed for line in ("k-means on pixels", "k-means, untrained network", f"{method}, 1 epoch"))
     assert "no figure, because matplotlib is missing: pip install 'deepclust_ext[plot]'" in printed
     assert "backward" in printed  # the profile
     assert not (tmp_path / "overview.png").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,10 @@ def test_what_is_printed_beside(tmp_path: Path, capsys: pytest.CaptureFixture[st
     path = write_features(tmp_path / "x.npy")
     options = ("--clusters", "3", "--epochs", "1", "--out", str(tmp_path / "run"))
     assert main(["train", str(path), *options, "--labels", str(tmp_path / "x-labels.npy")]) == 0
-    printed = capsys.readouterr().out
+    said = capsys.readouterr()
+    printed = said.out
+    assert re.match(r"90 rows in 3 of 3 clusters, of \d+ to \d+ rows\n", printed)
+    assert "image" not in printed + said.err
     assert "spherical k-means on the features, best of 10 starts: ACC 1.0000, NMI 1.0000, ARI 1.0000; NMI " in printed
     assert in_words({"starts": 1, "agreement": 0.5}) == (
         "spherical k-means on the features, one start: NMI 0.5000 with the clusters of the run"

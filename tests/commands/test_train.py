@@ -126,7 +126,7 @@ def test_what_images_lack_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     options = ["--recipe", str(write_recipe(tmp_path)), "--out", str(tmp_path / "run"), "--set", "optimizer.lr=2e-3"]
     assert main(["train", str(images), *options]) == 0
     said = capsys.readouterr().err
-    assert "1 files skipped, first notes.txt: no image by its name" in said
+    assert "1 file skipped, first notes.txt: no image by its name" in said
     assert said.count("60 images, kept in memory") == 1
     assert recipes.load(tmp_path / "run" / "recipe.yaml").optimizer.lr == 2e-3  # type: ignore[union-attr]
 
@@ -248,7 +248,7 @@ def test_wrong_uses_are_one_line(
         (["--recipe", "nothing.yaml"], "nothing.yaml: cannot be read or written: No such file or directory"),
         (["--recipe", "small.yaml", "--method", "sacc"], "method: expected clc, as the recipe small.yaml has it"),
         (["--recipe", "small.yaml", "--set", "batchsize=3"], "did you mean 'batch_size'?"),
-        (["--recipe", "small.yaml", "--set", "optimizer.lr=fast"], "optimizer.lr: expected a number"),
+        (["--recipe", "small.yaml", "--set", "optimizer.lr=fast"], "optimizer.lr: expected a finite number"),
         (["--recipe", "small.yaml", "--set", "batch_size=0"], "batch_size: expected at least 2"),
         (["--recipe", "small.yaml", "--set", "test_view.size=x"], "test_view.size: expected an integer"),
         (["--recipe", "small.yaml", "--score-every", "1"], "score_every: expected 0 without labels, got 1"),

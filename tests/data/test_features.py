@@ -197,7 +197,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_rows_of_zeros_counted(
     np.testing.assert_array_equal(matrix(features), values[kept].astype(np.float32))
     assert [features.names[place] for place in features.zeros] == ["x.npy[3]", "x.npy[8]"]
     assert features[2:].zeros.tolist() == [0, 3]
-    assert "2 rows of zeros, first x.npy[3]: they have no direction and no neighbors" in features.notes
+    assert "2 rows of zeros, first x.npy[3]: no direction and no neighbors" in features.notes
     assert "3 rows skipped, first x.npy[1]: NaN or infinity" in features.notes
     features.write_skipped(tmp_path / "skipped.csv")
     assert (tmp_path / "skipped.csv").read_text().splitlines()[1] == "x.npy[1],NaN or infinity"
@@ -241,7 +241,7 @@ def test_a_text_beside_that_is_no_list_of_names(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("notes of mine\n")
     features = load_features(tmp_path / "x.npy")
     assert features.names[1] == "x.npy[1]"
-    assert "x.txt has 1 lines for 13 rows, so it is no list of names" in features.notes
+    assert "x.txt has 1 line for 13 rows, so it is no list of names" in features.notes
 
 
 def test_several_files(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_data_set_like_any_other(tmp_path: Path) -> None:
         ("x.csv", b"path,label\na,1\n", "x.csv: expected the columns path, 0, 1 and so on, as embed writes them"),
         ("x.csv", b"path,0,1\na,1\n", "x.csv, line 2: expected 2 numbers, got 2 columns"),
         ("x.csv", b"path,0\n" + b"a" * 200_000 + b",1\n", "x.csv: expected a table as embed writes it: field larger"),
-        ("x.csv", b"path,0\na,b\n", "x.csv, line 2: expected 1 numbers, got could not convert"),
+        ("x.csv", b"path,0\na,b\n", "x.csv, line 2: expected 1 number, got could not convert"),
         ("x.png", b"", "x.png: expected a file of features, .npy, .npz, .safetensors, .parquet, .csv, got another"),
     ],
 )

@@ -56,6 +56,13 @@ def test_cells_find_nearly_all_and_never_the_row_itself() -> None:
     assert torch.equal(neighbor_table(rows, 6, cells=1), exact)
 
 
+def test_rows_of_any_length_have_the_same_neighbors() -> None:
+    """A power of two changes no bit of a direction, though squares of such rows are beyond float32."""
+    rows = torch.randn(300, 6)
+    for cells in (0, 20):
+        assert torch.equal(neighbor_table(2.0**100 * rows, 4, cells=cells), neighbor_table(rows, 4, cells=cells))
+
+
 def test_each_neighbor_is_drawn_as_often_as_the_others(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float16)
     np.save(tmp_path / "x.npy", rows)

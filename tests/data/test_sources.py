@@ -76,16 +76,14 @@ class TestFolders:
 
     def test_no_image_at_all(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("hello")
-        with pytest.raises(
-            ImageError, match="expected images, got none; 1 files were skipped, first notes.txt: no image by"
-        ):
+        with pytest.raises(ImageError, match="expected images, got none; skipped 1 file, first notes.txt: no image by"):
             load_images(tmp_path)
         (tmp_path / "a.png").write_bytes(b"x")
-        with pytest.raises(ImageError, match="expected images, got none; 2 files were skipped"):
+        with pytest.raises(ImageError, match="expected images, got none; skipped 2 files"):
             load_images(tmp_path)
 
     def test_no_image_in_a_batch_or_a_store(self, tmp_path: Path) -> None:
-        with pytest.raises(ImageError, match="expected images, got none; 0 files were skipped"):
+        with pytest.raises(ImageError, match="expected images, got none; skipped 0 files"):
             Images(Files([]))
         save(tmp_path / "a.png")
         for cache in ("ram", "none"):
@@ -235,7 +233,7 @@ class TestOtherSources:
         beyond[0] /= 255
         (note,) = (note for note in load_images(beyond).notes if "floats" in note)
         low, high = beyond[1].min(), beyond[1].max()
-        assert note.startswith(f"1 images of floats, of which 0 is black and 1 is white, go from {low:g} to {high:g}")
+        assert note.startswith(f"1 image of floats, 0 being black and 1 white, from {low:g} to {high:g}")
         assert not any("floats" in note for note in load_images(beyond, scale="percentile").notes)
 
     def test_two_folders_of_one_name(self, tmp_path: Path) -> None:
@@ -280,7 +278,7 @@ class TestKinds:
         images = load_images(tmp_path)
         np.testing.assert_array_equal(hwc(images[0]), np.repeat(gray, 3, axis=2))
         np.testing.assert_array_equal(hwc(images[1]), color)
-        assert any("1 gray images among colored ones" in note for note in images.notes)
+        assert any("1 gray image among colored ones" in note for note in images.notes)
 
     def test_other_numbers_of_bands_stop(self, tmp_path: Path) -> None:
         for name, bands in (("a.tif", 5), ("b.tif", 5), ("c.tif", 8)):
@@ -298,7 +296,7 @@ class TestKinds:
         images = load_images(tmp_path, scale="percentile", size=size)
         valid = values[values > 0]
         assert images.range == pytest.approx(np.percentile(valid, [0.1, 99.9]), abs=1)
-        assert "1 images lack 128 values, which became 0" in images.notes
+        assert "128 values missing in 1 image, taken for 0" in images.notes
         low, high = images.range  # type: ignore[misc]
         if size is None:
             np.testing.assert_allclose(images[1][0], (values[1] - low) / (high - low), atol=1e-6)
@@ -335,9 +333,9 @@ class TestKinds:
 
     def test_memory_decides_what_is_kept(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save(tmp_path / "a.png")
-        assert "1 images, kept in memory" in load_images(tmp_path).notes
+        assert "1 image, kept in memory" in load_images(tmp_path).notes
         monkeypatch.setattr(os, "sysconf", lambda name: 10)
-        assert "1 images, read from their files each time" in load_images(tmp_path).notes
+        assert "1 image, read from their files each time" in load_images(tmp_path).notes
 
     @pytest.mark.parametrize(
         "settings", [{"size": 0}, {"scale": "minmax"}, {"cache": "tape"}, {"on_error": "ignore"}], ids=str

@@ -224,7 +224,7 @@ def test_views_by_name_are_the_functions_and_classes() -> None:
             "blur_kernel: expected an odd number, got 4",
         ),
         ({"name": "contrastive", "size": 32, "mean": [0.5]}, "mean, std: expected both or neither, got .0.5. and None"),
-        ({"name": "resize", "size": 32, "mean": [0.5], "std": [1, 1]}, "std: expected 1 numbers like mean, got 2"),
+        ({"name": "resize", "size": 32, "mean": [0.5], "std": [1, 1]}, "std: expected 1 number like mean, got 2"),
         ({"name": "resize", "size": 32, "mean": [0.5], "std": [0]}, r"std: expected positive numbers, got \(0,\)"),
         (
             {"name": "resize", "size": 32, "interpolation": "nearest"},
@@ -292,7 +292,7 @@ def test_settings_of_a_wrong_type_are_named(settings: dict[str, Any], message: s
 
 
 def test_channels_must_fit_the_mean() -> None:
-    with pytest.raises(ValueError, match="mean: expected 1 numbers, one for each channel, got 3"):
+    with pytest.raises(ValueError, match="mean: expected 1 number, one for each channel, got 3"):
         strong_view(32)(photographs(channels=1))
 
 

@@ -119,6 +119,7 @@ class Harmful:
         ({"state_dict": {"a": torch.ones(1)}, "config": Harmful()}, "holds more than tensors and plain values"),
         (torch.ones(3), "expected a state dict in .*w.pth, got Tensor"),
         ({"epoch": 3}, "expected one state dict in .*w.pth, got the keys epoch"),
+        ({}, "weights: expected a state dict in w.pth, got an empty one"),
         (b"PK\x03\x04 and no more", "a file that is damaged"),
         (b"", "a file that is damaged"),
     ],
@@ -141,6 +142,8 @@ def test_files_that_are_missing_or_cut_off(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.pth")
     with pytest.raises(FileNotFoundError, match="found a folder"):
         read_weights(tmp_path)
+    with pytest.raises(ValueError, match="weights: expected tensors in .*none.safetensors, got none"):
+        read_weights(save(tmp_path / "none.safetensors", {}))
     path = save(tmp_path / "w.safetensors", trained().state_dict())
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="w.safetensors: expected a whole file of safetensors"):

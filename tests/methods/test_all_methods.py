@@ -1,13 +1,15 @@
 """What every method keeps to, by its sample in tests/methods/methodsamples.py."""
 
+from collections.abc import Callable
+from functools import partial
 from inspect import isabstract, signature
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepclust_ext import methods
-from deepclust_ext.methods import ClusteringMethod, OptimizerSettings
+from deepclust_ext.methods import TURTLE, ClusteringMethod, NeighborHead, OptimizerSettings
 from tests.methods.methodsamples import METHODS, NUM_CLUSTERS, MethodSample, collapsed, make_views
 
 BATCH = 4 * NUM_CLUSTERS  # below, SACC warns
@@ -162,6 +164,22 @@ def test_a_collapse_is_named_and_a_training_batch_is_none(sample: MethodSample) 
 @pytest.mark.parametrize("surplus", [-1, 1])
 def test_number_of_views_is_checked(sample: MethodSample, surplus: int) -> None:
     views: list[Tensor] = make_views(sample.num_views + surplus)
-    message = f"views: expected {sample.num_views} tensors, got {len(views)}"
+    message = f"views: expected {sample.num_views} tensors?, got {len(views)}"
     with pytest.raises(ValueError, match=message):
         sample.method().training_step(views)
+
+
+@pytest.mark.parametrize("make", [partial(NeighborHead, hidden_dim=0), TURTLE])
+def test_features_of_any_length_are_learned_from_alike(make: Callable[..., ClusteringMethod]) -> None:
+    """A power of two changes no bit of a direction, though squares of such features are beyond float32."""
+    results = []
+    for scale in (1.0, 2.0**100):
+        torch.manual_seed(0)
+        method = make(nn.Flatten(), 6, 3)
+        views = [scale * view for view in torch.randn(method.num_views, 8, 6, 1, 1)]
+        with torch.no_grad():
+            _, logged = method.training_step(views)
+            rows, shares = method.inference_network()(views[0])
+        results.append([*logged.values(), rows, shares])
+    for small, large in zip(*results, strict=True):
+        assert torch.equal(small, large)

@@ -104,3 +104,24 @@ def test_number_of_clusters() -> None:
         assert same_bits(ours, plain)
     with pytest.raises(TypeError, match="^num_clusters: expected an integer, got True"):
         kmeans_update(features, labels, True)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("op", SAMPLE_INPUTS)
+def test_tensors_that_are_not_dense(op: str) -> None:
+    function, seen = getattr(deepclust_ext, op), set()
+    for sample in SAMPLE_INPUTS[op](torch.float32, "cpu"):
+        given = dict(zip(inspect.signature(function).parameters, sample.args, strict=False)) | sample.kwargs
+        if given.get("num_neighbors") == 0:  # most arguments are not read then
+            continue
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or name in seen or not value.dim():
+                continue
+            seen.add(name)
+            for other, got in (
+                (value.to_sparse(), "layout torch.sparse_coo"),
+                (torch.nested.as_nested_tensor([value, value]), "a nested one"),
+            ):
+                with pytest.raises(TypeError, match=f"^{name}: expected a dense tensor, got {got}$"):
+                    function(**given | {name: other})
+    assert seen

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deepclust_ext import nearest_neighbors, reference
+from deepclust_ext import diffused_neighbor_gather, nearest_neighbors, reference
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES
 from tests.helpers import EMULATED, peak_extra_megabytes, results_by_instruction_set, same_bits
 
@@ -82,7 +82,7 @@ def test_exact_with_many_ties(
     bank *= 2.0 ** torch.randint(-3, 4, (count, 1), generator=generator)
     options: dict[str, Any] = {"k": k}
     if excludes:
-        options["exclude"] = torch.randint(-1, max(count, 1), (rows,), generator=generator)
+        options["exclude"] = torch.randint(-1, count, (rows,), generator=generator)
     if masks:
         options["valid"] = torch.rand(count, generator=generator) < 0.6
     cosines, indices = nearest_neighbors(query.to(dtype), bank.to(dtype), **options)
@@ -374,3 +374,12 @@ def test_memory_does_not_grow_with_the_bank(dtype: str) -> None:
         "deepclust_ext.nearest_neighbors(query, bank, k=10, valid=valid)",
     )
     assert extra <= 4
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("op", [nearest_neighbors, diffused_neighbor_gather])
+@pytest.mark.parametrize("wrong", [-2, 4, 10**12])
+def test_an_excluded_row_that_the_bank_does_not_have(op: Any, wrong: int) -> None:
+    options: dict[str, Any] = {"k": 2} if op is nearest_neighbors else {"num_neighbors": 2}
+    with pytest.raises(ValueError, match=f"^exclude: expected rows of bank, 0 to 3, or -1 for none, got {wrong}$"):
+        op(torch.ones(3, 2), torch.tensor(BANK), exclude=torch.tensor([0, wrong, -1]), **options)

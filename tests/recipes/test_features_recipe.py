@@ -82,3 +82,15 @@ def test_faults_are_named() -> None:
         features_recipe(features(), 61)
     with pytest.raises(TypeError, match="features: expected features of deepclust_ext.data.load_features, got ndarray"):
         features_recipe(np.zeros((3, 3)), 2)  # type: ignore[arg-type]
+
+
+def test_numbers_that_a_perceptron_cannot_take_are_refused(tmp_path: Path) -> None:
+    rows = load_features(features().images_at(range(60)).flatten(1).numpy() * np.float32(1e30))
+    with pytest.raises(
+        ValueError, match=r"data: expected numbers within 1e\+15 for HaDis, .*got .*e\+3.; divide all of them"
+    ):
+        make_trainer(features_recipe(rows, 3, method="HaDis")[0], rows, tmp_path)
+    recipe, _ = features_recipe(rows, 3)
+    trainer = make_trainer(replace(recipe, phases=tuple(replace(p, epochs=1) for p in recipe.phases)), rows, tmp_path)
+    assert all(np.isfinite(list(record.values())).all() for record in trainer.fit())
+    assert len(np.unique(trainer.cluster())) == 3

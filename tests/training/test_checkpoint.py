@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from deepclust_ext.data import RandomAffine
+from deepclust_ext.data import RandomAffine, load_images
 from deepclust_ext.methods import HaDis, OptimizerSettings
 from deepclust_ext.training import KMeansSettings, LearningRate, Phase, TrainConfig, seed_everything
 from deepclust_ext.training import checkpoint as checkpoint_module
@@ -242,6 +243,20 @@ def test_other_pixels_of_the_sample_are_another_data_set(place: int) -> None:
     data.images[place, 0, 7, 7] += 1e-3
     assert (checkpoint_module.fingerprint(data) != before) == (place in sample)
     assert {0, 49} <= sample
+
+
+def test_every_pixel_counts_where_that_costs_little() -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(100, 4, 4), dtype=np.uint8)
+    other = pixels.copy()
+    other[1, 2, 2] ^= 1  # an image that is not in the sample
+
+    def as_tensors(values: Any) -> Any:
+        return TensorDataset(torch.from_numpy(values).unsqueeze(1))
+
+    for make in (as_tensors, load_images):
+        found = [checkpoint_module.fingerprint(make(values)) for values in (pixels, pixels.copy(), other)]
+        assert found[0] == found[1]
+        assert [name for name in found[0] if found[0][name] != found[2][name]] == ["values"]
 
 
 def test_images_that_are_never_the_same_have_no_content() -> None:
