@@ -72,7 +72,8 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("debias") = 0.0, pybind11::arg("class_a") = pybind11::none(),
         pybind11::arg("class_b") = pybind11::none(), pybind11::arg("class_temperature") = 1.0,
         pybind11::arg("queue") = pybind11::none(), pybind11::arg("class_queue") = pybind11::none(),
-        pybind11::arg("normalize") = true, pybind11::arg("reduction") = "mean", pybind11::arg("keep_gradient") = false);
+        pybind11::arg("normalize") = true, pybind11::arg("reduction") = "mean", pybind11::arg("keep_gradient") = false,
+        pybind11::arg("part") = 0, pybind11::arg("parts") = 1);
   m.def("fused_hsd_loss", deepclust::fused_hsd_loss, pybind11::arg("teacher"), pybind11::arg("student"),
         pybind11::kw_only(), pybind11::arg("temperature") = 0.5, pybind11::arg("normalize") = true,
         pybind11::arg("reduction") = "mean");

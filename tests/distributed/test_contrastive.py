@@ -152,6 +152,14 @@ def test_a_number_that_is_not_finite_reaches_all_ranks(pool: Pool, form: str) ->
         assert all(bool(gradient.isnan().all()) for gradient in gradients)
 
 
+@pytest.mark.parametrize("form", ["plain", "hard"])
+def test_ranks_that_all_have_no_sample(pool: Pool, form: str) -> None:
+    inputs = inputs_of(0, True, torch.float32)
+    for loss, *gradients in run(pool, 2, [0, 0], inputs, FORMS[form]):
+        assert float(loss) == 0
+        assert [gradient.shape for gradient in gradients] == [x.shape for x in inputs]
+
+
 def test_one_process_without_a_group_is_the_op() -> None:
     inputs = inputs_of(5, False, torch.float32)
     assert torch.equal(over_ranks(*inputs, temperature=0.3), fused_contrastive_loss(*inputs, temperature=0.3))
