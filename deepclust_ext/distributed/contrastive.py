@@ -108,16 +108,17 @@ def fused_contrastive_loss(
     dtype = result = result_dtype(z_a)
     wide = torch.promote_types(dtype, torch.float32)
     with torch.autocast(z_a.device.type, enabled=False):
-        a, b = (unit_rows(z.to(wide)) if normalize else z.to(wide) for z in (z_a, z_b))
         divisor = temperature
         if isinstance(temperature, Tensor):  # as in the op: rows are divided by its root, which finds its gradient
             root = temperature.to(wide).rsqrt()
-            a, b = z_a, z_b = a * root, b * root
+            z_a, z_b = (_normalized(z.to(wide), normalize) * root for z in (z_a, z_b))
             dtype, divisor, normalize = wide, 1.0, False
         assert isinstance(divisor, float)
         rows = Rows(z_a, z_b, class_a, class_b)
         options = Options(divisor, hardness, class_temperature, normalize)
         sums = _sums_over_all(rows, options, shards, group, dtype)
+        # After the sums, so that backward comes to these rows first and frees them.
+        a, b = (_normalized(z.to(wide), normalize) for z in (z_a, z_b))
         positive = (a * b).sum(dim=1).double() / divisor
         if class_a is not None and class_b is not None:
             positive = positive + (class_a.to(wide) * class_b.to(wide)).sum(dim=1).double() / class_temperature
@@ -126,6 +127,13 @@ def fused_contrastive_loss(
         if reduction != "none":
             losses = losses.sum() * len(shards.sizes) / (max(2 * shards.total, 1) if reduction == "mean" else 1)
     return losses.to(result)
+
+
+def _normalized(
+    rows: Tensor,  # (n, D)
+    normalize: bool,
+) -> Tensor:
+    return unit_rows(rows) if normalize else rows
 
 
 def _sums_over_all(
