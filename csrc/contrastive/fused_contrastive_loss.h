@@ -12,6 +12,10 @@
 // weights; second derivatives are an error. Any size of the scores is safe. Deterministic, independent of the thread
 // count; nothing of size N x N is kept. Offsets are 64-bit. Sources: arXiv 2002.05709 (NT-Xent), 2010.04592 (hardness,
 // debias), 1911.05722 (queue), 2306.05439 (class vectors).
+//
+// Several processes that have the same two views can share the pairs of rows: `part` of `parts` computes its own alone.
+// With parts > 1 an anchor's loss is log G_i of its negatives in this part, without R, and -inf without any; it has no
+// positive, and row_values are its derivatives. Backward with the same part adds what the part's scores give.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -41,12 +45,16 @@ FusedContrastiveLossOutputs fused_contrastive_loss(const at::Tensor& z_a,  // (B
                                                    double class_temperature,
                                                    const std::optional<at::Tensor>& queue,        // (M, D)
                                                    const std::optional<at::Tensor>& class_queue,  // (M, K)
-                                                   bool normalize, std::string_view reduction, bool keep_gradient);
+                                                   bool normalize, std::string_view reduction, bool keep_gradient,
+                                                   int64_t part, int64_t parts);
 
 void check_fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, double temperature, double hardness,
                                   double debias, const std::optional<at::Tensor>& class_a,
                                   const std::optional<at::Tensor>& class_b, double class_temperature,
                                   const std::optional<at::Tensor>& queue, const std::optional<at::Tensor>& class_queue,
-                                  std::string_view reduction);
+                                  std::string_view reduction, int64_t part, int64_t parts);
+
+// Raises the errors of `part` and `parts`.
+void check_contrastive_part(int64_t part, int64_t parts, double debias, const std::optional<at::Tensor>& queue);
 
 }  // namespace deepclust

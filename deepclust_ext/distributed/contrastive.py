@@ -1,12 +1,12 @@
-"""The contrastive loss of a batch that is shared out: a rank owns its anchors and streams the rows of all ranks by."""
+"""The contrastive loss of a batch that is shared out: a rank owns its anchors, whose negatives are the rows of all."""
 
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from deepclust_ext import ops
-from deepclust_ext.distributed.exchange import gather_rows
+from deepclust_ext import _extension, ops
+from deepclust_ext.distributed.exchange import gather_rows, to_owners
 from deepclust_ext.distributed.group import Shards, resolve_group, shards_of
 from deepclust_ext.distributed.log_sums import NO_SUM, NO_WEIGHT, Options, Rows, log_sums_of
 from deepclust_ext.ops._checks import (
@@ -47,10 +47,11 @@ def fused_contrastive_loss(
     r"""Compute :func:`deepclust_ext.fused_contrastive_loss` of a batch whose samples are shared out over ranks.
 
     The negatives of an anchor are the rows of all ranks, or the ``queue``, which is to be the same on each. A rank owns
-    its 2n anchors. It gathers all rows once, in their dtype, and streams them through the kernels of the op: memory is
-    O(N D), and nothing is of size n x N. The gradients of other ranks' rows go back to these in one exchange. Pairs
-    within a rank are computed once, as in one process; a pair of rows of two ranks is computed by both. Results do not
-    depend on the order in which ranks arrive.
+    its 2n anchors. It gathers all rows once, in their dtype, and nothing is of size n x N: memory is O(N D). The
+    gradients of other ranks' rows go back to these. On the CPU every pair of rows is computed by one rank: each takes
+    its part of all pairs, and sends the owners of the anchors its sums over them. On CUDA and without the native
+    library a rank computes all pairs of its own anchors, and so two ranks both compute those between them. Results do
+    not depend on the order in which ranks arrive.
 
     With reduction "mean" or "sum", the *mean over the ranks* of what they return is the loss of the whole batch: the
     mean over a rank's own anchors times P n / N, for P ranks of n and N samples, or P times their sum. Gradients add up
@@ -103,36 +104,86 @@ def fused_contrastive_loss(
             reduction=reduction,
         )
         return loss * {"mean": shards.weight, "sum": len(shards.sizes), "none": 1}[reduction]
+    assert group is not None
     dtype = result = result_dtype(z_a)
     wide = torch.promote_types(dtype, torch.float32)
     with torch.autocast(z_a.device.type, enabled=False):
-        a, b = (unit_rows(z.to(wide)) if normalize else z.to(wide) for z in (z_a, z_b))
         divisor = temperature
         if isinstance(temperature, Tensor):  # as in the op: rows are divided by its root, which finds its gradient
             root = temperature.to(wide).rsqrt()
-            a, b = z_a, z_b = a * root, b * root
+            z_a, z_b = (_normalized(z.to(wide), normalize) * root for z in (z_a, z_b))
             dtype, divisor, normalize = wide, 1.0, False
         assert isinstance(divisor, float)
         rows = Rows(z_a, z_b, class_a, class_b)
         options = Options(divisor, hardness, class_temperature, normalize)
         sums = _sums_over_all(rows, options, shards, group, dtype)
+        # After the sums, so that backward comes to these rows first and frees them.
+        a, b = (_normalized(z.to(wide), normalize) for z in (z_a, z_b))
         positive = (a * b).sum(dim=1).double() / divisor
         if class_a is not None and class_b is not None:
             positive = positive + (class_a.to(wide) * class_b.to(wide)).sum(dim=1).double() / class_temperature
-        losses = losses_of_log_sums(positive.repeat(2), *sums, 2 * shards.total - 2, temperature, hardness, debias)
+        negatives = max(2 * shards.total - 2, 0)
+        losses = losses_of_log_sums(positive.repeat(2), *sums, negatives, temperature, hardness, debias)
         if reduction != "none":
             losses = losses.sum() * len(shards.sizes) / (max(2 * shards.total, 1) if reduction == "mean" else 1)
     return losses.to(result)
+
+
+def _normalized(
+    rows: Tensor,  # (n, D)
+    normalize: bool,
+) -> Tensor:
+    return unit_rows(rows) if normalize else rows
 
 
 def _sums_over_all(
     rows: Rows,  # of this rank
     options: Options,
     shards: Shards,
-    group: "ProcessGroup | None",
+    group: "ProcessGroup",
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Return the logarithms (2n,), float64, of both sums over the negatives, in the order of the ranks."""
+    device = rows.z_a.device.type
+    by_pairs = device == "cpu" and _extension.uses_native(device)
+    sums = _sums_of_shared_pairs if by_pairs else _sums_of_own_anchors
+    by_growth, by_weight = sums(rows, options, shards, group, dtype)
+    return by_growth.clamp(min=NO_SUM).logsumexp(dim=0), by_weight.clamp(min=NO_WEIGHT).logsumexp(dim=0)
+
+
+def _sums_of_shared_pairs(
+    rows: Rows,  # of this rank
+    options: Options,
+    shards: Shards,
+    group: "ProcessGroup",
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of both sums for this rank's anchors, (P, 2n), each over the pairs that one rank computes.
+
+    Every rank takes a part of the pairs of all rows, and sends the owner of an anchor the sums over its part.
+    """
+
+    def of_all(x: Tensor | None) -> Tensor | None:
+        return None if x is None else gather_rows(x, group, shards=shards).to(dtype)
+
+    z_a, z_b, class_a, class_b = (of_all(x) for x in rows[:4])
+    assert z_a is not None
+    assert z_b is not None
+    own_part = options._replace(part=shards.rank, parts=len(shards.sizes))
+    sums = torch.stack(log_sums_of(Rows(z_a, z_b, class_a, class_b), own_part)).view(2, 2, shards.total)
+    parts = to_owners(sums.permute(2, 0, 1), group, shards)  # (P, n, sums, views)
+    by_growth, by_weight = parts.permute(2, 0, 3, 1).flatten(start_dim=2)
+    return by_growth, by_weight
+
+
+def _sums_of_own_anchors(
+    rows: Rows,  # of this rank
+    options: Options,
+    shards: Shards,
+    group: "ProcessGroup",
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Return the logarithms of both sums, (3, 2n), over the ranks before this one, this one, and those after it."""
     sizes = [shards.start, shards.stop - shards.start, shards.total - shards.stop]
 
     def of_others(a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -148,8 +199,5 @@ def _sums_over_all(
     as_anchors = own.doubled()
     before = log_sums_of(as_anchors._replace(queue=features[0], class_queue=classes[0]), options)
     after = log_sums_of(as_anchors._replace(queue=features[1], class_queue=classes[1]), options)
-    parts = (before, log_sums_of(own, options), after)
-    return (
-        torch.stack([part[0].clamp(min=NO_SUM) for part in parts]).logsumexp(dim=0),
-        torch.stack([part[1].clamp(min=NO_WEIGHT) for part in parts]).logsumexp(dim=0),
-    )
+    by_growth, by_weight = zip(before, log_sums_of(own, options), after, strict=True)
+    return torch.stack(by_growth), torch.stack(by_weight)

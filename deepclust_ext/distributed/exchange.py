@@ -46,6 +46,18 @@ def gather_rows(
     return _gathered(x.detach(), shards, group)
 
 
+def to_owners(
+    x: Tensor,  # (N, ...)
+    group: "ProcessGroup",
+    shards: Shards,
+) -> Tensor:
+    """Return what all ranks have found for this rank's rows, (P, n, ...), in the order of the ranks; with gradient.
+
+    Every rank has found something for the rows of all.
+    """
+    return _ToOwners.apply(x, shards, group)  # type: ignore[no-any-return]
+
+
 @torch.compiler.disable
 def sum_over_ranks(
     x: Tensor,
@@ -87,6 +99,21 @@ def exchange(
     return merged.view(-1)[:count].view(x.shape)
 
 
+class _ToOwners(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shards: Shards, group: "ProcessGroup") -> Tensor:
+        ctx.shards, ctx.group = shards, group
+        return _at_owners(x, shards, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        shards = ctx.shards
+        everyone = grad.new_empty(shards.total, *grad.shape[2:])
+        own = [shards.sizes[shards.rank]] * len(shards.sizes)
+        dist.all_to_all_single(everyone, grad.flatten(0, 1).contiguous(), list(shards.sizes), own, group=ctx.group)
+        return everyone, None, None
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shards: Shards, group: "ProcessGroup") -> Tensor:
@@ -95,11 +122,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        shards = ctx.shards
-        own, ranks = shards.sizes[shards.rank], len(shards.sizes)
-        received = grad.new_empty(ranks * own, *grad.shape[1:])
-        dist.all_to_all_single(received, grad.contiguous(), [own] * ranks, list(shards.sizes), group=ctx.group)
-        return sum_in_order(received.view(ranks, own, *grad.shape[1:])), None, None
+        return sum_in_order(_at_owners(grad, ctx.shards, ctx.group)), None, None
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -111,6 +134,18 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return exchange(grad, sum_in_order, ctx.group), None
+
+
+def _at_owners(
+    x: Tensor,  # (N, ...)
+    shards: Shards,
+    group: "ProcessGroup",
+) -> Tensor:
+    """Return what all ranks have for this rank's rows, (P, n, ...)."""
+    own, ranks = shards.sizes[shards.rank], len(shards.sizes)
+    received = x.new_empty(ranks * own, *x.shape[1:])
+    dist.all_to_all_single(received, x.contiguous(), [own] * ranks, list(shards.sizes), group=group)
+    return received.view(ranks, own, *x.shape[1:])
 
 
 def _gathered(

@@ -149,6 +149,8 @@ def fused_contrastive_loss(
         normalize,
         reduction,
         _keeps_gradient(z_a, z_b, class_a, class_b, queue, class_queue),
+        0,
+        1,
     )[0]
 
 
@@ -301,6 +303,8 @@ def _fake(
     normalize: bool = True,
     reduction: str = "mean",
     keep_gradient: bool = False,
+    part: int = 0,
+    parts: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
     anchors = z_a.shape[0] * (2 if queue is None else 1)
@@ -330,6 +334,8 @@ def _fake_backward(
     normalize: bool,
     reduction: str,
     output_mask: Sequence[bool],
+    part: int = 0,
+    parts: int = 1,
 ) -> tuple[Tensor, ...]:
     inputs = (z_a, z_b, class_a, class_b, queue, class_queue)
     return tuple(

@@ -105,12 +105,13 @@ def test_a_learned_temperature_gets_its_gradient(pool: Pool, form: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["plain", "debiased"])
-def test_error_budget(pool: Pool, form: str, dtype: torch.dtype) -> None:
-    sizes = [17, 3]
+@pytest.mark.parametrize("sizes", [[17, 3], [30, 40, 1, 29]], ids=str)
+def test_error_budget(pool: Pool, sizes: list[int], form: str, dtype: torch.dtype) -> None:
     inputs = inputs_of(sum(sizes), False, dtype)
     truth = loss_and_gradients(None, [x.double() for x in inputs], {**FORMS[form]})
     naive = loss_and_gradients(None, inputs, {**FORMS[form]})
-    for got, one, exact in zip(joined(run(pool, 2, sizes, inputs, FORMS[form])), naive, truth, strict=True):
+    answers = run(pool, len(sizes), sizes, inputs, FORMS[form])
+    for got, one, exact in zip(joined(answers), naive, truth, strict=True):
         assert got.dtype == dtype
         assert_error_budget(got, one, exact)
 
@@ -150,6 +151,14 @@ def test_a_number_that_is_not_finite_reaches_all_ranks(pool: Pool, form: str) ->
     for loss, *gradients in run(pool, 2, [3, 3], inputs, FORMS[form]):
         assert bool(loss.isnan())
         assert all(bool(gradient.isnan().all()) for gradient in gradients)
+
+
+@pytest.mark.parametrize("form", ["plain", "hard"])
+def test_ranks_that_all_have_no_sample(pool: Pool, form: str) -> None:
+    inputs = inputs_of(0, True, torch.float32)
+    for loss, *gradients in run(pool, 2, [0, 0], inputs, FORMS[form]):
+        assert float(loss) == 0
+        assert [gradient.shape for gradient in gradients] == [x.shape for x in inputs]
 
 
 def test_one_process_without_a_group_is_the_op() -> None:

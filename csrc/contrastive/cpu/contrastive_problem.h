@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string_view>
@@ -49,23 +50,32 @@ PackedContrastive<T> packed_contrastive(const PackedRows<T>& anchors, const Pack
           .bounded = 2 * (1 + options.hardness) * bound <= kMaxUnshiftedSpan};
 }
 
+// What contrastive_row() gives, of a part of the negatives: of log G of these alone in the place of the loss, without
+// the positive. Its slopes and shift tell the sums, so that parts of them can be put together.
+inline ContrastiveRow row_of_part(const ContrastiveSums& sums, double hardness) {
+  if (sums.sum == 0) return {-std::numeric_limits<double>::infinity(), 0, 0, 0};
+  const bool weighted = hardness > 0;
+  return {sums.shift + std::log(sums.sum) - (weighted ? std::log(sums.weight_sum) : 0), 0, (1 + hardness) / sums.sum,
+          weighted ? hardness / sums.weight_sum : 0};
+}
+
 // The losses of all anchors, and their row_values.
 template <typename T>
-void write_losses(const std::vector<T>& positive, const std::vector<LogSums<T>>& sums,
-                  const ContrastiveOptions& options,
+void write_losses(const std::vector<T>& positive, const std::vector<LogSums<T>>& sums, const Options& options,
                   T* losses,  // (anchors,)
                   T* values   // (kContrastiveValues, anchors)
 ) {
   const int64_t count = static_cast<int64_t>(sums.size());
   at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const ContrastiveRow row =
-          contrastive_row(positive[i], {sums[i].shift, sums[i].sum, sums[i].weight_sum}, options);
+      const ContrastiveSums own{sums[i].shift, sums[i].sum, sums[i].weight_sum};
+      const ContrastiveRow row = options.part.count > 1 ? row_of_part(own, options.loss.hardness)
+                                                        : contrastive_row(positive[i], own, options.loss);
       losses[i] = static_cast<T>(row.loss);
       values[kPositiveSlope * count + i] = static_cast<T>(row.positive_slope);
       values[kSlope * count + i] = static_cast<T>(row.slope);
       values[kWeightSlope * count + i] = static_cast<T>(row.weight_slope);
-      values[kShift * count + i] = options.negatives > 0 ? sums[i].shift : T(0);
+      values[kShift * count + i] = own.sum > 0 ? sums[i].shift : T(0);
     }
   });
 }

@@ -120,7 +120,7 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
     const TwoViews<T> problem(z_a, z_b, class_a, class_b, options);
     if (!problem.is_finite()) return false;
     problem.sum(sums.data(), positive.data());
-    write_losses(positive, sums, options.loss, losses, values);
+    write_losses(positive, sums, options, losses, values);
     return true;
   };
   const auto run_queue = [&] {
@@ -131,7 +131,7 @@ FusedContrastiveLossOutputs loss_of(const at::Tensor& z_a, const at::Tensor& z_b
     std::vector<T> kept_rows((1 + keeps_weights) * kept_size);
     const KeptRows<T> kept{keeps ? kept_rows.data() : nullptr, keeps_weights ? kept_rows.data() + kept_size : nullptr};
     problem.sum(sums.data(), positive.data(), kept);
-    write_losses(positive, sums, options.loss, losses, values);
+    write_losses(positive, sums, options, losses, values);
     if (keeps) problem.write_anchor_gradient(kept, values, anchor_gradient.template mutable_data_ptr<T>());
     return true;
   };
@@ -158,11 +158,12 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cpu(const at::Tensor& z_a,  /
                                                        double class_temperature,
                                                        const OptionalTensor& queue,        // (M, D)
                                                        const OptionalTensor& class_queue,  // (M, K)
-                                                       bool normalize, std::string_view reduction, bool keep_gradient) {
+                                                       bool normalize, std::string_view reduction, bool keep_gradient,
+                                                       int64_t part, int64_t parts) {
   check_fused_contrastive_loss(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
-                               class_queue, reduction);
+                               class_queue, reduction, part, parts);
   const int64_t negatives = queue ? queue->size(0) : std::max<int64_t>(2 * z_a.size(0) - 2, 0);
-  const Options options{{temperature, hardness, debias, class_temperature, negatives}, normalize};
+  const Options options{{temperature, hardness, debias, class_temperature, negatives}, normalize, {part, parts}};
   const auto run = z_a.scalar_type() == at::kDouble ? loss_of<double> : loss_of<float>;
   return run(z_a, z_b, class_a, class_b, queue, class_queue, options, reduction, keep_gradient);
 }
@@ -193,8 +194,9 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward_cpu(
     double class_temperature,
     const OptionalTensor& queue,        // (M, D)
     const OptionalTensor& class_queue,  // (M, K)
-    bool normalize, std::string_view reduction, InputMask output_mask) {
-  const Options options{{temperature, hardness, 0, class_temperature, 0}, normalize};
+    bool normalize, std::string_view reduction, InputMask output_mask, int64_t part, int64_t parts) {
+  check_contrastive_part(part, parts, 0, queue);
+  const Options options{{temperature, hardness, 0, class_temperature, 0}, normalize, {part, parts}};
   InputGradients gradients;
   const bool is_double = z_a.scalar_type() == at::kDouble;
   const bool some = row_values.size(1) > 0;
