@@ -113,8 +113,8 @@ def train(
         KeyboardInterrupt: If the user interrupts, see :func:`deepclust_ext.runs.signals.stopping`.
         OSError: If a file cannot be written; names it.
         RuntimeError: If another run uses the folder.
-        ValueError: If the recipe does not fit the images, the run to resume was another, or there is no start for Boost or
-            one for another method.
+        ValueError: If the recipe does not fit the images, the run to resume was another, or there is no start for
+            Boost, or one for another method.
     """
     options = options or Options()
     since, path = time.perf_counter(), Path(out)
