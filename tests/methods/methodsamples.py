@@ -67,9 +67,8 @@ def small_turtle(**options: Any) -> TURTLE:
 def small_boost(**options: Any) -> Boost:
     """Return a Boost with the same weights at every call, of HaDis unless told otherwise."""
     torch.manual_seed(0)
-    widths = {"hidden_dim": 16, "embedding_dim": 8}
-    options = {"hidden_dim": 16, "base_model": widths, "num_neighbors": 3} | options
-    return Boost(small_backbone(), 36, NUM_CLUSTERS, **options)
+    small: dict[str, Any] = {"hidden_dim": 16, "base_model": {"hidden_dim": 16, "embedding_dim": 8}, "num_neighbors": 3}
+    return Boost(small_backbone(), 36, NUM_CLUSTERS, **small | options)
 
 
 @dataclass
