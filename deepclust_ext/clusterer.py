@@ -24,6 +24,7 @@ from deepclust_ext.data import Images, load_images
 from deepclust_ext.data.stores import Files
 from deepclust_ext.inference import Trained, takes_any_size
 from deepclust_ext.methods import ClusterHeadMethod
+from deepclust_ext.methods.boost import NO_START
 from deepclust_ext.ops._checks import check_integer, check_seed
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer, make_views
@@ -228,6 +229,8 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
             self._method()
             return None
         recipe = self.recipe if isinstance(self.recipe, Recipe) else recipes.load(self.recipe)  # type: ignore[arg-type]
+        if recipe.method == "Boost":
+            raise ValueError(f"recipe: expected one of a method that begins anew, got {recipe.name}, {NO_START}")
         check_backbone(recipe.backbone.name, recipe.backbone.stem)
         return recipe
 

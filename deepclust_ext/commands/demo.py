@@ -35,6 +35,8 @@ def _read_recipes() -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted((Path(__file__).parents[1] / "recipes").glob(f"*{ENDING}.yaml")):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "base" in values["model"]:  # goes on from a run
+            continue
         values["epochs"] = sum(phase["epochs"] for phase in values["phases"])
         found[path.stem.removesuffix(ENDING)] = values
     return found

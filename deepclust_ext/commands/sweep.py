@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**facts, "sweep": [asdict(scores) for scores in results]}, indent=2))
     else:
         print(format_sweep(results))
-        if opened.recipe.method in SCHEDULES:
+        if opened.recipe.method in (*SCHEDULES, "Boost"):
             print(f"the network was trained with {trained} clusters, which favors {trained}")
         else:
             print(f"{opened.recipe.method} leaves the rows as they are: no number of clusters is favored")

@@ -1,6 +1,7 @@
 """Training methods, one file per method."""
 
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod, OptimizerSettings
+from deepclust_ext.methods.boost import Boost
 from deepclust_ext.methods.clc import CLC
 from deepclust_ext.methods.hadis import HaDis
 from deepclust_ext.methods.neighborhead import NeighborHead
@@ -13,6 +14,7 @@ __all__ = [
     "PICI",
     "SACC",
     "TURTLE",
+    "Boost",
     "ClusterHeadMethod",
     "ClusteringMethod",
     "HaDis",

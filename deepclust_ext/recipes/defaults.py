@@ -8,6 +8,7 @@ import torch
 from deepclust_ext.backbones.small import SIDES
 from deepclust_ext.data import Images
 from deepclust_ext.methods import OptimizerSettings
+from deepclust_ext.methods.boost import NO_START
 from deepclust_ext.ops._checks import check_integer, check_type, counted
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.look import MARGIN, PLAIN, Look, look
@@ -64,10 +65,10 @@ def default_recipe(
     method = "HaDis" if method is None else method
     method_class(method, "default_recipe")
     if method not in SCHEDULES:
-        raise ValueError(
-            f"method: expected one of {', '.join(SCHEDULES)} for images, got {method!r}, which takes rows of features: "
-            "a file of them, or images with --backbone"
-        )
+        features = "rows of features: a file of them, or images with --backbone"
+        takes = f"a run, {NO_START}" if method == "Boost" else features
+        expected = ", ".join(SCHEDULES)
+        raise ValueError(f"method: expected one of {expected} for images, got {method!r}, which takes {takes}")
     on_gpu = torch.device(device).type == "cuda" if device is not None else torch.cuda.is_available()
     seen = look(images)
     kind, reasons = _kind(seen)

@@ -22,7 +22,9 @@ from deepclust_ext.data import Features
 from deepclust_ext.data.words import item_of
 from deepclust_ext.evaluation import score_clusters
 from deepclust_ext.inference import Trained
-from deepclust_ext.methods import ClusterHeadMethod
+from deepclust_ext.inference.weights import digest_of
+from deepclust_ext.methods import Boost, ClusterHeadMethod
+from deepclust_ext.methods.boost import NO_START
 from deepclust_ext.ops._checks import check_seed, counted
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer
@@ -87,6 +89,7 @@ def train(
     *,
     source: Source | None = None,
     reasons: tuple[str, ...] = (),
+    start: Run | None = None,
 ) -> Run:
     """Train a method, and leave in a folder all there is to know of the run.
 
@@ -102,6 +105,7 @@ def train(
         options: What else there is to tell.
         source: Where the images lie, so that they can be opened again; None if they are in memory alone.
         reasons: Why the recipe is this one, for the log.
+        start: The run whose weights Boost goes on from, which is not needed afterwards; None for all other methods.
 
     Raises:
         FileNotFoundError: If there is nothing to resume.
@@ -110,10 +114,11 @@ def train(
         KeyboardInterrupt: If the user interrupts, see :func:`deepclust_ext.runs.signals.stopping`.
         OSError: If a file cannot be written; names it.
         RuntimeError: If another run uses the folder.
-        ValueError: If the recipe does not fit the images, or the run to resume was another.
+        ValueError: If the recipe does not fit the images, the run to resume was another, or there is no start for
+            Boost, or one for another method.
     """
     options = options or Options()
-    start, path = time.perf_counter(), Path(out)
+    since, path = time.perf_counter(), Path(out)
     recipe = replace(recipes.completed(recipe), name=Path(files.RECIPE_NAME).stem)
     data, images = images, images["images"] if isinstance(images, Mapping) else images
     labels, _ = labels_of(images)
@@ -132,6 +137,7 @@ def train(
         compile=options.compile,
         gather_distributed=ranks.count > 1,
     )
+    begun = _start(trainer, start, resume=options.resume)
     with ExitStack() as stack:
         # No other run comes in before the results are written.
         run_folder = stack.enter_context(ranks.held_by_first(trainer.folder))
@@ -140,6 +146,8 @@ def train(
         if options.resume:
             trainer.check_resume()  # before anything is written or removed
         record = _record(trainer, options, source, before)
+        if begun or "start" in before:
+            record["start"] = begun or before["start"]
 
         def begin() -> None:
             if options.resume:
@@ -181,10 +189,27 @@ def train(
             if isinstance(images, Features):
                 say("k-means on the features, to compare with")
                 record["baseline"] = kmeans_baseline(images, recipe, shares.argmax(1), seed=options.seed)
-            record["seconds"]["total"] = before.get("seconds", {}).get("total", 0.0) + time.perf_counter() - start
+            record["seconds"]["total"] = before.get("seconds", {}).get("total", 0.0) + time.perf_counter() - since
             write_page(run, images, rows, shares)
             write_record(path, record)
     return run
+
+
+def _start(trainer: Trainer, start: Run | None, *, resume: bool) -> dict[str, str]:
+    """Give Boost the weights of a run, and return what the record says of it; nothing for other methods."""
+    method = trainer.method
+    if not isinstance(method, Boost):
+        if start is not None:
+            raise ValueError(f"start: expected none for {type(method).__name__}, which begins anew, got {start.path}")
+        return {}
+    if resume:
+        return {}
+    if start is None:
+        raise ValueError(f"start: expected a run, {NO_START}, got none")
+    trained = start.trained.method
+    method.start_from(trained)
+    weights = digest_of(trained.inference_network())
+    return {"run": str(start.path.resolve()), "method": method.base.lower(), "weights": weights}
 
 
 def recorded_options(path: Path) -> Options:

@@ -58,8 +58,10 @@ def test_every_method_trains_on_a_folder_of_all_kinds(name: str, folder: Path, t
     backbone = VisionTransformer(SIDE, SIDE // 2, 16, 1, 2) if name == "pici" else linear
     options = {} if name == "turtle" else {"hidden_dim": 16, "embedding_dim": 8}
     options |= {"clc": {"queue_size": 16}, "pici": {"decoder_depth": 1}}.get(name, {})
+    if name == "boost":
+        options = {"hidden_dim": 16, "base_model": options}
     method: Any = type(METHODS[name].method())(backbone, 16, 2, **options)
-    trainer = trainer_of(method, images, tmp_path / "run", labels=1 if name == "hadis" else "never")
+    trainer = trainer_of(method, images, tmp_path / "run", labels=1 if name in ("hadis", "boost") else "never")
     history = trainer.fit()
     assert len(history) == 2
     assert trainer.embed().shape[0] == 24

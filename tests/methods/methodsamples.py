@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.backbones.masked_autoencoder import VisionTransformer
-from deepclust_ext.methods import CLC, PICI, SACC, TURTLE, ClusteringMethod, HaDis, NeighborHead
+from deepclust_ext.methods import CLC, PICI, SACC, TURTLE, Boost, ClusteringMethod, HaDis, NeighborHead
 
 NUM_CLUSTERS = 4
 
@@ -64,6 +64,13 @@ def small_turtle(**options: Any) -> TURTLE:
     return TURTLE(small_backbone(), 36, NUM_CLUSTERS, **options)
 
 
+def small_boost(**options: Any) -> Boost:
+    """Return a Boost with the same weights at every call, of HaDis unless told otherwise."""
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"hidden_dim": 16, "base_model": {"hidden_dim": 16, "embedding_dim": 8}, "num_neighbors": 3}
+    return Boost(small_backbone(), 36, NUM_CLUSTERS, **small | options)
+
+
 @dataclass
 class MethodSample:
     """A method, how many views it takes, and another backbone for it."""
@@ -74,6 +81,7 @@ class MethodSample:
 
 
 METHODS = {
+    "boost": MethodSample(small_boost, 2),
     "hadis": MethodSample(small_hadis, 2),
     "clc": MethodSample(small_clc, 2),
     "neighborhead": MethodSample(small_neighborhead, 2),

@@ -13,6 +13,7 @@ CASES = [
     ("hadis", {}, 1, 1),
     ("hadis", {"momentum_rises": True}, 1, 2),
     ("hadis", {"bank_size": 40, "num_neighbors": 3}, 1, 1),
+    ("boost", {}, 1, 1),
     ("pici", {}, 1, 0),
     ("sacc", {}, 1, 0),
     ("clc", {}, 2, 1),

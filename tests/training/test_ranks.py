@@ -24,6 +24,7 @@ WARM_UP = Phase("warmup", 1, {"images": "warmup"})
 RUNS: dict[str, tuple[str, tuple[Phase, ...], dict[str, Any]]] = {
     "hadis": ("hadis", (WARM_UP, Phase("main", 1, pseudo_labels=1, resample=True)), {"noise_std": 0.1}),
     "hadis-bank": ("hadis", (WARM_UP, Phase("main", 1, pseudo_labels=1)), {"bank_size": IMAGES, "num_neighbors": 3}),
+    "boost": ("boost", (Phase("main", 2, pseudo_labels=1),), {"noise_std": 0.1}),
     "sacc": (
         "sacc",
         (Phase("both", 1, {"others": "instance", "images": "all"}), Phase("labels", 1, {"images": "labels"}, "once")),

@@ -182,7 +182,8 @@ def test_a_bad_pixel_stops_the_run_and_leaves_the_last_good_checkpoint(
     tmp_path: Path, method: str, value: float
 ) -> None:
     scans = Scans(count=96)
-    phases = [Phase("main", 9, {"images": "warmup"} if method == "hadis" else {"images": None})]
+    labels = "once" if method == "boost" else "never"
+    phases = [Phase("main", 9, {"images": "warmup"} if method == "hadis" else {"images": None}, labels)]
     config = config_of(method, phases=phases, batch_size=32, seed=3)
 
     class Spoiled(nn.Module):

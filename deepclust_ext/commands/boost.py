@@ -1,0 +1,69 @@
+"""Train the network of a run on, by its reliable images and their neighbors, and cluster the images anew.
+
+Any run of hadis, sacc, pici or clc can be boosted, one that is still training too. Its images, network and views are
+taken over; the folder of the new run holds all it needs, and the old run is not needed afterwards. `train --resume`
+goes on with a boost that was stopped.
+
+Example:
+  deepclust-ext boost runs/photos --out runs/photos-boosted
+  deepclust-ext boost runs/photos --set optimizer.lr=0.0001 --epochs 20
+  deepclust-ext train --resume --out runs/photos-boosted
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from deepclust_ext.commands._arguments import add_device, add_seed, add_steps, at_least, device
+
+ON_RANKS = True  # of torchrun, which share the images
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to a parser."""
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of boost-digits")
+    parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
+    parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
+    parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
+    parser.add_argument("--score-every", type=at_least(1), default=0, metavar="N", help="epochs between two scores")
+    add_steps(parser)
+    add_seed(parser, default=None)
+    parser.add_argument("--out", type=Path, help="folder of the new run (default: RUN-boosted)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    add_device(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, print where the results are, and return the exit status 0."""
+    from deepclust_ext.distributed import rank_of
+    from deepclust_ext.recipes import changed
+    from deepclust_ext.recipes.boost import boost_recipe
+    from deepclust_ext.runs import Options, open_run, train
+    from deepclust_ext.runs.prepare import read_settings
+    from deepclust_ext.runs.train import check_folder, closing_words
+
+    out = args.out or args.run_folder.resolve().with_name(f"{args.run_folder.resolve().name}-boosted")
+    check_folder(out, resume=False, overwrite=args.overwrite)
+    start = open_run(args.run_folder, device=device(args))
+    own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
+    overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
+    recipe = changed(boost_recipe(start.recipe), overrides)
+    if args.epochs is not None:
+        recipe = recipe.with_epochs(args.epochs)
+    source = start.source if args.labels is None else replace(start.source, labels=args.labels)
+    images = start.images(labels=args.labels, cache_folder=out)
+    given = {name: getattr(args, name) for name in ("precision", "compile") if getattr(args, name) is not None}
+    options = Options(
+        seed=start.record["config"]["seed"] if args.seed is None else args.seed,
+        device=device(args),
+        num_workers=args.workers,
+        score_every=args.score_every,
+        overwrite=args.overwrite,
+        **given,
+    )
+    reasons = (f"boosts {start.path}, {start.recipe.method} after {len(start.history)} epochs",)
+    finished = train(recipe, images, out, options, source=source, reasons=reasons, start=start)
+    if not rank_of():
+        print(closing_words(finished))
+    return 0
