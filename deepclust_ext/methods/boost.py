@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import cosine_similarity
 from torch.profiler import record_function
 
 from deepclust_ext.losses import PrototypeLoss
@@ -22,6 +22,7 @@ from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops import diffused_neighbor_gather, nearest_neighbors
 from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_positive
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
+from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -210,7 +211,7 @@ class Boost(ClusteringMethod):
         batch: WholeBatch,
     ) -> tuple[Sequence[Tensor], Tensor, dict[str, Tensor]]:
         """Return two noisy rows (b, D) of reliable neighbors, labels (b,) with -1 for who is none, and statistics."""
-        rows, labels = batch.rows(normalize(targets[0] + targets[1], dim=1)), batch.rows(labels)
+        rows, labels = batch.rows(l2_normalize(targets[0] + targets[1], dim=1)), batch.rows(labels)
         own = torch.arange(len(rows), device=rows.device)
         _, near = nearest_neighbors(rows, rows, k=self.num_neighbors, exclude=own)
         reliable, asked = reliable_images(near, labels, self.num_clusters, self.reliable_share)
@@ -261,7 +262,7 @@ class EmbeddingNetwork(nn.Module):
     ) -> Tensor:
         """Return rows (B, D)."""
         features = self.backbone(images)
-        rows = normalize(self.row_head(features), dim=1)
+        rows = l2_normalize(self.row_head(features), dim=1)
         if self.share_head is None:
             return rows
         shares = self.share_head(features)
