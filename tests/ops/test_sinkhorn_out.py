@@ -112,7 +112,8 @@ def test_memory_that_an_input_has_a_part_of(inputs: str, backend: str) -> None:
     pool = torch.ones(100)
     out = pool[40:52].view(4, 3)
     tensors = {"scores": torch.ones(4, 3), "sample_marginals": torch.ones(4), "cluster_marginals": torch.ones(3)}
-    apart, meeting = tensors | {}, tensors | {}
+    apart: dict[str, Any] = dict(tensors)
+    meeting: dict[str, Any] = dict(tensors)
     size = tensors[inputs].numel()
     apart[inputs] = pool[40 - size : 40].view(tensors[inputs].shape)
     meeting[inputs] = pool[41 - size : 41].view(tensors[inputs].shape)

@@ -5,8 +5,8 @@ namespace DEEPCLUST_CAPABILITY {
 
 // With few clusters, samples lie along the lanes of vectors: sums over a row need no folding then. The kernel matrix is
 // a sequence of blocks (clusters, kLanes) for as many samples as a vector has lanes. Such a block is as large as the
-// assignments of its samples, and lies in their place. Where the last block has fewer, it lies apart: absent samples
-// repeat one that is there, with u = 0.
+// assignments of its samples, so that it can lie in their place. Where the last block has fewer, it lies apart: absent
+// samples repeat one that is there, with u = 0.
 
 // Room for the rows of one block where vectors would reach beyond what belongs to them.
 template <typename T>
@@ -87,7 +87,8 @@ bool build_kernel_of_few(const SinkhornScaling<T>& problem, int64_t begin, int64
   return are_fit<T>(in, magnitude[0]);
 }
 
-// Calls u_of(n) for every block of rows [begin, end) and, if `sums` is not null, adds u times the kernel matrix to it.
+// Calls u_of(n, block) for every block of rows [begin, end) and, if `sums` is not null, adds u times the kernel matrix
+// to it.
 template <typename T, typename UOf>
 DEEPCLUST_INLINE void add_rows_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end, const UOf& u_of,
                                       T* sums /* (stride,) or null */) {
@@ -100,8 +101,8 @@ DEEPCLUST_INLINE void add_rows_of_few(const SinkhornScaling<T>& in, int64_t begi
     const T* block[kBlocks];
     for (int64_t i = 0; i < kBlocks; ++i) {
       const int64_t n = first + i * kLanes;
-      if (n < end) u[i] = u_of(n);
       block[i] = block_at(in, n < end ? n : first);
+      if (n < end) u[i] = u_of(n, block[i]);
     }
     for (int64_t k = 0; sums != nullptr && k < in.clusters * kLanes; k += kLanes) {
       total[k / kLanes] += (load(block[0] + k) * u[0] + load(block[1] + k) * u[1]) +
@@ -127,7 +128,7 @@ T start_rows_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end, T*
   Vec<T> peak = broadcast(-infinity);
   for (int64_t n = begin; n < end; n += kLanes) peak = exponent(n) > peak ? exponent(n) : peak;
   const T largest = max_lanes<T>(peak);
-  const auto u_of = [&](int64_t n) __attribute__((always_inline)) {
+  const auto u_of = [&](int64_t n, const T*) __attribute__((always_inline)) {
     const Vec<T> u = exponential<T>(exponent(n) - (largest == -infinity ? T(0) : largest));
     store(in.u + n, u);
     return u;
@@ -137,13 +138,11 @@ T start_rows_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end, T*
 }
 
 template <typename T>
-T scale_rows_of_few(const SinkhornScaling<T>& problem, int64_t begin, int64_t end, T* row_sum, T* sums) {
+T scale_rows_of_few(const SinkhornScaling<T>& in, int64_t begin, int64_t end, T* row_sum, T* sums) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
-  constexpr int64_t kParts = 4;           // sums side by side, to hide their latency
-  const SinkhornScaling<T> in = problem;  // which stores to u cannot change
+  constexpr int64_t kParts = 4;  // sums side by side, to hide their latency
   Vec<T> largest = {};
-  const auto u_of = [&](int64_t n) __attribute__((always_inline)) {
-    const T* block = block_at(in, n);
+  const auto u_of = [&](int64_t n, const T* block) __attribute__((always_inline)) {
     Vec<T> part[kParts] = {};
     int64_t k = 0;
     for (; k + kParts <= in.clusters; k += kParts) {
@@ -181,21 +180,25 @@ void write_rows_of_few(const SinkhornScaling<T>& problem, int64_t begin, int64_t
   const int64_t clusters = in.clusters;
   T edge[kEdgeElements<T>];
   for (int64_t n = begin; n < end; n += kLanes) {
-    // All of the block, before its rows take its place.
     const T* block = block_at(in, n);
     const Vec<T> scale = load(in.u + n) * static_cast<T>(in.samples);
+    const auto column_at = [&](int64_t k)
+                               __attribute__((always_inline)) { return load(block + k * kLanes) * (in.v[k] * scale); };
+    // Where rows take the block's place, all of it is read before. A single square is in registers then.
     Vec<T> columns[kFewClusters];
-    for (int64_t k = 0; k < clusters; ++k) columns[k] = load(block + k * kLanes) * (in.v[k] * scale);
-    for (int64_t k = clusters; k < in.stride; ++k) columns[k] = Vec<T>{};
+    const bool is_read_before = in.kernel == in.assignments && clusters > kLanes;
+    for (int64_t k = 0; is_read_before && k < clusters; ++k) columns[k] = column_at(k);
 
     // Where columns end within a vector, it spills into the next row, whose first columns are written later. The last
     // row must not, since the next block comes then; with still fewer columns others would reach that.
-    T* target = in.kernel + n * clusters;
+    T* target = in.assignments + n * clusters;
     T* rows = n + kLanes <= end && 2 * clusters >= kLanes ? target : edge;
     for (int64_t k = (clusters - 1) / kLanes * kLanes; k >= 0; k -= kLanes) {
       Vec<T> square[kLanes];
 #pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanes; ++i) square[i] = columns[k + i];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        square[i] = k + i >= clusters ? Vec<T>{} : is_read_before ? columns[k + i] : column_at(k + i);
+      }
       transpose<T>(square);
 #pragma GCC unroll 16
       for (int64_t r = 0; r + 1 < kLanes; ++r) store(rows + r * clusters + k, square[r]);

@@ -39,7 +39,8 @@ class Solver {
                 T* potentials    // (num_iters, N + K) or null
   ) {
     in_.scores = scores;
-    in_.kernel = assignments;
+    in_.assignments = assignments;
+    in_.kernel = matrix_size_ > 0 ? matrix_ : assignments;
     // Equal shares are those of the problem before.
     if (r_.empty() || sample_shares != nullptr) r_ = normalize_shares(sample_shares, in_.samples);
     if (c_.empty() || cluster_shares != nullptr) c_ = normalize_shares(cluster_shares, in_.clusters);
@@ -79,8 +80,11 @@ class Solver {
   explicit Solver(const SinkhornProblem<T>& problem)
       : chunks_(problem.samples, problem.clusters, problem.stride),
         last_block_size_(problem.clusters <= kFewClusters ? kMostLanes * problem.clusters : 0),
-        memory_(last_block_size_ + 3 * Scratch<T>::size_of(problem.samples) + 3 * Scratch<T>::size_of(problem.stride) +
-                Scratch<T>::size_of(chunks_.count())),
+        matrix_size_(problem.clusters <= kFewClusters && problem.samples * problem.clusters <= kSmallMatrix
+                         ? Scratch<T>::size_of(problem.samples * problem.clusters)
+                         : 0),
+        memory_(last_block_size_ + matrix_size_ + 3 * Scratch<T>::size_of(problem.samples) +
+                3 * Scratch<T>::size_of(problem.stride) + Scratch<T>::size_of(chunks_.count())),
         in_{problem,
             nullptr,
             nullptr,
@@ -88,7 +92,9 @@ class Solver {
             memory_.take(problem.samples),
             memory_.take(problem.stride),
             memory_.take(problem.samples),
-            memory_.take(problem.stride)},
+            memory_.take(problem.stride),
+            nullptr},
+        matrix_(memory_.take(matrix_size_)),
         sample_values_(memory_.take(problem.samples)),
         peaks_(memory_.take(problem.stride)),
         chunk_values_(memory_.take(chunks_.count())),
@@ -188,9 +194,10 @@ class Solver {
   }
 
   RowChunks<T> chunks_;
-  int64_t last_block_size_;
+  int64_t last_block_size_, matrix_size_;
   Scratch<T> memory_;
   SinkhornScaling<T> in_;
+  T* matrix_;                   // (N, K) of a small problem with few clusters
   T* sample_values_;            // (N,) sums of rows times v, or log u
   T* peaks_;                    // (stride,)
   T* chunk_values_;             // (chunks,) the largest u of each; at the start its logarithm

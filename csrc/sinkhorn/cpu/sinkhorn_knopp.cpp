@@ -16,7 +16,8 @@
 // What a call does forward stands in sinkhorn_forward.h, and what it does backward in sinkhorn_backward.h.
 //
 // Cost: an exponential for every element, and two multiply-adds for each iteration; the gradient takes two exponentials
-// for each iteration. The matrix lies where the assignments are to be; the gradient needs memory for one more.
+// for each iteration. The matrix lies where the assignments are to be, if it is not small; the gradient needs memory
+// for one more.
 #include "sinkhorn/sinkhorn_knopp.h"
 
 #include <ATen/EmptyTensor.h>
@@ -41,6 +42,9 @@ namespace {
 // Up to so many clusters samples lie along the lanes of vectors. The column sums, a vector for each cluster, are at
 // most 4 KB on the stack then, and with more clusters at most a fifth of a row's lanes is absent.
 constexpr int64_t kFewClusters = 64;
+// Elements of a matrix that lies apart from the assignments where clusters are few: memory that is in the first cache
+// from one problem to the next is read faster.
+constexpr int64_t kSmallMatrix = 1 << 13;
 // Of the vectors of any capability.
 constexpr int64_t kMostLanes = 16;
 // Elements of a row that are added up before the sum goes on in double: at most 128 of float32 in a lane, so that the
@@ -65,12 +69,13 @@ struct SinkhornProblem {
 template <typename T>
 struct SinkhornScaling : SinkhornProblem<T> {
   const T* shares;  // (N,) of the samples
-  T* kernel;        // (N, K) which the assignments replace; with few clusters in blocks
+  T* kernel;        // (N, K) in place of the assignments unless small; with few clusters in blocks
   T* last_block;    // with few clusters, if it has fewer samples than the others
   T* row_shift;     // (N,)
   T* column_shift;  // (stride,) -inf where absent or of share 0
   T* u;             // (N,)
   T* v;             // (stride,)
+  T* assignments;   // (N, K)
 };
 
 // Backward: the gradient on its way back.
