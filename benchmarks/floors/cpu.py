@@ -99,7 +99,9 @@ def find_floors(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...], output:
     Bytes are at most those that the kernels for CUDA move: a bank that is not searched is not read. Backward, the
     incoming gradient has the size of the result; each pass reads the inputs again.
     """
-    read, written = count_bytes(inputs), count_bytes(tensors_of(output))
+    results = tensors_of(output)
+    written = count_bytes(results)
+    read = count_bytes(x for x in inputs if all(x is not result for result in results))  # what is only written is not
     cache = cache_bytes()
     again = (case.passes - 1) * max(0, (case.pass_bytes or read) - cache) if cache else 0
     moved = {

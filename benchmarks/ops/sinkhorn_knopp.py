@@ -34,10 +34,15 @@ def swav_loop(
     num_iters: int,
     epsilon: float = EPSILON,
     differentiable: bool = False,
+    out: Tensor | None = None,  # (..., N, K)
 ) -> Tensor:
-    """Do what everybody copies from SwAV, for batches too, in the dtype of the scores; out of place for a gradient."""
+    """Do what everybody copies from SwAV, for batches too, in the dtype of the scores; out of place for a gradient.
+
+    With `out` it takes no other memory of that size.
+    """
     divide = Tensor.div if differentiable else Tensor.div_
-    q = (scores / epsilon).exp().transpose(-1, -2)
+    q = (scores / epsilon).exp() if out is None else torch.div(scores, epsilon, out=out).exp_()
+    q = q.transpose(-1, -2)
     num_clusters, num_samples = q.shape[-2:]
     q = divide(q, q.sum(dim=(-1, -2), keepdim=True))
     for _ in range(num_iters):
@@ -45,12 +50,16 @@ def swav_loop(
         q = divide(q, num_clusters)
         q = divide(q, q.sum(dim=-2, keepdim=True))
         q = divide(q, num_samples)
-    return (q * num_samples).transpose(-1, -2)
+    q = q * num_samples if out is None else q.mul_(num_samples)
+    return q.transpose(-1, -2)
 
 
-def careful_swav_loop(scores: Tensor, **options: Any) -> Tensor:
+def careful_swav_loop(scores: Tensor, *, out: Tensor | None = None, **options: Any) -> Tensor:
     """Run the loop in float32 at least: in half precision it gives NaN for these scores; see sinkhorn_proof.py."""
-    return swav_loop(scores.to(torch.promote_types(scores.dtype, torch.float32)), **options).to(scores.dtype)
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if out is not None and out.dtype != wide.dtype:
+        return out.copy_(swav_loop(wide, **options))
+    return swav_loop(wide, out=out, **options).to(scores.dtype)
 
 
 def load_pot() -> Function:
@@ -100,6 +109,12 @@ def scores_of_one(samples: int, clusters: int) -> tuple[Tensor]:
     return random_scores((), samples, clusters)
 
 
+def scores_and_memory(samples: int, clusters: int) -> tuple[Tensor, Tensor]:
+    """Return the scores of a single problem, and memory for its assignments that the process has already."""
+    (scores,) = scores_of_one(samples, clusters)
+    return scores, torch.zeros_like(scores)
+
+
 def scores_of_many(samples: int, clusters: int) -> tuple[Tensor]:
     """Return the scores of PROBLEMS problems."""
     return random_scores((PROBLEMS,), samples, clusters)
@@ -129,6 +144,12 @@ _OVERFLOWS = "skipped: float32 overflows at this epsilon"
 FORMS: dict[str, dict[str, Any]] = {
     "t3": {"make": scores_of_one, "options": {"num_iters": 3}},
     "t50": {"make": scores_of_one, "options": {"num_iters": 50}},
+    "out": {
+        "make": scores_and_memory,
+        "options": {"num_iters": 3},
+        "keywords": ("out",),
+        "skip": {"POT": "skipped: takes no memory for its result"},
+    },
     "batch": {"make": scores_of_many, "options": {"num_iters": 3}},
     "gradient": {
         "make": scores_with_gradient,
@@ -160,6 +181,7 @@ CASES = [
     make_case("t3", 4096, 1000),
     make_case("t3", 4096, 3000),
     make_case("t3", 16384, 1000),
+    make_case("out", 16384, 1000),
     make_case("t50", 4096, 1000),
     make_case("gradient", 4096, 1000),
     make_case("sharp", 4096, 1000),

@@ -6,8 +6,8 @@
 namespace deepclust {
 
 template <class Function>
-c10::TypedOperatorHandle<Function> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
+c10::TypedOperatorHandle<Function> find_op(const char* name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<Function>();
 }
 
 }  // namespace deepclust

@@ -5,6 +5,8 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <cstdint>
+#include <utility>
 
 #include "core/autocast.h"
 #include "core/autograd.h"
@@ -31,6 +33,20 @@ void check_shares(const OptionalTensor& shares, const at::Tensor& scores, int64_
                     " like scores, got ", shares->device());
 }
 
+// Whether the memory from the first to the last element of one tensor meets that of the other.
+bool share_memory(const at::Tensor& first, const at::Tensor& second) {
+  if (first.numel() == 0 || second.numel() == 0) return false;
+  const auto range_of = [](const at::Tensor& x) {
+    const auto begin = reinterpret_cast<uintptr_t>(x.const_data_ptr());
+    int64_t last = 0;
+    for (int64_t dim = 0; dim < x.dim(); ++dim) last += (x.size(dim) - 1) * x.stride(dim);
+    return std::make_pair(begin, begin + (last + 1) * x.element_size());
+  };
+  const auto [first_begin, first_end] = range_of(first);
+  const auto [second_begin, second_end] = range_of(second);
+  return first_begin < second_end && second_begin < first_end;
+}
+
 }  // namespace
 
 void check_sinkhorn_knopp(const at::Tensor& scores, double epsilon, int64_t num_iters,
@@ -46,11 +62,35 @@ void check_sinkhorn_knopp(const at::Tensor& scores, double epsilon, int64_t num_
   check_shares(cluster_marginals, scores, -1, "cluster_marginals");
 }
 
+void check_sinkhorn_knopp_out(const at::Tensor& scores, const OptionalTensor& sample_marginals,
+                              const OptionalTensor& cluster_marginals, const at::Tensor& out) {
+  TORCH_CHECK_VALUE(out.sizes() == scores.sizes(), "out: expected shape ", scores.sizes(), " like scores, got ",
+                    out.sizes());
+  TORCH_CHECK_TYPE(out.scalar_type() == scores.scalar_type(), "out: expected dtype ", scores.scalar_type(),
+                   " like scores, got ", out.scalar_type());
+  TORCH_CHECK_VALUE(out.device() == scores.device(), "out: expected device ", scores.device(), " like scores, got ",
+                    out.device());
+  TORCH_CHECK_VALUE(out.is_contiguous(), "out: expected a contiguous tensor, got strides ", out.strides());
+  const std::pair<const char*, at::Tensor> inputs[] = {{"scores", scores},
+                                                       {"sample_marginals", or_undefined(sample_marginals)},
+                                                       {"cluster_marginals", or_undefined(cluster_marginals)}};
+  for (const auto& [name, input] : inputs) {
+    TORCH_CHECK_VALUE(!input.defined() || !share_memory(out, input), "out: expected memory apart from that of ", name);
+  }
+}
+
 SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores, double epsilon, int64_t num_iters,
                                     const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
                                     std::optional<double> tolerance, bool differentiable) {
   static const auto op = find_op<decltype(sinkhorn_knopp)>("deepclust_ext::sinkhorn_knopp");
   return op.call(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable);
+}
+
+at::Tensor sinkhorn_knopp_out(const at::Tensor& scores, double epsilon, int64_t num_iters,
+                              const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
+                              std::optional<double> tolerance, const at::Tensor& out) {
+  static const auto op = find_op<decltype(sinkhorn_knopp_out)>("deepclust_ext::sinkhorn_knopp", "out");
+  return op.call(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out);
 }
 
 namespace {
@@ -115,6 +155,36 @@ SinkhornKnoppOutputs sinkhorn_knopp_autograd(const at::Tensor& scores, double ep
   return outputs;
 }
 
+at::Tensor sinkhorn_knopp_out_autograd(const at::Tensor& scores, double epsilon, int64_t num_iters,
+                                       const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
+                                       std::optional<double> tolerance, const at::Tensor& out) {
+  check_no_tangent("sinkhorn_knopp", scores, or_undefined(sample_marginals), or_undefined(cluster_marginals), out);
+  TORCH_CHECK_VALUE(!needs_graph(out), "out: expected a tensor that requires no gradient");
+  const at::AutoDispatchBelowAutograd guard;
+  return sinkhorn_knopp_out(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out);
+}
+
+// Tells autograd that `out` changed: a backward pass that has kept it is an error then.
+at::Tensor sinkhorn_knopp_out_inplace(const at::Tensor& scores, double epsilon, int64_t num_iters,
+                                      const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
+                                      std::optional<double> tolerance, const at::Tensor& out) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const at::Tensor used =
+      sinkhorn_knopp_out(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out);
+  out.unsafeGetTensorImpl()->bump_version();
+  return used;
+}
+
+// As DEEPCLUST_AUTOCAST, but for `out`, which is written.
+template <c10::DeviceType kDevice>
+at::Tensor sinkhorn_knopp_out_autocast(const at::Tensor& scores, double epsilon, int64_t num_iters,
+                                       const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
+                                       std::optional<double> tolerance, const at::Tensor& out) {
+  const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  return sinkhorn_knopp_out(at::autocast::cached_cast(at::kFloat, scores, kDevice), epsilon, num_iters,
+                            sample_marginals, cluster_marginals, tolerance, out);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
@@ -122,6 +192,10 @@ TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
       "sinkhorn_knopp(Tensor scores, float epsilon=0.05, int num_iters=3, Tensor? sample_marginals=None, "
       "Tensor? cluster_marginals=None, float? tolerance=None, bool differentiable=False) -> (Tensor assignments, "
       "Tensor used, Tensor potentials)");
+  // Not in torch's form of an out= function, which returns `out`: compilers take no op whose results alias.
+  m.def(
+      "sinkhorn_knopp.out(Tensor scores, float epsilon=0.05, int num_iters=3, Tensor? sample_marginals=None, "
+      "Tensor? cluster_marginals=None, float? tolerance=None, *, Tensor(a!) out) -> Tensor used");
   m.def(
       "sinkhorn_knopp_backward(Tensor grad_assignments, Tensor scores, Tensor used, Tensor potentials, float epsilon, "
       "Tensor? sample_marginals, Tensor? cluster_marginals) -> Tensor grad_scores");
@@ -129,9 +203,19 @@ TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
 
 TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("sinkhorn_knopp", sinkhorn_knopp_autograd);
+  m.impl("sinkhorn_knopp.out", sinkhorn_knopp_out_autograd);
   m.impl("sinkhorn_knopp_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
+TORCH_LIBRARY_IMPL(deepclust_ext, ADInplaceOrView, m) { m.impl("sinkhorn_knopp.out", sinkhorn_knopp_out_inplace); }
+
 DEEPCLUST_AUTOCAST(sinkhorn_knopp)
+
+TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCPU, m) {
+  m.impl("sinkhorn_knopp.out", sinkhorn_knopp_out_autocast<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(deepclust_ext, AutocastCUDA, m) {
+  m.impl("sinkhorn_knopp.out", sinkhorn_knopp_out_autocast<c10::DeviceType::CUDA>);
+}
 
 }  // namespace deepclust

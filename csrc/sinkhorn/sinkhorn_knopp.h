@@ -28,8 +28,23 @@ SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores,  // (..., N, K)
                                     const std::optional<at::Tensor>& cluster_marginals,  // (K,) or (..., K)
                                     std::optional<double> tolerance, bool differentiable);
 
+// The same without gradient, its assignments written into `out`: of the shape, dtype and device of scores, contiguous,
+// its memory apart from that of the inputs. On the CPU, float32 and float64 take no other memory of its size, unless
+// scores are not contiguous or s / epsilon is too large for exponents. Returns the iterations used.
+at::Tensor sinkhorn_knopp_out(const at::Tensor& scores,  // (..., N, K)
+                              double epsilon, int64_t num_iters,
+                              const std::optional<at::Tensor>& sample_marginals,   // (N,) or (..., N)
+                              const std::optional<at::Tensor>& cluster_marginals,  // (K,) or (..., K)
+                              std::optional<double> tolerance,
+                              const at::Tensor& out  // (..., N, K)
+);
+
 void check_sinkhorn_knopp(const at::Tensor& scores, double epsilon, int64_t num_iters,
                           const std::optional<at::Tensor>& sample_marginals,
                           const std::optional<at::Tensor>& cluster_marginals, std::optional<double> tolerance);
+
+// What is asked of `out`, once the other arguments have been checked.
+void check_sinkhorn_knopp_out(const at::Tensor& scores, const std::optional<at::Tensor>& sample_marginals,
+                              const std::optional<at::Tensor>& cluster_marginals, const at::Tensor& out);
 
 }  // namespace deepclust

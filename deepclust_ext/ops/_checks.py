@@ -228,7 +228,8 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
         TypeError: It is no integer, or a bool.
         ValueError: It is out of range; ``condition`` says when the range is that.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    # The common case is told by its type: the rest costs more.
+    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
     number = int(value)
     if number < low or (high is not None and number > high):

@@ -28,19 +28,18 @@ def call(name: str, *arguments: Any) -> tuple[Tensor, ...]:
 def _call(name: str, arguments: Sequence[Any]) -> Tensor | tuple[Tensor, ...]:
     if torch._C._are_functorch_transforms_active():
         return _FUNCTIONS[name].apply(*_cast(arguments))  # type: ignore[no-any-return]
-    op = getattr(torch.ops.deepclust_ext, name)
-    if torch.compiler.is_compiling() and _has_symbol(name, arguments):
+    if torch.compiler.is_compiling() and has_symbol(name, arguments):
         # Products, because compilers make a tensor of a number where it is a factor.
         one = torch.ones((), dtype=torch.float64, device="cpu")
         with_tensors = [
             one * argument if argument is not None and position in _NUMBERS[name] else argument
             for position, argument in enumerate(arguments)
         ]
-        return op.symbolic(*_cast(with_tensors))  # type: ignore[no-any-return]
-    return op.default(*arguments)  # type: ignore[no-any-return]
+        return getattr(torch.ops.deepclust_ext, name).symbolic(*_cast(with_tensors))  # type: ignore[no-any-return]
+    return _DEFAULTS[name](*arguments)  # type: ignore[no-any-return]
 
 
-def _has_symbol(name: str, arguments: Sequence[Any]) -> bool:
+def has_symbol(name: str, arguments: Sequence[Any]) -> bool:
     """Return, while a compiler traces, whether a number is another one in other calls."""
     from torch.fx.experimental.symbolic_shapes import has_static_value  # slow to import, and rarely needed
 
@@ -183,6 +182,8 @@ if _extension.NATIVE_DEVICES:
     _BACKWARD = re.compile(r"deepclust_ext::(\w+)_backward")
     _OPS = sorted(match[1] for match in map(_BACKWARD.fullmatch, torch._C._dispatch_get_all_op_names()) if match)
     _FUNCTIONS = {name: _function_with_gradient(name) for name in _OPS}
-    _NUMBERS = {name: _positions_of_numbers(getattr(torch.ops.deepclust_ext, name).default) for name in _OPS}
+    # Found once: to ask torch.ops for them takes small calls a while.
+    _DEFAULTS = {name: getattr(torch.ops.deepclust_ext, name).default for name in _OPS}
+    _NUMBERS = {name: _positions_of_numbers(_DEFAULTS[name]) for name in _OPS}
     for _name in _OPS:
         _register(_name)

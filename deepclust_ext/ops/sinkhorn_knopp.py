@@ -1,6 +1,6 @@
 """sinkhorn_knopp: assignments of equal cluster sizes, batched, for any scores."""
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -8,13 +8,15 @@ from torch import Tensor
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import (
     SUPPORTED_DTYPES,
+    can_look_at,
     check_bool,
     check_integer,
     check_non_negative,
     check_positive,
     check_tensor,
+    result_dtype,
 )
-from deepclust_ext.ops._dispatch import call
+from deepclust_ext.ops._dispatch import call, has_symbol
 
 
 @overload
@@ -28,6 +30,7 @@ def sinkhorn_knopp(
     tolerance: float | None = ...,
     differentiable: bool = ...,
     return_num_iters: Literal[False] = ...,
+    out: Tensor | None = ...,  # (..., N, K)
 ) -> Tensor: ...
 @overload
 def sinkhorn_knopp(
@@ -40,6 +43,7 @@ def sinkhorn_knopp(
     tolerance: float | None = ...,
     differentiable: bool = ...,
     return_num_iters: Literal[True],
+    out: Tensor | None = ...,  # (..., N, K)
 ) -> tuple[Tensor, Tensor]: ...
 def sinkhorn_knopp(
     scores: Tensor,  # (..., N, K)
@@ -51,6 +55,7 @@ def sinkhorn_knopp(
     tolerance: float | None = None,
     differentiable: bool = False,
     return_num_iters: bool = False,
+    out: Tensor | None = None,  # (..., N, K)
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Turn scores into assignments under which every cluster receives its share of the samples.
 
@@ -87,14 +92,21 @@ def sinkhorn_knopp(
         differentiable: Let the gradient of the iterations that were made reach ``scores``; memory for it is of the
             order of ``num_iters`` (N + K). Marginals get none. Without it the result is constant.
         return_num_iters: Also return how many iterations every problem took.
+        out: Memory for the result, such as that of the call before: of the shape, dtype and device of the result,
+            contiguous, and apart from the inputs in memory. Large results are faster then, where new memory is handed
+            out page by page, and on the CPU nothing else of their size is needed in float32 and float64, unless scores
+            are masked or not contiguous. Only where no gradient is recorded, and not within the transforms of
+            ``torch.func``.
 
     Returns:
-        The assignments (..., N, K) in the input dtype; with ``return_num_iters`` the pair of these and the iterations
-        (...) int64. A problem with a NaN or Inf in scores or shares, a negative share or no positive one is NaN.
+        The assignments (..., N, K) in the input dtype, in ``out`` where it is given; with ``return_num_iters`` the pair
+        of these and the iterations (...) int64. A problem with a NaN or Inf in scores or shares, a negative share or no
+        positive one is NaN.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
-        ValueError: A shape, device or number does not fit.
+        ValueError: A shape, device or number does not fit; ``out`` meets an input in memory, or a gradient is recorded.
+        RuntimeError: ``out`` within a transform of ``torch.func``.
 
     Example:
         >>> scores = torch.tensor([[1.0, 0.0], [0.9, 0.0]])
@@ -108,7 +120,11 @@ def sinkhorn_knopp(
     epsilon, num_iters, tolerance = check_sinkhorn(
         scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
     )
-    if not _extension.uses_native(scores.device.type):
+    if out is not None:
+        _check_memory(scores, sample_marginals, cluster_marginals, differentiable, out)
+    # The common case without the name of a device's type, which takes small calls a while.
+    is_native = scores.is_cpu and "cpu" in _extension.NATIVE_DEVICES
+    if not (is_native or _extension.uses_native(scores.device.type)):
         return reference.sinkhorn_knopp(
             scores,
             epsilon=epsilon,
@@ -118,11 +134,23 @@ def sinkhorn_knopp(
             tolerance=tolerance,
             differentiable=differentiable,
             return_num_iters=return_num_iters,
+            out=out,
         )
-    assignments, used, _ = call(
-        "sinkhorn_knopp", scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable
-    )
+    arguments = (scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance)
+    if out is None:
+        assignments, used, _ = call("sinkhorn_knopp", *arguments, differentiable)
+    else:
+        assignments, used = out, _write(out, arguments)
     return (assignments, used) if return_num_iters else assignments
+
+
+def _write(out: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    """Let the op write its assignments, and return the iterations used."""
+    if torch.compiler.is_compiling() and has_symbol("sinkhorn_knopp", arguments):
+        assignments, used, _ = call("sinkhorn_knopp", *arguments, False)
+        out.copy_(assignments)
+        return used
+    return torch.ops.deepclust_ext.sinkhorn_knopp.out(*arguments, out=out)  # type: ignore[no-any-return]
 
 
 def check_sinkhorn(
@@ -154,6 +182,8 @@ def _check(
         raise TypeError(f"scores: expected dtype float16, bfloat16, float32 or float64, got {scores.dtype}")
     if scores.dim() < 2:
         raise ValueError(f"scores: expected shape (..., N, K), got {tuple(scores.shape)}")
+    if sample_marginals is None and cluster_marginals is None:
+        return
     batch = tuple(scores.shape[:-2])
     for shares, name, size in (
         (sample_marginals, "sample_marginals", scores.shape[-2]),
@@ -169,6 +199,55 @@ def _check(
             raise TypeError(f"{name}: expected a floating dtype, got {shares.dtype}")
         if shares.device != scores.device:
             raise ValueError(f"{name}: expected device {scores.device} like scores, got {shares.device}")
+
+
+def _check_memory(
+    scores: Tensor,  # (..., N, K)
+    sample_marginals: Tensor | None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None,  # (K,) or (..., K)
+    differentiable: bool,
+    out: Tensor,  # (..., N, K)
+) -> None:
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError("out: expected None within the transforms of torch.func, got a tensor")
+    check_tensor(out, "out")
+    if differentiable and scores.requires_grad and torch.is_grad_enabled():
+        raise ValueError("out: expected None where the gradient of scores is recorded, got a tensor")
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ValueError("out: expected a tensor that requires no gradient")
+    _check_out(scores, out)
+    if not can_look_at(out):  # then the op itself looks at the memory
+        return
+    inputs = {"scores": scores, "sample_marginals": sample_marginals, "cluster_marginals": cluster_marginals}
+    for name, tensor in inputs.items():
+        if tensor is not None and _meet(out, tensor):
+            raise ValueError(f"out: expected memory apart from that of {name}")
+
+
+def _check_out(
+    scores: Tensor,  # (..., N, K)
+    out: Tensor,  # (..., N, K)
+) -> None:
+    dtype = result_dtype(scores)
+    if out.shape != scores.shape:
+        raise ValueError(f"out: expected shape {tuple(scores.shape)} like scores, got {tuple(out.shape)}")
+    if out.dtype != dtype:
+        raise TypeError(f"out: expected dtype {dtype} of the result, got {out.dtype}")
+    if out.device != scores.device:
+        raise ValueError(f"out: expected device {scores.device} like scores, got {out.device}")
+    if not out.is_contiguous():
+        raise ValueError(f"out: expected a contiguous tensor, got strides {out.stride()}")
+
+
+def _meet(first: Tensor, second: Tensor) -> bool:
+    """Return whether the memory from the first to the last element of one tensor meets that of the other."""
+    if not first.numel() or not second.numel():
+        return False
+    ends = []
+    for tensor in (first, second):
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        ends.append(tensor.data_ptr() + (last + 1) * tensor.element_size())
+    return first.data_ptr() < ends[1] and second.data_ptr() < ends[0]
 
 
 def _fake(
@@ -191,6 +270,21 @@ def _fake(
     )
 
 
+def _fake_out(
+    scores: Tensor,  # (..., N, K)
+    epsilon: float = 0.05,
+    num_iters: int = 3,
+    sample_marginals: Tensor | None = None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None = None,  # (K,) or (..., K)
+    tolerance: float | None = None,
+    *,
+    out: Tensor,  # (..., N, K)
+) -> Tensor:
+    _check(scores, sample_marginals, cluster_marginals)
+    _check_out(scores, out)
+    return scores.new_empty(scores.shape[:-2], dtype=torch.int64)
+
+
 def _fake_backward(
     grad_assignments: Tensor,  # (..., N, K)
     scores: Tensor,  # (..., N, K)
@@ -205,4 +299,5 @@ def _fake_backward(
 
 if _extension.NATIVE_DEVICES:
     torch.library.register_fake("deepclust_ext::sinkhorn_knopp", _fake)
+    torch.library.register_fake("deepclust_ext::sinkhorn_knopp.out", _fake_out)
     torch.library.register_fake("deepclust_ext::sinkhorn_knopp_backward", _fake_backward)

@@ -18,6 +18,7 @@ def sinkhorn_knopp(
     tolerance: float | None = None,
     differentiable: bool = False,
     return_num_iters: bool = False,
+    out: Tensor | None = None,  # (..., N, K)
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Iterate with full logarithmic sums; see :func:`deepclust_ext.sinkhorn_knopp` for the contract."""
     refuse_tangents("sinkhorn_knopp", None if differentiable else scores, sample_marginals, cluster_marginals)
@@ -26,7 +27,8 @@ def sinkhorn_knopp(
     *batch, num_samples, num_clusters = scores.shape
     used = torch.full(batch, num_iters, dtype=torch.int64, device=scores.device)
     if scores.numel() == 0:
-        return (scores.clone(), used) if return_num_iters else scores.clone()
+        plan = scores.clone() if out is None else out
+        return (plan, used) if return_num_iters else plan
     log_samples = log_shares(sample_marginals, scores, num_samples)  # (..., N)
     log_clusters = log_shares(cluster_marginals, scores, num_clusters)  # (..., K)
     tops = largest_by_cluster(scores, log_samples > -math.inf)
@@ -45,6 +47,8 @@ def sinkhorn_knopp(
         by_cluster = torch.where(active.unsqueeze(-1), new_by_cluster, by_cluster)
         by_sample = torch.where(active.unsqueeze(-1), new_by_sample, by_sample)
     plan = (logits + by_sample.unsqueeze(-1) + by_cluster.unsqueeze(-2)).exp() * num_samples
+    if out is not None:
+        plan = out.copy_(plan)
     return (plan, used) if return_num_iters else plan
 
 

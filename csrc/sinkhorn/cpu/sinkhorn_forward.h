@@ -40,9 +40,11 @@ class Solver {
   ) {
     in_.scores = scores;
     in_.assignments = assignments;
-    if (in_.clusters > kFewClusters) in_.kernel = assignments;
-    const std::vector<T> r = normalize_shares(sample_shares, in_.samples);
-    const std::vector<T> c = normalize_shares(cluster_shares, in_.clusters);
+    in_.kernel = matrix_size_ > 0 ? matrix_ : assignments;
+    // Equal shares are those of the problem before.
+    if (r_.empty() || sample_shares != nullptr) r_ = normalize_shares(sample_shares, in_.samples);
+    if (c_.empty() || cluster_shares != nullptr) c_ = normalize_shares(cluster_shares, in_.clusters);
+    const std::vector<T>&r = r_, &c = c_;
     in_.shares = r.data();
     if (r.empty() || c.empty() || !start(r, c)) {
       const T nan = std::numeric_limits<T>::quiet_NaN();
@@ -77,17 +79,22 @@ class Solver {
  private:
   explicit Solver(const SinkhornProblem<T>& problem)
       : chunks_(problem.samples, problem.clusters, problem.stride),
-        matrix_size_(problem.clusters <= kFewClusters ? Scratch<T>::size_of(problem.samples) * problem.stride : 0),
-        memory_(matrix_size_ + 3 * Scratch<T>::size_of(problem.samples) + 3 * Scratch<T>::size_of(problem.stride) +
-                Scratch<T>::size_of(chunks_.count())),
+        last_block_size_(problem.clusters <= kFewClusters ? kMostLanes * problem.clusters : 0),
+        matrix_size_(problem.clusters <= kFewClusters && problem.samples * problem.clusters <= kSmallMatrix
+                         ? Scratch<T>::size_of(problem.samples * problem.clusters)
+                         : 0),
+        memory_(last_block_size_ + matrix_size_ + 3 * Scratch<T>::size_of(problem.samples) +
+                3 * Scratch<T>::size_of(problem.stride) + Scratch<T>::size_of(chunks_.count())),
         in_{problem,
             nullptr,
-            memory_.take(matrix_size_),
+            nullptr,
+            memory_.take(last_block_size_),
             memory_.take(problem.samples),
             memory_.take(problem.stride),
             memory_.take(problem.samples),
             memory_.take(problem.stride),
             nullptr},
+        matrix_(memory_.take(matrix_size_)),
         sample_values_(memory_.take(problem.samples)),
         peaks_(memory_.take(problem.stride)),
         chunk_values_(memory_.take(chunks_.count())),
@@ -187,12 +194,14 @@ class Solver {
   }
 
   RowChunks<T> chunks_;
-  int64_t matrix_size_;
+  int64_t last_block_size_, matrix_size_;
   Scratch<T> memory_;
   SinkhornScaling<T> in_;
+  T* matrix_;                   // (N, K) of a small problem with few clusters
   T* sample_values_;            // (N,) sums of rows times v, or log u
   T* peaks_;                    // (stride,)
   T* chunk_values_;             // (chunks,) the largest u of each; at the start its logarithm
+  std::vector<T> r_, c_;        // shares of the problem at hand
   std::vector<double> ratios_;  // (K,) c / sums
   std::vector<T> bounded_;      // (N, K) scores, where those given are too large
   double gauge_ = 0;            // the logarithm by which u is too small, and v too large

@@ -16,12 +16,12 @@
 // What a call does forward stands in sinkhorn_forward.h, and what it does backward in sinkhorn_backward.h.
 //
 // Cost: an exponential for every element, and two multiply-adds for each iteration; the gradient takes two exponentials
-// for each iteration. The matrix lies where the assignments are to be; with few clusters, and for the gradient, memory
-// for one more is needed.
+// for each iteration. The matrix lies where the assignments are to be, if it is not small; the gradient needs memory
+// for one more.
 #include "sinkhorn/sinkhorn_knopp.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -29,9 +29,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <functional>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -44,6 +42,11 @@ namespace {
 // Up to so many clusters samples lie along the lanes of vectors. The column sums, a vector for each cluster, are at
 // most 4 KB on the stack then, and with more clusters at most a fifth of a row's lanes is absent.
 constexpr int64_t kFewClusters = 64;
+// Elements of a matrix that lies apart from the assignments where clusters are few: memory that is in the first cache
+// from one problem to the next is read faster.
+constexpr int64_t kSmallMatrix = 1 << 13;
+// Of the vectors of any capability.
+constexpr int64_t kMostLanes = 16;
 // Elements of a row that are added up before the sum goes on in double: at most 128 of float32 in a lane, so that the
 // error does not grow with K, and so many that to fold the lanes costs little beside.
 constexpr int64_t kColumnsInT = 1024;
@@ -66,7 +69,8 @@ struct SinkhornProblem {
 template <typename T>
 struct SinkhornScaling : SinkhornProblem<T> {
   const T* shares;  // (N,) of the samples
-  T* kernel;        // (N, K) in place of the assignments, or with few clusters blocks
+  T* kernel;        // (N, K) in place of the assignments unless small; with few clusters in blocks
+  T* last_block;    // with few clusters, if it has fewer samples than the others
   T* row_shift;     // (N,)
   T* column_shift;  // (stride,) -inf where absent or of share 0
   T* u;             // (N,)
@@ -128,36 +132,44 @@ struct Shares {
   const T* of(int64_t problem) const { return values == nullptr ? nullptr : values + problem * step; }
 };
 
+// at::empty without the dispatcher, which small calls would feel.
+at::Tensor new_tensor(at::IntArrayRef sizes, at::ScalarType dtype) {
+  return at::Tensor(at::detail::empty_cpu(sizes, dtype));
+}
+
+// Solves all problems; all tensors but the shares are of the accumulation type and contiguous.
 template <typename T>
-SinkhornKnoppOutputs assignments_of(const at::Tensor& scores_input, double epsilon, int64_t num_iters,
-                                    const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
-                                    std::optional<double> tolerance, bool differentiable) {
-  const at::Tensor scores = to_accumulation(scores_input);
+void solve_problems(const at::Tensor& scores,  // (..., N, K)
+                    double epsilon, int64_t num_iters, const OptionalTensor& sample_marginals,
+                    const OptionalTensor& cluster_marginals, std::optional<double> tolerance,
+                    const at::Tensor& assignments,  // (..., N, K)
+                    const at::Tensor& used,         // (...) int64
+                    const at::Tensor& potentials    // (..., num_iters, N + K), or empty if none are wanted
+) {
   const int64_t samples = scores.size(-2), clusters = scores.size(-1);
-  const auto batch = scores.sizes().slice(0, scores.dim() - 2);
-  const int64_t problems = std::accumulate(batch.begin(), batch.end(), int64_t{1}, std::multiplies<int64_t>());
-  const at::Tensor assignments = at::empty(scores.sizes(), scores.options());
-  const at::Tensor used = at::empty(batch, scores.options().dtype(at::kLong));
-  std::vector<int64_t> kept(batch.begin(), batch.end());
-  kept.insert(kept.end(), {num_iters, samples + clusters});
-  if (!differentiable) kept = {0};
-  const at::Tensor potentials = at::empty(kept, scores.options());
-  if (scores.numel() == 0) {
-    used.fill_(num_iters);
-    potentials.zero_();
-    return {to_dtype(assignments, scores_input.scalar_type()), used, potentials};
-  }
   const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());
   const T* values = scores.const_data_ptr<T>();
   T* target = assignments.mutable_data_ptr<T>();
-  T* keep = potentials.mutable_data_ptr<T>();
+  T* keep = potentials.numel() > 0 ? potentials.mutable_data_ptr<T>() : nullptr;
   int64_t* count = used.mutable_data_ptr<int64_t>();
-  for_each_problem<Solver<T>>(problems, samples, clusters, epsilon, [&](Solver<T>& solver, int64_t i) {
+  for_each_problem<Solver<T>>(used.numel(), samples, clusters, epsilon, [&](Solver<T>& solver, int64_t i) {
     const int64_t offset = i * samples * clusters;
     count[i] = solver.solve(values + offset, r.of(i), c.of(i), num_iters, tolerance, target + offset,
-                            differentiable ? keep + i * num_iters * (samples + clusters) : nullptr);
+                            keep == nullptr ? nullptr : keep + i * num_iters * (samples + clusters));
   });
-  return {to_dtype(assignments, scores_input.scalar_type()), used, potentials};
+}
+
+// Writes all outputs; those of no elements too.
+void write_outputs(const at::Tensor& scores, double epsilon, int64_t num_iters, const OptionalTensor& sample_marginals,
+                   const OptionalTensor& cluster_marginals, std::optional<double> tolerance,
+                   const at::Tensor& assignments, const at::Tensor& used, const at::Tensor& potentials) {
+  if (scores.numel() == 0) {
+    used.fill_(num_iters);
+    potentials.zero_();
+    return;
+  }
+  const auto solve = scores.scalar_type() == at::kDouble ? solve_problems<double> : solve_problems<float>;
+  solve(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, assignments, used, potentials);
 }
 
 SinkhornKnoppOutputs sinkhorn_knopp_cpu(const at::Tensor& scores,  // (..., N, K)
@@ -166,8 +178,36 @@ SinkhornKnoppOutputs sinkhorn_knopp_cpu(const at::Tensor& scores,  // (..., N, K
                                         const OptionalTensor& cluster_marginals,  // (K,) or (..., K)
                                         std::optional<double> tolerance, bool differentiable) {
   check_sinkhorn_knopp(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance);
-  const auto run = scores.scalar_type() == at::kDouble ? assignments_of<double> : assignments_of<float>;
-  return run(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable);
+  const at::Tensor wide = to_accumulation(scores);
+  const auto batch = scores.sizes().slice(0, scores.dim() - 2);
+  std::vector<int64_t> kept(batch.begin(), batch.end());
+  kept.insert(kept.end(), {num_iters, scores.size(-2) + scores.size(-1)});
+  if (!differentiable) kept = {0};
+  const at::Tensor assignments = new_tensor(scores.sizes(), wide.scalar_type());
+  const at::Tensor used = new_tensor(batch, at::kLong);
+  const at::Tensor potentials = new_tensor(kept, wide.scalar_type());
+  write_outputs(wide, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, assignments, used,
+                potentials);
+  return {to_dtype(assignments, scores.scalar_type()), used, potentials};
+}
+
+at::Tensor sinkhorn_knopp_out_cpu(const at::Tensor& scores,  // (..., N, K)
+                                  double epsilon, int64_t num_iters,
+                                  const OptionalTensor& sample_marginals,   // (N,) or (..., N)
+                                  const OptionalTensor& cluster_marginals,  // (K,) or (..., K)
+                                  std::optional<double> tolerance,
+                                  const at::Tensor& out  // (..., N, K)
+) {
+  check_sinkhorn_knopp(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance);
+  check_sinkhorn_knopp_out(scores, sample_marginals, cluster_marginals, out);
+  const at::Tensor wide = to_accumulation(scores);
+  const bool is_wide = out.scalar_type() == wide.scalar_type();
+  const at::Tensor assignments = is_wide ? out : new_tensor(scores.sizes(), wide.scalar_type());
+  const at::Tensor used = new_tensor(scores.sizes().slice(0, scores.dim() - 2), at::kLong);
+  const at::Tensor none = new_tensor({0}, wide.scalar_type());
+  write_outputs(wide, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, assignments, used, none);
+  if (!is_wide) out.copy_(assignments);
+  return used;
 }
 
 template <typename T>
@@ -175,7 +215,7 @@ at::Tensor gradient_of(const at::Tensor& grad_assignments, const at::Tensor& sco
                        const at::Tensor& potentials, double epsilon, const OptionalTensor& sample_marginals,
                        const OptionalTensor& cluster_marginals) {
   const at::Tensor scores = to_accumulation(scores_input), grad = to_accumulation(grad_assignments);
-  const at::Tensor grad_scores = at::empty(scores.sizes(), scores.options());
+  const at::Tensor grad_scores = new_tensor(scores.sizes(), scores.scalar_type());
   if (scores.numel() == 0) return to_dtype(grad_scores, scores_input.scalar_type());
   const int64_t samples = scores.size(-2), clusters = scores.size(-1), num_iters = potentials.size(-2);
   const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());
@@ -207,6 +247,7 @@ at::Tensor sinkhorn_knopp_backward_cpu(const at::Tensor& grad_assignments,      
 
 TORCH_LIBRARY_IMPL(deepclust_ext, CPU, m) {
   m.impl("sinkhorn_knopp", sinkhorn_knopp_cpu);
+  m.impl("sinkhorn_knopp.out", sinkhorn_knopp_out_cpu);
   m.impl("sinkhorn_knopp_backward", sinkhorn_knopp_backward_cpu);
 }
 

@@ -46,6 +46,25 @@ class SinkhornCall {
   SinkhornInputs inputs_{};
 };
 
+// Writes the assignments, the iterations used and, if they are not empty, the potentials.
+void write_outputs(const at::Tensor& scores, double epsilon, int64_t num_iters, const OptionalTensor& sample_marginals,
+                   const OptionalTensor& cluster_marginals, std::optional<double> tolerance,
+                   const at::Tensor& assignments, const at::Tensor& used, const at::Tensor& potentials,
+                   const DeviceScope& device) {
+  if (scores.numel() == 0) {
+    used.fill_(num_iters);
+    potentials.zero_();
+    return;
+  }
+  const SinkhornCall call(scores, epsilon, num_iters, sample_marginals, cluster_marginals);
+  const SinkhornPlan plan = plan_sinkhorn_knopp(call.inputs());
+  const DeviceMemory<SinkhornWorkspace> memory(sinkhorn_forward_bytes(call.inputs(), plan, tolerance.has_value()),
+                                               scores.options());
+  const SinkhornResults results{tolerance.value_or(0), assignments.mutable_data_ptr(), used.mutable_data_ptr<int64_t>(),
+                                potentials.numel() > 0 ? potentials.mutable_data_ptr() : nullptr};
+  check_launch(launch_sinkhorn_knopp(call.inputs(), plan, memory.workspace(), results, device.stream()));
+}
+
 SinkhornKnoppOutputs sinkhorn_knopp_cuda(const at::Tensor& scores,  // (..., N, K)
                                          double epsilon, int64_t num_iters,
                                          const OptionalTensor& sample_marginals,   // (N,) or (..., N)
@@ -55,25 +74,32 @@ SinkhornKnoppOutputs sinkhorn_knopp_cuda(const at::Tensor& scores,  // (..., N, 
   const DeviceScope device(scores);
   const at::TensorOptions options = scores.options();
   const auto batch = scores.sizes().slice(0, scores.dim() - 2);
-  const at::Tensor assignments = at::empty(scores.sizes(), options);
-  const at::Tensor used = at::empty(batch, options.dtype(at::kLong));
   std::vector<int64_t> kept(batch.begin(), batch.end());
   kept.insert(kept.end(), {num_iters, scores.size(-2) + scores.size(-1)});
   if (!differentiable) kept = {0};
+  const at::Tensor assignments = at::empty(scores.sizes(), options);
+  const at::Tensor used = at::empty(batch, options.dtype(at::kLong));
   const at::Tensor potentials = at::empty(kept, options.dtype(accumulation_dtype(scores)));
-  if (scores.numel() == 0) {
-    used.fill_(num_iters);
-    potentials.zero_();
-    return {assignments, used, potentials};
-  }
-  const SinkhornCall call(scores, epsilon, num_iters, sample_marginals, cluster_marginals);
-  const SinkhornPlan plan = plan_sinkhorn_knopp(call.inputs());
-  const DeviceMemory<SinkhornWorkspace> memory(sinkhorn_forward_bytes(call.inputs(), plan, tolerance.has_value()),
-                                               options);
-  const SinkhornResults results{tolerance.value_or(0), assignments.mutable_data_ptr(), used.mutable_data_ptr<int64_t>(),
-                                differentiable ? potentials.mutable_data_ptr() : nullptr};
-  check_launch(launch_sinkhorn_knopp(call.inputs(), plan, memory.workspace(), results, device.stream()));
+  write_outputs(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, assignments, used,
+                potentials, device);
   return {assignments, used, potentials};
+}
+
+at::Tensor sinkhorn_knopp_out_cuda(const at::Tensor& scores,  // (..., N, K)
+                                   double epsilon, int64_t num_iters,
+                                   const OptionalTensor& sample_marginals,   // (N,) or (..., N)
+                                   const OptionalTensor& cluster_marginals,  // (K,) or (..., K)
+                                   std::optional<double> tolerance,
+                                   const at::Tensor& out  // (..., N, K)
+) {
+  check_sinkhorn_knopp(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance);
+  check_sinkhorn_knopp_out(scores, sample_marginals, cluster_marginals, out);
+  const DeviceScope device(scores);
+  const auto batch = scores.sizes().slice(0, scores.dim() - 2);
+  const at::Tensor used = at::empty(batch, scores.options().dtype(at::kLong));
+  const at::Tensor none = at::empty({0}, scores.options());
+  write_outputs(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out, used, none, device);
+  return used;
 }
 
 at::Tensor sinkhorn_knopp_backward_cuda(const at::Tensor& grad_assignments,      // (..., N, K)
@@ -101,6 +127,7 @@ at::Tensor sinkhorn_knopp_backward_cuda(const at::Tensor& grad_assignments,     
 
 TORCH_LIBRARY_IMPL(deepclust_ext, DEEPCLUST_CUDA_KEY, m) {
   m.impl("sinkhorn_knopp", sinkhorn_knopp_cuda);
+  m.impl("sinkhorn_knopp.out", sinkhorn_knopp_out_cuda);
   m.impl("sinkhorn_knopp_backward", sinkhorn_knopp_backward_cuda);
 }
 
