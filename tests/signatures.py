@@ -24,6 +24,7 @@ SCHEMA_ALONE = {
 FUNCTION_ALONE = {
     ("diffused_neighbor_gather", "generator"): "an op takes none: the function draws the seed from it",
     ("fused_hsd_loss", "return_stats"): "the op always returns them",
+    ("sinkhorn_knopp", "out"): "the overload of that name has it",
     ("sinkhorn_knopp", "return_num_iters"): "the op always returns it",
 }
 
@@ -69,19 +70,20 @@ def wrong_signatures(root: Path) -> list[str]:
 
 
 def read_schemas(root: Path) -> dict[str, Schema]:
-    """Return the schemas by op, those of gradients too."""
+    """Return the schemas by op, those of gradients too, and of overloads as OP.OVERLOAD."""
     found = {}
     for path in sorted(root.glob("csrc/*/*.cpp")):
         for call in re.finditer(r'm\.def\(\s*((?:"[^"]*"\s*)+)\)', path.read_text()):
             text = "".join(re.findall(r'"([^"]*)"', call[1]))
             op, _, rest = text.partition("(")
             arguments, _, outputs = rest.partition(") -> ")
-            found[op] = Schema(text, [_schema_argument(each) for each in arguments.split(", ")], outputs.count(",") + 1)
+            own = [_schema_argument(each) for each in arguments.split(", ") if each != "*"]
+            found[op] = Schema(text, own, outputs.count(",") + 1)
     return found
 
 
 def _schema_argument(text: str) -> Argument:
-    kind, _, rest = text.partition(" ")
+    kind, _, rest = text.replace("(a!)", "").partition(" ")  # the mark of what the op writes to
     name, _, default = rest.partition("=")
     if kind == "ScalarType" and default:
         default = f"torch.{default}"
@@ -120,15 +122,16 @@ def _wrong_cpp(root: Path, schemas: dict[str, Schema]) -> Iterator[str]:
     """Yield what is wrong in declarations of ops, and in definitions of what is registered for them: the names."""
     for path in sorted([*root.glob("csrc/*/**/*.cpp"), *root.glob("csrc/*/*.h")]):
         text = path.read_text()
-        registered = re.findall(r'm\.impl\("(\w+)", (\w+)\)', text)
+        registered = re.findall(r'm\.impl\("([\w.]+)", (\w+)\)', text)
         declarations = without_comments(re.sub(r"/\*\s*(\w+)\s*\*/", r"\1", text))  # names of what is unused stay
-        for op, function in dict.fromkeys([*((op, op) for op in schemas), *registered]):
+        declared = ((op, op.replace(".", "_")) for op in schemas)
+        for op, function in dict.fromkeys([*declared, *registered]):
             found = list(_cpp_functions(declarations, function)) if function in declarations else []
             place = f"{op}: {path.relative_to(root)}: {function}"
             if op not in schemas:
                 yield f"{place}: no op of that name is defined"
                 continue
-            if function != op and not found:
+            if (op, function) in registered and not found:
                 yield f"{place}: registered, but not defined here"
             for arguments in found:
                 yield from (f"{place}: {each}" for each in differences(schemas[op].arguments, arguments))
@@ -278,8 +281,8 @@ def _callee(function: str, call: ast.Call) -> tuple[str, str, list[ast.expr]]:
     """Return whether a call is of an op or of a reference, of which, and what it gives by position."""
     if function == "call" and call.args and isinstance(call.args[0], ast.Constant):
         return "op", str(call.args[0].value), call.args[1:]
-    if found := re.fullmatch(r"torch\.ops\.deepclust_ext\.(\w+)\.default", function):
-        return "op", found[1], call.args
+    if found := re.fullmatch(r"torch\.ops\.deepclust_ext\.(\w+(\.\w+)?)", function):
+        return "op", found[1].removesuffix(".default"), call.args
     if found := re.fullmatch(r"reference\.(\w+)", function):
         return "reference", found[1], call.args
     return "", "", []

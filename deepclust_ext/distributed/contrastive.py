@@ -163,10 +163,14 @@ def _sums_of_shared_pairs(
     Every rank takes a part of the pairs of all rows, and sends the owner of an anchor the sums over its part.
     """
 
-    def of_all(x: Tensor | None) -> Tensor | None:
-        return None if x is None else gather_rows(x, group, shards=shards).to(dtype)
+    def of_all(a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the rows (N, D) of both views of all ranks; one exchange for both takes less than two."""
+        if a is None or b is None:
+            return None, None
+        view_a, view_b = gather_rows(torch.stack([a, b], dim=1), group, shards=shards).to(dtype).unbind(dim=1)
+        return view_a.contiguous(), view_b.contiguous()
 
-    z_a, z_b, class_a, class_b = (of_all(x) for x in rows[:4])
+    (z_a, z_b), (class_a, class_b) = of_all(rows.z_a, rows.z_b), of_all(rows.class_a, rows.class_b)
     assert z_a is not None
     assert z_b is not None
     own_part = options._replace(part=shards.rank, parts=len(shards.sizes))

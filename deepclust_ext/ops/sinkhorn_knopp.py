@@ -1,6 +1,6 @@
 """sinkhorn_knopp: assignments of equal cluster sizes, batched, for any scores."""
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -136,21 +136,43 @@ def sinkhorn_knopp(
             return_num_iters=return_num_iters,
             out=out,
         )
-    arguments = (scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance)
     if out is None:
-        assignments, used, _ = call("sinkhorn_knopp", *arguments, differentiable)
+        assignments, used, _ = call(
+            "sinkhorn_knopp",
+            scores,
+            epsilon,
+            num_iters,
+            sample_marginals,
+            cluster_marginals,
+            tolerance,
+            differentiable,
+        )
     else:
-        assignments, used = out, _write(out, arguments)
+        used = _write(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out)
+        assignments = out
     return (assignments, used) if return_num_iters else assignments
 
 
-def _write(out: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+def _write(
+    scores: Tensor,  # (..., N, K)
+    epsilon: float,
+    num_iters: int,
+    sample_marginals: Tensor | None,  # (N,) or (..., N)
+    cluster_marginals: Tensor | None,  # (K,) or (..., K)
+    tolerance: float | None,
+    out: Tensor,  # (..., N, K)
+) -> Tensor:
     """Let the op write its assignments, and return the iterations used."""
+    arguments = (scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance)
     if torch.compiler.is_compiling() and has_symbol("sinkhorn_knopp", arguments):
-        assignments, used, _ = call("sinkhorn_knopp", *arguments, False)
+        assignments, used, _ = call(
+            "sinkhorn_knopp", scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, False
+        )
         out.copy_(assignments)
         return used
-    return torch.ops.deepclust_ext.sinkhorn_knopp.out(*arguments, out=out)  # type: ignore[no-any-return]
+    return torch.ops.deepclust_ext.sinkhorn_knopp.out(  # type: ignore[no-any-return]
+        scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out=out
+    )
 
 
 def check_sinkhorn(
