@@ -126,11 +126,13 @@ def machine_tables(make: Callable[[Sequence[Row]], str], op: str, rows: Sequence
 def glance(rows: Sequence[Row]) -> str:
     """Return a line for each op on each processor, in float32."""
     ops = [row for row in rows if row.dtype == "float32" and op_of(row) not in ("KMeans_grid", "training_step")]
-    lines = [
-        (cells[0], name_kernels(of_machine[0]), *cells[1:])
-        for _, of_machine in by_machine(ops)
-        for cells in glance_lines(of_machine)
-    ]
+    machines = {(name_kernels(row), row.machine) for row in ops}
+    lines = []
+    for _, of_machine in by_machine(ops):
+        kernels, machine = name_kernels(of_machine[0]), of_machine[0].machine
+        if sum(name == kernels for name, _ in machines) > 1:
+            kernels = f"{kernels}, {machine}"
+        lines += [(cells[0], kernels, *cells[1:]) for cells in glance_lines(of_machine)]
     lines.sort(key=lambda cells: cells[0].partition(",")[0].lower())
     return markdown_table((TITLES[0], "kernels for", *TITLES[1:]), lines) if lines else ""
 

@@ -1,6 +1,7 @@
 """The tables of docs/performance/ are those of the committed results and of the models."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -101,6 +102,10 @@ def test_a_line_of_the_glance_names_its_kernels() -> None:
     assert line.startswith("| `spin`, even-100x8 | ")
     assert ", 1 thread | forward and backward | 1 |" in line
     assert "training_step" not in make_block("glance", [*results, make_row(op="training_step", mode="step")])
+    others = [replace(row, machine="B 200") for row in results]
+    first, second = make_block("glance", [*results, *others]).splitlines()[-2:]
+    assert ", 1 thread, A 1 | " in first
+    assert ", 1 thread, B 200 | " in second
 
 
 def test_a_block_is_replaced_and_the_text_around_it_stays() -> None:

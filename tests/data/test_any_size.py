@@ -56,7 +56,7 @@ def test_every_method_trains_on_a_folder_of_all_kinds(name: str, folder: Path, t
     assert (len(images), images.image_size, len(images.skipped)) == (24, None, 1)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 16))
     backbone = VisionTransformer(SIDE, SIDE // 2, 16, 1, 2) if name == "pici" else linear
-    options = {} if name == "turtle" else {"hidden_dim": 16, "embedding_dim": 8}
+    options: dict[str, Any] = {} if name == "turtle" else {"hidden_dim": 16, "embedding_dim": 8}
     options |= {"clc": {"queue_size": 16}, "pici": {"decoder_depth": 1}}.get(name, {})
     if name == "boost":
         options = {"hidden_dim": 16, "base_model": options}
