@@ -214,8 +214,9 @@ a node, {between} for each GPU and {far} between nodes. NCCL has not been run wi
 {IMAGES} images on each GPU in two views, {DIMS} features in float32, forward and backward. The rows are gathered once,
 and their gradients go back to their owners. *Ring* and *by nodes* are the gathering: round all GPUs, or between nodes
 first and within them then, as NCCL arranges the all-gather that the code asks it for. *Back* is the all-to-all of the
-gradients. *Step* is by nodes, kernels and back. A rank computes pairs within the rank once, and those with other ranks
-for itself. Blocks that go round while the one before is multiplied are not written: a column says what they would take.
+gradients. *Step* is by nodes, kernels and back. A GPU computes each pair of its own rows once. A pair of rows of two
+GPUs is computed by both of them. Blocks that go round while the one before is multiplied are not written: a column
+says what they would take.
 
 {loss_table()}
 

@@ -28,7 +28,7 @@ from deepclust_ext.methods.boost import NO_START
 from deepclust_ext.ops._checks import check_integer, check_seed
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_trainer, make_views
-from deepclust_ext.recipes.files import method_names
+from deepclust_ext.recipes.files import method_named
 from deepclust_ext.recipes.rows import rows_recipe
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.training import Trainer
@@ -226,7 +226,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         if self.epochs is not None:
             check_integer(self.epochs, "epochs", 1)
         if self.recipe is None:
-            self._method()
+            method_named(self.method)
             return None
         recipe = self.recipe if isinstance(self.recipe, Recipe) else recipes.load(self.recipe)  # type: ignore[arg-type]
         if recipe.method == "Boost":
@@ -234,16 +234,10 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         check_backbone(recipe.backbone.name, recipe.backbone.stem)
         return recipe
 
-    def _method(self) -> str:
-        known = {name.lower(): name for name in method_names()}
-        if str(self.method).lower() not in known:
-            raise ValueError(f"method: expected one of {', '.join(known)}, got {self.method!r}")
-        return known[str(self.method).lower()]
-
     def _recipe_of(self, data: Images | Tensor, named: Recipe | None) -> Recipe:
         count, channels = len(data), data.channels if isinstance(data, Images) else data.shape[1]
         if named is None:
-            method = self._method()
+            method = method_named(self.method)
             if isinstance(data, Images):
                 from deepclust_ext.recipes.defaults import default_recipe
 

@@ -103,9 +103,13 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
-def method_names() -> list[str]:
-    """Return the names of all methods."""
-    return list(_classes())
+def method_named(name: object) -> str:
+    """Return the name of a method's class from a name in any letters; ValueError if there is none."""
+    known = {each.lower(): each for each in _classes()}
+    if str(name).lower() not in known:
+        begin_anew = ", ".join(each for each in known if each != "boost")  # which goes on from a run
+        raise ValueError(f"method: expected one of {begin_anew}, got {name!r}")
+    return known[str(name).lower()]
 
 
 def _classes() -> dict[str, type[ClusteringMethod]]:

@@ -20,7 +20,7 @@ from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_config, make_test_view, make_views
 from deepclust_ext.recipes.defaults import default_recipe
 from deepclust_ext.recipes.features import features_recipe
-from deepclust_ext.recipes.files import method_names
+from deepclust_ext.recipes.files import method_named
 from deepclust_ext.runs.embedded import EmbeddedImages
 from deepclust_ext.runs.folder import read_record, recorded_source
 from deepclust_ext.runs.source import Source, check_labels
@@ -230,18 +230,10 @@ def _check_parts(recipe: Recipe) -> None:
 
 def _default(source: Source, images: Any, wishes: Wishes) -> tuple[Recipe, list[str]]:
     assert wishes.num_clusters is not None
-    method = None if wishes.method is None else _method(wishes.method)
+    method = None if wishes.method is None else method_named(wishes.method)
     choose = features_recipe if isinstance(images, Features) else default_recipe
     recipe, reasons = choose(images, wishes.num_clusters, method=method)
     return recipes.changed(recipe, {"data.dataset": source.name, **wishes.overrides}), reasons
-
-
-def _method(name: str) -> str:
-    """Return the name of a method's class from a name in any letters."""
-    known = {known.lower(): known for known in method_names()}
-    if name.lower() not in known:
-        raise ValueError(f"method: expected one of {', '.join(known)}, got {name!r}")
-    return known[name.lower()]
 
 
 def _named(wishes: Wishes) -> Recipe:
