@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "core/autocast.h"
@@ -50,6 +51,8 @@ void check_fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, 
 void check_contrastive_part(int64_t part, int64_t parts, double debias, const OptionalTensor& queue) {
   TORCH_CHECK_VALUE(part >= 0 && part < parts, "part: expected 0 to parts - 1, got ", part, " of ", parts);
   if (parts == 1) return;
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // whose product with a number of blocks is in range
+  TORCH_CHECK_VALUE(parts <= kMost, "parts: expected at most ", kMost, ", got ", parts);
   TORCH_CHECK_VALUE(!queue, "parts: expected 1, because queue is given, got ", parts);
   TORCH_CHECK_VALUE(debias == 0, "parts: expected 1, because debias is above 0, got ", parts);
 }

@@ -14,21 +14,22 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_seed, add_steps, at_least, device
+from deepclust_ext.commands._arguments import add_device, add_steps, at_least, device
+from deepclust_ext.ops._checks import LARGEST_SEED
 
 ON_RANKS = True  # of torchrun, which share the images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, or its checkpoint.pt")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of boost-digits")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), default=0, metavar="N", help="epochs between two scores")
     add_steps(parser)
-    add_seed(parser, default=None)
+    parser.add_argument("--seed", type=at_least(0, LARGEST_SEED), help="of everything random (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder of the new run (default: RUN-boosted)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     add_device(parser)
@@ -42,10 +43,12 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.runs import Options, open_run, train
     from deepclust_ext.runs.prepare import read_settings
     from deepclust_ext.runs.train import check_folder, closing_words
+    from deepclust_ext.training.files import CHECKPOINT_NAME
 
-    out = args.out or args.run_folder.resolve().with_name(f"{args.run_folder.resolve().name}-boosted")
+    folder = args.run_folder.parent if args.run_folder.name == CHECKPOINT_NAME else args.run_folder
+    out = args.out or folder.resolve().with_name(f"{folder.resolve().name}-boosted")
     check_folder(out, resume=False, overwrite=args.overwrite)
-    start = open_run(args.run_folder, device=device(args))
+    start = open_run(folder, device=device(args))
     own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
     overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
     recipe = changed(boost_recipe(start.recipe), overrides)

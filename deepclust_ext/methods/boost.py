@@ -136,6 +136,8 @@ class Boost(ClusteringMethod):
         self.reliable_share = check_fraction(reliable_share, "reliable_share")
         self.neighbor_weight = check_non_negative(neighbor_weight, "neighbor_weight")
         self.prototype_weight = check_non_negative(prototype_weight, "prototype_weight")
+        if base_model is not None and not isinstance(base_model, Mapping):
+            raise TypeError(f"base_model: expected arguments by name, got {type(base_model).__name__}")
         self.base, self.base_model = base, dict(base_model or {})
         learns = [parameter.requires_grad for parameter in backbone.parameters()]
         trained = _base(base, self.base_model)(backbone, feature_dim, num_clusters, **self.base_model)

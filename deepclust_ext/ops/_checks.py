@@ -135,7 +135,8 @@ def check_query_and_bank(
         low, high = (int(end) for end in exclude.aminmax())
         if low < -1 or high >= len(bank):
             got = low if low < -1 else high
-            raise ValueError(f"exclude: expected rows of bank, 0 to {len(bank) - 1}, or -1 for none, got {got}")
+            rows = f"rows of bank, 0 to {len(bank) - 1}, or -1 for none" if len(bank) else "-1, since bank has no rows"
+            raise ValueError(f"exclude: expected {rows}, got {got}")
 
 
 def check_number(value: object, name: str) -> float:

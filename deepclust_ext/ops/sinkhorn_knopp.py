@@ -126,7 +126,7 @@ def sinkhorn_knopp(
     is_native = scores.is_cpu and "cpu" in _extension.NATIVE_DEVICES
     if not (is_native or _extension.uses_native(scores.device.type)):
         return reference.sinkhorn_knopp(
-            scores,
+            scores.to(result_dtype(scores)),  # as autocast leaves them to the op
             epsilon=epsilon,
             num_iters=num_iters,
             sample_marginals=sample_marginals,
@@ -240,6 +240,10 @@ def _check_memory(
     _check_out(scores, out)
     if not can_look_at(out):  # then the op itself looks at the memory
         return
+    if out.is_neg():
+        raise ValueError("out: expected a tensor of its own values, got the negative of another")
+    if out.is_inference() and not torch.is_inference_mode_enabled():
+        raise ValueError("out: expected no tensor of inference mode outside of it")
     inputs = {"scores": scores, "sample_marginals": sample_marginals, "cluster_marginals": cluster_marginals}
     for name, tensor in inputs.items():
         if tensor is not None and _meet(out, tensor):

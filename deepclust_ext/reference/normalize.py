@@ -17,6 +17,8 @@ def l2_normalize(
     which clipping by the norm of all gradients leaves nothing of any other row. And where squares or the norm overflow,
     in float32 from about 1e19 on and in float16 from 65504 on, it gives a row of zeros.
     """
+    if not rows.shape[dim]:
+        return rows.clone()
     largest = rows.detach().abs().amax(dim=dim, keepdim=True)
     is_large = largest > torch.finfo(rows.dtype).max ** (3 / 8)
     # A power of two, so that digits stay as they are. It takes the largest number of the dtype to about that limit.

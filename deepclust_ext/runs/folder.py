@@ -119,7 +119,7 @@ class Run:
         if self.recipe.data.channels == 3:
             settings["channels"] = 3
         if not data and source.network is not None:
-            settings["cache_folder"] = self.path
+            settings.setdefault("cache_folder", self.path)
         images = source.open(device=device_of(self.trained.method), **settings)
         for note in getattr(images, "notes", ())[1:]:  # the first is said on opening
             print(f"deepclust-ext: {note}", file=sys.stderr)

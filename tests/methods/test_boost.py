@@ -182,6 +182,8 @@ def test_what_is_no_base_is_refused() -> None:
         small_boost(base="TURTLE")
     with pytest.raises(ValueError, match="base_model: expected arguments of HaDis, hidden_dim, .* got 'queue_size'"):
         small_boost(base_model={"queue_size": 3})
+    with pytest.raises(TypeError, match="^base_model: expected arguments by name, got str$"):
+        small_boost(base_model="queue_size")
     assert "deepclust-ext boost RUN" in NO_START
 
 

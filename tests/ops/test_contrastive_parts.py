@@ -143,6 +143,7 @@ def test_every_part_notices_what_is_not_finite(form: str) -> None:
         ({"part": 2, "parts": 2}, "part: expected 0 to parts - 1, got 2 of 2"),
         ({"part": -1, "parts": 2}, "part: expected 0 to parts - 1, got -1 of 2"),
         ({"part": 0, "parts": 0}, "part: expected 0 to parts - 1, got 0 of 0"),
+        ({"part": 3, "parts": 2**31}, "parts: expected at most 2147483647, got 2147483648"),
         ({"parts": 2, "queue": torch.ones(3, 2)}, "parts: expected 1, because queue is given, got 2"),
         ({"parts": 2, "debias": 0.1}, "parts: expected 1, because debias is above 0, got 2"),
     ],

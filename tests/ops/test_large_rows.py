@@ -25,6 +25,10 @@ def test_rows_of_any_size_become_unit_rows(dtype: torch.dtype, size: float | Non
         torch.testing.assert_close(gradient[0], torch.tensor([0.375, 0.125, -0.125, -0.125], dtype=dtype) / size)
 
 
+def test_rows_of_nothing_stay_as_they_are() -> None:
+    assert l2_normalize(torch.ones(3, 0), dim=1).shape == (3, 0)
+
+
 @pytest.mark.parametrize("dtype", SUPPORTED_DTYPES, ids=str)
 def test_other_rows_keep_their_bits(dtype: torch.dtype) -> None:
     rows = torch.randn(20, 5, dtype=dtype)

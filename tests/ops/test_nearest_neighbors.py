@@ -383,3 +383,5 @@ def test_an_excluded_row_that_the_bank_does_not_have(op: Any, wrong: int) -> Non
     options: dict[str, Any] = {"k": 2} if op is nearest_neighbors else {"num_neighbors": 2}
     with pytest.raises(ValueError, match=f"^exclude: expected rows of bank, 0 to 3, or -1 for none, got {wrong}$"):
         op(torch.ones(3, 2), torch.tensor(BANK), exclude=torch.tensor([0, wrong, -1]), **options)
+    with pytest.raises(ValueError, match=f"^exclude: expected -1, since bank has no rows, got {wrong}$"):
+        op(torch.ones(2, 2), torch.ones(0, 2), exclude=torch.tensor([-1, wrong]), **options)

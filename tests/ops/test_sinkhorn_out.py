@@ -147,9 +147,25 @@ def test_memory_that_a_backward_pass_needs_is_missed(backend: str) -> None:
 def test_autocast_asks_for_memory_of_its_dtype(backend: str) -> None:
     half, out = SCORES.bfloat16(), torch.empty_like(SCORES)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(sinkhorn_knopp(half, out=out), sinkhorn_knopp(half))
+        written, made = sinkhorn_knopp(half, out=out), sinkhorn_knopp(half)
+        assert torch.equal(written, made)
+        assert made.dtype == torch.float32
+        assert torch.equal(made, sinkhorn_knopp(half.float()))
         with pytest.raises(TypeError, match="^out: expected dtype torch.float32 of the result, got torch.bfloat16$"):
             sinkhorn_knopp(half, out=half.clone())
+
+
+def test_memory_that_is_no_plain_tensor() -> None:
+    out = torch.empty_like(SCORES)
+    with pytest.raises(ValueError, match="^out: expected a tensor of its own values, got the negative of another$"):
+        sinkhorn_knopp(SCORES, out=torch._neg_view(out))
+    with torch.inference_mode():
+        inferred = torch.zeros_like(SCORES)
+        assert torch.equal(sinkhorn_knopp(SCORES, out=inferred), sinkhorn_knopp(SCORES))
+    inferred_before = inferred.clone()
+    with pytest.raises(ValueError, match="^out: expected no tensor of inference mode outside of it$"):
+        sinkhorn_knopp(SCORES / 2, out=inferred)
+    assert torch.equal(inferred, inferred_before)
 
 
 def test_transforms_of_torch_func_refuse_memory() -> None:
