@@ -1,6 +1,9 @@
 """What a benchmark of an op consists of, and the check that every provider has to pass before it is timed."""
 
+import getpass
 import importlib
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -250,6 +253,16 @@ def reference_results(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...], d
     return named_results(modes_of(op, case), case.bind(op.TRUTH), converted)
 
 
+def separate_compiled_code() -> None:
+    """Have torch.compile keep its code in a folder for each instruction set, unless a folder is given.
+
+    It finds code again whatever the instruction set, and what was written for vectors of another width is wrong: see
+    findings/compiled-kernels-survive-another-instruction-set.sh.
+    """
+    name = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / name))
+
+
 def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict[str, Function], dict[str, str]]:
     """Load and check every provider; return those fit to be timed and, for the others, a status that says why.
 
@@ -257,6 +270,7 @@ def admit(op: OpBenchmark, case: Case, inputs: tuple[Tensor, ...]) -> tuple[dict
     and in torch's highest precision unless it follows torch's setting.
     """
     torch.compiler.reset()  # else the recompilation limit, reached after a few sizes, would silently mean eager
+    separate_compiled_code()
     dtype, device = inputs[0].dtype, inputs[0].device.type
     checked = case.inputs(dtype, device, case.checked_rows) if case.checked_rows else inputs
     careful_dtype = torch.promote_types(dtype, torch.float32)
