@@ -350,3 +350,13 @@ def test_images_for_a_run_on_rows_alone(folder: Path, capsys: pytest.CaptureFixt
     assert main(["cluster", "rows", "images", "--out", "a.csv"]) == 1
     expected = "data: expected features, as rows was trained on, got images; embed --backbone makes rows of images"
     assert one_line(capsys).startswith(f"deepclust-ext: {expected}")
+
+
+def test_a_boost_holds_the_rows_of_its_network(folder: Path) -> None:
+    run, boosted = folder / "runs" / "hadis", folder / "elsewhere" / "boosted"
+    assert train(folder, "hadis", "--method", "hadis") == 0
+    assert main(["boost", str(run), "--epochs", "1", "--out", str(boosted)]) == 0
+    assert files(boosted) == files(run)
+    shutil.rmtree(folder / "runs")
+    (folder / "w.pth").unlink()
+    assert main(["cluster", str(boosted), "--out", "c.csv"]) == 0
