@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepclust_ext.commands._arguments import add_device, add_steps, at_least, device
+from deepclust_ext.commands._backbone import add_weights
 from deepclust_ext.ops._checks import LARGEST_SEED
 
 ON_RANKS = True  # of torchrun, which share the images
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), default=0, metavar="N", help="epochs between two scores")
+    add_weights(parser)
     add_steps(parser)
     parser.add_argument("--seed", type=at_least(0, LARGEST_SEED), help="of everything random (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder of the new run (default: RUN-boosted)")
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.run_folder.parent if args.run_folder.name == CHECKPOINT_NAME else args.run_folder
     out = args.out or folder.resolve().with_name(f"{folder.resolve().name}-boosted")
     check_folder(out, resume=False, overwrite=args.overwrite)
-    start = open_run(folder, device=device(args))
+    start = open_run(folder, device=device(args), weights=args.weights)
     own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
     overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
     recipe = changed(boost_recipe(start.recipe), overrides)

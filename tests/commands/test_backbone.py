@@ -179,7 +179,8 @@ def test_weights_that_have_moved(folder: Path, capsys: pytest.CaptureFixture[str
     said = one_line(capsys)
     assert said.startswith(f"deepclust-ext: weights: expected those of {HERE}:build")
     assert (
-        f"at {folder / 'w.pth'}, found nothing; --weights FILE of cluster, embed, evaluate and sweep says where" in said
+        f"at {folder / 'w.pth'}, found nothing; --weights FILE of cluster, embed, evaluate, sweep and boost says where"
+        in said
     )
     moved = ["--weights", "moved.pth"]
     assert main(["cluster", run, "new", "--out", "after.csv", *moved]) == 0
@@ -358,5 +359,16 @@ def test_a_boost_holds_the_rows_of_its_network(folder: Path) -> None:
     assert main(["boost", str(run), "--epochs", "1", "--out", str(boosted)]) == 0
     assert files(boosted) == files(run)
     shutil.rmtree(folder / "runs")
-    (folder / "w.pth").unlink()
+    (folder / "w.pth").rename(folder / "moved.pth")
     assert main(["cluster", str(boosted), "--out", "c.csv"]) == 0
+
+
+def test_a_run_whose_weights_have_moved_is_boosted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(folder, "hadis", "--method", "hadis") == 0
+    (folder / "w.pth").rename(folder / "moved.pth")
+    for rows in folder.glob("runs/*/features-*"):
+        rows.unlink()
+    command = ["boost", str(folder / "runs" / "hadis"), "--epochs", "1", "--out", str(folder / "boosted")]
+    assert main(command) == 1
+    assert "--weights FILE of cluster, embed, evaluate, sweep and boost says where they lie now" in one_line(capsys)
+    assert main([*command, "--weights", str(folder / "moved.pth")]) == 0
