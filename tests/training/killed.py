@@ -39,7 +39,7 @@ def main() -> None:
         durations.append(time.monotonic() - began)
     for _ in range(kills):
         child = start(out, method)
-        time.sleep(clock.uniform(0.1, 0.7) * min(durations))
+        time.sleep(clock.uniform(0.1, 0.4) * min(durations))
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status > 0:
