@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import inspect
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from benchmarks.harness import (
     modes_of,
     op_names,
     providers_of,
-    separate_compiled_code,
 )
 from benchmarks.inputs import cluster_labels
 from benchmarks.memory import measure_in_fork
@@ -57,19 +55,6 @@ def make_row(**changes: Any) -> Row:
 def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def test_compiled_code_is_kept_apart_by_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = []
-    for capability in ("AVX2", "AVX512"):
-        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
-        separate_compiled_code()
-        folders.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
-    assert [folder.rpartition("_")[2] for folder in folders] == ["AVX2", "AVX512"]
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "own")
-    separate_compiled_code()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "own"
 
 
 @pytest.fixture
