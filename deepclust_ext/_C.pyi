@@ -61,8 +61,6 @@ def fused_contrastive_loss(
     normalize: bool = True,
     reduction: str = "mean",
     keep_gradient: bool = False,
-    part: int = 0,
-    parts: int = 1,
 ) -> tuple[Tensor, ...]: ...
 def fused_hsd_loss(
     teacher: Tensor, student: Tensor, temperature: float = 0.5, normalize: bool = True, reduction: str = "mean"

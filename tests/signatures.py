@@ -16,8 +16,6 @@ from tests.layout import function_names, imported_from, text_of, without_comment
 SCHEMA_ALONE = {
     ("diffused_neighbor_gather", "seed"): "the function draws it from the generator",
     ("fused_contrastive_loss", "keep_gradient"): "the function finds it from what requires a gradient",
-    ("fused_contrastive_loss", "part"): "for ranks, which share out the pairs of rows",
-    ("fused_contrastive_loss", "parts"): "for ranks, which share out the pairs of rows",
 }
 
 # By op and argument, why the public function has it and the schema does not.

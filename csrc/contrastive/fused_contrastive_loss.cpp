@@ -6,7 +6,6 @@
 
 #include <array>
 #include <cmath>
-#include <limits>
 #include <string>
 
 #include "core/autocast.h"
@@ -21,8 +20,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 void check_fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, double temperature, double hardness,
                                   double debias, const OptionalTensor& class_a, const OptionalTensor& class_b,
                                   double class_temperature, const OptionalTensor& queue,
-                                  const OptionalTensor& class_queue, std::string_view reduction, int64_t part,
-                                  int64_t parts) {
+                                  const OptionalTensor& class_queue, std::string_view reduction) {
   check_feature_pair(z_a, z_b, "z_a", "z_b");
   check_positive(temperature, "temperature");
   TORCH_CHECK_VALUE(std::isfinite(hardness) && hardness >= 0, "hardness: expected a finite number of at least 0, got ",
@@ -30,7 +28,6 @@ void check_fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, 
   TORCH_CHECK_VALUE(debias >= 0 && debias < 1, "debias: expected a number in [0, 1), got ", debias);
   check_positive(class_temperature, "class_temperature");
   check_reduction(reduction);
-  check_contrastive_part(part, parts, debias, queue);
   if (queue) check_like(*queue, z_a, "queue", "z_a", queue->sym_size(0), z_a.sym_size(1));
   if (!class_a) {
     TORCH_CHECK_VALUE(!class_b, "class_b: expected None, because class_a is None, got a tensor");
@@ -48,24 +45,14 @@ void check_fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, 
   if (class_queue) check_like(*class_queue, z_a, "class_queue", "z_a", queue->sym_size(0), class_a->sym_size(1));
 }
 
-void check_contrastive_part(int64_t part, int64_t parts, double debias, const OptionalTensor& queue) {
-  TORCH_CHECK_VALUE(part >= 0 && part < parts, "part: expected 0 to parts - 1, got ", part, " of ", parts);
-  if (parts == 1) return;
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();  // whose product with a number of blocks is in range
-  TORCH_CHECK_VALUE(parts <= kMost, "parts: expected at most ", kMost, ", got ", parts);
-  TORCH_CHECK_VALUE(!queue, "parts: expected 1, because queue is given, got ", parts);
-  TORCH_CHECK_VALUE(debias == 0, "parts: expected 1, because debias is above 0, got ", parts);
-}
-
 FusedContrastiveLossOutputs fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, double temperature,
                                                    double hardness, double debias, const OptionalTensor& class_a,
                                                    const OptionalTensor& class_b, double class_temperature,
                                                    const OptionalTensor& queue, const OptionalTensor& class_queue,
-                                                   bool normalize, std::string_view reduction, bool keep_gradient,
-                                                   int64_t part, int64_t parts) {
+                                                   bool normalize, std::string_view reduction, bool keep_gradient) {
   static const auto op = find_op<decltype(fused_contrastive_loss)>("deepclust_ext::fused_contrastive_loss");
   return op.call(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue, class_queue,
-                 normalize, reduction, keep_gradient, part, parts);
+                 normalize, reduction, keep_gradient);
 }
 
 namespace {
@@ -87,11 +74,11 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward(
     double class_temperature,
     const OptionalTensor& queue,        // (M, D)
     const OptionalTensor& class_queue,  // (M, K)
-    bool normalize, std::string_view reduction, std::array<bool, kInputs> output_mask, int64_t part, int64_t parts) {
+    bool normalize, std::string_view reduction, std::array<bool, kInputs> output_mask) {
   static const auto op =
       find_op<decltype(fused_contrastive_loss_backward)>("deepclust_ext::fused_contrastive_loss_backward");
   return op.call(grad_loss, z_a, z_b, row_values, anchor_gradient, temperature, hardness, class_a, class_b,
-                 class_temperature, queue, class_queue, normalize, reduction, output_mask, part, parts);
+                 class_temperature, queue, class_queue, normalize, reduction, output_mask);
 }
 
 OptionalTensor or_none(const at::Tensor& tensor) { return tensor.defined() ? OptionalTensor(tensor) : std::nullopt; }
@@ -103,10 +90,10 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
                             double hardness, double debias, const OptionalTensor& class_a,
                             const OptionalTensor& class_b, double class_temperature, const OptionalTensor& queue,
                             const OptionalTensor& class_queue, bool normalize, std::string_view reduction,
-                            bool keep_gradient, int64_t part, int64_t parts, FusedContrastiveLossOutputs* outputs) {
+                            bool keep_gradient, FusedContrastiveLossOutputs* outputs) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     *outputs = fused_contrastive_loss(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature,
-                                      queue, class_queue, normalize, reduction, keep_gradient, part, parts);
+                                      queue, class_queue, normalize, reduction, keep_gradient);
     const auto& [loss, row_values, anchor_gradient] = *outputs;
     const bool keeps = anchor_gradient.dim() == 2;  // then nothing reads the queue again, which may change at once
     context->save_for_backward({z_a, z_b, or_undefined(class_a), or_undefined(class_b),
@@ -117,8 +104,6 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
     context->saved_data["class_temperature"] = class_temperature;
     context->saved_data["normalize"] = normalize;
     context->saved_data["reduction"] = std::string(reduction);
-    context->saved_data["part"] = part;
-    context->saved_data["parts"] = parts;
     return loss;
   }
 
@@ -133,7 +118,7 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
         grads[0], saved[0], saved[1], saved[6], saved[7], data.at("temperature").toDouble(),
         data.at("hardness").toDouble(), or_none(saved[2]), or_none(saved[3]), data.at("class_temperature").toDouble(),
         or_none(saved[4]), or_none(saved[5]), data.at("normalize").toBool(), data.at("reduction").toStringView(),
-        wanted, data.at("part").toInt(), data.at("parts").toInt());
+        wanted);
     const auto [grad_z_a, grad_z_b, grad_class_a, grad_class_b, grad_queue, grad_class_queue] = gradients;
     const auto want = [&wanted](size_t input, const at::Tensor& gradient) {
       return wanted[input] ? gradient : at::Tensor();
@@ -152,8 +137,6 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
             none,
             none,
             none,
-            none,
-            none,
             none};
   }
 };
@@ -161,18 +144,17 @@ class FusedContrastiveLoss : public torch::autograd::Function<FusedContrastiveLo
 FusedContrastiveLossOutputs fused_contrastive_loss_autograd(
     const at::Tensor& z_a, const at::Tensor& z_b, double temperature, double hardness, double debias,
     const OptionalTensor& class_a, const OptionalTensor& class_b, double class_temperature, const OptionalTensor& queue,
-    const OptionalTensor& class_queue, bool normalize, std::string_view reduction, bool keep_gradient, int64_t part,
-    int64_t parts) {
+    const OptionalTensor& class_queue, bool normalize, std::string_view reduction, bool keep_gradient) {
   if (!needs_graph(z_a, z_b, or_undefined(class_a), or_undefined(class_b), or_undefined(queue),
                    or_undefined(class_queue))) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     return fused_contrastive_loss(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
-                                  class_queue, normalize, reduction, keep_gradient, part, parts);
+                                  class_queue, normalize, reduction, keep_gradient);
   }
   FusedContrastiveLossOutputs outputs;
   std::get<0>(outputs) =
       FusedContrastiveLoss::apply(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
-                                  class_queue, normalize, reduction, keep_gradient, part, parts, &outputs);
+                                  class_queue, normalize, reduction, keep_gradient, &outputs);
   return outputs;
 }
 
@@ -182,19 +164,30 @@ TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
       "fused_contrastive_loss(Tensor z_a, Tensor z_b, float temperature=0.5, float hardness=0.0, float debias=0.0, "
       "Tensor? class_a=None, Tensor? class_b=None, float class_temperature=1.0, Tensor? queue=None, "
-      "Tensor? class_queue=None, bool normalize=True, str reduction='mean', bool keep_gradient=False, "
-      "int part=0, int parts=1) -> (Tensor loss, Tensor row_values, Tensor anchor_gradient)");
+      "Tensor? class_queue=None, bool normalize=True, str reduction='mean', bool keep_gradient=False) -> (Tensor loss, "
+      "Tensor row_values, Tensor anchor_gradient)");
+  m.def(
+      "fused_contrastive_loss.log_sums(Tensor z_a, Tensor z_b, float temperature, float hardness, Tensor? class_a, "
+      "Tensor? class_b, float class_temperature, Tensor? queue, Tensor? class_queue, bool normalize) -> Tensor "
+      "log_sums");
   m.def(
       "fused_contrastive_loss_backward(Tensor grad_loss, Tensor z_a, Tensor z_b, Tensor row_values, Tensor "
       "anchor_gradient, float temperature, "
       "float hardness, Tensor? class_a, Tensor? class_b, float class_temperature, Tensor? queue, Tensor? class_queue, "
-      "bool normalize, str reduction, bool[6] output_mask, int part=0, int parts=1) -> (Tensor grad_z_a, "
-      "Tensor grad_z_b, Tensor grad_class_a, Tensor grad_class_b, Tensor grad_queue, Tensor grad_class_queue)");
+      "bool normalize, str reduction, bool[6] output_mask) -> (Tensor grad_z_a, Tensor grad_z_b, Tensor grad_class_a, "
+      "Tensor grad_class_b, Tensor grad_queue, Tensor grad_class_queue)");
+  m.def(
+      "fused_contrastive_loss_backward.log_sums(Tensor row_values, Tensor z_a, Tensor z_b, float temperature, "
+      "float hardness, Tensor? class_a, Tensor? class_b, float class_temperature, Tensor? queue, Tensor? class_queue, "
+      "bool normalize, bool[6] output_mask) -> (Tensor grad_z_a, Tensor grad_z_b, Tensor grad_class_a, "
+      "Tensor grad_class_b, Tensor grad_queue, Tensor grad_class_queue)");
 }
 
 TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
   m.impl("fused_contrastive_loss", fused_contrastive_loss_autograd);
+  m.impl("fused_contrastive_loss.log_sums", torch::autograd::autogradNotImplementedFallback());
   m.impl("fused_contrastive_loss_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("fused_contrastive_loss_backward.log_sums", torch::autograd::autogradNotImplementedFallback());
 }
 
 DEEPCLUST_AUTOCAST(fused_contrastive_loss)

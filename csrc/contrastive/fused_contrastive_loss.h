@@ -13,9 +13,12 @@
 // count; nothing of size N x N is kept. Offsets are 64-bit. Sources: arXiv 2002.05709 (NT-Xent), 2010.04592 (hardness,
 // debias), 1911.05722 (queue), 2306.05439 (class vectors).
 //
-// Several processes that have the same two views can share the pairs of rows: `part` of `parts` computes its own alone.
-// With parts > 1 an anchor's loss is log G_i of its negatives in this part, without R, and -inf without any; it has no
-// positive, and row_values are its derivatives. Backward with the same part adds what the part's scores give.
+// Where the negatives of an anchor are spread over processes, each pair of rows is computed by one of them, with the
+// overloads log_sums, on the CPU alone. Their anchors are the rows of z_a and z_b and, if there is one, of the queue.
+// Of two views they give (3, anchors) in float64: s_i,pos, log sum_neg exp((1 + hardness) s_ij) and log sum_neg
+// exp(hardness s_ij), 0 for hardness 0. With a queue the pairs are those between its rows and the others, without any
+// positive. Backward is given the row_values of the anchors with the gradients in their slopes, relative to any shifts,
+// such as (log sum) / (1 + hardness) over all negatives, and gives gradients in the accumulation dtype.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -45,16 +48,12 @@ FusedContrastiveLossOutputs fused_contrastive_loss(const at::Tensor& z_a,  // (B
                                                    double class_temperature,
                                                    const std::optional<at::Tensor>& queue,        // (M, D)
                                                    const std::optional<at::Tensor>& class_queue,  // (M, K)
-                                                   bool normalize, std::string_view reduction, bool keep_gradient,
-                                                   int64_t part, int64_t parts);
+                                                   bool normalize, std::string_view reduction, bool keep_gradient);
 
 void check_fused_contrastive_loss(const at::Tensor& z_a, const at::Tensor& z_b, double temperature, double hardness,
                                   double debias, const std::optional<at::Tensor>& class_a,
                                   const std::optional<at::Tensor>& class_b, double class_temperature,
                                   const std::optional<at::Tensor>& queue, const std::optional<at::Tensor>& class_queue,
-                                  std::string_view reduction, int64_t part, int64_t parts);
-
-// Raises the errors of `part` and `parts`.
-void check_contrastive_part(int64_t part, int64_t parts, double debias, const std::optional<at::Tensor>& queue);
+                                  std::string_view reduction);
 
 }  // namespace deepclust

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, ops
-from deepclust_ext.distributed.exchange import gather_rows, to_owners
+from deepclust_ext.distributed.exchange import gather_rows
 from deepclust_ext.distributed.group import Shards, resolve_group, shards_of
 from deepclust_ext.distributed.log_sums import NO_SUM, NO_WEIGHT, Options, Rows, log_sums_of
+from deepclust_ext.distributed.shared_pairs import sums_of_shared_pairs
 from deepclust_ext.ops._checks import (
     check_bool,
     check_non_negative,
@@ -47,11 +48,13 @@ def fused_contrastive_loss(
     r"""Compute :func:`deepclust_ext.fused_contrastive_loss` of a batch whose samples are shared out over ranks.
 
     The negatives of an anchor are the rows of all ranks, or the ``queue``, which is to be the same on each. A rank owns
-    its 2n anchors. It gathers all rows once, in their dtype, and nothing is of size n x N: memory is O(N D). The
-    gradients of other ranks' rows go back to these. On the CPU every pair of rows is computed by one rank: each takes
-    its part of all pairs, and sends the owners of the anchors its sums over them. On CUDA and without the native
-    library a rank computes all pairs of its own anchors, and so two ranks both compute those between them. Results do
-    not depend on the order in which ranks arrive.
+    its 2n anchors, and nothing is of size n x N. Results do not depend on the order in which ranks arrive.
+
+    On the CPU every pair of rows is computed by one rank. Rows go round in their dtype, block by block, about half of
+    all to each rank, with the next block under way while one is multiplied. The sums of a block's anchors and the
+    gradients of its rows go back to their owner. Memory is O(n D). On CUDA and without the native library a rank
+    gathers all rows once and computes all pairs of its own anchors. So two ranks both compute those between them, and
+    memory is O(N D).
 
     With reduction "mean" or "sum", the *mean over the ranks* of what they return is the loss of the whole batch: the
     mean over a rank's own anchors times P n / N, for P ranks of n and N samples, or P times their sum. Gradients add up
@@ -112,18 +115,20 @@ def fused_contrastive_loss(
         if isinstance(temperature, Tensor):  # as in the op: rows are divided by its root, which finds its gradient
             root = temperature.to(wide).rsqrt()
             z_a, z_b = (_normalized(z.to(wide), normalize) * root for z in (z_a, z_b))
+            class_a, class_b = (x if x is None else x.to(wide) for x in (class_a, class_b))
             dtype, divisor, normalize = wide, 1.0, False
         assert isinstance(divisor, float)
         rows = Rows(z_a, z_b, class_a, class_b)
         options = Options(divisor, hardness, class_temperature, normalize)
-        sums = _sums_over_all(rows, options, shards, group, dtype)
-        # After the sums, so that backward comes to these rows first and frees them.
-        a, b = (_normalized(z.to(wide), normalize) for z in (z_a, z_b))
-        positive = (a * b).sum(dim=1).double() / divisor
-        if class_a is not None and class_b is not None:
-            positive = positive + (class_a.to(wide) * class_b.to(wide)).sum(dim=1).double() / class_temperature
+        by_pairs = z_a.device.type == "cpu" and _extension.uses_native("cpu")
+        if by_pairs:
+            positive, *sums = sums_of_shared_pairs(rows, options, shards, group)
+        else:
+            positive, *sums = _sums_of_own_anchors(rows, options, shards, group, dtype)
+        by_growth, by_weight = sums[0].clamp(min=NO_SUM), sums[1].clamp(min=NO_WEIGHT)
         negatives = max(2 * shards.total - 2, 0)
-        losses = losses_of_log_sums(positive.repeat(2), *sums, negatives, temperature, hardness, debias)
+        losses = losses_of_log_sums(positive, by_growth, by_weight, negatives, temperature, hardness, debias)
+        losses = losses + 0 * by_growth.detach()  # NaN stays
         if reduction != "none":
             losses = losses.sum() * len(shards.sizes) / (max(2 * shards.total, 1) if reduction == "mean" else 1)
     return losses.to(result)
@@ -136,58 +141,17 @@ def _normalized(
     return unit_rows(rows) if normalize else rows
 
 
-def _sums_over_all(
-    rows: Rows,  # of this rank
-    options: Options,
-    shards: Shards,
-    group: "ProcessGroup",
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Return the logarithms (2n,), float64, of both sums over the negatives, in the order of the ranks."""
-    device = rows.z_a.device.type
-    by_pairs = device == "cpu" and _extension.uses_native(device)
-    sums = _sums_of_shared_pairs if by_pairs else _sums_of_own_anchors
-    by_growth, by_weight = sums(rows, options, shards, group, dtype)
-    return by_growth.clamp(min=NO_SUM).logsumexp(dim=0), by_weight.clamp(min=NO_WEIGHT).logsumexp(dim=0)
-
-
-def _sums_of_shared_pairs(
-    rows: Rows,  # of this rank
-    options: Options,
-    shards: Shards,
-    group: "ProcessGroup",
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Return the logarithms of both sums for this rank's anchors, (P, 2n), each over the pairs that one rank computes.
-
-    Every rank takes a part of the pairs of all rows, and sends the owner of an anchor the sums over its part.
-    """
-
-    def of_all(a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the rows (N, D) of both views of all ranks; one exchange for both takes less than two."""
-        if a is None or b is None:
-            return None, None
-        view_a, view_b = gather_rows(torch.stack([a, b], dim=1), group, shards=shards).to(dtype).unbind(dim=1)
-        return view_a.contiguous(), view_b.contiguous()
-
-    (z_a, z_b), (class_a, class_b) = of_all(rows.z_a, rows.z_b), of_all(rows.class_a, rows.class_b)
-    assert z_a is not None
-    assert z_b is not None
-    own_part = options._replace(part=shards.rank, parts=len(shards.sizes))
-    sums = torch.stack(log_sums_of(Rows(z_a, z_b, class_a, class_b), own_part)).view(2, 2, shards.total)
-    parts = to_owners(sums.permute(2, 0, 1), group, shards)  # (P, n, sums, views)
-    by_growth, by_weight = parts.permute(2, 0, 3, 1).flatten(start_dim=2)
-    return by_growth, by_weight
-
-
 def _sums_of_own_anchors(
     rows: Rows,  # of this rank
     options: Options,
     shards: Shards,
     group: "ProcessGroup",
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Return the logarithms of both sums, (3, 2n), over the ranks before this one, this one, and those after it."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scores of positives and the logarithms of both sums, (2n,) float64.
+
+    These are over the ranks before this one, this one, and those after it.
+    """
     sizes = [shards.start, shards.stop - shards.start, shards.total - shards.stop]
 
     def of_others(a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -199,9 +163,21 @@ def _sums_of_own_anchors(
         return before.flatten(0, 1).to(dtype), after.flatten(0, 1).to(dtype)
 
     features, classes = of_others(rows.z_a, rows.z_b), of_others(rows.class_a, rows.class_b)
-    own = rows.to(dtype)
-    as_anchors = own.doubled()
+    rows = rows.to(dtype)
+    as_anchors = rows.doubled()
     before = log_sums_of(as_anchors._replace(queue=features[0], class_queue=classes[0]), options)
     after = log_sums_of(as_anchors._replace(queue=features[1], class_queue=classes[1]), options)
-    by_growth, by_weight = zip(before, log_sums_of(own, options), after, strict=True)
-    return torch.stack(by_growth), torch.stack(by_weight)
+    by_growth, by_weight = (torch.stack(x) for x in zip(before, log_sums_of(rows, options), after, strict=True))
+    sums = by_growth.clamp(min=NO_SUM).logsumexp(dim=0), by_weight.clamp(min=NO_WEIGHT).logsumexp(dim=0)
+    # After the sums, so that backward comes to these rows first and frees them.
+    return _positive_scores(rows, options).repeat(2), *sums
+
+
+def _positive_scores(rows: Rows, options: Options) -> Tensor:
+    wide = torch.promote_types(rows.z_a.dtype, torch.float32)
+    a, b = (_normalized(z.to(wide), options.normalize) for z in (rows.z_a, rows.z_b))
+    positive = (a * b).sum(dim=1).double() / options.temperature
+    if rows.class_a is not None and rows.class_b is not None:
+        products = rows.class_a.to(wide) * rows.class_b.to(wide)
+        positive = positive + products.sum(dim=1).double() / options.class_temperature
+    return positive

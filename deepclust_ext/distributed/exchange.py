@@ -46,18 +46,6 @@ def gather_rows(
     return _gathered(x.detach(), shards, group)
 
 
-def to_owners(
-    x: Tensor,  # (N, ...)
-    group: "ProcessGroup",
-    shards: Shards,
-) -> Tensor:
-    """Return what all ranks have found for this rank's rows, (P, n, ...), in the order of the ranks; with gradient.
-
-    Every rank has found something for the rows of all.
-    """
-    return _ToOwners.apply(x, shards, group)  # type: ignore[no-any-return]
-
-
 @torch.compiler.disable
 def sum_over_ranks(
     x: Tensor,
@@ -97,21 +85,6 @@ def exchange(
     merged = flat.new_empty(ranks, part)
     all_gather(merged, merge(received).contiguous().unsqueeze(0), group)
     return merged.view(-1)[:count].view(x.shape)
-
-
-class _ToOwners(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shards: Shards, group: "ProcessGroup") -> Tensor:
-        ctx.shards, ctx.group = shards, group
-        return _at_owners(x, shards, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        shards = ctx.shards
-        everyone = grad.new_empty(shards.total, *grad.shape[2:])
-        own = [shards.sizes[shards.rank]] * len(shards.sizes)
-        dist.all_to_all_single(everyone, grad.flatten(0, 1).contiguous(), list(shards.sizes), own, group=ctx.group)
-        return everyone, None, None
 
 
 class _GatherRows(torch.autograd.Function):

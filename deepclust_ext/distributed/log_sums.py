@@ -45,8 +45,6 @@ class Options(NamedTuple):
     hardness: float
     class_temperature: float
     normalize: bool
-    part: int = 0  # of the pairs of rows of two views, by native kernels of the CPU
-    parts: int = 1
 
 
 def log_sums_of(rows: Rows, options: Options) -> tuple[Tensor, Tensor]:
@@ -54,7 +52,7 @@ def log_sums_of(rows: Rows, options: Options) -> tuple[Tensor, Tensor]:
 
     These are :math:`\sum \exp((1 + hardness) s)` and :math:`\sum \exp(hardness\, s)`, the second one for ``hardness``
     above 0 alone. A sum of nothing has the logarithm -inf, as has one that is so small beside the positive that no loss
-    shows it, where pairs are not shared out.
+    shows it.
     """
     if not _extension.uses_native(rows.z_a.device.type):
         positive, scores, count = scores_of(*rows, options.temperature, options.class_temperature, options.normalize)
@@ -69,7 +67,7 @@ def log_sums_of(rows: Rows, options: Options) -> tuple[Tensor, Tensor]:
 
 
 class _LogSums(torch.autograd.Function):
-    """The op finds losses of the part alone, and of each anchor the values that its own backward pass starts from.
+    """The op finds losses of these negatives, and of each anchor the values that its own backward pass starts from.
 
     These tell the sums, and they are what turns gradients of the sums into gradients of the rows.
     """
@@ -78,7 +76,7 @@ class _LogSums(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *tensors, options = inputs
         z_a, z_b, class_a, class_b, queue, class_queue = tensors
-        temperature, hardness, class_temperature, normalize, part, parts = options
+        temperature, hardness, class_temperature, normalize = options
         _, values, _ = torch.ops.deepclust_ext.fused_contrastive_loss.default(
             z_a,
             z_b,
@@ -93,12 +91,10 @@ class _LogSums(torch.autograd.Function):
             normalize,
             "sum",
             False,
-            part,
-            parts,
         )
         ctx.options = options
         ctx.save_for_backward(*tensors, values)
-        slope, weight_slope, shift, share, is_none = _slopes_of(values, parts)
+        slope, weight_slope, shift, share, is_none = _slopes_of(values)
         by_growth = torch.where(is_none, -torch.inf, ((1 + hardness) * share / slope).log() + (1 + hardness) * shift)
         if hardness == 0:
             return by_growth, torch.zeros_like(by_growth)
@@ -108,8 +104,8 @@ class _LogSums(torch.autograd.Function):
     def backward(ctx: Any, grad_sum: Tensor, grad_weight_sum: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, values = ctx.saved_tensors
         z_a, z_b, class_a, class_b, queue, class_queue = tensors
-        temperature, hardness, class_temperature, normalize, part, parts = ctx.options
-        slope, weight_slope, shift, share, is_none = _slopes_of(values, parts)
+        temperature, hardness, class_temperature, normalize = ctx.options
+        slope, weight_slope, shift, share, is_none = _slopes_of(values)
         slopes = [
             0 * share,  # NaN says that a row was not finite
             torch.where(is_none, 0, grad_sum * slope / share),
@@ -133,20 +129,16 @@ class _LogSums(torch.autograd.Function):
             normalize,
             "none",
             wanted,
-            part,
-            parts,
         )
         return *(grad if want else None for grad, want in zip(gradients, wanted, strict=True)), None
 
 
 def _slopes_of(
     values: Tensor,  # (4, anchors)
-    parts: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return slope, slope of the weight, shift, share of the sums' own derivatives in them, and where no sum is.
 
-    The share is the derivative of the loss log(1 + G / exp(positive)) by log G. Of a part, slopes are those of log G.
+    The share is the derivative of the loss log(1 + G / exp(positive)) by log G.
     """
     positive_slope, slope, weight_slope, shift = values.double()
-    share = -positive_slope if parts == 1 else 1 + positive_slope  # NaN stays
-    return slope, weight_slope, shift, share, slope == 0
+    return slope, weight_slope, shift, -positive_slope, slope == 0

@@ -149,8 +149,6 @@ def fused_contrastive_loss(
         normalize,
         reduction,
         _keeps_gradient(z_a, z_b, class_a, class_b, queue, class_queue),
-        0,
-        1,
     )[0]
 
 
@@ -303,8 +301,6 @@ def _fake(
     normalize: bool = True,
     reduction: str = "mean",
     keep_gradient: bool = False,
-    part: int = 0,
-    parts: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
     anchors = z_a.shape[0] * (2 if queue is None else 1)
@@ -334,8 +330,6 @@ def _fake_backward(
     normalize: bool,
     reduction: str,
     output_mask: Sequence[bool],
-    part: int = 0,
-    parts: int = 1,
 ) -> tuple[Tensor, ...]:
     inputs = (z_a, z_b, class_a, class_b, queue, class_queue)
     return tuple(
@@ -344,6 +338,46 @@ def _fake_backward(
     )
 
 
+def _fake_log_sums(
+    z_a: Tensor,  # (B, D)
+    z_b: Tensor,  # (B, D)
+    temperature: float,
+    hardness: float,
+    class_a: Tensor | None,  # (B, K)
+    class_b: Tensor | None,  # (B, K)
+    class_temperature: float,
+    queue: Tensor | None,  # (M, D)
+    class_queue: Tensor | None,  # (M, K)
+    normalize: bool,
+) -> Tensor:
+    check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
+    anchors = 2 * z_a.shape[0] + (0 if queue is None else queue.shape[0])
+    return z_a.new_empty((3, anchors), dtype=torch.float64)
+
+
+def _fake_backward_log_sums(
+    row_values: Tensor,  # (4, 2B) or with a queue (4, 2B + M)
+    z_a: Tensor,  # (B, D)
+    z_b: Tensor,  # (B, D)
+    temperature: float,
+    hardness: float,
+    class_a: Tensor | None,  # (B, K)
+    class_b: Tensor | None,  # (B, K)
+    class_temperature: float,
+    queue: Tensor | None,  # (M, D)
+    class_queue: Tensor | None,  # (M, K)
+    normalize: bool,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    inputs = (z_a, z_b, class_a, class_b, queue, class_queue)
+    return tuple(
+        row_values.new_empty(x.shape if wanted and x is not None else (0,))
+        for x, wanted in zip(inputs, output_mask, strict=True)
+    )
+
+
 if _extension.NATIVE_DEVICES:
     torch.library.register_fake("deepclust_ext::fused_contrastive_loss", _fake)
     torch.library.register_fake("deepclust_ext::fused_contrastive_loss_backward", _fake_backward)
+    torch.library.register_fake("deepclust_ext::fused_contrastive_loss.log_sums", _fake_log_sums)
+    torch.library.register_fake("deepclust_ext::fused_contrastive_loss_backward.log_sums", _fake_backward_log_sums)

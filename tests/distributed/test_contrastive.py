@@ -1,5 +1,7 @@
 """The contrastive loss over ranks against one process with the whole batch."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from deepclust_ext import _extension, fused_contrastive_loss
 from deepclust_ext.distributed import fused_contrastive_loss as over_ranks
+from deepclust_ext.distributed import ring
 from tests.distributed.pool import PerRank, Pool
 from tests.helpers import assert_error_budget
 
@@ -51,10 +54,17 @@ def loss_and_gradients(
     return [loss.detach()] + [gradient for gradient in gradients if gradient is not None]
 
 
-def run(pool: Pool, ranks: int | str, sizes: list[int], inputs: list[Tensor], *rest: Any) -> list[list[Tensor]]:
+def run(
+    pool: Pool,
+    ranks: int | str,
+    sizes: list[int],
+    inputs: list[Tensor],
+    *rest: Any,
+    call: Callable[..., list[Tensor]] = loss_and_gradients,
+) -> list[list[Tensor]]:
     parts = [x.split(sizes) for x in inputs]
     own = PerRank([part[rank] for part in parts] for rank in range(len(sizes)))
-    answers: list[list[Tensor]] = pool.run(loss_and_gradients, own, *rest, ranks=ranks)
+    answers: list[list[Tensor]] = pool.run(call, own, *rest, ranks=ranks)
     return answers
 
 
@@ -76,6 +86,61 @@ def test_loss_and_gradients_are_those_of_one_process(
     expected = loss_and_gradients(None, inputs, FORMS[form])
     for got, want in zip(joined(run(pool, ranks, sizes, inputs, FORMS[form])), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def in_small_blocks(*arguments: Any) -> list[Tensor]:
+    ring.BLOCK = 2
+    try:
+        return loss_and_gradients(*arguments)
+    finally:
+        ring.BLOCK = 1024
+
+
+@shards
+@pytest.mark.parametrize("form", ["hard", "sharp"])
+def test_blocks_that_go_round(pool: Pool, ranks: int | str, sizes: list[int], form: str) -> None:
+    sizes = [min(size, 9) for size in sizes]
+    inputs = inputs_of(sum(sizes), True, torch.float64)
+    expected = loss_and_gradients(None, inputs, FORMS[form])
+    answers = run(pool, ranks, sizes, inputs, FORMS[form], call=in_small_blocks)
+    for got, want in zip(joined(answers), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_results_do_not_depend_on_who_is_late(pool: Pool) -> None:
+    sizes = [30, 40, 1, 29]
+    inputs = inputs_of(sum(sizes), True, torch.float32)
+    first = run(pool, 4, sizes, inputs, FORMS["hard"])
+    for late in (0, 3):
+        answers = run(pool, 4, sizes, inputs, FORMS["hard"], late, call=late_on)
+        for own, again in zip(first, answers, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(own, again, strict=True))
+
+
+def late_on(group: Any, tensors: list[Tensor], options: dict[str, Any], late: int) -> list[Tensor]:
+    if group.rank() == late:
+        time.sleep(0.2)
+    return loss_and_gradients(group, tensors, options)
+
+
+def gradients_of_one_view(group: Any, tensors: list[Tensor], place: int) -> Tensor:
+    tensors = [x.clone().requires_grad_(number == place) for number, x in enumerate(tensors)]
+    loss = over_ranks(tensors[0], tensors[1], class_a=tensors[2], class_b=tensors[3], process_group=group)
+    loss.backward()
+    assert all(x.grad is None for number, x in enumerate(tensors) if number != place)
+    gradient = tensors[place].grad
+    assert gradient is not None
+    return gradient
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_gradient_of_one_input_alone(pool: Pool, place: int) -> None:
+    sizes = [4, 1, 6]
+    inputs = inputs_of(sum(sizes), True, torch.float64)
+    expected = loss_and_gradients(None, inputs, {})[1 + place]
+    own = PerRank([x.split(sizes)[rank] for x in inputs] for rank in range(3))
+    got = torch.cat(pool.run(gradients_of_one_view, own, place, ranks=3)) / 3
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -144,11 +209,20 @@ def test_a_queue_and_unequal_shards(pool: Pool) -> None:
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("form", ["plain", "hard"])
-def test_a_number_that_is_not_finite_reaches_all_ranks(pool: Pool, form: str) -> None:
+@pytest.mark.parametrize("form", ["plain", "hard", "debiased"])
+@pytest.mark.parametrize("place", [0, 2, 3, 5])
+def test_a_number_that_is_not_finite_reaches_all_ranks(pool: Pool, form: str, place: int) -> None:
     inputs = inputs_of(6, False, torch.float32)
-    inputs[1][5, 2] = torch.nan
+    inputs[1][place, 2] = torch.nan
     for loss, *gradients in run(pool, 2, [3, 3], inputs, FORMS[form]):
+        assert bool(loss.isnan())
+        assert all(bool(gradient.isnan().all()) for gradient in gradients)
+
+
+def test_so_do_rows_whose_squares_overflow(pool: Pool) -> None:
+    inputs = inputs_of(6, False, torch.float32)
+    inputs[0][4] = 1e19  # whose products with other rows do not
+    for loss, *gradients in run(pool, 2, [3, 3], inputs, FORMS["lengths"]):
         assert bool(loss.isnan())
         assert all(bool(gradient.isnan().all()) for gradient in gradients)
 

@@ -19,7 +19,6 @@ from deepclust_ext.distributed import (
     shards_of,
     sum_over_ranks,
 )
-from deepclust_ext.distributed.exchange import to_owners
 from tests.distributed.pool import PerRank, Pool
 
 #: Rows of each rank: equal, unequal, with an empty shard, on a group that is not the world.
@@ -54,29 +53,6 @@ def test_rows_are_gathered_in_order_and_gradients_are_summed_in_order(
     assert all(torch.equal(answer[0], rows) for answer in answers)
     assert torch.equal(torch.cat([answer[1] for answer in answers]), expected.to(dtype))
     assert [answer[2] for answer in answers] == [Shards(tuple(sizes), rank) for rank in range(len(sizes))]
-
-
-def sent_to_owners(group: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    shards = shards_of(weight[0], group)
-    x.requires_grad_()
-    received = to_owners(x, group, shards)
-    (received * weight).sum().backward()
-    assert x.grad is not None
-    return received.detach(), x.grad
-
-
-@shards
-def test_what_ranks_found_goes_to_the_owners_and_its_gradient_back(
-    pool: Pool, ranks: int | str, sizes: list[int]
-) -> None:
-    count = len(sizes)
-    found = torch.randn(count, sum(sizes), 2, 3)
-    weights = torch.randn(count, sum(sizes), 2, 3)
-    own = PerRank(weights.split(sizes, dim=1))
-    answers = pool.run(sent_to_owners, PerRank(found), own, ranks=ranks)
-    for (received, _), expected in zip(answers, found.split(sizes, dim=1), strict=True):
-        assert torch.equal(received, expected)
-    assert torch.equal(torch.stack([gradient for _, gradient in answers]), weights)
 
 
 def gathered_constant(group: Any, x: Tensor) -> tuple[Tensor, bool]:

@@ -34,15 +34,9 @@ struct BlockPair {
   bool for_rows = true, for_columns = true;
 };
 
-// A part of all pairs, for a process that shares them out with others: number `index` of `count` parts.
-struct PairsPart {
-  int64_t index = 0, count = 1;
-};
-
-// Calls task(pair) for every unordered pair of blocks of the same rows that is in a part. Pairs that run at once never
-// share a block. Parts are whole rounds, which have about as many pairs each; of few rounds, a part may have none.
+// Calls task(pair) for every unordered pair of blocks of the same rows. Pairs that run at once never share a block.
 template <typename Task>
-void for_each_pair(int64_t rows, const PairsPart& part, const Task& task) {
+void for_each_pair(int64_t rows, const Task& task) {
   const int64_t block = rows <= kFewRows ? kSmallBlock : kTileRows;
   const int64_t blocks = (rows + block - 1) / block;
   const auto run = [&](int64_t i, int64_t j) {
@@ -52,8 +46,7 @@ void for_each_pair(int64_t rows, const PairsPart& part, const Task& task) {
   // Blocks i and j meet in round (i + j) mod `odd`. The block that would meet itself meets the last one, if their
   // number is even, or else itself; an even number leaves a round in which every block meets itself.
   const int64_t odd = blocks % 2 == 1 ? blocks : blocks - 1;
-  const auto first_round = [&](int64_t index) { return index * blocks / part.count; };
-  for (int64_t round = first_round(part.index); round < first_round(part.index + 1); ++round) {
+  for (int64_t round = 0; round < blocks; ++round) {
     const bool all_alone = round == odd;
     const int64_t alone = round * ((odd + 1) / 2) % odd;
     at::parallel_for(0, all_alone ? blocks : (odd + 1) / 2, 1, [&](int64_t begin, int64_t end) {

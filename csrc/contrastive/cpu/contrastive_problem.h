@@ -50,15 +50,6 @@ PackedContrastive<T> packed_contrastive(const PackedRows<T>& anchors, const Pack
           .bounded = 2 * (1 + options.hardness) * bound <= kMaxUnshiftedSpan};
 }
 
-// What contrastive_row() gives, of a part of the negatives: of log G of these alone in the place of the loss, without
-// the positive. Its slopes and shift tell the sums, so that parts of them can be put together.
-inline ContrastiveRow row_of_part(const ContrastiveSums& sums, double hardness) {
-  if (sums.sum == 0) return {-std::numeric_limits<double>::infinity(), 0, 0, 0};
-  const bool weighted = hardness > 0;
-  return {sums.shift + std::log(sums.sum) - (weighted ? std::log(sums.weight_sum) : 0), 0, (1 + hardness) / sums.sum,
-          weighted ? hardness / sums.weight_sum : 0};
-}
-
 // The losses of all anchors, and their row_values.
 template <typename T>
 void write_losses(const std::vector<T>& positive, const std::vector<LogSums<T>>& sums, const Options& options,
@@ -69,8 +60,7 @@ void write_losses(const std::vector<T>& positive, const std::vector<LogSums<T>>&
   at::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const ContrastiveSums own{sums[i].shift, sums[i].sum, sums[i].weight_sum};
-      const ContrastiveRow row = options.part.count > 1 ? row_of_part(own, options.loss.hardness)
-                                                        : contrastive_row(positive[i], own, options.loss);
+      const ContrastiveRow row = contrastive_row(positive[i], own, options.loss);
       losses[i] = static_cast<T>(row.loss);
       values[kPositiveSlope * count + i] = static_cast<T>(row.positive_slope);
       values[kSlope * count + i] = static_cast<T>(row.slope);
@@ -78,6 +68,19 @@ void write_losses(const std::vector<T>& positive, const std::vector<LogSums<T>>&
       values[kShift * count + i] = own.sum > 0 ? sums[i].shift : T(0);
     }
   });
+}
+
+// The scores of the positives of all anchors, and the logarithms of both sums over their negatives.
+template <typename T>
+void write_log_sums(const std::vector<T>& positive, const std::vector<LogSums<T>>& sums, double hardness,
+                    double* values  // (3, anchors)
+) {
+  const int64_t count = static_cast<int64_t>(sums.size());
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = positive[i];
+    values[count + i] = std::log(sums[i].sum) + (1 + hardness) * sums[i].shift;  // -inf without any
+    values[2 * count + i] = hardness > 0 ? std::log(sums[i].weight_sum) + hardness * sums[i].shift : 0;
+  }
 }
 
 // Slopes of the anchors times the gradients of their losses, by products instead of scores.
@@ -98,6 +101,34 @@ at::Tensor slopes_of(T score_scale, const at::Tensor& grad_loss, const at::Tenso
     }
   }
   return slopes;
+}
+
+// Slopes as they are given, relative to the shifts of the anchors, by products instead of scores. Where one bound holds
+// for all scores, they become relative to it. With their own negatives here no factor is above exp(span).
+template <typename T>
+at::Tensor slopes_of_log_sums(const PackedContrastive<T>& in, const at::Tensor& row_values) {
+  const int64_t count = row_values.size(1);
+  const at::Tensor slopes = at::empty({kShift, count}, row_values.options());
+  const T* values = row_values.template const_data_ptr<T>();
+  T* slope = slopes.template mutable_data_ptr<T>();
+  const double growth[kShift] = {0, 1 + double(in.hardness), double(in.hardness)};
+  for (int64_t which = 0; which < kShift; ++which) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double change = in.bounded ? growth[which] * (double(in.bound) - values[kShift * count + i]) : 0;
+      const double factor = std::exp(std::min(change, kMaxUnshiftedSpan));
+      slope[which * count + i] = static_cast<T>(in.score_scale * factor * values[which * count + i]);
+    }
+  }
+  return slopes;
+}
+
+// The values of the anchors from slopes of products.
+template <typename T>
+AnchorValues<T> anchor_values(const at::Tensor& slopes, const at::Tensor& row_values) {
+  const int64_t count = row_values.size(1);
+  const T* slope = slopes.template const_data_ptr<T>();
+  return {slope + kPositiveSlope * count, slope + kSlope * count, slope + kWeightSlope * count,
+          row_values.template const_data_ptr<T>() + kShift * count};
 }
 
 // Gradients by packed rows, 0 so far.

@@ -11,10 +11,9 @@
 #include <string_view>
 #include <vector>
 
-#include "contrastive/cpu/block_pairs.h"
 #include "contrastive/cpu/contrastive_problem.h"
 #include "contrastive/cpu/packed_rows.h"
-#include "core/cpu/scratch.h"
+#include "contrastive/cpu/streamed_rows.h"
 #include "core/dtypes.h"
 
 namespace deepclust {
@@ -33,25 +32,24 @@ class WithQueue {
  public:
   WithQueue(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a, const OptionalTensor& class_b,
             const at::Tensor& queue, const OptionalTensor& class_queue, const Options& options)
-      : anchors_({{z_a, class_a}}, options, Keep::kRowsAndPanels),
-        positives_({{z_b, class_b}}, options, Keep::kRows),
-        queue_({{queue, class_queue}}, options, Keep::kNorms),
-        in_(packed_contrastive(anchors_, queue_, false, options.loss)) {}
+      : pairs_({{z_a, class_a}}, {{queue, class_queue}}, options), positives_({{z_b, class_b}}, options, Keep::kRows) {}
 
   bool is_finite() const {
-    const T positive_bound = in_.score_scale * anchors_.largest_norm() * positives_.largest_norm();
-    return std::isfinite(in_.bound) && std::isfinite(positive_bound);
+    const PackedContrastive<T>& in = pairs_.packed();
+    const T positive_bound = in.score_scale * pairs_.columns().largest_norm() * positives_.largest_norm();
+    return std::isfinite(in.bound) && std::isfinite(positive_bound);
   }
 
-  int64_t stride() const { return in_.stride; }
+  int64_t stride() const { return pairs_.packed().stride; }
 
   // The sums over the queue of every anchor, the score of its positive, and what is kept of the queue's rows.
   void sum(LogSums<T>* sums,  // (anchors,)
            T* positive,       // (anchors,)
            const KeptRows<T>& kept /* (anchors, stride) each */) const {
-    DEEPCLUST_SELECT(score_pairs<T>)(anchors_.rows(), positives_.rows(), anchors_.count(), anchors_.stride(),
-                                     in_.score_scale, positive);
-    sum_queue(sums, kept);
+    const PackedRows<T>& anchors = pairs_.columns();
+    DEEPCLUST_SELECT(score_pairs<T>)(anchors.rows(), positives_.rows(), anchors.count(), anchors.stride(),
+                                     pairs_.packed().score_scale, positive);
+    pairs_.sum(nullptr, sums, kept);
   }
 
   // The derivative of every anchor's loss by its own row, but for the scale of the scores, from what is kept of the
@@ -60,7 +58,7 @@ class WithQueue {
                              const T* values,  // (kContrastiveValues, anchors)
                              T* gradient       // (anchors, depth)
   ) const {
-    const int64_t count = anchors_.count(), depth = in_.depth, stride = in_.stride;
+    const int64_t count = positives_.count(), depth = positives_.depth(), stride = positives_.stride();
     for (int64_t i = 0; i < count; ++i) {
       const T* positive = positives_.rows() + i * stride;
       for (int64_t k = 0; k < depth; ++k) {
@@ -74,117 +72,33 @@ class WithQueue {
 
   // The gradients that are wanted: through the queue's scores, and through those of the positives.
   InputGradients gradients(const AnchorValues<T>& of_anchors, const InputMask& wanted) const {
-    const int64_t count = anchors_.count(), stride = in_.stride;
+    const PackedRows<T>&anchors = pairs_.columns(), &rows = pairs_.rows();
+    const int64_t count = anchors.count(), stride = anchors.stride();
     const bool want_a = wanted[kZA] || wanted[kClassA], want_b = wanted[kZB] || wanted[kClassB];
     const bool want_queue = wanted[kQueue] || wanted[kClassQueue];
     InputGradients result;
     const at::Tensor anchor_gradient = new_gradient<T>(count, stride);
-    const at::Tensor queue_gradient = new_gradient<T>(want_queue ? queue_.count() : 0, stride);
+    const at::Tensor queue_gradient = new_gradient<T>(want_queue ? rows.count() : 0, stride);
     T* by_anchor = anchor_gradient.template mutable_data_ptr<T>();
     T* by_queue = queue_gradient.template mutable_data_ptr<T>();
-    if (want_a || want_queue) add_queue_gradients(of_anchors, want_queue, want_a, by_queue, by_anchor);
-    if (want_queue) write_gradients(queue_, by_queue, 0, kQueue, kClassQueue, wanted, result);
+    if (want_a || want_queue) pairs_.add_gradients({}, of_anchors, want_queue, want_a, by_queue, by_anchor);
+    if (want_queue) write_gradients(rows, by_queue, 0, kQueue, kClassQueue, wanted, result);
     if (want_a) {
       add_scaled_rows(of_anchors.positive_slope, positives_.rows(), count, stride, by_anchor);
-      write_gradients(anchors_, by_anchor, 0, kZA, kClassA, wanted, result);
+      write_gradients(anchors, by_anchor, 0, kZA, kClassA, wanted, result);
     }
     if (want_b) {
       const at::Tensor positive_gradient = new_gradient<T>(count, stride);
       T* by_positive = positive_gradient.template mutable_data_ptr<T>();
-      add_scaled_rows(of_anchors.positive_slope, anchors_.rows(), count, stride, by_positive);
+      add_scaled_rows(of_anchors.positive_slope, anchors.rows(), count, stride, by_positive);
       write_gradients(positives_, by_positive, 0, kZB, kClassB, wanted, result);
     }
     return result;
   }
 
  private:
-  // Calls use(pair, rows of the pair) for all pairs of blocks of a chunk of the queue.
-  template <typename Use>
-  void for_each_pair_in(const Chunk& chunk, const Use& use) const {
-    const int64_t size = (kTileRows + DEEPCLUST_SELECT(panel_rows<T>)()) * in_.stride;  // the last row panel is full
-    Scratch<T> scratch(size);
-    T* block = scratch.take(size);
-    std::fill(block, block + size, T(0));
-    for (int64_t row = chunk.row; row < chunk.row + chunk.rows; row += kTileRows) {
-      const int64_t rows = std::min(kTileRows, chunk.row + chunk.rows - row);
-      queue_.pack_block(row, rows, block);
-      for (int64_t c = 0; c < chunk.columns; c += kTileColumns) {
-        use(BlockPair{row, rows, chunk.column + c, std::min(kTileColumns, chunk.columns - c)}, block);
-      }
-    }
-  }
-
-  // Adds the exponentials of all scores of the queue to the sums of the anchors, and to what is kept of its rows.
-  void sum_queue(LogSums<T>* sums,        // (anchors,)
-                 const KeptRows<T>& kept  // (anchors, stride)
-  ) const {
-    const int64_t group = std::min(anchors_.count(), kGroupColumns);
-    const int64_t chunks = count_chunks(in_.count);
-    const int64_t stride = in_.stride;
-    const int64_t size = kept.sum == nullptr ? 0 : group * stride, weight_size = kept.weight_sum == nullptr ? 0 : size;
-    std::vector<LogSums<T>> by_chunk(chunks * group);  // (chunks, columns of a group)
-    Scratch<T> scratch(chunks * (size + weight_size));
-    T* memory = scratch.take(chunks * (size + weight_size));
-    const auto kept_of = [&](int64_t index, int64_t column) {  // of a chunk, from a column of the group on
-      T* own = memory + index * (size + weight_size);
-      return KeptRows<T>{size > 0 ? own + column * stride : nullptr,
-                         weight_size > 0 ? own + size + column * stride : nullptr};
-    };
-    const auto task = [&](const Chunk& chunk) {
-      LogSums<T>* own = by_chunk.data() + chunk.index * group;
-      std::fill(own, own + group, LogSums<T>());  // of the group before
-      std::fill(memory + chunk.index * (size + weight_size), memory + (chunk.index + 1) * (size + weight_size), T(0));
-      for_each_pair_in(chunk, [&](BlockPair pair, const T* rows) {
-        pair.for_rows = false;
-        const int64_t column = pair.column - chunk.column;
-        DEEPCLUST_SELECT(sum_tile<T>)(in_, pair, rows, nullptr, own + column, nullptr, kept_of(chunk.index, column));
-      });
-    };
-    for_each_chunk(in_.count, anchors_.count(), task, [&](int64_t column, int64_t columns) {
-      at::parallel_for(0, columns, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; ++c) {
-          for (int64_t i = 0; i < chunks; ++i) {
-            DEEPCLUST_SELECT(add_sums<T>)(in_, by_chunk[i * group + c], kept_of(i, 0), c, sums[column + c], kept,
-                                          column + c);
-          }
-        }
-      });
-    });
-  }
-
-  // Adds what the scores of the queue give to the gradients of the packed rows of the queue, if wanted, and of the
-  // anchors.
-  void add_queue_gradients(const AnchorValues<T>& of_anchors, bool want_queue, bool want_a,
-                           T* by_queue,  // (count, stride)
-                           T* by_anchor  // (anchors, stride)
-  ) const {
-    const int64_t anchors = anchors_.count();
-    const int64_t group = std::min(anchors, kGroupColumns) * in_.stride;
-    const int64_t chunks = count_chunks(in_.count);
-    Scratch<T> scratch(chunks * group);
-    T* by_chunk = scratch.take(chunks * group);  // (chunks, columns of a group, stride)
-    const auto task = [&](const Chunk& chunk) {
-      T* own = by_chunk + chunk.index * group;
-      std::fill(own, own + group, T(0));
-      for_each_pair_in(chunk, [&](BlockPair pair, const T* rows) {
-        pair.for_rows = want_queue;
-        pair.for_columns = want_a;
-        DEEPCLUST_SELECT(add_gradients<T>)(in_, of_anchors, pair, rows, by_queue + pair.row * in_.stride,
-                                           own + (pair.column - chunk.column) * in_.stride);
-      });
-    };
-    for_each_chunk(in_.count, anchors, task, [&](int64_t column, int64_t columns) {
-      at::parallel_for(column * in_.stride, (column + columns) * in_.stride, 4096, [&](int64_t begin, int64_t end) {
-        for (int64_t i = 0; i < chunks; ++i) {
-          const T* from = by_chunk + i * group - column * in_.stride;
-          for (int64_t k = begin; k < end; ++k) by_anchor[k] += from[k];
-        }
-      });
-    });
-  }
-
-  PackedRows<T> anchors_, positives_, queue_;
-  PackedContrastive<T> in_;
+  StreamedRows<T> pairs_;
+  PackedRows<T> positives_;
 };
 
 // Gradients where the forward pass has kept those of the anchors: no row of the queue is read again.

@@ -18,22 +18,23 @@ class TwoViews {
   TwoViews(const at::Tensor& z_a, const at::Tensor& z_b, const OptionalTensor& class_a, const OptionalTensor& class_b,
            const Options& options)
       : anchors_({{z_a, class_a}, {z_b, class_b}}, options, Keep::kRowsAndPanels),
-        in_(packed_contrastive(anchors_, anchors_, true, options.loss)),
-        part_(options.part) {}
+        in_(packed_contrastive(anchors_, anchors_, true, options.loss)) {}
 
   bool is_finite() const { return std::isfinite(in_.bound); }
 
-  // The sums over the negatives of every anchor in the part, and the score of its positive if it is there.
+  const PackedContrastive<T>& packed() const { return in_; }
+
+  // The sums over the negatives of every anchor, and the score of its positive.
   void sum(LogSums<T>* sums,  // (anchors,)
            T* positive        // (anchors,)
   ) const {
-    for_each_pair(in_.count, part_, [&](const BlockPair& pair) {
+    for_each_pair(in_.count, [&](const BlockPair& pair) {
       DEEPCLUST_SELECT(sum_tile<T>)(in_, pair, in_.rows + pair.row * in_.stride, sums + pair.row, sums + pair.column,
                                     positive, KeptRows<T>());
     });
   }
 
-  // The gradients that are wanted: every pair of blocks of the part adds to the rows of both.
+  // The gradients that are wanted: every pair of blocks adds to the rows of both.
   InputGradients gradients(const AnchorValues<T>& of_anchors, const InputMask& wanted) const {
     const int64_t count = in_.count;
     const bool want_a = wanted[kZA] || wanted[kClassA], want_b = wanted[kZB] || wanted[kClassB];
@@ -42,11 +43,11 @@ class TwoViews {
     };
     const at::Tensor gradient = new_gradient<T>(count, in_.stride);
     T* by_anchor = gradient.template mutable_data_ptr<T>();
-    for_each_pair(count, part_, [&](BlockPair pair) {
+    for_each_pair(count, [&](BlockPair pair) {
       pair.for_rows = is_wanted(pair.row, pair.rows);
       pair.for_columns = pair.for_columns && is_wanted(pair.column, pair.columns);
       if (pair.for_rows || pair.for_columns) {
-        DEEPCLUST_SELECT(add_gradients<T>)(in_, of_anchors, pair, in_.rows + pair.row * in_.stride,
+        DEEPCLUST_SELECT(add_gradients<T>)(in_, of_anchors, of_anchors, pair, in_.rows + pair.row * in_.stride,
                                            by_anchor + pair.row * in_.stride, by_anchor + pair.column * in_.stride);
       }
     });
@@ -59,7 +60,6 @@ class TwoViews {
  private:
   PackedRows<T> anchors_;  // of both views
   PackedContrastive<T> in_;
-  PairsPart part_;
 };
 
 }  // namespace

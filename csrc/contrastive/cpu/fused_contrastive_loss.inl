@@ -293,9 +293,11 @@ DEEPCLUST_INLINE Vec<T> anchor_weight(const Vec<T>& difference, T hardness, cons
   return value;
 }
 
-// Turns the scores of a tile into the derivatives of the loss by them. Columns are anchors always, rows in two views.
+// Turns the scores of a tile into the derivatives of the loss by them. Columns are anchors always, rows if they have
+// values.
 template <bool kWeighted, typename T>
-void weigh_scores(const PackedContrastive<T>& in, const AnchorValues<T>& anchors, ContrastiveTile<T>& tile) {
+void weigh_scores(const PackedContrastive<T>& in, const AnchorValues<T>& of_rows, const AnchorValues<T>& of_columns,
+                  ContrastiveTile<T>& tile) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   const T hardness = in.hardness;
   const auto at_column = [&](const T* values, T* copy) {  // 0 where absent
@@ -303,15 +305,15 @@ void weigh_scores(const PackedContrastive<T>& in, const AnchorValues<T>& anchors
     std::copy(values + tile.column, values + tile.column + tile.columns, copy);
   };
   T slope[kTileColumns], weight_slope[kTileColumns], shift[kTileColumns];
-  at_column(anchors.slope, slope);
-  at_column(anchors.weight_slope, weight_slope);
-  at_column(anchors.shift, shift);
+  at_column(of_columns.slope, slope);
+  at_column(of_columns.weight_slope, weight_slope);
+  at_column(of_columns.shift, shift);
+  const bool both = of_rows.slope != nullptr;
   for (int64_t r = 0; r < tile.rows; ++r) {
-    const auto at_row = [&](const T* values) __attribute__((always_inline)) {
-      return broadcast(in.two_views ? values[tile.row + r] : T(0));
-    };
-    const Vec<T> own_slope = at_row(anchors.slope), own_weight_slope = at_row(anchors.weight_slope);
-    const Vec<T> own_shift = at_row(anchors.shift);
+    const auto at_row = [&](const T* values)
+                            __attribute__((always_inline)) { return broadcast(both ? values[tile.row + r] : T(0)); };
+    const Vec<T> own_slope = at_row(of_rows.slope), own_weight_slope = at_row(of_rows.weight_slope);
+    const Vec<T> own_shift = at_row(of_rows.shift);
     for (int64_t c = 0; c < tile.padded; c += kLanes) {
       T* at = tile.scores + r * kTileColumns + c;
       const Vec<T> score = load(at);
@@ -328,7 +330,7 @@ void weigh_scores(const PackedContrastive<T>& in, const AnchorValues<T>& anchors
       } else {
         Vec<T> weight =
             anchor_weight<kWeighted, T>(score - load(shift + c), hardness, load(slope + c), load(weight_slope + c));
-        if (in.two_views) {
+        if (both) {
           weight += anchor_weight<kWeighted, T>(score - own_shift, hardness, own_slope, own_weight_slope);
         }
         store(at, weight);
@@ -339,7 +341,9 @@ void weigh_scores(const PackedContrastive<T>& in, const AnchorValues<T>& anchors
 
 // Adds the derivatives of the loss through a tile's scores to the gradients that the pair is for.
 template <typename T>
-void add_gradients(const PackedContrastive<T>& in, const AnchorValues<T>& anchors, const BlockPair& pair,
+void add_gradients(const PackedContrastive<T>& in,
+                   const AnchorValues<T>& of_rows,  // null where rows are no anchors
+                   const AnchorValues<T>& of_columns, const BlockPair& pair,
                    const T* pair_rows,  // (pair.rows and a panel more, stride)
                    T* row_gradient,     // (pair.rows, stride)
                    T* column_gradient   // (pair.columns, stride)
@@ -352,13 +356,14 @@ void add_gradients(const PackedContrastive<T>& in, const AnchorValues<T>& anchor
   int64_t found = 0;
   tile.take_out_positives(in, [&](int64_t r, int64_t c) { positives[found++] = {r, c}; });
   if (in.hardness > 0) {
-    weigh_scores<true>(in, anchors, tile);
+    weigh_scores<true>(in, of_rows, of_columns, tile);
   } else {
-    weigh_scores<false>(in, anchors, tile);
+    weigh_scores<false>(in, of_rows, of_columns, tile);
   }
   for (int64_t i = 0; i < found; ++i) {
     const auto [r, c] = positives[i];
-    tile.scores[r * kTileColumns + c] = anchors.positive_slope[tile.row + r] + anchors.positive_slope[tile.column + c];
+    tile.scores[r * kTileColumns + c] =
+        of_rows.positive_slope[tile.row + r] + of_columns.positive_slope[tile.column + c];
   }
   const int64_t width = in.stride / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns;
   if (pair.for_rows) {

@@ -25,7 +25,6 @@ using OptionalTensor = std::optional<at::Tensor>;
 struct Options {
   ContrastiveOptions loss;
   bool normalize;
-  PairsPart part = {};  // of two views
 };
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }

@@ -34,9 +34,6 @@ bool allows_reduced_precision() {
 #endif
 }
 
-// Here a block of rows streams all columns. No pair is computed for both of its rows, so processes have none to share.
-void check_whole(int64_t parts) { TORCH_CHECK_VALUE(parts == 1, "parts: expected 1 on CUDA, got ", parts); }
-
 // The inputs of one call, contiguous, as the launch functions want them.
 class ContrastiveCall {
  public:
@@ -85,10 +82,9 @@ FusedContrastiveLossOutputs fused_contrastive_loss_cuda(const at::Tensor& z_a,  
                                                         const OptionalTensor& queue,        // (M, D)
                                                         const OptionalTensor& class_queue,  // (M, K)
                                                         bool normalize, std::string_view reduction,
-                                                        bool /* keep_gradient */, int64_t part, int64_t parts) {
+                                                        bool /* keep_gradient */) {
   check_fused_contrastive_loss(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
-                               class_queue, reduction, part, parts);
-  check_whole(parts);
+                               class_queue, reduction);
   const DeviceScope device(z_a);
   const ContrastiveCall call(z_a, z_b, temperature, hardness, debias, class_a, class_b, class_temperature, queue,
                              class_queue, normalize);
@@ -116,9 +112,7 @@ FusedContrastiveLossGradients fused_contrastive_loss_backward_cuda(
     double class_temperature,
     const OptionalTensor& queue,        // (M, D)
     const OptionalTensor& class_queue,  // (M, K)
-    bool normalize, std::string_view reduction, std::array<bool, kContrastiveInputs> output_mask, int64_t /* part */,
-    int64_t parts) {
-  check_whole(parts);
+    bool normalize, std::string_view reduction, std::array<bool, kContrastiveInputs> output_mask) {
   const DeviceScope device(z_a);
   const ContrastiveCall call(z_a, z_b, temperature, hardness, 0, class_a, class_b, class_temperature, queue,
                              class_queue, normalize);

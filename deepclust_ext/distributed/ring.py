@@ -1,0 +1,131 @@
+"""Blocks of rows that go from rank to rank, so that each pair of rows of two ranks is computed by one of them."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepclust_ext.distributed.group import Shards
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+#: Samples of a block at most: enough that messages are few, and so few that buffers are small beside a rank's rows.
+BLOCK = 1024
+
+
+class Turn(NamedTuple):
+    """What a rank does in a turn: it is the host of another one's samples, and a third one is the host of some of its.
+
+    A host computes all pairs between some of its samples and those of its guest.
+    """
+
+    own: slice  # of this rank's samples
+    guest: int  # a rank
+    guests: int  # how many of its samples come
+    host: int  # another rank, or the same
+    sent: slice  # of this rank's samples
+
+
+def turns_of(shards: Shards) -> list[Turn]:
+    """Return the turns of a rank, as many as all ranks have.
+
+    A rank is the host of those that follow it, as far as half of the way round. Two ranks opposite each other, of an
+    even number, are both hosts, each with half of the samples of the later one.
+    """
+    ranks, rank, turns = len(shards.sizes), shards.rank, list[Turn]()
+    for distance in range(1, ranks // 2 + 1):
+        meetings = [_meeting(shards.sizes, host, distance) for host in range(ranks)]
+        count = -(-max(theirs.stop - theirs.start for _, theirs in meetings) // BLOCK)
+        guest, host = (rank + distance) % ranks, (rank - distance) % ranks
+        own, theirs = meetings[rank]
+        for index in range(count):
+            coming, sent = _share(theirs, index, count), _share(meetings[host][1], index, count)
+            turns.append(Turn(own, guest, coming.stop - coming.start, host, sent))
+    return turns
+
+
+def _meeting(sizes: Sequence[int], host: int, distance: int) -> tuple[slice, slice]:
+    """Return which samples of a host meet which of its guest's; none if either has none."""
+    guest = (host + distance) % len(sizes)
+    own, theirs = slice(0, sizes[host]), slice(0, sizes[guest])
+    half = sizes[max(host, guest)] // 2
+    if 2 * distance == len(sizes) and host < guest:
+        theirs = slice(0, half)
+    elif 2 * distance == len(sizes):
+        own = slice(half, sizes[host])
+    if own.start == own.stop or theirs.start == theirs.stop:
+        return slice(0, 0), slice(0, 0)
+    return own, theirs
+
+
+def _share(span: slice, index: int, count: int) -> slice:
+    """Return one of so many parts of a span, of about one size."""
+    size = span.stop - span.start
+    return slice(span.start + size * index // count, span.start + size * (index + 1) // count)
+
+
+class Ring:
+    """The turns of a rank with the blocks that come: the next one is under way while the caller works on one.
+
+    The first block is on its way when the ring has been made. Every block is to be answered in its turn.
+
+    Args:
+        rows: What goes round. Of each entry, tensors (n, ...) of one shape travel as one, (count, samples, ...).
+        shards: The numbers of samples.
+        group: The ranks.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Tensor]], shards: Shards, group: "ProcessGroup") -> None:
+        self._rows, self._group, self._turns = rows, group, turns_of(shards)
+        self._under_way = [self._post(turn) for turn in self._turns[:1]]
+
+    def __iter__(self) -> Iterator[tuple[Turn, list[Tensor]]]:
+        """Yield the turns, each with what has come of the guest."""
+        for index, turn in enumerate(self._turns):
+            messages, guests = self._under_way.pop()
+            self._under_way += [self._post(following) for following in self._turns[index + 1 : index + 2]]
+            messages.wait()
+            yield turn, guests
+
+    def answer(self, turn: Turn, found: Sequence[Tensor]) -> list[Tensor]:
+        """Send a guest what was found for it, (count, guests, ...) each, and return what the host has found."""
+        messages, tag = _Messages(self._group), len(self._rows)
+        sent = turn.sent.stop - turn.sent.start
+        received = [x.new_empty(len(x), sent, *x.shape[2:]) for x in found]
+        for place, (own, other) in enumerate(zip(found, received, strict=True)):
+            messages.exchange(own.contiguous(), turn.guest, other, turn.host, tag + place)
+        messages.wait()
+        return received
+
+    def _post(self, turn: Turn) -> tuple["_Messages", list[Tensor]]:
+        messages, guests = _Messages(self._group), list[Tensor]()
+        for tag, entry in enumerate(self._rows):
+            block = torch.stack([x[turn.sent] for x in entry])
+            guests.append(block.new_empty(len(block), turn.guests, *block.shape[2:]))
+            messages.exchange(block, turn.host, guests[-1], turn.guest, tag)
+        return messages, guests
+
+
+class _Messages:
+    """Messages that are under way, with the tensors that they read and write."""
+
+    def __init__(self, group: "ProcessGroup") -> None:
+        self._group = group
+        self._works: list[tuple[dist.Work | None, Tensor]] = []
+
+    def exchange(self, sent: Tensor, to: int, received: Tensor, source: int, tag: int) -> None:
+        """Send a tensor to a rank and receive one of another; nothing is sent of one without elements."""
+        if received.numel() > 0:
+            work = dist.irecv(received, group=self._group, group_src=source, tag=tag)
+            self._works.append((work, received))
+        if sent.numel() > 0:
+            self._works.append((dist.isend(sent, group=self._group, group_dst=to, tag=tag), sent))
+
+    def wait(self) -> None:
+        for work, _ in self._works:
+            if work is not None:
+                work.wait()
+        self._works.clear()
