@@ -103,13 +103,11 @@ def check_query_and_bank(
     exclude: Tensor | None,  # (B,)
     valid: Tensor | None,  # (M,)
 ) -> None:
-    """Require floating queries and bank rows of D > 0 elements, indices of one bank row per query, and a mask of rows.
-
-    The indices are looked at where that waits for nothing: on the CPU, outside of compilers and transforms.
+    """Require floating queries and bank rows of D > 0 elements, an index for each query, and a mask of rows.
 
     Raises:
         TypeError: An argument is no dense tensor, or of an unsupported or different dtype (except under autocast).
-        ValueError: A shape or device does not fit, or an index is no row of the bank.
+        ValueError: A shape or device does not fit.
     """
     check_tensor(query, "query")
     if query.dtype not in SUPPORTED_DTYPES:
@@ -131,12 +129,23 @@ def check_query_and_bank(
             raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
         if tensor.device != like.device:
             raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
-    if exclude is not None and len(exclude) and can_look_at(exclude):
-        low, high = (int(end) for end in exclude.aminmax())
-        if low < -1 or high >= len(bank):
-            got = low if low < -1 else high
-            rows = f"rows of bank, 0 to {len(bank) - 1}, or -1 for none" if len(bank) else "-1, since bank has no rows"
-            raise ValueError(f"exclude: expected {rows}, got {got}")
+
+
+def check_rows_of_bank(
+    exclude: Tensor | None,  # (B,) int64
+    bank_rows: int,
+) -> None:
+    """Require indices of rows of the bank or -1; ValueError otherwise.
+
+    They are looked at where that waits for nothing: on the CPU, outside of compilers and transforms.
+    """
+    if exclude is None or not len(exclude) or not can_look_at(exclude):
+        return
+    low, high = (int(end) for end in exclude.aminmax())
+    if low < -1 or high >= bank_rows:
+        got = low if low < -1 else high
+        rows = f"rows of bank, 0 to {bank_rows - 1}, or -1 for none" if bank_rows else "-1, since bank has no rows"
+        raise ValueError(f"exclude: expected {rows}, got {got}")
 
 
 def check_number(value: object, name: str) -> float:
@@ -205,6 +214,8 @@ def can_look_at(tensor: Tensor) -> bool:
     """Return whether a tensor has values, and reading them neither waits for a device nor breaks a trace."""
     return (
         tensor.device.type == "cpu"
+        # Subclasses with rules of their own, such as fake tensors, which have no values outside of their mode either.
+        and not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
