@@ -153,9 +153,9 @@ class Boost(ClusteringMethod):
         """Take over the weights of a trained method's network.
 
         Raises:
-            ValueError: If it is of another class than ``base``, or was built with other arguments.
+            ValueError: If it is not of the class ``base`` or one of its subclasses, or was built with other arguments.
         """
-        if type(trained).__name__ != self.base:
+        if not isinstance(trained, BASES[self.base]):
             raise ValueError(f"start: expected the network of {self.base}, got that of {type(trained).__name__}")
         weights = EmbeddingNetwork(trained.inference_network()).state_dict()
         try:
