@@ -162,8 +162,9 @@ class Boost(ClusteringMethod):
             for network in (self.student, self.target):
                 network.load_state_dict(weights)
         except RuntimeError as error:
+            difference = str(error).splitlines()[1].strip()[:200]
             expected = "the network that base_model describes"
-            raise ValueError(f"start: expected {expected}, got another: {error}") from error
+            raise ValueError(f"start: expected {expected}, got another: {difference}") from error
 
     def training_step(
         self,

@@ -37,6 +37,9 @@ RUN_FILES = (
     *(CENTERS_NAME, CLUSTERS_NAME, REPORT_NAME, FIGURE_NAME),
 )
 
+#: Those that a run writes before its first checkpoint, the record first.
+BEGINNINGS = (RECORD_NAME, RECIPE_NAME, LOG_NAME, SKIPPED_NAME)
+
 #: How the comment of a checkpoint, which is a zip archive, begins; 64 hexadecimal digits follow.
 SEAL = b"sha256:"
 SEAL_BYTES = len(SEAL) + 64
@@ -99,9 +102,10 @@ class RunFolder:
         if resume and overwrite:
             raise ValueError("overwrite: expected False where a run is resumed, got True")
         if resume and not (self.checkpoint.exists() or self.previous.exists()):
-            raise FileNotFoundError(f"resume: expected a checkpoint at {self.checkpoint}, got none")
+            cure = "; the command that began the run starts it over" if has_only_begun(self.path) else ""
+            raise FileNotFoundError(f"resume: expected a checkpoint at {self.checkpoint}, got none{cure}")
         found = [name for name in RUN_FILES if (self.path / name).exists()]
-        if found and not (resume or overwrite):
+        if found and not (resume or overwrite or has_only_begun(self.path)):
             raise FileExistsError(
                 f"out: expected a folder without a run, got {self.path}, which holds {', '.join(found)}; "
                 f"resume continues that run, overwrite replaces it"
@@ -304,6 +308,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"checkpoint: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
     return state
+
+
+def has_only_begun(path: Path) -> bool:
+    """Return whether a folder holds a run that was killed before its first checkpoint, so that nothing is lost."""
+    if any((path / name).exists() for name in RUN_FILES if name not in BEGINNINGS):
+        return False
+    try:
+        record = json.loads((path / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("status") in ("training", "stopped")
 
 
 def is_checkpoint(path: Path) -> bool:
