@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
+from deepclust_ext.data.words import item_of
 from deepclust_ext.evaluation.metrics import Labels, adjusted_rand, clustering_accuracy, normalized_mutual_info
 from deepclust_ext.inference import device_of, map_images
 from deepclust_ext.inference.loop import View
@@ -92,12 +93,12 @@ def evaluate(
         TypeError: If an item is no image and its class, or a setting is of the wrong type.
         ValueError: If there are fewer than two images, or fewer than clusters, or a setting is out of range.
     """
-    count = len(cast(Sized, data))
+    count, item = len(cast(Sized, data)), item_of(data)
     if count < 2:
-        raise ValueError(f"data: expected at least 2 images, got {count}")
+        raise ValueError(f"data: expected at least 2 {item}s, got {count}")
     # Before anything is embedded, which may take hours.
     if count < method.num_clusters:
-        raise ValueError(f"num_clusters: expected at most {count}, the number of images, got {method.num_clusters}")
+        raise ValueError(f"num_clusters: expected at most {count}, the number of {item}s, got {method.num_clusters}")
     _check_vote(knn_k, knn_t, count - 1, ("knn_k", "knn_t"))
     seed = check_integer(seed, "seed", 0, 2**64 - 1)
     n_init = check_integer(n_init, "n_init", 1)
