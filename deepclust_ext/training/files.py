@@ -303,7 +303,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"checkpoint: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
+        is_ours = str(found).startswith(FORMAT.rstrip("0123456789"))
+        cure = "go on with the version that wrote it, or train anew, which overwrite does in the same folder"
+        other = f", of another version of deepclust_ext: {cure}" if is_ours else ""
+        raise ValueError(f"checkpoint: expected a file of the format {FORMAT!r} at {path}, got {found!r}{other}")
     missing = [name for name in ENTRIES if name not in state]
     if missing:
         raise ValueError(f"checkpoint: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
