@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 #: Of a run: that of numpy's global generator.
 LARGEST_SEED = 2**32 - 1
 
+#: What ops take: 64 bits.
+LARGEST_INTEGER = 2**63 - 1
+
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -32,7 +35,9 @@ def check_feature_pair(
     first_name: str,
     second_name: str,
 ) -> None:
-    """Require two floating tensors of one shape (N, D), D > 0, one dtype (except under autocast) and one device.
+    """Require two floating tensors of one shape (N, D), D > 0, one dtype and one device.
+
+    Under autocast half precision counts as float32.
 
     Raises:
         TypeError: An argument is no dense tensor, or of an unsupported or different dtype.
@@ -62,8 +67,14 @@ def check_feature_pair(
         raise ValueError(f"{second_name}: expected shape {expected}, got {tuple(second.shape)}")
     if second.device != first.device:
         raise ValueError(f"{second_name}: expected device {first.device} like {first_name}, got {second.device}")
-    if second.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+    if not _fit(first, second):
         raise TypeError(f"{second_name}: expected dtype {first.dtype} like {first_name}, got {second.dtype}")
+
+
+def _fit(first: Tensor, second: Tensor) -> bool:
+    """Return whether two floating tensors of a device have one dtype, under autocast once it has cast them."""
+    is_cast = torch.is_autocast_enabled(first.device.type)
+    return first.dtype == second.dtype or (is_cast and torch.float64 not in (first.dtype, second.dtype))
 
 
 def check_like(
@@ -93,7 +104,7 @@ def check_like(
     if tensor.dtype != like.dtype:
         if tensor.dtype not in SUPPORTED_DTYPES:
             raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        if not torch.is_autocast_enabled(like.device.type):
+        if not _fit(like, tensor):
             raise TypeError(f"{name}: expected dtype {like.dtype} like {like_name}, got {tensor.dtype}")
 
 
@@ -244,8 +255,9 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
     number = int(value)
-    if number < low or (high is not None and number > high):
-        expected = f"at least {low}" if high is None else f"{low} to {high}"
+    if number < low or number > (LARGEST_INTEGER if high is None else high):
+        above = f"at least {low}" if number < low else "an integer of 64 bits"
+        expected = above if high is None else f"{low} to {high}"
         raise ValueError(f"{name}: expected {expected}{condition}, got {value}")
     return number
 

@@ -205,6 +205,8 @@ def _check(
     if (mean is None) != (std is None):
         raise ValueError("mean, std: expected both or neither")
     for name, numbers in (("mean", mean), ("std", std)):
+        if numbers is not None and not (isinstance(numbers, Sequence) or np.ndim(numbers) == 1):
+            raise TypeError(f"{name}: expected a sequence of numbers, got {type(numbers).__name__}")
         if numbers is not None and len(numbers) != first.shape[1]:
             channels = counted(first.shape[1], "number")
             raise ValueError(f"{name}: expected {channels}, one for each channel, got {len(numbers)}")

@@ -100,7 +100,7 @@ CHECKSUM = "got a file without a checksum at its end: it is incomplete, or not o
         (lambda whole: as_saved({"format": "else"}), "expected a file of the format .* at .*, got 'else'"),
         (
             lambda whole: as_saved({"format": "deepclust_ext checkpoint 2"}),
-            "got 'deepclust_ext checkpoint 2', of another version of deepclust_ext: go on with the version that wrote it",
+            "got .deepclust_ext checkpoint 2., of another version of deepclust_ext: go on with the version that",
         ),
         (
             lambda whole: as_saved({**torch.load(Path("whole.pt"), weights_only=True), "method": nn.ReLU()}),
