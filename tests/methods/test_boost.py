@@ -170,7 +170,7 @@ def test_a_subclass_of_the_base_is_taken() -> None:
         """A user's own variant."""
 
     base = small_base("HaDis")
-    trained = Own(small_backbone(), 36, NUM_CLUSTERS, **SMALL)
+    trained = Own(small_backbone(), 36, NUM_CLUSTERS, hidden_dim=16, embedding_dim=8)
     trained.load_state_dict(base.state_dict())
     boost, images = small_boost(), make_views(1, BATCH)[0]
     boost.start_from(trained)
