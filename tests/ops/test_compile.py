@@ -110,7 +110,8 @@ def test_attributes_that_are_set_within(module: nn.Module, name: str, rest: tupl
 
     def plain(x: Tensor, number: float) -> Tensor:
         setattr(module, name, number)
-        return (x @ B.T / getattr(module, name)).logsumexp(1).sum()
+        scores: Tensor = x @ B.T / getattr(module, name)
+        return scores.logsumexp(1).sum()
 
     assert compare(loss, VALUES, "aot_eager") == compare(plain, VALUES, "aot_eager") == 2
 
