@@ -103,5 +103,6 @@ TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {
 }
 
 DEEPCLUST_AUTOCAST(kmeans_assign)
+DEEPCLUST_AUTOCAST(kmeans_step)
 
 }  // namespace deepclust

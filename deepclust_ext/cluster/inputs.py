@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepclust_ext.cluster.ranks import bounds_over_ranks
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES
 from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def as_rows(
     rows = values if isinstance(values, Tensor) else _from_array(values, name)
     if rows.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got a sparse one of layout {rows.layout}")
-    if rows.is_complex():
+    if rows.is_complex() or rows.is_quantized or (rows.is_floating_point() and rows.dtype not in SUPPORTED_DTYPES):
         raise TypeError(f"{name}: expected real numbers, got {rows.dtype}")
     if rows.dim() != 2 or rows.shape[1] == 0:
         hint = ""  # in scikit-learn's words

@@ -2,7 +2,7 @@
 
 Any run of hadis, sacc, pici or clc can be boosted, one that is still training too. Its images, network and views are
 taken over; the folder of the new run holds all it needs, and the old run is not needed afterwards. `train --resume`
-goes on with a boost that was stopped.
+goes on with a boost that was stopped; one that was stopped before its first checkpoint starts over by the same command.
 
 Example:
   deepclust-ext boost runs/photos --out runs/photos-boosted
@@ -19,6 +19,8 @@ from deepclust_ext.commands._backbone import add_weights
 from deepclust_ext.ops._checks import LARGEST_SEED
 
 ON_RANKS = True  # of torchrun, which share the images
+#: Settings of the recipe that say which network goes on.
+OF_THE_RUN = ("model.base", "model.base_model", "backbone")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,9 +52,14 @@ def run(args: argparse.Namespace) -> int:
     folder = args.run_folder.parent if args.run_folder.name == CHECKPOINT_NAME else args.run_folder
     out = args.out or folder.resolve().with_name(f"{folder.resolve().name}-boosted")
     check_folder(out, resume=False, overwrite=args.overwrite)
-    start = open_run(folder, device=device(args), weights=args.weights)
     own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
     overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
+    for key, value in overrides.items():
+        if any(f"{key}.".startswith(f"{part}.") for part in OF_THE_RUN):
+            raise ValueError(
+                f"set: expected no {key}, which is that of the run to boost, the argument RUN, got {value!r}"
+            )
+    start = open_run(folder, device=device(args), weights=args.weights)
     recipe = changed(boost_recipe(start.recipe), overrides)
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepclust_ext.ops._checks import check_number
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_number, check_tensor
 from deepclust_ext.reference.augment_views import WHITE
 
 
@@ -41,6 +41,8 @@ def check_images(
     """
     if not isinstance(images, Tensor | list | tuple):
         raise TypeError(f"images: expected a tensor or a list of tensors, got {type(images).__name__}")
+    if isinstance(images, Tensor):
+        check_image_tensor(images)
     if isinstance(images, Tensor) and images.dim() != 4:
         raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
     if not len(images):
@@ -50,10 +52,16 @@ def check_images(
             raise TypeError(f"images: expected tensors, got {type(image).__name__}")
         if image.dim() != 3 or not image.numel():
             raise ValueError(f"images: expected shape (C, H, W) with at least one pixel, got {tuple(image.shape)}")
-        if image.dtype not in (torch.uint8, torch.uint16) and not image.is_floating_point():
-            raise TypeError(f"images: expected uint8, uint16 or a floating dtype, got {image.dtype}")
+        check_image_tensor(image)
         if image.dtype != images[0].dtype:
             raise TypeError(f"images: expected one dtype, got {images[0].dtype} and {image.dtype}")
+
+
+def check_image_tensor(images: Tensor) -> None:
+    """Require a dense tensor of a dtype that images may have; TypeError otherwise."""
+    check_tensor(images, "images")
+    if images.dtype not in (torch.uint8, torch.uint16, *SUPPORTED_DTYPES):
+        raise TypeError(f"images: expected uint8, uint16 or a floating dtype of 16 bits or more, got {images.dtype}")
 
 
 def in_float32(

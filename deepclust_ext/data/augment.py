@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-from deepclust_ext.data._checks import in_float32
+from deepclust_ext.data._checks import check_image_tensor, in_float32
 from deepclust_ext.data.draws import drawn
 from deepclust_ext.ops._checks import check_non_negative
 
@@ -109,8 +109,7 @@ class RandomGamma(nn.Module):
 
     def __init__(self, gamma: float = 0.7) -> None:
         super().__init__()
-        check_non_negative(gamma, "gamma")
-        self.gamma = gamma
+        self.gamma = check_non_negative(gamma, "gamma")
 
     def forward(
         self,
@@ -173,8 +172,7 @@ def _check_images(images: object) -> None:
         raise TypeError(f"images: expected a tensor (B, C, H, W), got {type(images).__name__}")
     if images.dim() != 4:
         raise ValueError(f"images: expected shape (B, C, H, W), got {tuple(images.shape)}")
-    if images.dtype not in (torch.uint8, torch.uint16) and not images.is_floating_point():
-        raise TypeError(f"images: expected uint8, uint16 or a floating dtype, got {images.dtype}")
+    check_image_tensor(images)
 
 
 def _result_dtype(images: Tensor) -> torch.dtype:

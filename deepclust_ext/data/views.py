@@ -14,7 +14,7 @@ from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.neighbors import NeighborView
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.random_views import RandomViews, check_normalization
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_integer, check_type
 from deepclust_ext.ops.augment_views import augment_views
 
 # Mean and deviation of each channel's values in [0, 1]. CIFAR's are those that most published code carries; its
@@ -224,8 +224,10 @@ def make_view(name: str, **settings: Any) -> nn.Module:
         **settings: The arguments of the view.
 
     Raises:
+        TypeError: If the name is no text.
         ValueError: If the name or a setting is unknown, a setting is missing, or one lies outside its range.
     """
+    check_type(name, "name", str, "the name of a view")
     if name not in VIEWS:
         raise ValueError(f"view: expected one of {', '.join(VIEWS)}, got {name!r}{_nearest(name, VIEWS)}")
     maker, defaults = VIEWS[name]

@@ -9,7 +9,8 @@ from torch import Tensor
 from deepclust_ext import ops
 from deepclust_ext.distributed.exchange import gather_rows
 from deepclust_ext.distributed.group import resolve_group, shards_of
-from deepclust_ext.ops._checks import result_dtype
+from deepclust_ext.ops._checks import check_rows_of_bank, result_dtype
+from deepclust_ext.ops.nearest_neighbors import check_neighbors
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -51,7 +52,7 @@ def nearest_neighbors(
     group = resolve_group(process_group)
     if group is None or group.size() == 1:
         return ops.nearest_neighbors(query, bank, k=k, exclude=exclude, valid=valid)
-    ops.nearest_neighbors(query[:0], bank[:0], k=k, exclude=None, valid=None)  # raises what does not fit
+    k = check_neighbors(query, bank, k, exclude, valid)
     queries, rows = shards_of(query, group), shards_of(bank, group)
     # Half precision would round cosines before they are compared.
     dtype = result_dtype(query)
@@ -59,7 +60,9 @@ def nearest_neighbors(
     everyone = gather_rows(query, group, with_gradient=False, shards=queries).to(wide)
     without = None
     if exclude is not None:
-        without = gather_rows(exclude, group, with_gradient=False, shards=queries) - rows.start
+        excluded = gather_rows(exclude, group, with_gradient=False, shards=queries)
+        check_rows_of_bank(excluded, rows.total)  # of all ranks, so that all raise what one does
+        without = excluded - rows.start
         without = torch.where((without >= 0) & (without < len(bank)), without, -1)
     cosines, indices = ops.nearest_neighbors(everyone, bank.detach().to(wide), k=k, exclude=without, valid=valid)
     found = torch.stack([cosines.double(), torch.where(indices < 0, -1, indices + rows.start).double()], dim=1)

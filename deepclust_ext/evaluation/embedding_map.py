@@ -19,6 +19,7 @@ _TEMPERATURE = 0.05  # of the weights of the three rows that another one stands 
 
 def embedding_map(
     rows: Tensor,  # (N, D)
+    item: str = "image",
 ) -> tuple[NDArray[np.float64], str]:
     """Return a point (N, 2) for each row, within 0 and 1 with the aspect kept, and how they came about, in words.
 
@@ -28,17 +29,18 @@ def embedding_map(
 
     Args:
         rows: Finite unit rows, N > 0.
+        item: What a row is of, in words.
     """
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:TSNE_ROWS].sort().values
     placed, name = _place(rows[chosen].double().numpy())
     if len(chosen) == len(rows):
-        return _in_unit_square(placed), f"{name} of all {len(rows):,} images"
+        return _in_unit_square(placed), f"{name} of all {len(rows):,} {item}s"
     cosines, indices = nearest_neighbors(rows, rows[chosen], k=3)
     weights = (cosines.double() / _TEMPERATURE).softmax(dim=1).numpy()
     points = (weights[:, :, None] * placed[indices.numpy()]).sum(axis=1)
     points[chosen.numpy()] = placed
-    how = f"{name} of {len(chosen):,} images drawn at random; each of the others stands between its three nearest"
+    how = f"{name} of {len(chosen):,} {item}s drawn at random; each of the others stands between its three nearest"
     return _in_unit_square(points), f"{how} among them"
 
 

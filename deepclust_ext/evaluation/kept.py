@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext.data import Features
+from deepclust_ext.data.words import item_of
 from deepclust_ext.evaluation.galleries import Galleries, Indices
 from deepclust_ext.evaluation.text import as_text
 from deepclust_ext.evaluation.thumbnails import Thumbnails
@@ -81,10 +82,11 @@ def keep_images(
     nearest, cosines = _neighbors(rows, kept, kept)
     notes = [note] if note else []
     if len(kept) < len(rows):
+        item, shown_by = item_of(images), "pictures and names" if any(pictures) else "names"
         notes.append(
-            f"To keep the file small, {len(kept):,} of {len(rows):,} images have pictures and names here: those of the "
+            f"To keep the file small, {len(kept):,} of {len(rows):,} {item}s have {shown_by} here: those of the "
             "galleries, their neighbors, and of the others the most typical of each cluster. Neighbors are the nearest "
-            f"among these; for {exact.sum():,} images in galleries these are the nearest of all."
+            f"among these; for {exact.sum():,} {item}s in galleries these are the nearest of all."
         )
     return KeptImages(
         places=kept,

@@ -3,11 +3,14 @@
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
+
+from deepclust_ext.ops._checks import check_tensor
 
 Labels: TypeAlias = ArrayLike | Tensor
 
@@ -22,6 +25,7 @@ def clustering_accuracy(
     fewer clusters the surplus classes do; their samples count as errors. The matching is the Hungarian method's.
 
     Raises:
+        TypeError: If labels are complex or a tensor that holds none.
         ValueError: If an argument is not one-dimensional, is empty or holds NaN, or the lengths differ.
     """
     table = contingency(labels_true, labels_pred)
@@ -65,15 +69,29 @@ def contingency(
     return table
 
 
+def as_labels(name: str, labels: Labels) -> NDArray[Any]:
+    """Return labels as an array; TypeError for a tensor without values of its own, or numbers that are not real."""
+    if isinstance(labels, Tensor):
+        check_tensor(labels, name)
+        if labels.is_meta:
+            raise TypeError(f"{name}: expected a tensor with values, got one on the device meta")
+        labels = labels.detach().cpu()
+        labels = (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()
+    array: NDArray[Any] = np.asarray(labels)
+    if array.dtype.kind == "c":
+        raise TypeError(f"{name}: expected integers or names, got {array.dtype}")
+    return array
+
+
 def _checked(labels_true: Labels, labels_pred: Labels) -> tuple[NDArray[Any], NDArray[Any]]:
     arrays = []
     for name, labels in (("labels_true", labels_true), ("labels_pred", labels_pred)):
-        array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+        array = as_labels(name, labels)
         if array.ndim != 1:
             raise ValueError(f"{name}: expected one dimension, got shape {array.shape}")
         if array.size == 0:
             raise ValueError(f"{name}: expected at least one label, got none")
-        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name}: expected a label for each sample, got NaN or infinity")
         arrays.append(array)
     if arrays[0].size != arrays[1].size:

@@ -74,7 +74,7 @@ def save_sweep(path: Path, results: Sequence[SweepScores], *, trained: int | Non
     panels = {
         "silhouette, cosine": ("silhouette",),
         "stability, mean adjusted Rand index": ("stability",),
-        "images of a cluster": ("largest", "smallest"),
+        "sizes of clusters": ("largest", "smallest"),
         "inertia": ("inertia",),
     }
     for axes, (title, names) in zip(figure.subplots(2, 2).flatten(), panels.items(), strict=True):

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import deepclust_ext
+from deepclust_ext.data.words import item_of
 from deepclust_ext.evaluation.colors import LIGHTNESS, palette
 from deepclust_ext.evaluation.embedding_map import embedding_map
 from deepclust_ext.evaluation.galleries import Galleries, Indices, make_galleries
@@ -26,6 +27,7 @@ from deepclust_ext.evaluation.kept import keep_images, positions
 from deepclust_ext.evaluation.metrics import Labels
 from deepclust_ext.evaluation.scores import score_clusters
 from deepclust_ext.evaluation.text import as_text
+from deepclust_ext.ops._checks import counted
 
 #: Points of the map at most.
 MAP_POINTS = 100_000
@@ -78,12 +80,13 @@ def report_html(
         ValueError: If there is no image, a shape does not fit or a number is not finite, or an image cannot be read.
     """
     count = len(cast(Sized, images))
-    rows, shares = _checked("rows", rows, count), _checked("shares", shares, count)
+    item = item_of(images)
+    rows, shares = _checked("rows", rows, count, item), _checked("shares", shares, count, item)
     galleries = make_galleries(rows, shares)
-    names = getattr(images, "names", None) or [f"image {place}" for place in range(count)]
-    true, class_names = _numbered(labels, classes, count)
+    names = getattr(images, "names", None) or [f"{item} {place}" for place in range(count)]
+    true, class_names = _numbered(labels, classes, count, item)
     kept = keep_images(images, names, rows, galleries)
-    points, note = embedding_map(rows)
+    points, note = embedding_map(rows, item)
     page = {"names": kept.names, "pictures": kept.pictures, "exact": kept.exact}
     page |= {"neighbors": kept.neighbors, "cosines": kept.cosines, "notes": [f"Map: {note}.", *kept.notes]}
     page |= _points(kept.places, points, galleries, true)
@@ -97,6 +100,7 @@ def report_html(
     skipped = list(getattr(images, "skipped", ()))
     page |= {
         "title": as_text(title),
+        "item": item,
         "version": deepclust_ext.__version__,
         "recipe": "\n".join(as_text(line.expandtabs()) for line in recipe.splitlines()),
         "curves": _curves(history, axes),
@@ -119,7 +123,9 @@ def _filled(page: Mapping[str, Any]) -> str:
     data = json.dumps(page, allow_nan=False, separators=(",", ":"))
     for character in "<>&":  # which in JSON stand within texts alone
         data = data.replace(character, f"\\u{ord(character):04x}")
+    item = page["item"]
     parts = {"TITLE": html.escape(page["title"]), "DIGEST": f"sha256-{digest}", "DATA": data}
+    parts |= {"ITEM": item, "ITEMS": f"{item.capitalize()}s"}
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda found: parts[found[1]], template)
 
 
@@ -220,13 +226,15 @@ def _curves(history: Sequence[Mapping[str, Any]], axes: Mapping[str, Sequence[st
     return {"epochs": epochs, "panels": panels}
 
 
-def _numbered(labels: Labels | None, classes: Sequence[str] | None, count: int) -> tuple[Indices | None, list[str]]:
+def _numbered(
+    labels: Labels | None, classes: Sequence[str] | None, count: int, item: str
+) -> tuple[Indices | None, list[str]]:
     """Return labels (N,) as numbers from 0 on, and what they are called."""
     if labels is None:
         return None, []
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if array.shape != (count,):
-        raise ValueError(f"labels: expected shape ({count},), one for each image, got {array.shape}")
+        raise ValueError(f"labels: expected shape ({count},), one for each {item}, got {array.shape}")
     found, numbers = np.unique(array, return_inverse=True)
     if classes is None:
         return numbers.astype(np.int64), [str(name) for name in found.tolist()]
@@ -236,10 +244,12 @@ def _numbered(labels: Labels | None, classes: Sequence[str] | None, count: int) 
     return array.astype(np.int64), [str(name) for name in classes]
 
 
-def _checked(name: str, values: Tensor, count: int) -> Tensor:
+def _checked(name: str, values: Tensor, count: int, item: str) -> Tensor:
     values = values.detach().cpu().float()
     if values.dim() != 2 or not values.numel() or len(values) != count:
-        raise ValueError(f"{name}: expected a row for each of {count} images, at least one, got {tuple(values.shape)}")
+        raise ValueError(
+            f"{name}: expected a row for each of {counted(count, item)}, at least one, got {tuple(values.shape)}"
+        )
     if not bool(values.isfinite().all()):
         raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
     return values

@@ -11,11 +11,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
-from deepclust_ext.evaluation.metrics import Labels, adjusted_rand, clustering_accuracy, normalized_mutual_info
+from deepclust_ext.data.words import item_of
+from deepclust_ext.evaluation.metrics import (
+    Labels,
+    adjusted_rand,
+    as_labels,
+    clustering_accuracy,
+    normalized_mutual_info,
+)
 from deepclust_ext.inference import device_of, map_images
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
-from deepclust_ext.ops._checks import check_integer, check_positive
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_integer, check_positive, check_tensor
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS, nearest_neighbors
 from deepclust_ext.reference.normalize import l2_normalize
 
@@ -92,12 +99,12 @@ def evaluate(
         TypeError: If an item is no image and its class, or a setting is of the wrong type.
         ValueError: If there are fewer than two images, or fewer than clusters, or a setting is out of range.
     """
-    count = len(cast(Sized, data))
+    count, item = len(cast(Sized, data)), item_of(data)
     if count < 2:
-        raise ValueError(f"data: expected at least 2 images, got {count}")
+        raise ValueError(f"data: expected at least 2 {item}s, got {count}")
     # Before anything is embedded, which may take hours.
     if count < method.num_clusters:
-        raise ValueError(f"num_clusters: expected at most {count}, the number of images, got {method.num_clusters}")
+        raise ValueError(f"num_clusters: expected at most {count}, the number of {item}s, got {method.num_clusters}")
     _check_vote(knn_k, knn_t, count - 1, ("knn_k", "knn_t"))
     seed = check_integer(seed, "seed", 0, 2**64 - 1)
     n_init = check_integer(n_init, "n_init", 1)
@@ -144,9 +151,10 @@ def knn_accuracy(
         temperature: T, positive.
 
     Raises:
-        TypeError: If ``k`` is no integer.
+        TypeError: If ``k`` is no integer, or the rows are no floating tensor.
         ValueError: If there are fewer than two rows, or other labels than rows, or a number is out of range.
     """
+    _check_rows(rows)
     if len(rows) < 2:
         raise ValueError(f"rows: expected at least 2, got {len(rows)}")
     k = _check_vote(k, temperature, len(rows) - 1, ("k", "temperature"))
@@ -171,9 +179,16 @@ def score_clusters(
     """Return the scores of clusters against true labels, which are integers or names.
 
     Raises:
-        ValueError: If there are other labels or clusters than rows.
+        TypeError: If the rows are no floating tensor, or ``num_clusters`` or a cluster no integer.
+        ValueError: If there are other labels or clusters than rows, or clusters are not 0 to ``num_clusters`` - 1.
     """
+    _check_rows(rows)
+    num_clusters = check_integer(num_clusters, "num_clusters", 1)
     true, found = _labels("labels", labels, len(rows)), _labels("predicted", predicted, len(rows))
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"predicted: expected integers, got {found.dtype}")
+    if found.size and not 0 <= found.min() <= found.max() < num_clusters:
+        raise ValueError(f"predicted: expected 0 to {num_clusters - 1}, got {found.min()} to {found.max()}")
     return ClusterScores(
         acc=clustering_accuracy(true, found),
         nmi=normalized_mutual_info(true, found),
@@ -221,6 +236,15 @@ def cosine_silhouette(
     return float(total / len(rows))
 
 
+def _check_rows(rows: object) -> None:
+    check_tensor(rows, "rows")
+    assert isinstance(rows, Tensor)
+    if rows.dtype not in SUPPORTED_DTYPES:
+        raise TypeError(f"rows: expected dtype float16, bfloat16, float32 or float64, got {rows.dtype}")
+    if rows.dim() != 2:
+        raise ValueError(f"rows: expected shape (N, D), got {tuple(rows.shape)}")
+
+
 def _wide(
     rows: Tensor,  # (N, D)
 ) -> Tensor:
@@ -229,7 +253,7 @@ def _wide(
 
 
 def _labels(name: str, labels: Labels, count: int) -> NDArray[Any]:
-    array: NDArray[Any] = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    array = as_labels(name, labels)
     if array.shape != (count,):
         raise ValueError(f"{name}: expected shape ({count},), one for each row, got {array.shape}")
     return array

@@ -103,7 +103,7 @@ def check_counts(counts: Sequence[int], num_rows: int) -> None:
     for count in counts:
         check_integer(count, "clusters", 1)
     if max(counts) > num_rows:
-        raise ValueError(f"clusters: expected at most {num_rows}, as many as images, got {max(counts)}")
+        raise ValueError(f"clusters: expected at most {num_rows}, as many as there are rows, got {max(counts)}")
 
 
 def format_sweep(results: Sequence[SweepScores]) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import check_integer, check_temperature, check_tensor, plain
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_integer, check_temperature, check_tensor, plain
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.temperature import positive_or_nan
 
@@ -67,9 +67,9 @@ class PrototypeLoss(nn.Module):
         """Return the loss, (), in the dtype of ``query``; float16 and bfloat16 are computed in float32.
 
         Raises:
-            ValueError: If a shape does not fit, ``num_clusters`` is below 1, or a learned temperature is not above 0;
-                on CUDA, where looking at it would wait, the loss is then NaN.
-            TypeError: If an argument is no dense tensor, or ``labels`` not of integers.
+            ValueError: If a shape or device does not fit, ``num_clusters`` is below 1, or a learned temperature is not
+                above 0; on CUDA, where looking at it would wait, the loss is then NaN.
+            TypeError: If an argument is no dense tensor, rows are of an unsupported dtype, or labels no integers.
         """
         _check(query, key, labels)
         num_clusters = check_integer(num_clusters, "num_clusters", 1)
@@ -104,6 +104,9 @@ class PrototypeLoss(nn.Module):
 def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:
     for tensor, name in ((query, "query"), (key, "key"), (labels, "labels")):
         check_tensor(tensor, name)
+    for tensor, name in ((query, "query"), (key, "key")):
+        if tensor.dtype not in SUPPORTED_DTYPES:
+            raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
     if query.dim() != 2:
         raise ValueError(f"query: expected shape (B, D), got {tuple(query.shape)}")
     if key.shape != query.shape:
@@ -112,3 +115,6 @@ def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels: expected shape ({query.shape[0]},), got {tuple(labels.shape)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels: expected an integer tensor, got {labels.dtype}")
+    for tensor, name in ((key, "key"), (labels, "labels")):
+        if tensor.device != query.device:
+            raise ValueError(f"{name}: expected device {query.device} like query, got {tensor.device}")

@@ -153,17 +153,18 @@ class Boost(ClusteringMethod):
         """Take over the weights of a trained method's network.
 
         Raises:
-            ValueError: If it is of another class than ``base``, or was built with other arguments.
+            ValueError: If it is not of the class ``base`` or one of its subclasses, or was built with other arguments.
         """
-        if type(trained).__name__ != self.base:
+        if not isinstance(trained, BASES[self.base]):
             raise ValueError(f"start: expected the network of {self.base}, got that of {type(trained).__name__}")
         weights = EmbeddingNetwork(trained.inference_network()).state_dict()
         try:
             for network in (self.student, self.target):
                 network.load_state_dict(weights)
         except RuntimeError as error:
+            difference = str(error).splitlines()[1].strip()[:200]
             expected = "the network that base_model describes"
-            raise ValueError(f"start: expected {expected}, got another: {error}") from error
+            raise ValueError(f"start: expected {expected}, got another: {difference}") from error
 
     def training_step(
         self,

@@ -14,6 +14,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 #: Of a run: that of numpy's global generator.
 LARGEST_SEED = 2**32 - 1
 
+#: What ops take: 64 bits.
+LARGEST_INTEGER = 2**63 - 1
+
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -32,7 +35,9 @@ def check_feature_pair(
     first_name: str,
     second_name: str,
 ) -> None:
-    """Require two floating tensors of one shape (N, D), D > 0, one dtype (except under autocast) and one device.
+    """Require two floating tensors of one shape (N, D), D > 0, one dtype and one device.
+
+    Under autocast half precision counts as float32.
 
     Raises:
         TypeError: An argument is no dense tensor, or of an unsupported or different dtype.
@@ -62,8 +67,14 @@ def check_feature_pair(
         raise ValueError(f"{second_name}: expected shape {expected}, got {tuple(second.shape)}")
     if second.device != first.device:
         raise ValueError(f"{second_name}: expected device {first.device} like {first_name}, got {second.device}")
-    if second.dtype != first.dtype and not torch.is_autocast_enabled(first.device.type):
+    if not _fit(first, second):
         raise TypeError(f"{second_name}: expected dtype {first.dtype} like {first_name}, got {second.dtype}")
+
+
+def _fit(first: Tensor, second: Tensor) -> bool:
+    """Return whether two floating tensors of a device have one dtype, under autocast once it has cast them."""
+    is_cast = torch.is_autocast_enabled(first.device.type)
+    return first.dtype == second.dtype or (is_cast and torch.float64 not in (first.dtype, second.dtype))
 
 
 def check_like(
@@ -93,7 +104,7 @@ def check_like(
     if tensor.dtype != like.dtype:
         if tensor.dtype not in SUPPORTED_DTYPES:
             raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        if not torch.is_autocast_enabled(like.device.type):
+        if not _fit(like, tensor):
             raise TypeError(f"{name}: expected dtype {like.dtype} like {like_name}, got {tensor.dtype}")
 
 
@@ -103,13 +114,11 @@ def check_query_and_bank(
     exclude: Tensor | None,  # (B,)
     valid: Tensor | None,  # (M,)
 ) -> None:
-    """Require floating queries and bank rows of D > 0 elements, indices of one bank row per query, and a mask of rows.
-
-    The indices are looked at where that waits for nothing: on the CPU, outside of compilers and transforms.
+    """Require floating queries and bank rows of D > 0 elements, an index for each query, and a mask of rows.
 
     Raises:
         TypeError: An argument is no dense tensor, or of an unsupported or different dtype (except under autocast).
-        ValueError: A shape or device does not fit, or an index is no row of the bank.
+        ValueError: A shape or device does not fit.
     """
     check_tensor(query, "query")
     if query.dtype not in SUPPORTED_DTYPES:
@@ -131,12 +140,23 @@ def check_query_and_bank(
             raise ValueError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
         if tensor.device != like.device:
             raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
-    if exclude is not None and len(exclude) and can_look_at(exclude):
-        low, high = (int(end) for end in exclude.aminmax())
-        if low < -1 or high >= len(bank):
-            got = low if low < -1 else high
-            rows = f"rows of bank, 0 to {len(bank) - 1}, or -1 for none" if len(bank) else "-1, since bank has no rows"
-            raise ValueError(f"exclude: expected {rows}, got {got}")
+
+
+def check_rows_of_bank(
+    exclude: Tensor | None,  # (B,) int64
+    bank_rows: int,
+) -> None:
+    """Require indices of rows of the bank or -1; ValueError otherwise.
+
+    They are looked at where that waits for nothing: on the CPU, outside of compilers and transforms.
+    """
+    if exclude is None or not len(exclude) or not can_look_at(exclude):
+        return
+    low, high = (int(end) for end in exclude.aminmax())
+    if low < -1 or high >= bank_rows:
+        got = low if low < -1 else high
+        rows = f"rows of bank, 0 to {bank_rows - 1}, or -1 for none" if bank_rows else "-1, since bank has no rows"
+        raise ValueError(f"exclude: expected {rows}, got {got}")
 
 
 def check_number(value: object, name: str) -> float:
@@ -205,6 +225,8 @@ def can_look_at(tensor: Tensor) -> bool:
     """Return whether a tensor has values, and reading them neither waits for a device nor breaks a trace."""
     return (
         tensor.device.type == "cpu"
+        # Subclasses with rules of their own, such as fake tensors, which have no values outside of their mode either.
+        and not torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
@@ -233,8 +255,9 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
         raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
     number = int(value)
-    if number < low or (high is not None and number > high):
-        expected = f"at least {low}" if high is None else f"{low} to {high}"
+    if number < low or number > (LARGEST_INTEGER if high is None else high):
+        above = f"at least {low}" if number < low else "an integer of 64 bits"
+        expected = above if high is None else f"{low} to {high}"
         raise ValueError(f"{name}: expected {expected}{condition}, got {value}")
     return number
 

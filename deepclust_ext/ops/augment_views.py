@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,7 +205,10 @@ def _check(
         raise ValueError(f"blur_kernel: expected an odd number of pixels above 0, got {blur_kernel}")
     if (mean is None) != (std is None):
         raise ValueError("mean, std: expected both or neither")
-    for name, numbers in (("mean", mean), ("std", std)):
+    given: tuple[tuple[str, Any], ...] = (("mean", mean), ("std", std))
+    for name, numbers in given:
+        if numbers is not None and not (isinstance(numbers, Sequence) or np.ndim(numbers) == 1):
+            raise TypeError(f"{name}: expected a sequence of numbers, got {type(numbers).__name__}")
         if numbers is not None and len(numbers) != first.shape[1]:
             channels = counted(first.shape[1], "number")
             raise ValueError(f"{name}: expected {channels}, one for each channel, got {len(numbers)}")

@@ -78,7 +78,7 @@ def _check(
 ) -> tuple[int, int | None]:
     """Return the range of the anchors, None as it is where it is all."""
     check_feature_pair(teacher, student, "teacher", "student")
-    if first_row == 0 and num_rows is None:  # the common case
+    if type(first_row) is int and first_row == 0 and num_rows is None:  # the common case
         return 0, None
     first_row = check_integer(first_row, "first_row", 0, teacher.shape[0])
     most = teacher.shape[0] - first_row

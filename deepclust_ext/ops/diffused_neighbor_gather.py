@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import (
@@ -10,6 +11,7 @@ from deepclust_ext.ops._checks import (
     check_non_negative,
     check_positive,
     check_query_and_bank,
+    check_rows_of_bank,
 )
 from deepclust_ext.ops._dispatch import call
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
@@ -101,6 +103,7 @@ def diffused_neighbor_gather(
     if num_neighbors == 0:  # nothing is read then, so that anything may be passed
         bank, exclude, valid = query, None, None
     check_query_and_bank(query, bank, exclude, valid)
+    check_rows_of_bank(exclude, len(bank))
     if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
         got = generator.device if isinstance(generator, torch.Generator) else type(generator).__name__
         raise TypeError(f"generator: expected a torch.Generator on the CPU, got {got}")
@@ -118,11 +121,14 @@ def diffused_neighbor_gather(
             normalize=normalize,
             generator=generator,
         )
+    seed = draw_seed(generator)
+    if isinstance(query, FakeTensor):  # outside of its mode, which takes no other tensors
+        seed = query.fake_mode.from_tensor(seed)
     samples, indices, _ = call(
         "diffused_neighbor_gather",
         query,
         bank,
-        draw_seed(generator),
+        seed,
         num_neighbors,
         temperature,
         noise_std,

@@ -104,7 +104,7 @@ def kmeans_step(
 
     for the metric ``"euclidean"``, and for ``"cosine"``, whose rows should be of norm 1. A center without rows stays.
     The same as :func:`kmeans_assign` and :func:`kmeans_update` in turn, but rows are read once, and distances are
-    computed only where they have to decide.
+    computed only where they have to decide. Under autocast half-precision inputs are cast to float32.
 
     Args:
         features: Rows (N, D), float16, bfloat16, float32 or float64; D > 0. N may be 0.

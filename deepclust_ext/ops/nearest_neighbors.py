@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import check_integer, check_query_and_bank
+from deepclust_ext.ops._checks import check_integer, check_query_and_bank, check_rows_of_bank
 
 #: The most neighbors of a query.
 MAX_NEIGHBORS = 256
@@ -60,21 +60,22 @@ def nearest_neighbors(
 
     Source: the neighbors of HaDis, https://arxiv.org/abs/2401.14038.
     """
-    k = _check(query, bank, k, exclude, valid)
+    k = check_neighbors(query, bank, k, exclude, valid)
+    check_rows_of_bank(exclude, len(bank))
     if not _extension.uses_native(query.device.type):
         return reference.nearest_neighbors(query, bank, k=k, exclude=exclude, valid=valid)
     cosines, indices = torch.ops.deepclust_ext.nearest_neighbors.default(query, bank, k, exclude, valid)
     return cosines, indices
 
 
-def _check(
+def check_neighbors(
     query: Tensor,  # (B, D)
     bank: Tensor,  # (M, D)
     k: int,
     exclude: Tensor | None,  # (B,)
     valid: Tensor | None,  # (M,)
 ) -> int:
-    """Return k."""
+    """Raise the errors of the contract, but for what the values of ``exclude`` are; return k."""
     check_query_and_bank(query, bank, exclude, valid)
     return check_integer(k, "k", 1, MAX_NEIGHBORS)
 
@@ -86,7 +87,7 @@ def _fake(
     exclude: Tensor | None = None,  # (B,)
     valid: Tensor | None = None,  # (M,)
 ) -> tuple[Tensor, Tensor]:
-    _check(query, bank, k, exclude, valid)
+    check_neighbors(query, bank, k, exclude, valid)
     shape = (query.shape[0], k)
     return query.new_empty(shape), query.new_empty(shape, dtype=torch.int64)
 

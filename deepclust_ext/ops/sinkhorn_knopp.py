@@ -126,7 +126,7 @@ def sinkhorn_knopp(
     is_native = scores.is_cpu and "cpu" in _extension.NATIVE_DEVICES
     if not (is_native or _extension.uses_native(scores.device.type)):
         return reference.sinkhorn_knopp(
-            scores.to(result_dtype(scores)),  # as autocast leaves them to the op
+            scores,
             epsilon=epsilon,
             num_iters=num_iters,
             sample_marginals=sample_marginals,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.normalize import l2_normalize
 
 #: Squared distances below this value count as this value; their gradient is zero.
@@ -26,6 +27,7 @@ class HardPairs(NamedTuple):
     negative_teacher_distance: Tensor  # (N,) teacher-teacher
 
 
+@float32_under_autocast
 def batch_hard_mining(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)

@@ -5,11 +5,13 @@ import math
 import torch
 from torch import Tensor
 
+from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.nearest_neighbors import nearest_neighbors
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.philox import draw_seed, normal, uniform
 
 
+@float32_under_autocast
 def diffused_neighbor_gather(
     query: Tensor,  # (B, D)
     bank: Tensor,  # (M, D)

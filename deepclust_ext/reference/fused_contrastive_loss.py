@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.temperature import positive_or_nan
 
 
+@float32_under_autocast
 def fused_contrastive_loss(
     z_a: Tensor,  # (B, D)
     z_b: Tensor,  # (B, D)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.batch_hard_mining import HardPairs, batch_hard_mining
 from deepclust_ext.reference.temperature import positive_or_nan
 
@@ -23,6 +24,7 @@ class HSDStats(NamedTuple):
     mean_negative_distance: Tensor
 
 
+@float32_under_autocast
 def fused_hsd_loss(
     teacher: Tensor,  # (N, D)
     student: Tensor,  # (N, D)

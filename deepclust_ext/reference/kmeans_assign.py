@@ -5,10 +5,12 @@ import math
 import torch
 from torch import Tensor
 
+from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.tangents import refuse_tangents
 
 
+@float32_under_autocast
 @torch.no_grad()
 def kmeans_assign(
     features: Tensor,  # (N, D)
@@ -22,8 +24,7 @@ def kmeans_assign(
     rows, columns = features.to(accumulation), centroids.to(accumulation)
     finite = torch.isfinite(rows).all(dim=1) & torch.isfinite(columns).all()  # (N,)
     if metric == "cosine":
-        with torch.autocast(rows.device.type, enabled=False):
-            pairs = 1 - l2_normalize(rows, dim=1) @ l2_normalize(columns, dim=1).T  # (N, K)
+        pairs = 1 - l2_normalize(rows, dim=1) @ l2_normalize(columns, dim=1).T  # (N, K)
     else:  # by differences: the form with a matrix product cancels
         pairs = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
     labels = pairs.argmin(dim=1)
@@ -31,6 +32,7 @@ def kmeans_assign(
     return torch.where(finite, labels, -1), torch.where(finite, distances, math.nan).to(features.dtype)
 
 
+@float32_under_autocast
 @torch.no_grad()
 def kmeans_step(
     features: Tensor,  # (N, D)

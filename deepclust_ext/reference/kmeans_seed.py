@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.kmeans_assign import kmeans_assign
 from deepclust_ext.reference.tangents import refuse_tangents
 
 
+@float32_under_autocast
 @torch.no_grad()
 def kmeans_seed(
     features: Tensor,  # (N, D)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.tangents import refuse_tangents
 
 
+@float32_under_autocast
 def nearest_neighbors(
     query: Tensor,  # (B, D)
     bank: Tensor,  # (M, D)

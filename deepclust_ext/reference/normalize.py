@@ -28,5 +28,5 @@ def l2_normalize(
     norms = rows.norm(dim=dim, keepdim=True)
     is_short = norms <= MIN_NORM * scale
     floor = 1.0 if rows.dtype == torch.float16 else MIN_NORM  # float16 has no such number, and short rows are 0
-    unit = rows / torch.where(is_short, floor, norms)
+    unit = rows / norms.masked_fill(is_short, floor)
     return torch.where(is_short, unit.detach(), unit)

@@ -5,9 +5,11 @@ import math
 import torch
 from torch import Tensor
 
+from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.tangents import refuse_tangents
 
 
+@float32_under_autocast
 def sinkhorn_knopp(
     scores: Tensor,  # (..., N, K)
     *,

@@ -10,4 +10,4 @@ def positive_or_nan(
     """Return the temperature, as a tensor NaN, with its gradient, where it is not above 0; a number stays."""
     if not isinstance(temperature, Tensor):
         return temperature
-    return temperature * torch.where(temperature > 0, 1.0, torch.nan).to(temperature.dtype)
+    return temperature * torch.ones_like(temperature).masked_fill(~(temperature > 0), torch.nan)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from deepclust_ext.data.words import item_of
 from deepclust_ext.runs.source import file_of, names_of
 from deepclust_ext.training.files import check_writable, named, replacing, write_text
 
@@ -68,7 +69,9 @@ def check_sorting(images: Dataset[Any], *, mode: str) -> None:
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     without = next((name for i, name in enumerate(names_of(images)) if file_of(images, i) is None), None)
     if without is not None and mode != "list":
-        raise ValueError(f"into: expected images that are files of their own, got {without}; --mode list takes any")
+        raise ValueError(
+            f"into: expected {item_of(images)}s that are files of their own, got {without}; --mode list takes any"
+        )
 
 
 def sort_files(

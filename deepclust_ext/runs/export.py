@@ -161,9 +161,10 @@ def describe(facts: Mapping[str, Any]) -> str:
     shapes = {name: " x ".join(map(str, facts[name])) for name in ("images", "rows", "shares")}
     method = "bicubic, then kept between 0 and 1" if facts["resize"] == "bicubic" else facts["resize"]
     scale = "the largest value of their type" if facts["scale"] == "type" else "percentiles of the run's images"
+    kind, values = ("images", f" from 0 to 1 by {scale}") if facts["range"] else ("features", "")
     lines = {
         "written": f"{facts['path']}, {facts['bytes']:,} bytes, {facts['method']} with {facts['backbone']}",
-        "images": f"{shapes['images']}, {facts['dtype']} from 0 to 1 by {scale}, any batch",
+        kind: f"{shapes['images']}, {facts['dtype']}{values}, any batch",
         "resize before": f"{method}, with antialias, without keeping the aspect" if method else "nothing",
         "normalize": "within the network" if facts["mean"] else "nothing",
         "rows": f"{shapes['rows']}, of length 1",
@@ -181,7 +182,7 @@ def _facts(run: Run, row_size: int, num_clusters: int) -> dict[str, Any]:
         "backbone": run.recipe.backbone.name,
         "images": ["batch", data.channels, data.size, data.size],
         "dtype": "float32",
-        "range": [0, 1],
+        "range": None if run.holds_features else [0, 1],
         "scale": source.get("scale", "type"),
         "resize": "bilinear" if source.get("size") else resize,  # images that came resized were so without a view
         "mean": mean and list(mean),

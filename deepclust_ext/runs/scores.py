@@ -7,6 +7,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import KMeans
+from deepclust_ext.data.words import item_of
 from deepclust_ext.distributed import rank_of
 from deepclust_ext.evaluation import knn_accuracy, score_clusters
 from deepclust_ext.ops._checks import check_integer, counted
@@ -48,7 +49,7 @@ def score_run(
     if labels is None:
         raise ValueError(_UNLABELLED)
     if len(labels) < 2:
-        raise ValueError(f"data: expected at least 2 images, got {len(labels)}")
+        raise ValueError(f"data: expected at least 2 {item_of(images)}s, got {len(labels)}")
     rows, shares = run.trained.infer(
         images, batch_size=run.recipe.batch_size, num_workers=num_workers, gather_distributed=gather_distributed
     )

@@ -155,7 +155,8 @@ def train(
                     remove(path / name)
             else:
                 _clear(run_folder)
-            run_folder.begun = (files.RECIPE_NAME, files.RECORD_NAME, files.LOG_NAME, files.SKIPPED_NAME)
+            run_folder.begun = files.BEGINNINGS
+            write_record(path, record)  # first of all, so that a run killed here is known for one
             stack.enter_context(logged(path / files.LOG_NAME))
             for line in (*reasons, *getattr(images, "notes", ())[1:]):  # the first is said on opening
                 say(line)
@@ -163,7 +164,6 @@ def train(
             if getattr(images, "skipped", None):
                 with replacing(path / files.SKIPPED_NAME) as unfinished:
                     images.write_skipped(unfinished)  # type: ignore[attr-defined]
-            write_record(path, record)
 
         ranks.on_first(begin)
         _say_how_long(trainer)
@@ -229,15 +229,17 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     check_writable(path, "out")
     if resume or not path.is_dir():
         return
-    own = ("run.lock", "images-*", "features-*")  # of a run that has not begun: its lock, and what it keeps
+    # Of a run that has not begun: its lock, what it keeps, and what it was killed at.
+    own: tuple[str, ...] = ("run.lock", "images-*", "features-*", ".run.tmp.json")
+    if files.has_only_begun(path):
+        own += (*files.BEGINNINGS, BOARD_NAME, ".*.tmp.*")
     found = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, own)))
     if found and overwrite and not holds_run(path):
         raise FileExistsError(f"out: expected an empty folder, or one with a run to overwrite, got {path}")
     if found and not overwrite:
-        raise FileExistsError(
-            f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}; "
-            "resume continues the run in it, overwrite replaces it"
-        )
+        goes_on = f"`deepclust-ext train --resume --out {path}` continues the run in it, overwrite replaces it"
+        cure = f"; {goes_on}" if holds_run(path) else ""
+        raise FileExistsError(f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}{cure}")
 
 
 @contextmanager

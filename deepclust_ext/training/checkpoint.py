@@ -75,6 +75,13 @@ def check_resumed(
         ValueError: If anything differs; names it and both values.
     """
     stored = state["settings"]
+    unknown = _not_known_to(stored, own)
+    if unknown:
+        raise ValueError(
+            f"resume: expected a checkpoint of this version of deepclust_ext at {path}, got one of an older version, "
+            f"which does not know {', '.join(unknown)}: go on with the version that wrote it, or train anew, which "
+            "overwrite does in the same folder"
+        )
     if fixed_epochs is None:
         stored = _with_epochs_of(stored, own, last_phase)
     try:
@@ -92,6 +99,26 @@ def check_resumed(
         check_settings(flatten(state["versions"], "versions"), flatten(versions(), "versions"), path)
     except ValueError as error:
         raise ValueError(f"{error}; fit(resume=True, other_versions=True) goes on all the same") from error
+
+
+def _not_known_to(stored: Mapping[str, Setting], own: Mapping[str, Setting]) -> list[str]:
+    """Return one's own settings that a checkpoint of this version would hold too, whatever their values."""
+    always = {"kmeans", "learning_rate", *(["method"] if stored.get("method") == own["method"] else [])}
+    if any(name.startswith("recipe.") for name in stored):
+        always.add("recipe")
+
+    def is_always_there(name: str) -> bool:
+        group, *rest = name.split(".")
+        if group == "data":
+            return rest[-1] == "values" and f"data.{'.'.join(rest[:-1])}.content" in stored
+        return not rest or (len(rest) == 1 and group in always)
+
+    # Where a value is a mapping now and then, its parts have the names.
+    return [
+        name
+        for name in own
+        if name not in stored and is_always_there(name) and not any(each.startswith(f"{name}.") for each in stored)
+    ]
 
 
 def _with_epochs_of(stored: Mapping[str, Setting], own: Mapping[str, Setting], phase: int) -> dict[str, Setting]:

@@ -37,6 +37,9 @@ RUN_FILES = (
     *(CENTERS_NAME, CLUSTERS_NAME, REPORT_NAME, FIGURE_NAME),
 )
 
+#: Those that a run writes before its first checkpoint, the record first.
+BEGINNINGS = (RECORD_NAME, RECIPE_NAME, LOG_NAME, SKIPPED_NAME)
+
 #: How the comment of a checkpoint, which is a zip archive, begins; 64 hexadecimal digits follow.
 SEAL = b"sha256:"
 SEAL_BYTES = len(SEAL) + 64
@@ -99,9 +102,10 @@ class RunFolder:
         if resume and overwrite:
             raise ValueError("overwrite: expected False where a run is resumed, got True")
         if resume and not (self.checkpoint.exists() or self.previous.exists()):
-            raise FileNotFoundError(f"resume: expected a checkpoint at {self.checkpoint}, got none")
+            cure = "; the command that began the run starts it over" if has_only_begun(self.path) else ""
+            raise FileNotFoundError(f"resume: expected a checkpoint at {self.checkpoint}, got none{cure}")
         found = [name for name in RUN_FILES if (self.path / name).exists()]
-        if found and not (resume or overwrite):
+        if found and not (resume or overwrite or has_only_begun(self.path)):
             raise FileExistsError(
                 f"out: expected a folder without a run, got {self.path}, which holds {', '.join(found)}; "
                 f"resume continues that run, overwrite replaces it"
@@ -299,11 +303,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise ValueError(f"checkpoint: expected a file of the format {FORMAT!r} at {path}, got {found!r}")
+        is_ours = str(found).startswith(FORMAT.rstrip("0123456789"))
+        cure = "go on with the version that wrote it, or train anew, which overwrite does in the same folder"
+        other = f", of another version of deepclust_ext: {cure}" if is_ours else ""
+        raise ValueError(f"checkpoint: expected a file of the format {FORMAT!r} at {path}, got {found!r}{other}")
     missing = [name for name in ENTRIES if name not in state]
     if missing:
         raise ValueError(f"checkpoint: expected {', '.join(ENTRIES)} in {path}, got none of {', '.join(missing)}")
     return state
+
+
+def has_only_begun(path: Path) -> bool:
+    """Return whether a folder holds a run that was killed before its first checkpoint, so that nothing is lost."""
+    if any((path / name).exists() for name in RUN_FILES if name not in BEGINNINGS):
+        return False
+    try:
+        record = json.loads((path / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("status") in ("training", "stopped")
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -14,6 +14,7 @@ from deepclust_ext.inference.weights import digest_of
 from deepclust_ext.methods import Boost
 from deepclust_ext.recipes.boost import boost_recipe
 from deepclust_ext.runs import Options, open_run, train
+from deepclust_ext.training import Trainer
 from deepclust_ext.training.files import load_checkpoint
 from tests.runs.runfolders import make_run
 
@@ -73,6 +74,48 @@ def test_a_boost_that_is_killed_ends_with_the_same_bits(
     whole, part = weights_of(tmp_path / "whole"), weights_of(tmp_path / "part")
     assert all(torch.equal(weight, part[name]) for name, weight in whole.items())
     assert (tmp_path / "part" / "clusters.csv").read_bytes() == (tmp_path / "whole" / "clusters.csv").read_bytes()
+
+
+def test_a_boost_that_is_killed_before_its_first_checkpoint_starts_over(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new"
+    command = ["boost", str(run), *QUICK, "--out", str(out)]
+
+    def killed(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fit", killed)
+        assert main(command) == 1
+        (out / ".recipe.tmp.yaml").touch()  # as where it is killed while it writes
+        capsys.readouterr()
+        assert main(["train", "--resume", "--out", str(out)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("checkpoint.pt, got none; the command that began the run starts it over")
+    (out / "notes.txt").touch()
+    assert main(command) == 1
+    assert "which holds notes.txt" in capsys.readouterr().err
+    (out / "notes.txt").unlink()
+    assert main(command) == 0
+    assert (out / "clusters.csv").is_file()
+    capsys.readouterr()
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(
+        f"; `deepclust-ext train --resume --out {out}` continues the run in it, overwrite replaces it\n"
+    )
+
+
+@pytest.mark.parametrize("setting", ["model.base=SACC", "model.base_model.queue_size=3", "backbone.name=resnet18"])
+def test_what_the_run_decides_is_not_set(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    assert main(["boost", str(run), "--set", setting, "--out", str(tmp_path / "new")]) == 1
+    key = setting.split("=")[0]
+    expected = f"set: expected no {key}, which is that of the run to boost, the argument RUN, got "
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_recipe_is_the_run_s_but_for_how_it_learns() -> None:

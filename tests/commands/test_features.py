@@ -126,11 +126,20 @@ def test_evaluate_sweep_and_export(run: Path, here: Path, capsys: pytest.Capture
     facts = run_json(["export", str(run), "--format", "torch"], capsys)
     assert facts["images"] == ["batch", COLUMNS, 1, 1]
     assert facts["rows"] == ["batch", COLUMNS]
+    assert facts["range"] is None
+    assert main(["export", str(run), "--format", "torch", "--out", "again.pt2"]) == 0
+    assert f"features       batch x {COLUMNS} x 1 x 1, float32, any batch" in capsys.readouterr().out.splitlines()
 
 
 def test_a_page_without_pictures(run: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(["report", str(run), "--out", "page.html"], capsys)["images"] == COUNT
-    page = data_of((here / "page.html").read_text())
+    text = (here / "page.html").read_text()
+    page = data_of(text)
+    assert page["item"] == "row"
+    assert "image" not in json.dumps({name: page[name] for name in ("notes", "names", "dataNotes")})
+    markup = text[text.index("<main>") : text.index('<script type="application/json"')]
+    assert "<h4>Rows in each cluster</h4>" in markup
+    assert not re.search(r"\bimages?\b", markup, re.IGNORECASE)
     assert set(page["pictures"]) == {""}
     assert "The rows are features: there is nothing to look at but their names." in page["notes"]
     assert len(page["x"]) == COUNT
@@ -157,7 +166,7 @@ def test_what_a_file_of_features_holds(here: Path, capsys: pytest.CaptureFixture
         (["train", "new.npy", "--clusters", "13"], "num_clusters: expected 1 to 12, the number of rows, got 13"),
         (["train", "new.npy", "images", "--clusters", "3"], "data: expected features alone or images alone"),
         (["train", "new.npy", "--clusters", "3", "--labels", "folders"], "labels: expected 'own', whole numbers"),
-        (["cluster", "RUN", "new.npy", "--into", "sorted"], "into: expected images that are files of their own, got"),
+        (["cluster", "RUN", "new.npy", "--into", "sorted"], "into: expected rows that are files of their own, got"),
         (["cluster", "RUN", "images"], "data: expected features, as RUN was trained on, got images"),
         (["embed", "RUN", "narrow.npy"], "data: expected rows of 6 features, as RUN has them, got 5"),
         (["train", "whole.npy", "--clusters", "3"], "whole.npy: expected shape (N, H, W)"),

@@ -97,7 +97,7 @@ def test_more_clusters_than_images_are_named_before_anything_is_embedded(
 ) -> None:
     monkeypatch.setattr("deepclust_ext.inference.Trained.infer", None)
     assert main(["sweep", str(run), "--clusters", "2:61"]) == 1
-    assert capsys.readouterr().err.endswith("clusters: expected at most 60, as many as images, got 61\n")
+    assert capsys.readouterr().err.endswith("clusters: expected at most 60, as many as there are rows, got 61\n")
     assert not list(here.iterdir())
 
 

@@ -116,7 +116,7 @@ def test_many_rows_are_clustered_in_parts_of_some(monkeypatch: pytest.MonkeyPatc
         (torch.ones(5), [1], {}, ValueError, r"rows: expected shape \(N, D\) with at least one row, got \(5,\)"),
         (torch.tensor([[1.0, torch.nan]]), [1], {}, ValueError, "rows: expected finite numbers, got NaN or infinity"),
         (torch.ones(5, 2), [], {}, ValueError, "clusters: expected at least one number, got none"),
-        (torch.ones(5, 2), [2, 6], {}, ValueError, "clusters: expected at most 5, as many as images, got 6"),
+        (torch.ones(5, 2), [2, 6], {}, ValueError, "clusters: expected at most 5, as many as there are rows, got 6"),
         (torch.ones(5, 2), [0], {}, ValueError, "clusters: expected at least 1, got 0"),
         (torch.ones(5, 2), [2.5], {}, TypeError, "clusters: expected an integer, got 2.5"),
         (torch.ones(5, 2), [2], {"seeds": 0}, ValueError, "seeds: expected at least 1, got 0"),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from deepclust_ext.methods import Boost, ClusterHeadMethod
+from deepclust_ext.methods import Boost, ClusterHeadMethod, HaDis
 from deepclust_ext.methods.boost import BASES, NO_START, reliable_images
 from tests.methods.methodsamples import METHODS, NUM_CLUSTERS, make_views, small_backbone, small_boost
 from tests.methods.plaintorch import (
@@ -163,6 +163,20 @@ def test_it_starts_with_the_rows_of_the_trained_network(base: str) -> None:
     boost.after_step()
     after = [weight for weight in trained.state_dict().values() if isinstance(weight, Tensor)]
     assert all(map(torch.equal, before, after))
+
+
+def test_a_subclass_of_the_base_is_taken() -> None:
+    class Own(HaDis):
+        """A user's own variant."""
+
+    base = small_base("HaDis")
+    trained = Own(small_backbone(), 36, NUM_CLUSTERS, hidden_dim=16, embedding_dim=8)
+    trained.load_state_dict(base.state_dict())
+    boost, images = small_boost(), make_views(1, BATCH)[0]
+    boost.start_from(trained)
+    torch.testing.assert_close(boost.embed(images), base.embed(images))
+    with pytest.raises(ValueError, match="start: expected the network of SACC, got that of Own"):
+        small_boost(base="SACC").start_from(trained)
 
 
 def model_of(trained: Any) -> dict[str, Any]:

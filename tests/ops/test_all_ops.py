@@ -32,12 +32,16 @@ def gradients(function: Callable[..., Any], sample: Sample) -> list[Tensor]:
     if sample.constant:
         assert not any(result.requires_grad for result in call(function, leaves))
         return []
-    total = torch.zeros((), dtype=sample.tensors[0].dtype, device=sample.tensors[0].device)
-    for order, result in enumerate(call(function, leaves)):
+    return list(torch.autograd.grad(weighted_sum(call(function, leaves)), leaves.tensors))
+
+
+def weighted_sum(results: list[Tensor]) -> Tensor:
+    total = torch.zeros((), dtype=results[0].dtype, device=results[0].device)
+    for order, result in enumerate(results):
         if result.is_floating_point():
             weight = torch.linspace(1, 2 + order, result.numel(), dtype=torch.float32, device=result.device)
             total = total + (result * weight.view(result.shape).to(result.dtype)).sum()
-    return list(torch.autograd.grad(total, leaves.tensors))
+    return total
 
 
 def numbers_of(results: list[Tensor]) -> list[Tensor]:
@@ -168,20 +172,29 @@ def test_inputs_are_not_changed(op: str, device: str) -> None:
         assert all(map(torch.equal, sample.tensors, before.tensors))
 
 
-def test_autocast_computes_in_float32(op: str, device: str) -> None:
-    sample = SAMPLE_INPUTS[op](torch.bfloat16, device)[2]
-    mixed = sample.with_tensors((sample.tensors[0].float(), *sample.tensors[1:]))
-    expected = call(native(op), sample.map(lambda tensor: tensor.float()))
-    with torch.autocast(device, dtype=torch.bfloat16):
-        for half in (sample, mixed):
-            for ours, float32 in zip(call(native(op), half), expected, strict=True):
-                assert same_bits(ours, float32)
-        if sample.constant:
-            return
-        leaves = mixed.map(lambda tensor: tensor.requires_grad_())
-        floats = [result for result in call(native(op), leaves) if result.is_floating_point()]
-    torch.stack([result.sum() for result in floats]).sum().backward()
-    assert all(leaf.grad is not None and leaf.grad.dtype == leaf.dtype for leaf in leaves.tensors)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["native", "fallback", "reference"])
+def test_autocast_computes_in_float32(
+    op: str, device: str, backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "fallback":
+        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    function = by_reference(op) if backend == "reference" else native(op)
+    for sample in SAMPLE_INPUTS[op](dtype, device):
+        wide = sample.map(lambda tensor: tensor.float())
+        mixed = sample.with_tensors((sample.tensors[0].float(), *sample.tensors[1:]))
+        expected, slopes = call(function, wide), gradients(function, wide)
+        for inputs in (sample, mixed, wide):
+            leaves = inputs.map(lambda tensor: tensor.clone())
+            for leaf in leaves.tensors:
+                leaf.requires_grad_(not sample.constant)
+            with torch.autocast(device, dtype=dtype):
+                results = call(function, leaves)
+            assert all(map(same_bits, results, expected)), sample.name
+            if not sample.constant:
+                found = torch.autograd.grad(weighted_sum(results), leaves.tensors)
+                rounded = [x.to(leaf.dtype) for x, leaf in zip(slopes, leaves.tensors, strict=True)]
+                assert all(map(same_bits, found, rounded)), sample.name
 
 
 def test_what_is_not_differentiable_says_so(op: str, device: str) -> None:

@@ -125,3 +125,15 @@ def test_tensors_that_are_not_dense(op: str) -> None:
                 with pytest.raises(TypeError, match=f"^{name}: expected a dense tensor, got {got}$"):
                     function(**given | {name: other})
     assert seen
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("op", ["batch_hard_mining", "fused_contrastive_loss", "nearest_neighbors", "kmeans_assign"])
+def test_autocast_casts_no_float64(op: str) -> None:
+    sample = first_sample(op)
+    first, second = sample.tensors
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(TypeError, match=r": expected dtype torch.float64 like \w+, got torch.bfloat16$"),
+    ):
+        getattr(deepclust_ext, op)(first.double(), second.bfloat16(), **sample.kwargs)

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from deepclust_ext import diffused_neighbor_gather, fused_contrastive_loss, fused_hsd_loss, sinkhorn_knopp
+from deepclust_ext import (
+    batch_hard_mining,
+    diffused_neighbor_gather,
+    fused_contrastive_loss,
+    fused_hsd_loss,
+    nearest_neighbors,
+    sinkhorn_knopp,
+)
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, HSDLoss, PrototypeLoss, SinkhornKnopp
 
 B = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -84,6 +91,31 @@ def test_attributes_of_modules(module: nn.Module, name: str, inputs: tuple[Any, 
     assert graphs.frame_count == 2
 
 
+@pytest.mark.filterwarnings("ignore:a batch of 8")
+@pytest.mark.parametrize(
+    ("module", "name", "rest"),
+    [
+        (ContrastiveLoss(), "temperature", (B,)),
+        (ClusterContrastiveLoss(), "temperature", (B.softmax(1),)),
+        (HSDLoss(), "temperature", (B,)),
+        (PrototypeLoss(), "temperature", (B, torch.arange(8) % 3, 3)),
+        (SinkhornKnopp(differentiable=True), "epsilon", ()),
+    ],
+)
+def test_attributes_that_are_set_within(module: nn.Module, name: str, rest: tuple[Any, ...]) -> None:
+    def loss(x: Tensor, number: float) -> Tensor:
+        setattr(module, name, number)
+        value: Tensor = module(x.softmax(1), *rest)
+        return value.square().sum()
+
+    def plain(x: Tensor, number: float) -> Tensor:
+        setattr(module, name, number)
+        scores: Tensor = x @ B.T / getattr(module, name)
+        return scores.logsumexp(1).sum()
+
+    assert compare(loss, VALUES, "aot_eager") == compare(plain, VALUES, "aot_eager") == 2
+
+
 @pytest.mark.parametrize("case", ["temperature", "hsd", "epsilon", "walk"])
 def test_inductor(case: str) -> None:
     assert compare(CASES[case], VALUES[:4], "inductor") == 2
@@ -102,6 +134,21 @@ def test_integers_are_not_mixed_up() -> None:
         return sinkhorn_knopp(x, num_iters=int(2 * step + 1), differentiable=True).square().sum() * step
 
     compare(loss, range(1, 5), "inductor")
+
+
+INTEGERS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "k": lambda x, n: nearest_neighbors(x, B, k=n)[0] * x.sum(),
+    "num_neighbors": lambda x, n: diffused_neighbor_gather(x, B + x, num_neighbors=n)[0],
+    "num_steps": lambda x, n: diffused_neighbor_gather(x, B + x, num_steps=n, num_neighbors=2)[0],
+    "num_samples": lambda x, n: diffused_neighbor_gather(x, B + x, num_samples=n)[0],
+    "num_rows": lambda x, n: batch_hard_mining(x, B, num_rows=n).positive_distance,
+    "first_row": lambda x, n: batch_hard_mining(x, B, first_row=n, num_rows=1).positive_distance,
+}
+
+
+@pytest.mark.parametrize("case", INTEGERS)
+def test_integers_are_those_of_the_call(case: str) -> None:
+    compare(lambda x, n: INTEGERS[case](x, n).square().sum() * n, range(1, 5), "aot_eager")  # type: ignore[arg-type]
 
 
 def test_constants_stay_constants() -> None:

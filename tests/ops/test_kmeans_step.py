@@ -7,7 +7,7 @@ from torch import Tensor
 from deepclust_ext import kmeans_assign
 from deepclust_ext.ops import kmeans_step, kmeans_update
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES
-from tests.helpers import DEVICES
+from tests.helpers import DEVICES, same_bits
 from tests.ops.test_kmeans_assign import KINDS, METRICS, make_batch
 
 
@@ -85,3 +85,17 @@ def test_a_step_is_an_op_like_the_others() -> None:
     compiled = torch.compile(kmeans_step, fullgraph=True)(features, centroids)
     assert all(map(torch.equal, compiled, eager))
     assert not any(x.requires_grad for x in eager)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype: torch.dtype) -> None:
+    features, centroids = make_batch("random", 60, 5, 17)
+    halves = features.to(dtype), centroids.to(dtype)
+    for metric in METRICS:
+        expected = kmeans_step(*(x.float() for x in halves), metric=metric)
+        with torch.autocast("cpu", dtype=dtype):
+            for first, second in (halves, (halves[0].float(), halves[1]), (halves[0], halves[1].float())):
+                assert all(map(same_bits, kmeans_step(first, second, metric=metric), expected))
+                sums = kmeans_update(first, expected[0], 5)
+                assert all(map(same_bits, sums, kmeans_update(halves[0], expected[0], 5)))

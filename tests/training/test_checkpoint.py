@@ -208,6 +208,28 @@ def test_every_setting_is_compared(stored: Path) -> None:
         assert value != "changed"
 
 
+@pytest.mark.parametrize(
+    "name", ["data.images.values", "sync_batch_norm", "kmeans.n_init", "method.momentum", "recipe.batch_size"]
+)
+def test_a_checkpoint_of_an_older_version_is_called_one(stored: Path, name: str) -> None:
+    now = make_trainer(stored).settings() | {"data.images.values": "a hash", "recipe.name": "x", "recipe.batch_size": 8}
+    before = {each: value for each, value in now.items() if each != name}
+    message = (
+        f"resume: expected a checkpoint of this version of deepclust_ext at {stored}, got one of an older version, "
+        f"which does not know {name}: go on with the version that wrote it, or train anew, which overwrite does in "
+        "the same folder"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        checkpoint_module.check_resumed(
+            {"settings": before, "versions": checkpoint_module.versions()},
+            now,
+            stored,
+            last_phase=1,
+            fixed_epochs=None,
+            other_versions=False,
+        )
+
+
 def test_other_versions_are_refused_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop(tmp_path, 2, 0, "clc")
     monkeypatch.setattr(checkpoint_module, "__version__", "9.9")

@@ -99,6 +99,10 @@ CHECKSUM = "got a file without a checksum at its end: it is incomplete, or not o
         (lambda whole: as_saved(torch.zeros(2)), "expected a file of the format .* at .*, got 'Tensor'"),
         (lambda whole: as_saved({"format": "else"}), "expected a file of the format .* at .*, got 'else'"),
         (
+            lambda whole: as_saved({"format": "deepclust_ext checkpoint 2"}),
+            "got .deepclust_ext checkpoint 2., of another version of deepclust_ext: go on with the version that",
+        ),
+        (
             lambda whole: as_saved({**torch.load(Path("whole.pt"), weights_only=True), "method": nn.ReLU()}),
             r"got a file that holds more than tensors and plain values \(UnpicklingError\)$",
         ),
