@@ -19,9 +19,8 @@ from deepclust_ext.ops._checks import (
     check_temperature,
     result_dtype,
 )
-from deepclust_ext.ops.fused_contrastive_loss import check_contrastive_tensors
+from deepclust_ext.ops.fused_contrastive_loss import check_contrastive_tensors, unit_rows
 from deepclust_ext.reference.fused_contrastive_loss import losses_of_log_sums
-from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -139,7 +138,7 @@ def _normalized(
     rows: Tensor,  # (n, D)
     normalize: bool,
 ) -> Tensor:
-    return l2_normalize(rows, dim=1) if normalize else rows
+    return unit_rows(rows) if normalize else rows
 
 
 def _sums_of_own_anchors(

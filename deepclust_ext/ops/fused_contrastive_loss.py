@@ -20,7 +20,6 @@ from deepclust_ext.ops._checks import (
     result_dtype,
 )
 from deepclust_ext.ops._dispatch import call
-from deepclust_ext.reference.normalize import l2_normalize
 
 
 def fused_contrastive_loss(
@@ -202,7 +201,7 @@ def _with_tensor_temperature(
 
     def scaled(rows: Tensor) -> Tensor:
         rows = rows.to(wide)
-        return (l2_normalize(rows, dim=1) if normalize else rows) * temperature.rsqrt()
+        return (unit_rows(rows) if normalize else rows) * temperature.rsqrt()
 
     a, b = scaled(z_a), scaled(z_b)
     class_a, class_b, class_queue = (x if x is None else x.to(wide) for x in (class_a, class_b, class_queue))
@@ -229,6 +228,17 @@ def _with_tensor_temperature(
         if reduction != "none":
             loss = loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
     return loss.to(result_dtype(z_a))
+
+
+def unit_rows(
+    rows: Tensor,  # (N, D)
+) -> Tensor:
+    """Return the rows over max(L2 norm, 1e-12), without overflow; a row below that has no gradient."""
+    largest = rows.detach().abs().amax(dim=1, keepdim=True)
+    rows_of_one = rows / torch.where(largest > 0, largest, 1)
+    norms = torch.linalg.vector_norm(rows_of_one, dim=1, keepdim=True)
+    is_short = norms.detach() * largest < 1e-12
+    return torch.where(is_short, rows.detach() / 1e-12, rows_of_one / torch.where(is_short, 1, norms))
 
 
 def _debiased(

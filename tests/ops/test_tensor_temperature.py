@@ -19,7 +19,7 @@ HSD = [{}, {"normalize": False}, {"reduction": "none"}]
 
 def rows(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
     """Return two views with a queue, and class vectors of all three."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (7, 7, 9)]
     classes = [torch.randn(n, 3, generator=generator, dtype=torch.float64).softmax(1) for n in (7, 7, 9)]
     return [x.to(dtype) for x in drawn], [x.to(dtype) for x in classes]
