@@ -1,6 +1,7 @@
 """TIFF files, which other readers get wrong in silence: byte orders, bands, polarity, depth, missing values."""
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _JPEG = (6, 7, 34892)
 _MAX_BANDS = 32  # a stack of planes no wider than this is taken for bands that were written as planes
+
+# It warns, for each file anew, of values of GDAL_NODATA that it does not take; here they are read without it.
+logging.getLogger("tifffile").addFilter(lambda record: "GDAL_NODATA" not in record.getMessage())
 
 
 def read_tiff(data: bytes) -> Pixels:
@@ -94,7 +98,7 @@ def _read_page(page: Any) -> Pixels:
 def _equal(values: NDArray[Any], nodata: str) -> NDArray[np.bool_] | None:
     """Return where the values are the one that GDAL's tag names; None if the type cannot hold that one."""
     try:
-        number = float(nodata.strip("\0 "))
+        number = float(nodata.strip("\0 ").replace(",", "."))
     except ValueError as error:
         raise ImageError(f"expected a number in the tag GDAL_NODATA, got {nodata!r}") from error
     if values.dtype.kind == "f":
