@@ -15,6 +15,7 @@ from deepclust_ext.data.labels import array_classes, folder_classes, read_classe
 from deepclust_ext.data.pixels import ImageError
 from deepclust_ext.data.sources import Images
 from deepclust_ext.data.stores import (
+    NO_IMAGE,
     Array,
     Files,
     Joined,
@@ -68,12 +69,16 @@ def load_images(
         stores.append(store)
         skipped += others
     store = stores[0] if len(stores) == 1 else Joined(stores, _titles(sources))
+    if settings.get("on_error") == "raise" and (faults := [fault for fault in skipped if fault[1] != NO_IMAGE]):
+        raise ImageError(f"{faults[0][0]}: expected an image that can be read, got {faults[0][1]}")
     if not store.names:
         first = f", first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise ImageError(f"{sources[0]}: expected images, got none; skipped {counted(len(skipped), 'file')}{first}")
-    if len(set(store.names)) < len(store.names):
-        twice = next(name for name, count in Counter(store.names).items() if count > 1)
-        raise ValueError(f"sources: expected every image once, got {twice} again")
+    paths = map(store.path, range(len(store.names)))
+    places = [os.path.normpath(path.absolute()) for path in paths if path]
+    for called in (store.names, places):
+        if twice := next((place for place, count in Counter(called).items() if count > 1), None):
+            raise ValueError(f"sources: expected every image once, got {twice} again")
     if isinstance(labels, str) and labels == "folders":
         classes: Sequence[str] | None = [name for part in stores for name in folder_classes(part)]
     else:
@@ -127,7 +132,7 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
         return array_classes(dict(read_npz(path, [str(labels)]))[str(labels)], len(store.names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
         raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")
-    return read_classes(Path(labels), store)
+    return read_classes(Path(labels), store, path.parent if path.suffix == ".txt" else None)
 
 
 def _called(source: Source) -> str:

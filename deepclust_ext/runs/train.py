@@ -286,9 +286,11 @@ def _say_how_long(trainer: Trainer) -> None:
 def _record(trainer: Trainer, options: Options, source: Source | None, before: Mapping[str, Any]) -> dict[str, Any]:
     """Return what run.json holds while the run goes on."""
     device = torch.device(options.device)
+    if source is not None:
+        source = replace(source.resolved(), range=getattr(trainer.data["images"], "range", None))
     return {
         "status": "training",
-        "source": None if source is None else asdict(source.resolved()),
+        "source": None if source is None else asdict(source),
         "config": {
             "method": type(trainer.method).__name__.lower(),
             "epochs": trainer.config.epochs,
