@@ -275,7 +275,8 @@ class Images(Dataset[Any]):
             usual = counts.most_common(1)[0][0]
             fitting = {1, 3} if usual in (1, 3) else {usual}
             odd = next(place for place, image in enumerate(images) if image.shape[2] not in fitting)
-            raise ImageError(f"{self.names[odd]}: expected {usual} bands as in most files, got {images[odd].shape[2]}")
+            expected = f"{counted(usual, 'band')} as in most files"
+            raise ImageError(f"{self.names[odd]}: expected {expected}, got {images[odd].shape[2]}")
         if len(counts) > 1:
             self.notes.append(f"{counted(counts[1], 'gray image')} among colored ones: gray stands for all colors")
         return max(counts)

@@ -312,7 +312,7 @@ class TestKinds:
         for name, shape in (("a.png", (8, 8)), ("b.png", (8, 8)), ("c.png", (8, 8, 3))):
             save(tmp_path / name, pixels(*shape))
         tifffile.imwrite(tmp_path / "d.tif", pixels(8, 8, 4), photometric="rgb", extrasamples=["unspecified"])
-        with pytest.raises(ImageError, match=r"d\.tif: expected 1 bands as in most files, got 4"):
+        with pytest.raises(ImageError, match=r"d\.tif: expected 1 band as in most files, got 4"):
             load_images(tmp_path)
 
     @pytest.mark.parametrize("size", [None, 8])
