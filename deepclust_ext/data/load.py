@@ -15,7 +15,6 @@ from deepclust_ext.data.labels import array_classes, folder_classes, read_classe
 from deepclust_ext.data.pixels import ImageError
 from deepclust_ext.data.sources import Images
 from deepclust_ext.data.stores import (
-    NO_IMAGE,
     Array,
     Files,
     Joined,
@@ -69,8 +68,6 @@ def load_images(
         stores.append(store)
         skipped += others
     store = stores[0] if len(stores) == 1 else Joined(stores, _titles(sources))
-    if settings.get("on_error") == "raise" and (faults := [fault for fault in skipped if fault[1] != NO_IMAGE]):
-        raise ImageError(f"{faults[0][0]}: expected an image that can be read, got {faults[0][1]}")
     if not store.names:
         first = f", first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise ImageError(f"{sources[0]}: expected images, got none; skipped {counted(len(skipped), 'file')}{first}")
