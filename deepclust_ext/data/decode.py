@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from deepclust_ext.data import tiff
-from deepclust_ext.data.pixels import ImageError, Pixels, by_type, oriented, over_background
+from deepclust_ext.data.pixels import ImageError, Pixels, by_type, oriented, over_background, reason_of
 
 CODECS = "pip install 'deepclust_ext[codecs]'"
 _ORIENTATION = 274  # Exif's tag
@@ -53,14 +53,14 @@ def read_tiff_or_other(data: bytes) -> Pixels:
             return _twelve_bit_jpeg(data)
         with Image.open(io.BytesIO(data)) as image:
             notes = ("animated: the first frame is taken",) if getattr(image, "is_animated", False) else ()
-            orientation = int(image.getexif().get(_ORIENTATION, 1))
+            orientation = image.getexif().get(_ORIENTATION)
             return oriented(_read_deep(image, data) or _read_with_pillow(image), orientation).with_notes(*notes)
     except UnidentifiedImageError as error:
         raise ImageError("no image of a kind that Pillow reads") from error
-    except (SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"no image that can be read: {error}") from error
+    except (ImageError, OSError):
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise ImageError(f"no image that can be read: {reason_of(error)}") from error
 
 
 def jpeg_bits(data: bytes) -> int | None:
@@ -91,7 +91,7 @@ def _twelve_bit_jpeg(data: bytes) -> Pixels:
     for marker, segment in _jpeg_segments(data):
         if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
             exif.load(segment)
-    return oriented(pixels, int(exif.get(_ORIENTATION, 1)))
+    return oriented(pixels, exif.get(_ORIENTATION))
 
 
 def _read_deep(image: Image.Image, data: bytes) -> Pixels | None:
@@ -166,5 +166,5 @@ def _with_codec(name: str, data: bytes, what: str) -> NDArray[Any]:
     try:
         values: NDArray[Any] = getattr(imagecodecs, f"{name}_decode")(data)
     except Exception as error:  # every codec has an error class of its own
-        raise ImageError(f"{what} that cannot be read: {error}") from error
+        raise ImageError(f"{what} that cannot be read: {reason_of(error)}") from error
     return values

@@ -18,6 +18,11 @@ class ImageError(ValueError):
     """A file that gives no image; the message says why."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error of a decoder says, or what it is called where it says nothing."""
+    return str(error) or type(error).__name__
+
+
 @dataclass(frozen=True)
 class Pixels:
     """An image as it is stored.
@@ -142,8 +147,8 @@ def inverted(pixels: Pixels) -> Pixels:
     return replace(pixels, values=(high - pixels.values + low).astype(pixels.values.dtype))
 
 
-def oriented(pixels: Pixels, orientation: int) -> Pixels:
-    """Return an image turned as the tag Orientation (1 to 8, TIFF 6.0 section 8) says; other numbers change nothing."""
+def oriented(pixels: Pixels, orientation: object) -> Pixels:
+    """Return an image turned as the tag Orientation (1 to 8, TIFF 6.0 section 8) says; other values change nothing."""
 
     def turn(array: NDArray[Any]) -> NDArray[Any]:
         if orientation in (5, 6, 7, 8):  # rows and columns are exchanged

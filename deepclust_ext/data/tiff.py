@@ -8,7 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepclust_ext.data.pixels import ImageError, Pixels, by_type, from_cmyk, inverted, oriented, over_background
+from deepclust_ext.data.pixels import (
+    ImageError,
+    Pixels,
+    by_type,
+    from_cmyk,
+    inverted,
+    oriented,
+    over_background,
+    reason_of,
+)
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -32,7 +41,7 @@ def read_tiff(data: bytes) -> Pixels:
     Raises:
         ImageError: If there is no image in it that can be told for sure.
     """
-    from tifffile import TiffFile, TiffFileError
+    from tifffile import TiffFile
 
     try:
         with TiffFile(io.BytesIO(data)) as tiff:
@@ -43,9 +52,9 @@ def read_tiff(data: bytes) -> Pixels:
             planes = tiff.series[0].size // max(1, page.size) if tiff.series else 1
     except ImageError:
         raise
-    except (TiffFileError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError, OSError) as error:
+    except Exception as error:  # damaged tags and codecs raise nearly anything
         advice = "; pip install 'deepclust_ext[codecs]'" if "imagecodecs" in str(error) else ""
-        raise ImageError(f"no TIFF that can be read: {error}{advice}") from error
+        raise ImageError(f"no TIFF that can be read: {reason_of(error)}{advice}") from error
     return pixels.with_notes("a stack: the first plane is taken") if planes > 1 else pixels
 
 
@@ -92,7 +101,7 @@ def _read_page(page: Any) -> Pixels:
     elif page.photometric not in (_BLACK_IS_ZERO, _RGB, _YCBCR):
         raise ImageError(f"expected gray, RGB, palette, CMYK or YCbCr, got photometric {page.photometric}")
     orientation = page.tags.get(_ORIENTATION)
-    return oriented(pixels, 1 if orientation is None else int(orientation.value))
+    return oriented(pixels, orientation and orientation.value)
 
 
 def _equal(values: NDArray[Any], nodata: str) -> NDArray[np.bool_] | None:

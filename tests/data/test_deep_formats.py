@@ -1,11 +1,14 @@
 """Files of more than 8 bits, or of another largest value, that Pillow would cut to 8 or round."""
 
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from deepclust_ext.data import ImageError, read_image
 
@@ -80,3 +83,38 @@ def test_avif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, channe
     monkeypatch.setattr("deepclust_ext.data.decode.find_spec", lambda name: None)
     with pytest.raises(ImageError, match=rf"a\.avif: an AVIF of {bits} bits needs imagecodecs: pip install"):
         read_image(tmp_path / "a.avif")
+
+
+def damaged_tiff(path: Path) -> bytes:
+    """Return a TIFF whose width is two numbers."""
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(path, np.zeros((8, 8), np.uint8))
+    data = path.read_bytes()
+    place = data.index(struct.pack("<HHI", 256, 4, 1))
+    return data[: place + 4] + struct.pack("<I", 2) + data[place + 8 :]
+
+
+def damaged_avif(path: Path) -> bytes:
+    """Return an AVIF whose pixels are no code."""
+    pytest.importorskip("PIL", "11.3", reason="this Pillow reads no AVIF")
+    Image.fromarray(RNG.integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(path)
+    data = path.read_bytes()
+    place = data.index(b"mdat") + 4
+    return data[:place] + bytes(len(data) - place)
+
+
+@pytest.mark.parametrize(("name", "damaged"), [("a.tif", damaged_tiff), ("a.avif", damaged_avif)])
+def test_damage_that_readers_do_not_foresee(tmp_path: Path, name: str, damaged: Callable[[Path], bytes]) -> None:
+    with pytest.raises(ImageError, match=rf"{name}: no (TIFF|image) that can be read: ."):
+        written(tmp_path / name, damaged(tmp_path / name))
+
+
+def test_an_orientation_that_is_no_number_turns_nothing(tmp_path: Path) -> None:
+    Image.new("L", (8, 6)).save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    tags = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sI", 8, 1, 274, 2, 4, b"top\0", 0)  # a text of four letters
+    segment = b"\xff\xe1" + (len(tags) + 2).to_bytes(2, "big") + tags
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segment + data[2:])
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.getexif()[274] == "top"
+    assert read_image(tmp_path / "a.jpg").values.shape == (6, 8, 1)
