@@ -288,6 +288,9 @@ class Images(Dataset[Any]):
         """Say what files left open, how much was missing, and what was left out."""
         for note, count in Counter(note for image in images for note in image.notes).items():
             self.notes.append(f"{counted(count, 'image')}: {note}")
+        if self.channels not in (1, 3):
+            bands = f"{self.channels} bands, not three colors"
+            self.notes.append(f"{counted(len(images), 'image')} of {bands}: views leave out saturation, hue and gray")
         if missing := sum(image.missing for image in images):
             affected = sum(image.missing > 0 for image in images)
             self.notes.append(f"{counted(missing, 'value')} missing in {counted(affected, 'image')}, taken for 0")

@@ -308,6 +308,12 @@ class TestKinds:
         with pytest.raises(ImageError, match="c.tif: expected 5 bands as in most files, got 8"):
             load_images(tmp_path)
 
+    @pytest.mark.parametrize("bands", [2, 3, 13])
+    def test_what_needs_colors_is_told(self, bands: int) -> None:
+        notes = load_images(pixels(4, 20, 24, bands)).notes
+        said = f"4 images of {bands} bands, not three colors: views leave out saturation, hue and gray"
+        assert (said in notes) == (bands != 3)
+
     def test_of_gray_colors_and_more_bands_the_more_are_named(self, tmp_path: Path) -> None:
         for name, shape in (("a.png", (8, 8)), ("b.png", (8, 8)), ("c.png", (8, 8, 3))):
             save(tmp_path / name, pixels(*shape))
