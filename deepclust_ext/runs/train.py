@@ -169,7 +169,8 @@ def train(
         _say_how_long(trainer)
         probe = Probe(trainer, labels, options.score_every)
         board = stack.enter_context(Board(path / BOARD_NAME, written=ranks.first))
-        with _marked(path, record, ranks), stopping(trainer), profiled(trainer) if options.profile else nullcontext():
+        profiling = profiled(trainer) if options.profile and ranks.first else nullcontext()
+        with _marked(path, record, ranks), stopping(trainer), profiling:
             trainer.fit(
                 resume=options.resume,
                 overwrite=not options.resume,
