@@ -111,7 +111,8 @@ def _read_deep(image: Image.Image, data: bytes) -> Pixels | None:
             values = np.asarray(image) >> (16 - bits)
             return by_type(values, bits)
         if bits > 8 or signed:
-            return by_type(_with_codec("jpeg2k", data, f"a JPEG 2000 of {bits} bits and colors"), bits)
+            pixels = by_type(_with_codec("jpeg2k", data, f"a JPEG 2000 of {bits} bits and colors"), bits)
+            return _without_alpha(pixels) if image.mode in ("LA", "RGBA") else pixels
     return _read_pnm(data) if image.format == "PPM" else None
 
 

@@ -95,7 +95,7 @@ def by_type(values: NDArray[Any], bits: int | None = None, missing: NDArray[np.b
 
     Args:
         values: (H, W) or (H, W, C).
-        bits: Of a stored unsigned integer, where it has fewer than its dtype.
+        bits: Of a stored integer, where it has fewer than its dtype.
         missing: Where there is no value, of the same shape.
 
     Raises:
@@ -109,9 +109,9 @@ def by_type(values: NDArray[Any], bits: int | None = None, missing: NDArray[np.b
         low, high = 0.0, 1.0
         missing = _or(missing, ~np.isfinite(values))
     elif values.dtype.kind in "iu":
-        info = np.iinfo(values.dtype)
-        signed = values.dtype.kind == "i"
-        low, high = float(info.min), float(info.max if signed or bits is None else 2**bits - 1)
+        bits = bits or np.iinfo(values.dtype).bits
+        low = -(2.0 ** (bits - 1)) if values.dtype.kind == "i" else 0.0
+        high = low + 2**bits - 1
     else:
         raise ImageError(f"expected real numbers as pixels, got {values.dtype}")
     if values.dtype.byteorder == ">":

@@ -118,3 +118,21 @@ def test_an_orientation_that_is_no_number_turns_nothing(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.getexif()[274] == "top"
     assert read_image(tmp_path / "a.jpg").values.shape == (6, 8, 1)
+
+
+def test_jpeg_2000_with_alpha(tmp_path: Path) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs", reason="not for this Python")
+    values = RNG.integers(0, 65536, (8, 10, 4)).astype(np.uint16)
+    values[:4, :, 3], values[4:, :, 3] = 0, 65535
+    expected = values[:, :, :3] / np.float32(65535)
+    expected[:4] = 1
+    data = imagecodecs.jpeg2k_encode(values, level=0, colorspace="SRGB")
+    np.testing.assert_array_equal(written(tmp_path / "a.jp2", data), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_2000_of_signed_12_bits(tmp_path: Path, channels: int) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs", reason="not for this Python")
+    values = RNG.integers(-2048, 2048, (8, 10, channels)).astype(np.int16)
+    data = imagecodecs.jpeg2k_encode(values.squeeze(2) if channels == 1 else values, bitspersample=12, level=0)
+    np.testing.assert_allclose(written(tmp_path / "a.jp2", data), (values + 2048) / 4095, atol=1e-7)
