@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
     add_backbone(parser)
     add_steps(parser)
     add_seed(parser, default=None)
@@ -60,14 +59,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--out: expected the folder of the run to resume, got none")
     out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
     check_folder(out, resume=args.resume, overwrite=args.overwrite)
-    given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every")}
+    given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every", "profile")}
     options = replace(
         recorded_options(out) if args.resume else Options(),
         device=device(args),
         num_workers=args.workers,
         resume=args.resume,
         overwrite=args.overwrite,
-        profile=args.profile,
         **{name: value for name, value in given.items() if value is not None},
     )
     how = {name: getattr(options, name) for name in ("score_every", "device", "num_workers")}
