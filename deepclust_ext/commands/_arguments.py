@@ -40,7 +40,7 @@ def add_out(parser: argparse.ArgumentParser, help_text: str) -> None:
 
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
-    """Add how steps are made; None is left to the run or its recipe."""
+    """Add how steps are made, where None is left to the run or its recipe, and whether to say what they take."""
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
     parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
     parser.add_argument(
@@ -49,6 +49,7 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="on several ranks, normalize by the images of all, as one process does (default: the recipe's)",
     )
+    parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

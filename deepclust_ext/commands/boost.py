@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
         recipe = recipe.with_epochs(args.epochs)
     source = start.source if args.labels is None else replace(start.source, labels=args.labels)
     images = start.images(labels=args.labels, cache_folder=out)
-    given = {name: getattr(args, name) for name in ("precision", "compile") if getattr(args, name) is not None}
+    given = {
+        name: getattr(args, name) for name in ("precision", "compile", "profile") if getattr(args, name) is not None
+    }
     options = Options(
         seed=start.record["config"]["seed"] if args.seed is None else args.seed,
         device=device(args),

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.distributed import num_ranks, rank_of
     from deepclust_ext.ops._checks import counted
     from deepclust_ext.runs import Source, open_run
-    from deepclust_ext.runs.rows import FORMATS, names_beside, write_rows
+    from deepclust_ext.runs.rows import FORMATS, check_names, names_beside, write_rows
     from deepclust_ext.runs.source import names_of
 
     ending = "" if args.out is None else args.out.suffix.removeprefix(".")
@@ -54,12 +54,14 @@ def run(args: argparse.Namespace) -> int:
     loop: dict[str, Any] = {"num_workers": args.workers}
     if network is not None:
         images: Any = Source((str(args.run_folder), *args.data), network=network).open(device=device(args), **loop)
+        check_names(path, names_of(images))
         rows = images.stored()
         for note in images.notes[1:]:
             print(f"deepclust-ext: {note}", file=sys.stderr)
     else:
         opened = open_run(args.run_folder, device=device(args), weights=args.weights)
         images = opened.images(*args.data)
+        check_names(path, names_of(images))
         shared = num_ranks() > 1
         rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, gather_distributed=shared, **loop)
     if rank_of():  # rank 0 writes what all have found

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--out: expected the folder of the run to resume, got none")
     out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
     check_folder(out, resume=args.resume, overwrite=args.overwrite)
-    given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every")}
+    given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every", "profile")}
     options = replace(
         recorded_options(out) if args.resume else Options(),
         device=device(args),

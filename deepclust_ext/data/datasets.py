@@ -49,7 +49,7 @@ IMAGENET_DOGS = (
 )
 _TINY_CLASSES = 200
 
-Loaded = tuple[Store, list[str] | None]
+Loaded = tuple[Store, list[str] | None, list[tuple[str, str]]]  # classes, and what was left out and why
 
 
 def load_dataset(name: str, root: str | Path, **settings: Any) -> Images:
@@ -86,8 +86,8 @@ def load_dataset(name: str, root: str | Path, **settings: Any) -> Images:
     root = Path(check_type(root, "root", str | os.PathLike, "a path"))
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: expected the folder of {name}, found nothing")
-    store, classes = DATASETS[name](root)
-    return Images(store, classes=classes, **settings)
+    store, classes, skipped = DATASETS[name](root)
+    return Images(store, classes=classes, skipped=skipped, **settings)
 
 
 def _inside(root: Path, *names: str) -> Path:
@@ -127,7 +127,7 @@ def _cifar(root: Path, folders: tuple[str, str], files: Sequence[tuple[str, str]
             raise ValueError(f"{folder / python}: expected rows of 3072 values with a label, got {values.shape}")
         stores.append(Array(values.reshape(-1, 3, 32, 32), Path(python).name))
         classes += array_classes(labels, len(values))
-    return Joined(stores), classes
+    return Joined(stores), classes, []
 
 
 class _Arrays(pickle.Unpickler):
@@ -191,11 +191,11 @@ def _stl10(root: Path) -> Loaded:
     classes: list[str] = []
     for part, store in zip(("train", "test"), stores, strict=True):
         classes += array_classes(np.fromfile(_file(folder / f"{part}_y.bin"), np.uint8), len(store.names))
-    return Joined(stores), classes
+    return Joined(stores), classes, []
 
 
 def _stl10_unlabelled(root: Path) -> Loaded:
-    return _stl_images(_inside(root, "stl10_binary") / "unlabeled_X.bin"), None
+    return _stl_images(_inside(root, "stl10_binary") / "unlabeled_X.bin"), None, []
 
 
 def _synsets(synsets: Sequence[str]) -> Callable[[Path], Loaded]:
@@ -209,31 +209,38 @@ def _synsets(synsets: Sequence[str]) -> Callable[[Path], Loaded]:
             )
         if missing := [name for name in synsets if not (folder / name).is_dir()]:
             raise FileNotFoundError(f"{folder}: expected {len(synsets)} synset folders, found no {', '.join(missing)}")
-        return _by_parent([path for name in synsets for path in find_images(folder / name)[0]], folder, 0)
+        return _by_parent([folder / name for name in synsets], folder, 0)
 
     return load
 
 
 def _tiny_imagenet(root: Path) -> Loaded:
     folder = root / "train" if (root / "train").is_dir() else _inside(root, "tiny-imagenet-200") / "train"
-    found, _ = find_images(folder)
-    count = len({path.relative_to(folder).parts[0] for path in found})
-    if count != _TINY_CLASSES:
+    store, classes, skipped = _by_parent([folder], folder, 0)
+    if (count := len(set(classes or ()))) != _TINY_CLASSES:
         raise ValueError(f"{folder}: expected {_TINY_CLASSES} synset folders, found {count}")
-    return _by_parent(found, folder, 0)
+    return store, classes, skipped
 
 
 def _class_folders(root: Path) -> Loaded:
-    found, _ = find_images(root)
-    if loose := [path for path in found if path.parent == root]:
+    store, classes, skipped = _by_parent([root], root, -2)
+    if classes and len(set(classes)) == 1:
+        raise ValueError(f"{root}: expected a folder of images for each class, found {classes[0]} alone")
+    return store, classes, skipped
+
+
+def _by_parent(folders: Sequence[Path], root: Path, part: int) -> Loaded:
+    """Return the files in folders below a root, and as each one's class a part of its path from there."""
+    paths: list[Path] = []
+    skipped: list[tuple[str, str]] = []
+    for folder in folders:
+        found, others = find_images(folder)
+        paths += found
+        skipped += [((folder / name).relative_to(root).as_posix(), reason) for name, reason in others]
+    if loose := [path for path in paths if path.parent == root]:
         raise ValueError(f"{loose[0]}: expected every image in a folder of its class")
-    return _by_parent(found, root, -2)
-
-
-def _by_parent(paths: list[Path], root: Path, part: int) -> Loaded:
-    """Return the files, and as each one's class a part of its path below the root."""
     names = [path.relative_to(root) for path in paths]
-    return Files(paths, [name.as_posix() for name in names]), [name.parts[part] for name in names]
+    return Files(paths, [name.as_posix() for name in names]), [name.parts[part] for name in names], skipped
 
 
 DATASETS: dict[str, Callable[[Path], Loaded]] = {

@@ -1,8 +1,10 @@
 """One image file to its pixels, of any kind that people have; docs/formats.md lists the values."""
 
 import io
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from deepclust_ext.data import tiff
-from deepclust_ext.data.pixels import ImageError, Pixels, by_type, oriented, over_background
+from deepclust_ext.data.pixels import ImageError, Pixels, by_type, oriented, over_background, reason_of
 
 CODECS = "pip install 'deepclust_ext[codecs]'"
 _ORIENTATION = 274  # Exif's tag
+# Kind, width, height and largest value of the header of a PGM or PPM file, with spaces or comments between.
+_PNM = re.compile(rb"(P[2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")
 
 
 def read_image(path: Path) -> Pixels:
@@ -49,14 +53,14 @@ def read_tiff_or_other(data: bytes) -> Pixels:
             return _twelve_bit_jpeg(data)
         with Image.open(io.BytesIO(data)) as image:
             notes = ("animated: the first frame is taken",) if getattr(image, "is_animated", False) else ()
-            orientation = int(image.getexif().get(_ORIENTATION, 1))
+            orientation = image.getexif().get(_ORIENTATION)
             return oriented(_read_deep(image, data) or _read_with_pillow(image), orientation).with_notes(*notes)
     except UnidentifiedImageError as error:
         raise ImageError("no image of a kind that Pillow reads") from error
-    except (SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"no image that can be read: {error}") from error
+    except (ImageError, OSError):
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise ImageError(f"no image that can be read: {reason_of(error)}") from error
 
 
 def jpeg_bits(data: bytes) -> int | None:
@@ -87,15 +91,18 @@ def _twelve_bit_jpeg(data: bytes) -> Pixels:
     for marker, segment in _jpeg_segments(data):
         if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
             exif.load(segment)
-    return oriented(pixels, int(exif.get(_ORIENTATION, 1)))
+    return oriented(pixels, exif.get(_ORIENTATION))
 
 
 def _read_deep(image: Image.Image, data: bytes) -> Pixels | None:
     """Return an image of more than 8 bits of which Pillow would keep 8 or change the scale; None for all others."""
     if image.format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6):
-        pixels = by_type(_with_codec("png", data, "a PNG of 16 bits and colors or alpha"))
-        alpha = {4: 1, 6: 3}.get(data[25])
-        return pixels if alpha is None else over_background(pixels, alpha)
+        return _without_alpha(by_type(_with_codec("png", data, "a PNG of 16 bits and colors or alpha")))
+    if image.format == "AVIF":
+        flags = data[data.index(b"av1C") + 6]  # of the box of that name, where depths are
+        if flags & 64:
+            bits = 12 if flags & 32 else 10
+            return _without_alpha(by_type(_with_codec("avif", data, f"an AVIF of {bits} bits"), bits))
     if image.format == "JPEG2000":
         start = data.index(b"\xff\x4f\xff\x51")  # the codestream's first two markers
         bits, signed = (data[start + 42] & 127) + 1, bool(data[start + 42] & 128)
@@ -104,22 +111,34 @@ def _read_deep(image: Image.Image, data: bytes) -> Pixels | None:
             values = np.asarray(image) >> (16 - bits)
             return by_type(values, bits)
         if bits > 8 or signed:
-            return by_type(_with_codec("jpeg2k", data, f"a JPEG 2000 of {bits} bits and colors"), bits)
-    if image.format == "PPM" and image.mode == "I":
-        values = np.asarray(image)  # scaled to 65535
-        largest = int(_pnm_header(data)[3])
-        return by_type(np.rint(values * (largest / 65535)).astype(np.uint16), largest.bit_length()).with_high(largest)
-    return None
+            pixels = by_type(_with_codec("jpeg2k", data, f"a JPEG 2000 of {bits} bits and colors"), bits)
+            return _without_alpha(pixels) if image.mode in ("LA", "RGBA") else pixels
+    return _read_pnm(data) if image.format == "PPM" else None
 
 
-def _pnm_header(data: bytes) -> list[bytes]:
-    """Return kind, width, height and largest value of a PNM file."""
-    words: list[bytes] = []
-    for line in data[:4096].split(b"\n"):
-        words += line.split(b"#")[0].split()
-        if len(words) >= 4:
-            break
-    return words[:4]
+def _without_alpha(pixels: Pixels) -> Pixels:
+    """Return what a codec gives of gray or color with its alpha, which a color that stands for nothing becomes too."""
+    alpha = {2: 1, 4: 3}.get(pixels.values.shape[2])
+    return pixels if alpha is None else over_background(pixels, alpha)
+
+
+def _read_pnm(data: bytes) -> Pixels | None:
+    """Return the first image of a PGM or PPM file with values up to any number; None for other kinds of PNM."""
+    header = _PNM.match(data)
+    if header is None:
+        return None
+    kind, (width, height, largest) = header[1], map(int, header.groups()[1:])
+    shape = (height, width, 3 if kind in (b"P3", b"P6") else 1)
+    dtype, count, start = np.dtype(np.uint8 if largest < 256 else ">u2"), prod(shape), header.end()
+    if kind in (b"P5", b"P6"):
+        values = np.frombuffer(data, dtype, min(count, (len(data) - start) // dtype.itemsize), start)
+    else:
+        values = np.array(re.sub(rb"#[^\n]*", b"", data[start:]).split()[:count], np.int64)
+    if values.size < count:
+        raise ImageError(f"expected {count} values, got {values.size}: the file is truncated")
+    if not 0 <= values.min() <= values.max() <= largest:
+        raise ImageError(f"expected values of 0 to {largest}, as the file says, got {values.min()} to {values.max()}")
+    return by_type(values.astype(dtype.newbyteorder("=")).reshape(shape)).with_high(largest)
 
 
 def _read_with_pillow(image: Image.Image) -> Pixels:
@@ -148,5 +167,5 @@ def _with_codec(name: str, data: bytes, what: str) -> NDArray[Any]:
     try:
         values: NDArray[Any] = getattr(imagecodecs, f"{name}_decode")(data)
     except Exception as error:  # every codec has an error class of its own
-        raise ImageError(f"{what} that cannot be read: {error}") from error
+        raise ImageError(f"{what} that cannot be read: {reason_of(error)}") from error
     return values

@@ -45,17 +45,20 @@ def folder_classes(store: Store) -> list[str]:
     return ["" if place in outside else name.split("/", 1)[0] for place, name in enumerate(store.names)]
 
 
-def read_classes(path: Path, store: Store) -> list[str]:
+def read_classes(path: Path, store: Store, folder: Path | None = None) -> list[str]:
     """Return the class of each image or row from a CSV file with the columns path and label.
 
     Args:
         path: Of the file; its paths are names of images.
         store: Of the images. What cannot be read needs no label; its class here is "".
+        folder: Where the list of the images lies, if there is one: paths may be as that has them.
 
     Raises:
         ValueError: If a column or a label is missing, or an image is listed twice or not at all.
     """
     classes = _read_table(path)
+    if folder is not None:
+        classes = {(folder / name).as_posix(): label for name, label in classes.items()} | classes
     missing = [place for place, name in enumerate(store.names) if name not in classes]
     if image := next((store.names[place] for place in missing if _can_read(store, place)), None):
         raise ValueError(f"{path}: expected a label for every image, got none for {len(missing)}, such as {image}")
@@ -88,12 +91,16 @@ def _classes_by_name(path: Path) -> dict[str, str]:
         raise ValueError(f"{path}: expected the columns path and label, got {rows.fieldnames}")
     classes: dict[str, str] = {}
     for row in rows:
-        name, label = Path(row["path"]).as_posix(), row["label"]
+        name, label = Path(row["path"]).as_posix(), (row["label"] or "").strip()
         if not label:
             raise ValueError(f"{path}, line {rows.line_num}: expected a label for {name}, got none")
+        if None in row:
+            raise ValueError(
+                f"{path}, line {rows.line_num}: expected a comma only within quotes, got one in {name}'s row"
+            )
         if name in classes:
             raise ValueError(f"{path}, line {rows.line_num}: expected each image once, got {name} again")
-        classes[name] = label.strip()
+        classes[name] = label
     return classes
 
 

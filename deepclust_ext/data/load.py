@@ -71,9 +71,11 @@ def load_images(
     if not store.names:
         first = f", first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
         raise ImageError(f"{sources[0]}: expected images, got none; skipped {counted(len(skipped), 'file')}{first}")
-    if len(set(store.names)) < len(store.names):
-        twice = next(name for name, count in Counter(store.names).items() if count > 1)
-        raise ValueError(f"sources: expected every image once, got {twice} again")
+    paths = map(store.path, range(len(store.names)))
+    places = [os.path.normpath(path.absolute()) for path in paths if path]
+    for called in (store.names, places):
+        if twice := next((place for place, count in Counter(called).items() if count > 1), None):
+            raise ValueError(f"sources: expected every image once, got {twice} again")
     if isinstance(labels, str) and labels == "folders":
         classes: Sequence[str] | None = [name for part in stores for name in folder_classes(part)]
     else:
@@ -127,7 +129,7 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
         return array_classes(dict(read_npz(path, [str(labels)]))[str(labels)], len(store.names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
         raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")
-    return read_classes(Path(labels), store)
+    return read_classes(Path(labels), store, path.parent if path.suffix == ".txt" else None)
 
 
 def _called(source: Source) -> str:

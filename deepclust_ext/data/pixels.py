@@ -18,6 +18,11 @@ class ImageError(ValueError):
     """A file that gives no image; the message says why."""
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error of a decoder says, or what it is called where it says nothing."""
+    return str(error) or type(error).__name__
+
+
 @dataclass(frozen=True)
 class Pixels:
     """An image as it is stored.
@@ -90,7 +95,7 @@ def by_type(values: NDArray[Any], bits: int | None = None, missing: NDArray[np.b
 
     Args:
         values: (H, W) or (H, W, C).
-        bits: Of a stored unsigned integer, where it has fewer than its dtype.
+        bits: Of a stored integer, where it has fewer than its dtype.
         missing: Where there is no value, of the same shape.
 
     Raises:
@@ -104,9 +109,9 @@ def by_type(values: NDArray[Any], bits: int | None = None, missing: NDArray[np.b
         low, high = 0.0, 1.0
         missing = _or(missing, ~np.isfinite(values))
     elif values.dtype.kind in "iu":
-        info = np.iinfo(values.dtype)
-        signed = values.dtype.kind == "i"
-        low, high = float(info.min), float(info.max if signed or bits is None else 2**bits - 1)
+        bits = bits or np.iinfo(values.dtype).bits
+        low = -(2.0 ** (bits - 1)) if values.dtype.kind == "i" else 0.0
+        high = low + 2**bits - 1
     else:
         raise ImageError(f"expected real numbers as pixels, got {values.dtype}")
     if values.dtype.byteorder == ">":
@@ -142,8 +147,8 @@ def inverted(pixels: Pixels) -> Pixels:
     return replace(pixels, values=(high - pixels.values + low).astype(pixels.values.dtype))
 
 
-def oriented(pixels: Pixels, orientation: int) -> Pixels:
-    """Return an image turned as the tag Orientation (1 to 8, TIFF 6.0 section 8) says; other numbers change nothing."""
+def oriented(pixels: Pixels, orientation: object) -> Pixels:
+    """Return an image turned as the tag Orientation (1 to 8, TIFF 6.0 section 8) says; other values change nothing."""
 
     def turn(array: NDArray[Any]) -> NDArray[Any]:
         if orientation in (5, 6, 7, 8):  # rows and columns are exchanged

@@ -15,6 +15,23 @@ _SAMPLES = 4096  # values of an image that take part in the percentiles
 
 
 @dataclass(frozen=True)
+class Range:
+    """What becomes 0 and 1 in images of one stored type, as percentiles of a data set give it.
+
+    Attributes:
+        low: What becomes 0.
+        high: What becomes 1.
+        dtype: Name of the stored type.
+        white: What is white by that type.
+    """
+
+    low: float
+    high: float
+    dtype: str
+    white: float
+
+
+@dataclass(frozen=True)
 class Seen:
     """An image's kind, a checksum, and a sample of its values.
 
@@ -24,7 +41,7 @@ class Seen:
         low: Value of black.
         high: Value of white.
         missing: How many values are missing.
-        reach: Least and largest value, of floats.
+        reach: Least and largest value, of floats and of integers of 32 bits or more.
         notes: What its file left open.
         checksum: See :func:`checksum`.
         sample: Some of its values where they are asked for.
@@ -46,6 +63,7 @@ class Seen:
 def look_at(pixels: Pixels, *, sampled: bool) -> Seen:
     """Return what to remember of an image, with a sample of its values or without."""
     values = pixels.values
+    wide = values.dtype.kind == "f" or values.dtype.itemsize >= 4
     there = values.reshape(-1) if pixels.missing is None else values[~pixels.missing]
     return Seen(
         shape=values.shape,
@@ -53,7 +71,7 @@ def look_at(pixels: Pixels, *, sampled: bool) -> Seen:
         low=pixels.low,
         high=pixels.high,
         missing=values.size - there.size,
-        reach=(float(there.min()), float(there.max())) if values.dtype.kind == "f" and there.size else None,
+        reach=(float(there.min()), float(there.max())) if wide and there.size else None,
         notes=pixels.notes,
         checksum=checksum(pixels),
         sample=np.array(there[:: max(1, len(there) // _SAMPLES)]) if sampled else None,
@@ -70,20 +88,26 @@ def checksum(pixels: Pixels) -> int:
     return crc32(np.ascontiguousarray(pixels.values).data, start)
 
 
-def percentiles(images: Sequence[Seen], names: Sequence[str]) -> tuple[float, float]:
+def check_types(images: Sequence[Seen], names: Sequence[str], dtype: str, white: float, whose: str) -> None:
+    """Require the stored type that a range is of, of all images; ImageError, which names the image, otherwise."""
+    for name, image in zip(names, images, strict=True):
+        if (image.dtype, image.high) != (dtype, white):
+            raise ImageError(
+                f"{name}: scale='percentile' expected {dtype} up to {white:g} as in {whose}, got {image.dtype} up to "
+                f"{image.high:g}"
+            )
+
+
+def percentiles(images: Sequence[Seen], names: Sequence[str]) -> Range:
     """Return the values at 0.1 and 99.9 percent of all images, whose samples are there.
 
     Raises:
         ImageError: If the images differ in type or white, or all values are missing.
     """
-    for name, image in zip(names, images, strict=True):
-        if (image.dtype, image.high) != (images[0].dtype, images[0].high):
-            kinds = (
-                f"{images[0].dtype} up to {images[0].high:g} as in {names[0]}, got {image.dtype} up to {image.high:g}"
-            )
-            raise ImageError(f"{name}: scale='percentile' expected {kinds}")
+    dtype, white = images[0].dtype, images[0].high
+    check_types(images, names, dtype, white, names[0])
     values = np.concatenate([image.sample for image in images if image.sample is not None])
     if not len(values):
         raise ImageError(f"{names[0]}: scale='percentile' expected values, got none that is not missing")
     low, high = (float(end) for end in np.percentile(values.astype(np.float64), PERCENTILES))
-    return low, high if high > low else low + 1.0
+    return Range(low, high if high > low else low + 1.0, dtype, white)

@@ -22,9 +22,9 @@ from torch.utils.data import Dataset, get_worker_info
 from deepclust_ext.data.kept import Kept, free_memory, keep_in_file, keep_in_memory
 from deepclust_ext.data.labels import number_classes
 from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
-from deepclust_ext.data.seen import Seen, checksum, look_at, percentiles
+from deepclust_ext.data.seen import Range, Seen, check_types, checksum, look_at, percentiles
 from deepclust_ext.data.side_by_side import side_by_side
-from deepclust_ext.data.stores import Array, Store
+from deepclust_ext.data.stores import NO_IMAGE, Array, Store
 from deepclust_ext.ops._checks import check_integer, counted
 
 _SHARE_OF_MEMORY = 0.25  # of what is free, that images may take
@@ -47,7 +47,8 @@ class Images(Dataset[Any]):
             images as they are.
         channels: 3 makes gray images stand for all three colors, even where there is none in color.
         scale: ``"type"``: what is black and white by the stored type becomes so. ``"percentile"``: the values at 0.1
-            and 99.9 percent of the data set become 0 and 1, and what lies beyond is not clipped.
+            and 99.9 percent of the data set become 0 and 1, and what lies beyond is not clipped. The ``range`` of other
+            images: what becomes 0 and 1 there does so here, as a network needs it that was trained on those.
         cache: ``"ram"`` keeps the images, resized, in memory; ``"disk"`` in a file that is used again by the next run
             on the same images; ``"none"`` reads them again each time. By default they are kept in memory if they take a
             quarter of what is free or less, else on disk if there is a ``cache_folder``; what was chosen is printed.
@@ -62,6 +63,7 @@ class Images(Dataset[Any]):
         channels: C.
         dtype: Of the images, of torch.
         image_size: (H, W) of every image, or None where they differ.
+        range: What becomes 0 and 1 where the stored type does not say so, else None.
         kinds: How many images have been stored with each height, width, number of bands and type.
         skipped: Name and reason of all files that are not among the images.
         notes: What was chosen or found on the way, for people; the first says how many images there are, and where.
@@ -81,21 +83,26 @@ class Images(Dataset[Any]):
         classes: Sequence[str] | None = None,
         size: int | None = None,
         channels: int | None = None,
-        scale: str = "type",
+        scale: str | Range = "type",
         cache: str = "auto",
         cache_folder: str | os.PathLike[str] | None = None,
         on_error: str = "skip",
         skipped: Sequence[tuple[str, str]] = (),
     ) -> None:
-        _check_choice("scale", scale, ("type", "percentile"))
+        if not isinstance(scale, Range):
+            _check_choice("scale", scale, ("type", "percentile"))
         _check_choice("cache", cache, ("auto", "ram", "disk", "none"))
         _check_choice("on_error", on_error, ("skip", "raise"))
         if size is not None:
             check_integer(size, "size", 1)
         if cache == "disk" and cache_folder is None:
             raise ValueError("cache_folder: expected a folder with cache='disk', got None")
-        self.store, self.size, self.scale = store, size, scale
+        self.store, self.size = store, size
+        self.scale = "percentile" if isinstance(scale, Range) else scale
         self.skipped = list(skipped)
+        unread = [fault for fault in skipped if fault[1] != NO_IMAGE]
+        if on_error == "raise" and unread:
+            raise ImageError(f"{unread[0][0]}: expected an image that can be read, got {unread[0][1]}")
         self.notes: list[str] = []
         seen = self._read_all(sampled=scale == "percentile", on_error=on_error)
         self.indices = [index for index, image in enumerate(seen) if image is not None]
@@ -105,6 +112,10 @@ class Images(Dataset[Any]):
         if channels == 3 and self.channels == 1:
             self.channels = 3
         self.range = percentiles(images, self.names) if scale == "percentile" else None
+        if isinstance(scale, Range):
+            check_types(images, self.names, scale.dtype, scale.white, "the images whose range it is")
+            self.range = scale
+        self._ends = (self.range.low, self.range.high) if self.range else None
         largest = max((image.exact_type for image in images), key=lambda dtype: dtype.itemsize)
         self._type = np.dtype(np.float32) if self.range else largest
         self.dtype = torch.from_numpy(np.empty(0, self._type)).dtype
@@ -199,7 +210,7 @@ class Images(Dataset[Any]):
         sides = {(self.size, self.size) if self.size else shape[:2] for shape, _, _ in self._stored}
         self.image_size = sides.pop() if len(sides) == 1 else None
         self.kinds = Counter((*shape, str(dtype)) for shape, dtype, _ in self._stored)
-        digest = hashlib.sha256(repr((self.size, self.scale, self.range, self.channels)).encode())
+        digest = hashlib.sha256(repr((self.size, self.scale, self._ends, self.channels)).encode())
         for name, stored in zip(self.names, self._stored, strict=True):
             digest.update(repr((name, *stored)).encode())
         self.fingerprint = digest.hexdigest()
@@ -256,7 +267,7 @@ class Images(Dataset[Any]):
         if self.size is not None and pixels.values.shape[-3:-1] != (self.size, self.size):
             values = self._resized(pixels)
         else:
-            values = pixels.scaled(*self.range) if self.range else pixels.as_type(self._type)
+            values = pixels.scaled(*self._ends) if self._ends else pixels.as_type(self._type)
         values = np.moveaxis(values, -1, -3)
         return np.array(np.broadcast_to(values, (*values.shape[:-3], self.channels, *values.shape[-2:])), order="C")
 
@@ -265,8 +276,10 @@ class Images(Dataset[Any]):
         counts = Counter(image.shape[2] for image in images)
         if len(counts) > 1 and set(counts) != {1, 3}:
             usual = counts.most_common(1)[0][0]
-            odd = next(place for place, image in enumerate(images) if image.shape[2] != usual)
-            raise ImageError(f"{self.names[odd]}: expected {usual} bands as in most files, got {images[odd].shape[2]}")
+            fitting = {1, 3} if usual in (1, 3) else {usual}
+            odd = next(place for place, image in enumerate(images) if image.shape[2] not in fitting)
+            expected = f"{counted(usual, 'band')} as in most files"
+            raise ImageError(f"{self.names[odd]}: expected {expected}, got {images[odd].shape[2]}")
         if len(counts) > 1:
             self.notes.append(f"{counted(counts[1], 'gray image')} among colored ones: gray stands for all colors")
         return max(counts)
@@ -275,25 +288,39 @@ class Images(Dataset[Any]):
         """Say what files left open, how much was missing, and what was left out."""
         for note, count in Counter(note for image in images for note in image.notes).items():
             self.notes.append(f"{counted(count, 'image')}: {note}")
+        if self.channels not in (1, 3):
+            bands = f"{self.channels} bands, not three colors"
+            self.notes.append(f"{counted(len(images), 'image')} of {bands}: views leave out saturation, hue and gray")
         if missing := sum(image.missing for image in images):
             affected = sum(image.missing > 0 for image in images)
             self.notes.append(f"{counted(missing, 'value')} missing in {counted(affected, 'image')}, taken for 0")
-        beyond = [image.reach for image in images if image.reach and not 0 <= image.reach[0] <= image.reach[1] <= 1]
-        if beyond and self.range is None:
-            low, high = min(low for low, _ in beyond), max(high for _, high in beyond)
-            self.notes.append(
-                f"{counted(len(beyond), 'image')} of floats, 0 being black and 1 white, from {low:g} to {high:g}: "
-                "divide them, or use scale='percentile'"
-            )
+        if self.range is None:
+            self._note_reach([image for image in images if image.reach is not None])
         if self.skipped:
             self.notes.append(
                 f"{counted(len(self.skipped), 'file')} skipped, first {self.skipped[0][0]}: {self.skipped[0][1]}"
             )
 
+    def _note_reach(self, images: Sequence[Seen]) -> None:
+        """Say where values of floats go beyond black and white, and where those of wide integers hardly differ."""
+        floats = [image for image in images if image.dtype.startswith("float")]
+        beyond = [image.reach for image in floats if image.reach and not 0 <= image.reach[0] <= image.reach[1] <= 1]
+        others = [image for image in images if "int" in image.dtype]
+        close = [image.reach for image in others if image.reach and _is_close(image.reach, image)]
+        for reaches, kind, cure in (
+            (beyond, "floats, 0 being black and 1 white, from", "divide them"),
+            (close, "integers of 32 bits or more, of which they use", "store them as uint8 or uint16"),
+        ):
+            if reaches:
+                low, high = min(low for low, _ in reaches), max(high for _, high in reaches)
+                self.notes.append(
+                    f"{counted(len(reaches), 'image')} of {kind} {low:g} to {high:g}: {cure}, or use scale='percentile'"
+                )
+
     def _resized(self, pixels: Pixels) -> NDArray[Any]:
         """Return an image on the canvas, (size, size, C) of this type."""
         assert self.size is not None
-        scaled, missing = pixels.scaled(*(self.range or ())), pixels.missing
+        scaled, missing = pixels.scaled(*(self._ends or ())), pixels.missing
         if missing is not None and not missing.all():
             scaled[missing] = scaled[~missing].min()  # darker than dark would bleed into its neighbors
         square = _interpolated(scaled, self.size)
@@ -309,6 +336,11 @@ def _interpolated(values: NDArray[np.float32], size: int) -> NDArray[np.float32]
     image = torch.from_numpy(values).permute(2, 0, 1)[None]
     square = functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
     return square[0].permute(1, 2, 0).numpy()
+
+
+def _is_close(reach: tuple[float, float], image: Seen) -> bool:
+    """Return whether an image uses so little of its type's range that 16 bits of it would not tell its values apart."""
+    return reach[1] - reach[0] < (image.high - image.low) / WHITE[np.dtype(np.uint16)]
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

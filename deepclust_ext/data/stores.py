@@ -15,6 +15,8 @@ from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.pixels import ImageError, Pixels, by_type
 
 _HEADER_BYTES = 1 << 16  # of an array in an .npz file, at most
+#: Why a file is left out that nobody takes for an image.
+NO_IMAGE = "no image by its name"
 
 
 class Store(Protocol):
@@ -194,7 +196,7 @@ def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
         if path.is_dir():
             others.append((name, "a folder that cannot be read"))
         elif path.suffix.lower() not in _suffixes():
-            others.append((name, "no image by its name"))
+            others.append((name, NO_IMAGE))
         elif not path.is_file():
             others.append((name, "no regular file" if path.exists() else "a link to nothing"))
         else:

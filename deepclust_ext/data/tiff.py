@@ -1,13 +1,23 @@
 """TIFF files, which other readers get wrong in silence: byte orders, bands, polarity, depth, missing values."""
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepclust_ext.data.pixels import ImageError, Pixels, by_type, from_cmyk, inverted, oriented, over_background
+from deepclust_ext.data.pixels import (
+    ImageError,
+    Pixels,
+    by_type,
+    from_cmyk,
+    inverted,
+    oriented,
+    over_background,
+    reason_of,
+)
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -17,6 +27,9 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _JPEG = (6, 7, 34892)
 _MAX_BANDS = 32  # a stack of planes no wider than this is taken for bands that were written as planes
+
+# It warns, for each file anew, of values of GDAL_NODATA that it does not take; here they are read without it.
+logging.getLogger("tifffile").addFilter(lambda record: "GDAL_NODATA" not in record.getMessage())
 
 
 def read_tiff(data: bytes) -> Pixels:
@@ -28,7 +41,7 @@ def read_tiff(data: bytes) -> Pixels:
     Raises:
         ImageError: If there is no image in it that can be told for sure.
     """
-    from tifffile import TiffFile, TiffFileError
+    from tifffile import TiffFile
 
     try:
         with TiffFile(io.BytesIO(data)) as tiff:
@@ -39,9 +52,9 @@ def read_tiff(data: bytes) -> Pixels:
             planes = tiff.series[0].size // max(1, page.size) if tiff.series else 1
     except ImageError:
         raise
-    except (TiffFileError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError, OSError) as error:
+    except Exception as error:  # damaged tags and codecs raise nearly anything
         advice = "; pip install 'deepclust_ext[codecs]'" if "imagecodecs" in str(error) else ""
-        raise ImageError(f"no TIFF that can be read: {error}{advice}") from error
+        raise ImageError(f"no TIFF that can be read: {reason_of(error)}{advice}") from error
     return pixels.with_notes("a stack: the first plane is taken") if planes > 1 else pixels
 
 
@@ -88,13 +101,13 @@ def _read_page(page: Any) -> Pixels:
     elif page.photometric not in (_BLACK_IS_ZERO, _RGB, _YCBCR):
         raise ImageError(f"expected gray, RGB, palette, CMYK or YCbCr, got photometric {page.photometric}")
     orientation = page.tags.get(_ORIENTATION)
-    return oriented(pixels, 1 if orientation is None else int(orientation.value))
+    return oriented(pixels, orientation and orientation.value)
 
 
 def _equal(values: NDArray[Any], nodata: str) -> NDArray[np.bool_] | None:
     """Return where the values are the one that GDAL's tag names; None if the type cannot hold that one."""
     try:
-        number = float(nodata.strip("\0 "))
+        number = float(nodata.strip("\0 ").replace(",", "."))
     except ValueError as error:
         raise ImageError(f"expected a number in the tag GDAL_NODATA, got {nodata!r}") from error
     if values.dtype.kind == "f":

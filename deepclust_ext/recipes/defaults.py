@@ -79,8 +79,9 @@ def default_recipe(
     batch_size = _batch_size(usual, count, num_clusters)
     epochs, time = _epochs(method, large, count, size, on_gpu)
     sides = " x ".join(map(str, images.image_size)) + " pixels" if images.image_size else "different sizes"
+    color = "gray" if seen.gray else "colored" if images.channels == 3 else f"{images.channels}-band"
     reasons = [
-        f"{count:,} {'gray' if seen.gray else 'colored'} images of {sides}",
+        f"{count:,} {color} images of {sides}",
         *reasons,
         f"the network {backbone.name} on {size} x {size} pixels" + _network_reason(kind, on_gpu),
         f"batches of {batch_size}" + ("" if batch_size == usual else _batch_reason(count, num_clusters)),

@@ -38,7 +38,7 @@ class EmbeddedImages(Features):
     item = "image"
 
     def __init__(self, rows: Rows, images: Images, network: Pretrained) -> None:
-        self.images, self.network, rows.names = images, network, images.names
+        self.images, self.network, rows.names, self.range = images, network, images.names, images.range
         classes = None
         if images.labels is not None and images.classes is not None:
             classes = [images.classes[label] for label in images.labels.tolist()]

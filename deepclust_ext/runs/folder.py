@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
 from deepclust_ext.data import Features
+from deepclust_ext.data.seen import Range
 from deepclust_ext.data.stores import map_array
 from deepclust_ext.distributed import num_ranks
 from deepclust_ext.inference import Trained, device_of, map_images
@@ -101,15 +102,16 @@ class Run:
             ValueError: If there is no image, or the images have other channels than the run's.
         """
         if data:
-            stored = self.record.get("source") or {}
-            scale = stored.get("scale", "type")
-            if scale == "percentile":
+            own = Source(()) if self.record.get("source") is None else self.source
+            if own.scale == "percentile" and own.range is None:
                 raise ValueError(
-                    f"data: expected none, since {self.path} was trained on values between percentiles of its own "
-                    f"images, which other images do not share, got {data[0]}"
+                    f"data: expected none, since {self.path / RECORD_NAME} lacks the range of the run's images, which "
+                    f"others need, got {data[0]}"
                 )
-            source = Source(tuple(os.fspath(path) for path in data), None, stored.get("size"), scale, labels)
-            if not source.holds_features:  # as rows of the network are that `embed` has written
+            source = replace(own, data=tuple(os.fspath(path) for path in data), root=None, labels=labels, network=None)
+            if source.holds_features:  # as rows of the network are that `embed` has written
+                source = replace(source, scale="type", range=None)
+            else:
                 source = replace(source, network=self._network)
         else:
             source = self.source
@@ -202,7 +204,8 @@ def recorded_source(path: Path, record: Mapping[str, Any]) -> Source:
     try:
         network = stored.get("network")
         pretrained = None if network is None else Pretrained.of(network)
-        return Source(**stored | {"data": tuple(stored["data"]), "network": pretrained})
+        measured = None if stored.get("range") is None else Range(**stored["range"])
+        return Source(**stored | {"data": tuple(stored["data"]), "network": pretrained, "range": measured})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path / RECORD_NAME}: expected a source of images, got {stored}") from error
 

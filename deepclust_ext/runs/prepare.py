@@ -192,7 +192,8 @@ def with_unlabelled(recipe: Recipe, source: Source, images: Dataset[Any]) -> Any
             f"{recipe.title} needs, got {', '.join(source.data)}; data.unlabelled=0 and phases of your own do without"
         )
     name = f"{source.data[0]}-unlabelled"
-    return {"images": images, "unlabelled": load_dataset(name, source.root, size=source.size, scale=source.scale)}
+    scale = getattr(images, "range", None) or source.scale
+    return {"images": images, "unlabelled": load_dataset(name, source.root, size=source.size, scale=scale)}
 
 
 def _cached(source: Source, folder: Path | None) -> dict[str, Any]:

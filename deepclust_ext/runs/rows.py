@@ -18,6 +18,14 @@ def names_beside(path: Path) -> Path:
     return path.with_suffix(".txt")
 
 
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Require names that the file for rows can hold; ValueError otherwise."""
+    if path.suffix == ".npy" and (broken := [name for name in names if "\n" in name or "\r" in name]):
+        raise ValueError(
+            f"out: expected a name that ends in .npz or .csv, since {broken[0]!r} takes two lines of a list, got {path}"
+        )
+
+
 def write_rows(
     path: Path,
     rows: Tensor,  # (N, D)

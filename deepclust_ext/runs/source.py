@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from deepclust_ext.data import Digits, Features, Images, load_dataset, load_features, load_images
 from deepclust_ext.data.features import are_features
+from deepclust_ext.data.seen import Range
 from deepclust_ext.inference.pretrained import Pretrained
 from deepclust_ext.runs.embedded import embed_images
 
@@ -31,6 +32,7 @@ class Source:
         labels: "folders", "own" for those that an .npz file holds, the key of one of its arrays, or the path of a CSV
             file; for scores alone. A data set by its name has its own, with "own" and with None.
         network: What embeds the images, where rows of it are clustered instead; None for the images themselves.
+        range: What "percentile" has measured before, on these images or on those of a run; None to measure it.
     """
 
     data: tuple[str, ...]
@@ -39,6 +41,7 @@ class Source:
     scale: str = "type"
     labels: str | None = None
     network: Pretrained | None = None
+    range: Range | None = None
 
     @property
     def name(self) -> str:
@@ -101,8 +104,9 @@ class Source:
                     f"scale: expected 'type' for features, which have no black and white, got {self.scale!r}"
                 )
             return load_features(*self.data, labels=self.labels)
+        scale = self.range or self.scale
         if not self.is_named:
-            settings |= {"size": self.size, "scale": self.scale, "labels": self.labels}
+            settings |= {"size": self.size, "scale": scale, "labels": self.labels}
             return load_images(*self.data, **settings)
         if len(self.data) > 1:
             raise ValueError(f"data: expected one name where there is a root, got {', '.join(self.data)}")
@@ -110,7 +114,7 @@ class Source:
             raise ValueError(f"labels: expected 'own' or none for {self.data[0]}, got {self.labels!r}")
         if self.data == (BUNDLED,):
             return Digits()
-        return load_dataset(self.data[0], str(self.root), size=self.size, scale=self.scale, **settings)
+        return load_dataset(self.data[0], str(self.root), size=self.size, scale=scale, **settings)
 
     @property
     def _are_features(self) -> bool:

@@ -169,7 +169,8 @@ def train(
         _say_how_long(trainer)
         probe = Probe(trainer, labels, options.score_every)
         board = stack.enter_context(Board(path / BOARD_NAME, written=ranks.first))
-        with _marked(path, record, ranks), stopping(trainer), profiled(trainer) if options.profile else nullcontext():
+        profiling = profiled(trainer) if options.profile and ranks.first else nullcontext()
+        with _marked(path, record, ranks), stopping(trainer), profiling:
             trainer.fit(
                 resume=options.resume,
                 overwrite=not options.resume,
@@ -288,9 +289,11 @@ def _say_how_long(trainer: Trainer) -> None:
 def _record(trainer: Trainer, options: Options, source: Source | None, before: Mapping[str, Any]) -> dict[str, Any]:
     """Return what run.json holds while the run goes on."""
     device = torch.device(options.device)
+    if source is not None:
+        source = replace(source.resolved(), range=getattr(trainer.data["images"], "range", None))
     return {
         "status": "training",
-        "source": None if source is None else asdict(source.resolved()),
+        "source": None if source is None else asdict(source),
         "config": {
             "method": type(trainer.method).__name__.lower(),
             "epochs": trainer.config.epochs,

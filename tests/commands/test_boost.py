@@ -33,7 +33,7 @@ def weights_of(path: Path) -> dict[str, Any]:
 def test_a_run_is_boosted_and_needed_no_more(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, out = tmp_path / "old", tmp_path / "new"
     shutil.copytree(run, old)
-    assert main(["boost", str(old / "checkpoint.pt"), *QUICK, "--out", str(out)]) == 0
+    assert main(["boost", str(old / "checkpoint.pt"), *QUICK, "--profile", "--out", str(out)]) == 0
     printed = capsys.readouterr()
     assert "60 images in " in printed.out
     assert f"boosts {old}, CLC after 2 epochs" in (out / "train.log").read_text()

@@ -173,6 +173,10 @@ WRONG = [
     (["cluster", "RUN", "new", "--into", "new/sorted"], "into: expected a folder outside of new, whose images"),
     (["embed", "RUN", "new", "--out", "rows.npy"], "out: expected no file at rows.txt, which is there"),
     (["embed", "RUN", "new", "--format", "csv", "--out", "rows.npz"], "--out: expected a name that ends in .csv"),
+    (
+        ["embed", "RUN", "lines", "--out", "new.npy"],
+        "out: expected a name that ends in .npz or .csv, since 'a\\nb.png'",
+    ),
     (["embed", "RUN", "new", "--out", "rows.txt"], "--out: expected a name that ends in .npz, got rows.txt"),
     (["embed", "RUN", "new", "--device", "warp"], "device: expected one that torch can use here"),
     (
@@ -194,6 +198,8 @@ def test_wrong_uses_are_one_line(
     np.save(here / "array.npy", np.zeros((4, 12, 12), np.uint8))
     (here / "colors").mkdir()
     Image.new("RGB", (12, 12)).save(here / "colors" / "a.png")
+    (here / "lines").mkdir()
+    Image.new("L", (12, 12)).save(here / "lines" / "a\nb.png")
     assert main([str(run) if argument == "RUN" else argument for argument in arguments]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("deepclust-ext: ")

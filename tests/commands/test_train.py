@@ -188,9 +188,10 @@ def test_a_folder_of_any_images_needs_no_recipe(tmp_path: Path, capsys: pytest.C
     images = write_images(tmp_path / "images")
     (images / "broken.png").write_bytes(b"no image")
     out = tmp_path / "run"
-    assert main(["train", str(images), "--clusters", "3", "--epochs", "1", "--out", str(out)]) == 0
+    assert main(["train", str(images), "--clusters", "3", "--epochs", "1", "--profile", "--out", str(out)]) == 0
     printed = capsys.readouterr()
     assert "60 images" in printed.out
+    assert "augment" in printed.out  # the profile
     assert "gray" in printed.err  # why the recipe is what it is
     assert "broken.png" in (out / "skipped.csv").read_text()
     assert json.loads((out / "run.json").read_text())["skipped"] == 1

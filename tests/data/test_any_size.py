@@ -23,10 +23,10 @@ SIDE = 8
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Write 24 images of many sizes: color on its side, gray, palette, alpha, inks, 16 bits; and one cut off."""
+    """Write 24 images of many sizes and of the kinds of docs/formats.md, and one cut off."""
     root = tmp_path / "images"
     root.mkdir()
-    for place in range(24):
+    for place in range(12):
         height, width = int(RNG.integers(6, 40)), int(RNG.integers(6, 40))
         values = RNG.integers(0, 256, (height, width, 3)).astype(np.uint8)
         picture = Image.fromarray(values)
@@ -45,8 +45,31 @@ def folder(tmp_path: Path) -> Path:
                 picture.convert("CMYK").save(root / f"{place}.jpeg")
             case _:
                 tifffile.imwrite(root / f"{place}.tif", values.astype(np.uint16) * 257, photometric="rgb")
+    write_rare_kinds(root)
     (root / "broken.png").write_bytes(b"\x89PNG")
     return root
+
+
+def write_rare_kinds(root: Path) -> None:
+    """Write twelve images of other depths, signs, orders and layouts."""
+    deep = RNG.integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+    gray = deep[:, :, 0]
+    shares = (gray / 65535).astype(np.float32)
+    shares[0, 0] = np.nan
+    Image.fromarray(gray).save(root / "deep.png")
+    Image.fromarray(gray > 9999).save(root / "bits.png")
+    Image.fromarray(gray[:1, :1]).save(root / "pixel.png")
+    Image.fromarray((deep[:, :, :2] >> 8).astype(np.uint8), "LA").save(root / "alpha.png")
+    frames = [Image.new("L", (9, 7), shade) for shade in (9, 99)]
+    frames[0].save(root / "moving.gif", save_all=True, append_images=frames[1:])
+    (root / "twelve.pgm").write_bytes(b"P5 30 20 4095\n" + (gray >> 4).astype(">u2").tobytes())
+    tifffile.imwrite(root / "float.tif", shares, byteorder=">")
+    tifffile.imwrite(root / "signed.tif", gray.astype(np.int16), byteorder=">", compression="zlib")
+    tifffile.imwrite(root / "white.tif", gray, photometric="miniswhite")
+    tifffile.imwrite(root / "planes.tif", np.moveaxis(deep, 2, 0), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(root / "stack.tif", np.stack([gray, gray]), photometric="minisblack")
+    colors = np.stack([np.arange(256) * 257] * 3).astype(np.uint16)
+    tifffile.imwrite(root / "palette.tif", (gray >> 8).astype(np.uint8), photometric="palette", colormap=colors)
 
 
 @pytest.mark.filterwarnings("ignore:epoch .* have collapsed")  # noise has no clusters

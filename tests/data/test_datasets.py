@@ -120,6 +120,8 @@ def test_imagenet(tmp_path: Path, name: str, synsets: tuple[str, ...], count: in
         images = load_dataset(name, root)
         assert images.names == [f"{synset}/{synset}_1.JPEG" for synset in synsets]
         assert images.classes == tuple(sorted(synsets))
+        (tmp_path / "train" / synsets[1] / "notes.txt").touch()
+        assert load_dataset(name, root).skipped == [(f"{synsets[1]}/notes.txt", "no image by its name")]
     (tmp_path / "train" / synsets[3] / f"{synsets[3]}_1.JPEG").unlink()
     (tmp_path / "train" / synsets[3]).rmdir()
     with pytest.raises(FileNotFoundError, match=f"expected {count} synset folders, found no {synsets[3]}"):
@@ -157,6 +159,10 @@ def test_class_folders(tmp_path: Path, name: str) -> None:
         ("train/beach/1.tif", 0),
         ("train/forest/1.tif", 1),
     ]
+    (tmp_path / "test/beach/boxes.xml").touch()
+    assert load_dataset(name, tmp_path).skipped == [("test/beach/boxes.xml", "no image by its name")]
+    with pytest.raises(ValueError, match=r"test: expected a folder of images for each class, found beach alone"):
+        load_dataset(name, tmp_path / "test")
     save(tmp_path / "loose.tif")
     with pytest.raises(ValueError, match=r"loose\.tif: expected every image in a folder of its class"):
         load_dataset(name, tmp_path)

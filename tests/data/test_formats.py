@@ -83,6 +83,14 @@ def test_missing_values_are_filled_and_do_not_set_the_range(tmp_path: Path) -> N
     assert pixels.scaled(0.5, 1.0)[3, 4] == 0
 
 
+def test_nodata_that_other_readers_refuse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.array([[-3.4028234663852886e38, 0.5], [-0.5, 1]], np.float32)
+    for number, expected in (("-3.4028234663852886e+38", [0, 0.5, -0.5, 1]), ("-0,5", [values[0, 0], 0.5, 0, 1])):
+        tifffile.imwrite(tmp_path / "dem.tif", values, extratags=[(42113, "s", 0, number, True)])
+        np.testing.assert_array_equal(read_image(tmp_path / "dem.tif").scaled().ravel(), np.array(expected, np.float32))
+    assert not caplog.records
+
+
 def test_nodata_of_integers(tmp_path: Path) -> None:
     values = np.array([[-32768, 0], [1, 32767]], np.int16)
     tifffile.imwrite(tmp_path / "dem.tif", values, extratags=[(42113, "s", 0, "-32768", True)])

@@ -133,7 +133,7 @@ def test_percentiles_make_floats_of_all(tmp_path: Path) -> None:
         images = load_images(tmp_path, scale="percentile", **settings)
         assert images.dtype == torch.float32
         assert images.range is not None
-        low, high = images.range
+        low, high = images.range.low, images.range.high
         if not settings.get("size"):
             np.testing.assert_allclose(images[1][0], (values[1] - low) / (high - low), atol=1e-6)
 

@@ -37,6 +37,8 @@ class TestLabels:
             ("path,label\na.png,1\n", "none for 1, such as x/b.png"),
             ("path,label\na.png,1\na.png,2\n", "line 3: expected each image once, got a.png again"),
             ("path,label\na.png,\n", "line 2: expected a label for a.png, got none"),
+            ("path,label\na.png,  \n", "line 2: expected a label for a.png, got none"),
+            ("path,label\na.png,cat, big\n", "line 2: expected a comma only within quotes, got one in a.png's row"),
             ("path,label\na.png," + 200_000 * "a", "expected a table of path and label: field larger than"),
         ):
             table.write_text(text)
@@ -63,6 +65,15 @@ class TestLabels:
         (tmp_path / "list.txt").write_text(f"{tmp_path / 'cat' / 'a.png'}\n")
         with pytest.raises(ValueError, match=r"expected every image in a folder of its class, got .*/cat/a\.png"):
             load_images(tmp_path / "list.txt", labels="folders")
+
+    def test_paths_as_a_list_has_them(self, tmp_path: Path) -> None:
+        for name in ("a.png", "x/b.png"):
+            save(tmp_path / "data" / name)
+        listing, table = tmp_path / "data" / "list.txt", tmp_path / "labels.csv"
+        listing.write_text(f"x/b.png\n{tmp_path}/data/a.png\n")
+        for names in (("a.png", "x/b.png"), (tmp_path / "data" / "a.png", "./x/b.png")):
+            table.write_text(f"path,label\n{names[0]},cat\n{names[1]},dog\n")
+            assert [label for _, label in load_images(listing, labels=table)] == [1, 0]
 
     def test_what_is_skipped_needs_no_label(self, tmp_path: Path) -> None:
         for name in ("a.png", "b.png", "c.png"):

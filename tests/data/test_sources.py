@@ -66,6 +66,20 @@ class TestFolders:
         with pytest.raises(ImageError, match="cut.png: |empty.jpg: "):
             load_images(tmp_path, on_error="raise")
 
+    @pytest.mark.parametrize("cause", ["link", "pipe"])
+    def test_what_is_no_file_stops_where_all_shall_be_read(self, tmp_path: Path, cause: str) -> None:
+        save(tmp_path / "a.png")
+        (tmp_path / "notes.txt").write_text("hello")
+        assert len(load_images(tmp_path, on_error="raise")) == 1
+        if cause == "link":
+            (tmp_path / "broken.png").symlink_to("nothing")
+        else:
+            os.mkfifo(tmp_path / "broken.png")
+        with pytest.raises(
+            ImageError, match=r"broken\.png: expected an image that can be read, got (a link|no regular)"
+        ):
+            load_images(tmp_path, on_error="raise")
+
     def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
         save(tmp_path / "a.png")
         os.mkfifo(tmp_path / "pipe.png")
@@ -126,6 +140,8 @@ class TestOtherSources:
         assert images.classes == ("x", "y")
         with pytest.raises(ValueError, match="expected every image once, got .*/train/x/a.png again"):
             load_images(tmp_path / "train", tmp_path / "train")
+        with pytest.raises(ValueError, match="expected every image once, got .*/train/x/a.png again"):
+            load_images(tmp_path / "train", tmp_path / "train" / "x")
 
     @pytest.mark.parametrize("shape", [(5, 8, 9), (5, 8, 9, 3), (5, 3, 8, 9), (5, 8, 9, 1), (5, 13, 20, 24)])
     def test_arrays(self, tmp_path: Path, shape: tuple[int, ...]) -> None:
@@ -236,6 +252,12 @@ class TestOtherSources:
         assert note.startswith(f"1 image of floats, 0 being black and 1 white, from {low:g} to {high:g}")
         assert not any("floats" in note for note in load_images(beyond, scale="percentile").notes)
 
+    def test_wide_integers_that_hardly_differ_are_noted(self) -> None:
+        (note,) = (note for note in load_images(pixels(2, 8, 8).astype(np.int64)).notes if "integers" in note)
+        assert note.endswith("store them as uint8 or uint16, or use scale='percentile'")
+        whole = np.array([[[0, 2**32 - 1]]], np.uint32)
+        assert not any("integers" in note for note in load_images(whole).notes)
+
     def test_two_folders_of_one_name(self, tmp_path: Path) -> None:
         for name in ("1/images/a.png", "2/images/a.png", "3/others/a.png"):
             save(tmp_path / name)
@@ -286,6 +308,19 @@ class TestKinds:
         with pytest.raises(ImageError, match="c.tif: expected 5 bands as in most files, got 8"):
             load_images(tmp_path)
 
+    @pytest.mark.parametrize("bands", [2, 3, 13])
+    def test_what_needs_colors_is_told(self, bands: int) -> None:
+        notes = load_images(pixels(4, 20, 24, bands)).notes
+        said = f"4 images of {bands} bands, not three colors: views leave out saturation, hue and gray"
+        assert (said in notes) == (bands != 3)
+
+    def test_of_gray_colors_and_more_bands_the_more_are_named(self, tmp_path: Path) -> None:
+        for name, shape in (("a.png", (8, 8)), ("b.png", (8, 8)), ("c.png", (8, 8, 3))):
+            save(tmp_path / name, pixels(*shape))
+        tifffile.imwrite(tmp_path / "d.tif", pixels(8, 8, 4), photometric="rgb", extrasamples=["unspecified"])
+        with pytest.raises(ImageError, match=r"d\.tif: expected 1 band as in most files, got 4"):
+            load_images(tmp_path)
+
     @pytest.mark.parametrize("size", [None, 8])
     def test_percentiles(self, tmp_path: Path, size: int | None) -> None:
         values = RNG.normal(1000, 50, (4, 64, 64)).astype(np.float32)
@@ -295,9 +330,10 @@ class TestKinds:
             tifffile.imwrite(tmp_path / f"{index}.tif", image, extratags=tags)
         images = load_images(tmp_path, scale="percentile", size=size)
         valid = values[values > 0]
-        assert images.range == pytest.approx(np.percentile(valid, [0.1, 99.9]), abs=1)
+        assert images.range is not None
+        assert (images.range.low, images.range.high) == pytest.approx(np.percentile(valid, [0.1, 99.9]), abs=1)
         assert "128 values missing in 1 image, taken for 0" in images.notes
-        low, high = images.range  # type: ignore[misc]
+        low, high = images.range.low, images.range.high
         if size is None:
             np.testing.assert_allclose(images[1][0], (values[1] - low) / (high - low), atol=1e-6)
             assert images[0][0, :2].eq(0).all()
