@@ -14,9 +14,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_steps, at_least, device
+from deepclust_ext.commands._arguments import add_device, add_steps, at_least, device, seed
 from deepclust_ext.commands._backbone import add_weights
-from deepclust_ext.ops._checks import LARGEST_SEED
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-every", type=at_least(1), default=0, metavar="N", help="epochs between two scores")
     add_weights(parser)
     add_steps(parser)
-    parser.add_argument("--seed", type=at_least(0, LARGEST_SEED), help="of everything random (default: the run's)")
+    parser.add_argument("--seed", type=seed, help="of everything random (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder of the new run (default: RUN-boosted)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     add_device(parser)

@@ -77,19 +77,20 @@ def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"Example:\n  deepclust-ext {name}" in capsys.readouterr().out
 
 
-def test_help_is_light() -> None:
-    """Beyond torch, which the ops need, nothing heavy is imported before a command runs."""
+def test_help_completion_and_wrong_options_import_nothing_heavy() -> None:
     script = """if True:
         import sys
         from deepclust_ext.__main__ import main
-        try:
-            main(["--help"])
-        except SystemExit:
-            pass
-        heavy = {"sklearn", "scipy", "torchvision", "matplotlib"} & set(sys.modules)
+        asked = [["--help"], ["--version"], ["--print-completion", "bash"], ["train", "--colour"]]
+        for arguments in [*asked, *([name, "--help"] for name in sys.argv[1:])]:
+            try:
+                main(arguments)
+            except SystemExit:
+                pass
+        heavy = {"torch", "numpy", "PIL", "sklearn", "scipy", "torchvision", "matplotlib"} & set(sys.modules)
         sys.exit(f"imported: {heavy}" if heavy else 0)
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, *NAMES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
