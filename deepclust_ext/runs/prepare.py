@@ -117,6 +117,7 @@ def prepare(
         recipe, reasons = _default(source, images, wishes)
     else:
         recipe, reasons = _fitted(named, source, images, wishes), []
+    reasons += [f"{key}: {value}, as asked for" for key, value in wishes.overrides.items()]
     if wishes.epochs is not None:
         recipe = recipe.with_epochs(wishes.epochs)
         reasons.append(f"{counted(wishes.epochs, 'epoch')}, as asked for")
