@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
     from deepclust_ext.distributed import rank_of
+    from deepclust_ext.ops._checks import counted
     from deepclust_ext.recipes import changed
     from deepclust_ext.recipes.boost import boost_recipe
     from deepclust_ext.runs import Options, open_run, train
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         **given,
     )
-    reasons = (f"boosts {start.path}, {start.recipe.method} after {len(start.history)} epochs",)
+    reasons = (f"boosts {start.path}, {start.recipe.method} after {counted(len(start.history), 'epoch')}",)
     finished = train(recipe, images, out, options, source=source, reasons=reasons, start=start)
     if not rank_of():
         print(closing_words(finished))

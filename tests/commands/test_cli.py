@@ -1,6 +1,7 @@
 """The command line, in this process: what it prints and the exit status it gives."""
 
 import argparse
+import importlib
 import json
 import pkgutil
 import subprocess
@@ -33,11 +34,39 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == deepclust_ext.__version__ + "\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["cluster"], ["info", "--colour"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["cluster"],
+        ["info", "--colour"],
+        ["info", "all"],
+        ["export", "run", "--json", "photos"],
+        ["info", "--json=yes"],
+        ["inform"],
+    ],
+)
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "usage: deepclust-ext" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "before"), [("cluster", ["run"]), ("train", ["photos"]), ("data", ["photos"]), ("embed", ["run", "a"])]
+)
+def test_data_may_follow_behind_options(command: str, before: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def run(arguments: argparse.Namespace) -> int:
+        given.append(arguments.data)
+        return 0
+
+    monkeypatch.setattr(importlib.import_module(f"{commands.__name__}.{command}"), "run", run)
+    assert main([command, *before, "--debug", "new", "more"]) == 0
+    assert given == [[*(before[1:] if before[0] == "run" else before), "new", "more"]]
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *before, "--debug", "new", "--more"])
 
 
 NAMES = [found.name for found in pkgutil.iter_modules(commands.__path__) if not found.name.startswith("_")]
