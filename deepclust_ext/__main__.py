@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import shtab
@@ -43,6 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
         )
         command.add_arguments(subparser)
         subparser.add_argument("--debug", action="store_true", help="show where in the code an error comes from")
+        for action in subparser._actions:  # without a hint a shell completes no names of files
+            if action.nargs != 0 and not action.choices and action.type in (None, Path):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
         subparser.set_defaults(run=command.run, on_ranks=getattr(command, "ON_RANKS", False))
     return parser
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,32 @@ def test_a_shell_can_complete_commands(shell: str, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES)
     assert "--score-every" in printed
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["tra"], "train"),
+        (["train", "pho"], "photos"),
+        (["cluster", "pho"], "photos"),
+        (["train", "photos", "--out", "pho"], "photos"),
+        (["cluster", "photos", "--mode", "sy"], "symlink"),
+    ],
+)
+def test_bash_completes_commands_choices_and_files(
+    words: list[str], completed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(SystemExit, match="0"):
+        main(["--print-completion", "bash"])
+    before, last = ["deepclust-ext", *words][-2:]
+    asked = f"COMP_WORDS=(deepclust-ext {' '.join(words)}); COMP_CWORD={len(words)}"
+    script = f"{capsys.readouterr().out}\n{asked}\n_shtab_deepclust_ext deepclust-ext {last} {before}\n"
+    done = subprocess.run(
+        ["bash", "-c", script + 'echo "${COMPREPLY[@]}"'], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{completed}\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
