@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import shtab
@@ -43,6 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
         )
         command.add_arguments(subparser)
         subparser.add_argument("--debug", action="store_true", help="show where in the code an error comes from")
+        for action in subparser._actions:  # without a hint a shell completes no names of files
+            if action.nargs != 0 and not action.choices and action.type in (None, Path):
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
         subparser.set_defaults(run=command.run, on_ranks=getattr(command, "ON_RANKS", False))
     return parser
 
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     An expected failure is one line on standard error and the status 1, wrong options are the status 2. After SIGINT it
     is 130, after SIGTERM where a run has saved its state 143.
     """
-    parsed = make_parser().parse_args(arguments)
+    parsed = _parsed(arguments)
     try:
         with warnings.catch_warnings(), _terminable(), joined(parsed):
             warnings.showwarning = _show_warning
@@ -69,6 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(_words(error), parsed.debug)
         return 1
     return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command; more DATA may follow behind options, which argparse leaves over."""
+    parser = make_parser()
+    parsed, left_over = parser.parse_known_args(arguments)
+    if left_over and (not hasattr(parsed, "data") or any(word.startswith("-") for word in left_over)):
+        parser.error(f"unrecognized arguments: {' '.join(left_over)}")
+    if left_over:
+        parsed.data = [*parsed.data, *left_over]
+    return parsed
 
 
 class _Terminated(KeyboardInterrupt):

@@ -103,7 +103,7 @@ def results_by_instruction_set(script: str) -> tuple[list[list[float]], list[lis
     """
     lines = {}
     for capability in INSTRUCTION_SETS:
-        whole = f"import deepclust_ext\nprint(deepclust_ext._C.build_info()['cpu_capability'])\n{script}"
+        whole = f"import deepclust_ext.ops\nprint(deepclust_ext._C.build_info()['cpu_capability'])\n{script}"
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": CAPABILITY_VARIABLE[capability]}
         command = [sys.executable, "-c", whole]
         output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

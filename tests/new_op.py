@@ -54,7 +54,10 @@ ENTRIES = {
         (r"^from ", "from deepclust_ext.ops.OP import OP\n"),
         (LISTED, '    "OP",\n'),
     ),
-    "deepclust_ext/__init__.py": ((r"^    ([a-z]\w*),$|^\)", "    OP,\n"), (LISTED, '    "OP",\n')),
+    "deepclust_ext/__init__.py": (
+        (r"^    from ", "    from deepclust_ext.ops.OP import OP\n"),
+        (LISTED, '    "OP",\n'),
+    ),
     "deepclust_ext/_C.pyi": ((r"^def (?!build_info)(\w+)\(|\Z", "def OP(features: Tensor) -> Tensor: ...\n"),),
     "csrc/module.cpp": (
         (r'^#include "(\w+/\w+\.h)"|^\nTORCH_LIBRARY', '#include "FAMILY/OP.h"\n'),

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deepclust_ext.commands._ranks import local_device
-from deepclust_ext.ops._checks import LARGEST_SEED
 
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -20,10 +19,17 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     return integer
 
 
+def seed(text: str) -> int:
+    """Read a seed that a run can have."""
+    from deepclust_ext.ops._checks import LARGEST_SEED
+
+    return at_least(0, LARGEST_SEED)(text)
+
+
 def add_seed(parser: argparse.ArgumentParser, what: str = "everything random", default: int | None = 0) -> None:
     """Add the seed of something; without a default it is still 0 in the help."""
     help_text = f"of {what} (default: {default or 0})"
-    parser.add_argument("--seed", type=at_least(0, LARGEST_SEED), default=default, help=help_text)
+    parser.add_argument("--seed", type=seed, default=default, help=help_text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,6 @@
 """The frozen network that embeds images, as `train` and `embed` take it."""
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deepclust_ext.commands._arguments import at_least
@@ -38,12 +37,12 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"expected numbers such as 0.5,0.5,0.5, got {text!r}") from error
 
 
-def backbone(args: argparse.Namespace, of_run: Sequence[str] = ()) -> "Pretrained | None":
+def backbone(args: argparse.Namespace, of_run: bool = False) -> "Pretrained | None":
     """Return the network that was asked for, if one was.
 
     Args:
         args: The parsed options.
-        of_run: Which of them may also be said of the network of a run.
+        of_run: Whether weights may also be said of the network of a run.
 
     Raises:
         ValueError: If something is said of a network, and not which one.
@@ -53,7 +52,7 @@ def backbone(args: argparse.Namespace, of_run: Sequence[str] = ()) -> "Pretraine
     if args.backbone is not None:
         return Pretrained(args.backbone, args.weights, args.image_size, args.mean, args.std)
     for name in _MORE:
-        if getattr(args, name) is not None and name not in of_run:
+        if getattr(args, name) is not None and not (of_run and name == "weights"):
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option}: expected none without --backbone, got {getattr(args, name)}")
     return None

@@ -14,9 +14,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_steps, at_least, device
+from deepclust_ext.commands._arguments import add_device, add_steps, at_least, device, seed
 from deepclust_ext.commands._backbone import add_weights
-from deepclust_ext.ops._checks import LARGEST_SEED
 
 ON_RANKS = True  # of torchrun, which share the images
 #: Settings of the recipe that say which network goes on.
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--score-every", type=at_least(1), default=0, metavar="N", help="epochs between two scores")
     add_weights(parser)
     add_steps(parser)
-    parser.add_argument("--seed", type=at_least(0, LARGEST_SEED), help="of everything random (default: the run's)")
+    parser.add_argument("--seed", type=seed, help="of everything random (default: the run's)")
     parser.add_argument("--out", type=Path, help="folder of the new run (default: RUN-boosted)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
     add_device(parser)
@@ -42,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
     from deepclust_ext.distributed import rank_of
+    from deepclust_ext.ops._checks import counted
     from deepclust_ext.recipes import changed
     from deepclust_ext.recipes.boost import boost_recipe
     from deepclust_ext.runs import Options, open_run, train
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         **given,
     )
-    reasons = (f"boosts {start.path}, {start.recipe.method} after {len(start.history)} epochs",)
+    reasons = (f"boosts {start.path}, {start.recipe.method} after {counted(len(start.history), 'epoch')}",)
     finished = train(recipe, images, out, options, source=source, reasons=reasons, start=start)
     if not rank_of():
         print(closing_words(finished))

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     path = refuse_to_replace(args.out or Path(f"embedding.{kind}"), args.overwrite)
     if kind == "npy":
         refuse_to_replace(names_beside(path), args.overwrite)
-    network = backbone(args, of_run=("weights",))
+    network = backbone(args, of_run=True)
     loop: dict[str, Any] = {"num_workers": args.workers}
     if network is not None:
         images: Any = Source((str(args.run_folder), *args.data), network=network).open(device=device(args), **loop)

@@ -5,9 +5,6 @@ Example:
 """
 
 import argparse
-import json
-
-from deepclust_ext.commands._installation import collect_info, format_info
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts and return the exit status 0."""
+    import json
+
+    from deepclust_ext.commands._installation import collect_info, format_info
+
     info = collect_info()
     print(json.dumps(info, indent=2) if args.json else format_info(info))
     return 0

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from deepclust_ext.commands._arguments import add_device, device, refuse_to_replace
+from deepclust_ext.commands._backbone import add_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUN)")
     parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
+    add_weights(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     add_device(parser)
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     own = args.out is None  # a page that is made anew from the run's last checkpoint
     if not own:
         refuse_to_replace(args.out, args.overwrite)
-    opened = open_run(args.run_folder, device=device(args))
+    opened = open_run(args.run_folder, device=device(args), weights=args.weights)
     if own:
         refuse_to_replace(args.run_folder / REPORT_NAME, overwrite=True)
     images = opened.images(labels=args.labels)

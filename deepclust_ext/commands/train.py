@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
-    parser.add_argument("--root", type=Path, help="folder of a data set of the papers; DATA is then its name")
+    parser.add_argument("--root", help="folder of a data set of the papers; DATA is then its name")
     parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
     overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
-    source = Source(tuple(args.data), args.root and str(args.root), None, args.scale, args.labels, backbone(args))
+    source = Source(tuple(args.data), args.root, None, args.scale, args.labels, backbone(args, of_run=args.resume))
     if not args.data and not args.resume:
         raise ValueError("DATA: expected a folder of images, got none")
     if args.resume and args.out is None:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     )
     how = {name: getattr(options, name) for name in ("score_every", "device", "num_workers")}
     if args.resume:
-        ready = prepare_to_resume(out, wishes, source, **how)
+        ready = prepare_to_resume(out, wishes, source, weights=args.weights, **how)
     else:
         ready = prepare(source, wishes, cache_folder=out, **how)
     finished = train(ready.recipe, ready.images, out, options, source=ready.source, reasons=ready.reasons)

@@ -122,7 +122,8 @@ class Run:
             settings["channels"] = 3
         if not data and source.network is not None:
             settings.setdefault("cache_folder", self.path)
-        images = source.open(device=device_of(self.trained.method), **settings)
+        settings["device"] = device_of(self.trained.method)
+        images = source.open(**settings) if data else own_images(self.path, source, **settings)
         for note in getattr(images, "notes", ())[1:]:  # the first is said on opening
             print(f"deepclust-ext: {note}", file=sys.stderr)
         count = len(images)  # type: ignore[arg-type]
@@ -168,7 +169,7 @@ def open_run(
         raise FileNotFoundError(f"run: expected the folder of a run, such as 'train' makes, at {path}, got {found}")
     recipe, record = recipes.load(path / RECIPE_NAME), read_record(path)
     if weights is not None:
-        _move_weights(path, record, os.fspath(weights))
+        move_weights(path, record, weights)
     state = RunFolder(path).load()
     with torch.random.fork_rng(devices=()):  # first weights are drawn, and then replaced
         method = make_method(recipe)
@@ -181,9 +182,9 @@ def open_run(
     return Run(path, recipe, Trained(method, make_test_view(recipe), centers), state["history"], record)
 
 
-def _move_weights(path: Path, record: dict[str, Any], weights: str) -> None:
+def move_weights(path: Path, record: dict[str, Any], weights: str | os.PathLike[str]) -> None:
     """Let a record have another file of the weights of its network; what they are, they are compared with later."""
-    network = (record.get("source") or {}).get("network") or {}
+    network, weights = (record.get("source") or {}).get("network") or {}, os.fspath(weights)
     if network.get("weights") is None:
         raise ValueError(f"weights: expected none, since {path} has no frozen network from a file, got {weights!r}")
     if not weights:
@@ -236,6 +237,21 @@ def holds_run(path: Path) -> bool:
         return any(is_checkpoint(path / name) for name in (CHECKPOINT_NAME, PREVIOUS_NAME))
 
 
+def own_images(path: Path, source: Source, **settings: Any) -> Dataset[Any]:
+    """Return the images of the run in a folder; where they have gone, the error says how the run learns where to."""
+    try:
+        return source.open(**settings)
+    except FileNotFoundError as error:
+        places = source.data if source.root is None else (source.root,)
+        if all(Path(place).exists() for place in places):  # something else is missing
+            raise
+        data = "DATA" if source.root is None else f"{source.data[0]} --root FOLDER"
+        raise FileNotFoundError(
+            f"{error}; if the images of {path} have moved: deepclust-ext train --resume --out {path} {data}, by which "
+            "it takes note of where they are"
+        ) from error
+
+
 def fit_centers(
     method: ClusteringMethod,
     images: Dataset[Any],
@@ -279,6 +295,6 @@ def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mappi
         return centers
     source = recorded_source(path, record)
     kept: dict[str, Any] = {} if source.network is None else {"cache_folder": path, "device": device_of(method)}
-    images = source.open(**kept)
+    images = own_images(path, source, **kept)
     shared = num_ranks() > 1
     return fit_centers(method, images, recipe, seed=record["config"]["seed"], gather_distributed=shared)[0]

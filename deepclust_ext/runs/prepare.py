@@ -22,7 +22,7 @@ from deepclust_ext.recipes.defaults import default_recipe
 from deepclust_ext.recipes.features import features_recipe
 from deepclust_ext.recipes.files import method_named
 from deepclust_ext.runs.embedded import EmbeddedImages
-from deepclust_ext.runs.folder import read_record, recorded_source
+from deepclust_ext.runs.folder import move_weights, own_images, read_record, recorded_source
 from deepclust_ext.runs.source import Source, check_labels
 from deepclust_ext.training.files import RECIPE_NAME, RECORD_NAME
 
@@ -117,6 +117,7 @@ def prepare(
         recipe, reasons = _default(source, images, wishes)
     else:
         recipe, reasons = _fitted(named, source, images, wishes), []
+    reasons += [f"{key}: {value}, as asked for" for key, value in wishes.overrides.items()]
     if wishes.epochs is not None:
         recipe = recipe.with_epochs(wishes.epochs)
         reasons.append(f"{counted(wishes.epochs, 'epoch')}, as asked for")
@@ -129,7 +130,14 @@ def prepare(
 
 
 def prepare_to_resume(
-    path: Path, wishes: Wishes, given: Source, *, score_every: int = 0, device: str = "cpu", num_workers: int = 0
+    path: Path,
+    wishes: Wishes,
+    given: Source,
+    *,
+    weights: str | None = None,
+    score_every: int = 0,
+    device: str = "cpu",
+    num_workers: int = 0,
 ) -> Prepared:
     """Return images and recipe of the run in a folder, whose last phase may get more epochs.
 
@@ -137,13 +145,15 @@ def prepare_to_resume(
         path: The folder.
         wishes: What the user says of the recipe: epochs and overrides alone.
         given: Where the images lie now, if they have been moved, and labels; the rest is as it was.
+        weights: Where the weights of the run's frozen network lie now, if they have been moved.
         score_every: Epochs between two scores, for which labels are needed; 0 for none.
         device: Where a network embeds images, if their rows are gone.
         num_workers: Processes that load images for it.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or its images have gone.
-        ValueError: If a wish would make it another run, its images were in memory alone, or there are no labels.
+        ValueError: If a wish would make it another run, its images were in memory alone, there are no labels, or
+            weights are given and the run has no network that reads some.
     """
     if not (path / RECIPE_NAME).is_file():
         raise FileNotFoundError(f"resume: expected a run in {path}, got a folder without {RECIPE_NAME}")
@@ -156,10 +166,12 @@ def prepare_to_resume(
     if wishes.epochs is not None:
         last = replace(recipe.phases[-1], epochs=recipe.phases[-1].epochs + wishes.epochs - recipe.epochs)
         recipe = replace(recipe, phases=(*recipe.phases[:-1], last))
-    source = recorded_source(path, record)
     if given.network is not None:
         known = path / RECORD_NAME
         raise ValueError(f"backbone: expected none with --resume, which goes by {known}, got {given.network.name}")
+    if weights is not None:
+        move_weights(path, record, weights)
+    source = recorded_source(path, record)
     if given.scale != "type" and given.scale != source.scale:
         raise ValueError(f"scale: expected {source.scale!r}, as {path} has it, got {given.scale!r}")
     if given.data:
@@ -168,7 +180,7 @@ def prepare_to_resume(
         source = replace(source, labels=given.labels)
     check_labels(source, score_every)
     _check_parts(recipe)
-    images = source.open(device=device, num_workers=num_workers, **_cached(source, path))
+    images = own_images(path, source, device=device, num_workers=num_workers, **_cached(source, path))
     count = len(images)  # type: ignore[arg-type]
     if count != recipe.data.images:
         raise ValueError(

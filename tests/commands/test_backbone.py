@@ -16,6 +16,7 @@ from PIL import Image
 from deepclust_ext.__main__ import main
 from deepclust_ext.data import load_images, resize_view
 from deepclust_ext.runs import open_run
+from deepclust_ext.runs.folder import read_record
 from tests.commands.test_ranks import command
 from tests.distributed.pool import Pool
 from tests.evaluation.pages import data_of
@@ -178,10 +179,7 @@ def test_weights_that_have_moved(folder: Path, capsys: pytest.CaptureFixture[str
     assert main(["cluster", run, "new", "--out", "after.csv"]) == 1
     said = one_line(capsys)
     assert said.startswith(f"deepclust-ext: weights: expected those of {HERE}:build")
-    assert (
-        f"at {folder / 'w.pth'}, found nothing; --weights FILE of cluster, embed, evaluate, sweep and boost says where"
-        in said
-    )
+    assert f"at {folder / 'w.pth'}, found nothing; --weights FILE says where they lie now" in said
     moved = ["--weights", "moved.pth"]
     assert main(["cluster", run, "new", "--out", "after.csv", *moved]) == 0
     assert Path("after.csv").read_bytes() == Path("before.csv").read_bytes()
@@ -193,9 +191,16 @@ def test_weights_that_have_moved(folder: Path, capsys: pytest.CaptureFixture[str
     assert "that the run was trained with, sha256 " in one_line(capsys)
     # The rows of the run itself, which every command takes, are made again.
     (kept,) = Path(run).glob("features-*")
+    for arguments in (["cluster", run], ["report", run], ["train", "--resume", "--out", run]):
+        kept.unlink(missing_ok=True)
+        capsys.readouterr()
+        assert main(arguments) == 1
+        assert "--weights FILE says where they lie now" in one_line(capsys)
+        assert main([*arguments, *moved]) == 0
+        assert kept.is_file()
+    assert read_record(Path(run))["source"]["network"]["weights"] == str(folder / "moved.pth")
     kept.unlink()
-    assert main(["cluster", run, *moved]) == 0
-    assert kept.is_file()
+    assert main(["report", run]) == 0  # the run knows it from then on
 
 
 @pytest.mark.filterwarnings("default:the module of pooling:RuntimeWarning")
@@ -370,5 +375,5 @@ def test_a_run_whose_weights_have_moved_is_boosted(folder: Path, capsys: pytest.
         rows.unlink()
     command = ["boost", str(folder / "runs" / "hadis"), "--epochs", "1", "--out", str(folder / "boosted")]
     assert main(command) == 1
-    assert "--weights FILE of cluster, embed, evaluate, sweep and boost says where they lie now" in one_line(capsys)
+    assert "--weights FILE says where they lie now" in one_line(capsys)
     assert main([*command, "--weights", str(folder / "moved.pth")]) == 0

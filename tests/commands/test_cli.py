@@ -1,8 +1,10 @@
 """The command line, in this process: what it prints and the exit status it gives."""
 
 import argparse
+import importlib
 import json
 import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +35,39 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == deepclust_ext.__version__ + "\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["cluster"], ["info", "--colour"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["cluster"],
+        ["info", "--colour"],
+        ["info", "all"],
+        ["export", "run", "--json", "photos"],
+        ["info", "--json=yes"],
+        ["inform"],
+    ],
+)
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "usage: deepclust-ext" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "before"), [("cluster", ["run"]), ("train", ["photos"]), ("data", ["photos"]), ("embed", ["run", "a"])]
+)
+def test_data_may_follow_behind_options(command: str, before: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def run(arguments: argparse.Namespace) -> int:
+        given.append(arguments.data)
+        return 0
+
+    monkeypatch.setattr(importlib.import_module(f"{commands.__name__}.{command}"), "run", run)
+    assert main([command, *before, "--debug", "new", "more"]) == 0
+    assert given == [[*(before[1:] if before[0] == "run" else before), "new", "more"]]
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *before, "--debug", "new", "--more"])
 
 
 NAMES = [found.name for found in pkgutil.iter_modules(commands.__path__) if not found.name.startswith("_")]
@@ -70,6 +100,32 @@ def test_a_shell_can_complete_commands(shell: str, capsys: pytest.CaptureFixture
     assert "--score-every" in printed
 
 
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["tra"], "train"),
+        (["train", "pho"], "photos"),
+        (["cluster", "pho"], "photos"),
+        (["train", "photos", "--out", "pho"], "photos"),
+        (["cluster", "photos", "--mode", "sy"], "symlink"),
+    ],
+)
+def test_bash_completes_commands_choices_and_files(
+    words: list[str], completed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(SystemExit, match="0"):
+        main(["--print-completion", "bash"])
+    before, last = ["deepclust-ext", *words][-2:]
+    asked = f"COMP_WORDS=(deepclust-ext {' '.join(words)}); COMP_CWORD={len(words)}"
+    script = f"{capsys.readouterr().out}\n{asked}\n_shtab_deepclust_ext deepclust-ext {last} {before}\n"
+    done = subprocess.run(
+        ["bash", "-c", script + 'echo "${COMPREPLY[@]}"'], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{completed}\n"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
@@ -77,19 +133,20 @@ def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> N
     assert f"Example:\n  deepclust-ext {name}" in capsys.readouterr().out
 
 
-def test_help_is_light() -> None:
-    """Beyond torch, which the ops need, nothing heavy is imported before a command runs."""
+def test_help_completion_and_wrong_options_import_nothing_heavy() -> None:
     script = """if True:
         import sys
         from deepclust_ext.__main__ import main
-        try:
-            main(["--help"])
-        except SystemExit:
-            pass
-        heavy = {"sklearn", "scipy", "torchvision", "matplotlib"} & set(sys.modules)
+        asked = [["--help"], ["--version"], ["--print-completion", "bash"], ["train", "--colour"]]
+        for arguments in [*asked, *([name, "--help"] for name in sys.argv[1:])]:
+            try:
+                main(arguments)
+            except SystemExit:
+                pass
+        heavy = {"torch", "numpy", "PIL", "sklearn", "scipy", "torchvision", "matplotlib"} & set(sys.modules)
         sys.exit(f"imported: {heavy}" if heavy else 0)
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script, *NAMES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -77,14 +77,29 @@ def test_wrong_uses_are_one_line(
     assert there.read_text() == "mine"
 
 
-def test_images_that_are_gone_are_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    moved = tmp_path / "run"
-    shutil.copytree(run, moved)
-    record = json.loads((moved / "run.json").read_text())
-    record["source"]["data"] = [str(tmp_path / "gone")]
-    (moved / "run.json").write_text(json.dumps(record))
-    assert main(["report", str(moved)]) == 1
-    assert f"{tmp_path / 'gone'}: expected a folder or a file of images, found nothing" in capsys.readouterr().err
+def test_images_that_have_moved_and_what_to_do(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied, gone, page = tmp_path / "run", tmp_path / "gone", (run / "report.html").read_bytes()
+    shutil.copytree(run, copied)
+    record = json.loads((copied / "run.json").read_text())
+    record["source"]["data"] = [str(gone)]
+    (copied / "run.json").write_text(json.dumps(record))
+    for command in ("report", "cluster", "evaluate"):
+        capsys.readouterr()
+        assert main([command, str(copied), *(["--labels", "folders"] if command == "evaluate" else [])]) == 1
+        assert capsys.readouterr().err == (
+            f"deepclust-ext: {gone}: expected a folder or a file of images, found nothing; if the images of {copied} "
+            f"have moved: deepclust-ext train --resume --out {copied} DATA, by which it takes note of where they are\n"
+        )
+    assert (copied / "report.html").read_bytes() == page
+    now = tmp_path / "now"
+    shutil.copytree(run.parent / "images", now)
+    assert main(["train", "--resume", "--out", str(copied), str(now)]) == 0
+    (copied / "report.html").unlink()
+    assert main(["report", str(copied)]) == 0
+    assert (copied / "report.html").read_bytes() == page
+    (now / "rings" / "00.png").unlink()
+    assert main(["train", "--resume", "--out", str(copied), str(now)]) == 1
+    assert "data: expected 60 images, with which the run in" in capsys.readouterr().err
 
 
 def test_wrong_options_are_the_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,8 +124,9 @@ def test_what_images_lack_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     images = write_images(tmp_path / "images")
     (images / "notes.txt").write_text("no image")
     options = ["--recipe", str(write_recipe(tmp_path)), "--out", str(tmp_path / "run"), "--set", "optimizer.lr=2e-3"]
-    assert main(["train", str(images), *options]) == 0
+    assert main(["train", str(images), *options, "--batch-size", "10"]) == 0
     said = capsys.readouterr().err
+    assert "optimizer.lr: 0.002, as asked for\nbatch_size: 10, as asked for\n" in said
     assert "1 file skipped, first notes.txt: no image by its name" in said
     assert said.count("60 images, kept in memory") == 1
     assert recipes.load(tmp_path / "run" / "recipe.yaml").optimizer.lr == 2e-3  # type: ignore[union-attr]

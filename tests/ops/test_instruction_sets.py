@@ -15,7 +15,7 @@ NEEDED = {"AVX2": {"avx2", "fma"}, "AVX512": {"avx512f", "avx512bw", "avx512vl",
 
 # No op of torch's makes or reads the numbers: torch runs what ATEN_CPU_CAPABILITY says and may die of it.
 PROBE = """
-import array, torch, deepclust_ext
+import array, torch, deepclust_ext.ops
 rows = torch.frombuffer(array.array("f", range(96 * 7)), dtype=torch.float32).view(96, 7)
 cosines, indices = deepclust_ext._C.nearest_neighbors(rows, rows, k=2)
 info = deepclust_ext._C.build_info()

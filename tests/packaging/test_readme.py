@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import deepclust_ext
-from deepclust_ext import ops
-from deepclust_ext.__main__ import main
+from deepclust_ext import ops, recipes
+from deepclust_ext.__main__ import main, make_parser
 from tests.helpers import suite_minutes
 from tests.runs.runfolders import write_images
 
@@ -40,6 +40,22 @@ def test_a_folder_is_clustered_by_the_commands_alone(tmp_path: Path, monkeypatch
         assert main([command, *arguments, *shorter]) == 0
     assert len(list((tmp_path / "sorted").rglob("*.png"))) == 60
     assert (tmp_path / "runs" / "photos" / "report.html").is_file()
+
+
+def test_every_command_that_is_shown_has_these_options() -> None:
+    parser, found = make_parser(), set()
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for page in (*pages, *(ROOT / "deepclust_ext" / "commands").glob("[!_]*.py")):
+        text = page.read_text().replace("\\\n", " ")
+        for call in re.findall(r"(?:deepclust-ext|-m deepclust_ext) ([a-z][^`\n>]*)", text):
+            words = shlex.split(call, comments=True)
+            if len(words) == 1 or re.search(r"\.\.\.|\b[A-Z]+\b", call):  # in a sentence, or with a gap to fill
+                continue
+            parsed = parser.parse_args(words)  # ends the test where it cannot
+            recipe = getattr(parsed, "recipe", None)
+            assert recipe is None or recipe in recipes.names(), f"{page.name}: {call}"
+            found.add(words[0])
+    assert found >= {"train", "cluster", "embed", "evaluate", "report", "export", "sweep", "boost", "demo", "data"}
 
 
 def test_the_suite_says_how_long_it_takes() -> None:
