@@ -3,8 +3,6 @@
 import argparse
 import json
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from deepclust_ext.__main__ import main
 from deepclust_ext.commands import demo
 from deepclust_ext.commands._installation import collect_info, format_info
 from deepclust_ext.ops._checks import LARGEST_SEED
+from tests.forks import run_python
 
 
 def test_info_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +88,7 @@ def test_help_is_light() -> None:
         heavy = {"sklearn", "scipy", "torchvision", "matplotlib"} & set(sys.modules)
         sys.exit(f"imported: {heavy}" if heavy else 0)
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = run_python(script)
     assert done.returncode == 0, done.stderr
 
 
