@@ -11,6 +11,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from deepclust_ext import diffused_neighbor_gather, fused_contrastive_loss, fused_hsd_loss, sinkhorn_knopp
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, HSDLoss, PrototypeLoss, SinkhornKnopp
 
+pytestmark = pytest.mark.any_kernels
+
 B = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 VALUES = [0.5 - 0.03 * step for step in range(14)]
 
@@ -84,7 +86,7 @@ def test_attributes_of_modules(module: nn.Module, name: str, inputs: tuple[Any, 
     assert graphs.frame_count == 2
 
 
-@pytest.mark.parametrize("case", ["temperature", "hsd", "epsilon", "walk"])
+@pytest.mark.parametrize("case", ["temperature", "walk"])  # of one number and of two
 def test_inductor(case: str) -> None:
     assert compare(CASES[case], VALUES[:4], "inductor") == 2
 
