@@ -28,7 +28,9 @@ from setuptools import setup
 
 DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;9.0+PTX"
 OLDEST_GPU = (8, 0)  # compute capability
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr"]  # torch hides the type information of vptr
+# Torch hides the type information of vptr; what the others find, AddressSanitizer finds where the pointer is used, and
+# they take a third of the compiler's time.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr,null,object-size,pointer-overflow"]
 CPUINFO = Path("/proc/cpuinfo")
 BYTES_PER_JOB = 2 << 30  # what the compiler takes for one file that includes torch's headers
 

@@ -31,9 +31,10 @@ EMULATOR = ROOT / "tests" / "cuda" / "emulator"
 COMPILERS_AT_ONCE = 2
 
 MODES = ("plain", "asan", "check", "nvcc")
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=null,object-size,pointer-overflow"]  # as setup.py has it
 KERNEL_FLAGS = {
     "plain": ["-O2"],
-    "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "asan": ["-O1", *SANITIZERS, "-fno-sanitize-recover=undefined"],
     "check": ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"],
 }
 HOST_FLAGS = {"plain": ["-O2"], "asan": ["-O2", "-fsanitize=address"]}
