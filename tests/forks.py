@@ -104,4 +104,4 @@ def run_python(
 def run_module(name: str, *arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run a module of this checkout as `python -m` would in a new process."""
     code = f"import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
-    return run_python(code, *arguments, **environment)
+    return run_python(code, *arguments, cwd=ROOT, **environment)
