@@ -71,15 +71,11 @@ endef
 with_sanitizers = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
-
-# What torch.compile makes of the ops is Python, the same on every device and in every build.
-without_compilers := --ignore=tests/ops/test_compile.py
-
 # The op tests with AddressSanitizer and UndefinedBehaviorSanitizer in the library.
 asan: setup
 	$(call copy_tree,build/asan)
 	@cd build/asan && DEEPCLUST_EXT_SANITIZE=1 DEEPCLUST_EXT_CUDA=0 $(bin)/python setup.py --quiet build_ext --inplace
-	cd build/asan && $(with_sanitizers) $(pytest) tests/ops $(without_compilers)
+	cd build/asan && $(with_sanitizers) $(pytest) tests/ops
 
 # Every CUDA kernel compiled for every architecture: warnings, spills, registers, shared memory, launches; then the whole
 # library linked and loaded. No GPU.
@@ -121,7 +117,7 @@ $(emulated_trees): emulated-%: setup
 test-emulated: setup
 	@$(MAKE) --no-print-directory $(emulated_trees)
 	$(pytest) tests/cuda/emulator tests/cuda/conformance
-	cd build/emulated-plain && $(pytest) tests/ops $(without_compilers)
+	cd build/emulated-plain && $(pytest) tests/ops
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync $(emulated_sweeps)
 
 .PHONY: $(emulated_sweeps)

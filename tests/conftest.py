@@ -42,20 +42,22 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the reference out where the kernels alone are under test, and begin with the longest tests.
+    """Leave out what the kernels are not in where they alone are under test, and begin with the longest tests.
 
     These build packages: at the end one would keep one process busy alone.
     """
     if KERNELS_ALONE:
-        left_out = [item for item in items if isinstance(item, pytest.Function) and uses_reference(item)]
+        left_out = [item for item in items if item.get_closest_marker("any_kernels") or uses_reference(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: item.path.name != "test_packaging.py")
 
 
-def uses_reference(item: pytest.Function) -> bool:
+def uses_reference(item: pytest.Item) -> bool:
     """Return whether a test runs with the reference in the place of the native ops."""
-    return hasattr(item, "callspec") and item.callspec.params.get("backend") == "reference"
+    return isinstance(item, pytest.Function) and (
+        hasattr(item, "callspec") and item.callspec.params.get("backend") == "reference"
+    )
 
 
 @pytest.fixture(autouse=True)

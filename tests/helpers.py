@@ -1,9 +1,7 @@
 """Devices and comparisons that many tests share."""
 
 import ctypes
-import os
 import re
-import subprocess
 import sys
 from multiprocessing import active_children
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension
+from tests.forks import run_python
 
 #: Whether this library runs the CUDA kernels on the emulated device, which then serves CPU tensors.
 EMULATED = False
@@ -72,7 +71,7 @@ def assert_error_budget(ours: Tensor, naive: Tensor, truth: Tensor, what: str = 
 
 
 def peak_extra_megabytes(setup: str, warm_up: str, call: str) -> float:
-    """Return by how much `call` raises the peak memory of a fresh process, all three being statements."""
+    """Return by how much `call` raises the peak memory of a process of its own, all three being statements."""
     script = f"""
 import resource, torch, deepclust_ext
 {setup}
@@ -81,7 +80,8 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 {call}
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    output = run_python(script)
+    assert output.returncode == 0, output.stderr
     kilobytes_per_unit = 1 if sys.platform == "linux" else 1 / 1024
     return int(output.stdout) * kilobytes_per_unit / 1024
 
@@ -99,14 +99,13 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
 def results_by_instruction_set(script: str) -> tuple[list[list[float]], list[list[float]]]:
     """Return what a script prints with this processor's best instruction set and with none: lines of numbers, in hex.
 
-    Each runs in a process of its own. AVX-512 and AVX2, where there are both, must agree to the bit.
+    Each runs in a process where no kernel ran before. AVX-512 and AVX2, where there are both, must agree to the bit.
     """
     lines = {}
     for capability in INSTRUCTION_SETS:
         whole = f"import deepclust_ext.ops\nprint(deepclust_ext._C.build_info()['cpu_capability'])\n{script}"
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": CAPABILITY_VARIABLE[capability]}
-        command = [sys.executable, "-c", whole]
-        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        output = run_python(whole, ATEN_CPU_CAPABILITY=CAPABILITY_VARIABLE[capability])
+        assert output.returncode == 0, output.stderr
         ran, *lines[capability] = output.stdout.splitlines()
         assert ran == capability
     if len(lines) < 2:

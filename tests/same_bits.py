@@ -9,14 +9,12 @@ A compiler decides where a product and a sum become one rounding, so hashes are 
 import argparse
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tests.forks import run_module
 from tests.helpers import CAPABILITY_VARIABLE, INSTRUCTION_SETS
 from tests.ops.opsamples import SAMPLE_INPUTS
 from tests.ops.test_all_ops import call, gradients, native
@@ -65,12 +63,10 @@ def compiler() -> str:
 
 def hashes_of(instruction_set: str) -> dict[str, str]:
     """Return the hashes of one of this processor's instruction sets, from a process that uses it."""
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": CAPABILITY_VARIABLE[instruction_set]}
-    command = [sys.executable, "-m", "tests.same_bits", "--print"]
-    output = subprocess.run(
-        command, env=environment, cwd=PATH.parents[1], capture_output=True, text=True, check=True
-    ).stdout
-    found: dict[str, str] = json.loads(output)
+    done = run_module("tests.same_bits", "--print", ATEN_CPU_CAPABILITY=CAPABILITY_VARIABLE[instruction_set])
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found: dict[str, str] = json.loads(done.stdout)
     return found
 
 

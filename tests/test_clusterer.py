@@ -3,7 +3,6 @@
 import copy
 import doctest
 import pickle
-import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -25,6 +24,7 @@ from deepclust_ext import DeepClusterer, recipes
 from deepclust_ext.data import Images, load_images
 from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.schema import Backbone
+from tests.forks import run_python
 
 SETTINGS: dict[str, Any] = {"recipe": "sacc-digits", "epochs": 1, "device": "cpu"}
 
@@ -138,8 +138,8 @@ def test_a_pickle_serves_another_process_which_then_imports_the_estimator(
         "assert 'sklearn' in sys.modules; assert type(c) is deepclust_ext.DeepClusterer;"
         "print(c.transform(np.load(sys.argv[1] + '/images.npy')).tobytes().hex())"
     )
-    command = [sys.executable, "-c", code, str(tmp_path), str(torch.get_num_threads())]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    found = run_python(code, tmp_path, torch.get_num_threads())
+    assert found.returncode == 0, found.stderr
     assert found.stdout.strip() == fitted.transform(scans(9)).tobytes().hex()
 
 

@@ -1,7 +1,5 @@
 """Without the native library nothing is timed: the reference is never called ours."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +8,7 @@ import pytest
 from benchmarks import __main__ as command_line
 from benchmarks import hadis_ablation, steps
 from deepclust_ext import _extension
-
-ROOT = Path(__file__).parents[2]
+from tests.forks import run_module
 
 
 @pytest.fixture
@@ -42,9 +39,6 @@ def test_what_times_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", ["benchmarks.sinkhorn_proof", "pytest benchmarks/test_benchmarks.py"])
 def test_a_deliberate_run_of_the_reference_is_none_of_ours(command: str) -> None:
-    environment = {**os.environ, "DEEPCLUST_EXT_BACKEND": "reference"}
-    refused = subprocess.run(
-        [sys.executable, "-m", *command.split()], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    refused = run_module(*command.split(), DEEPCLUST_EXT_BACKEND="reference")
     assert refused.returncode != 0
     assert "got none: DEEPCLUST_EXT_BACKEND=reference" in refused.stdout + refused.stderr

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from benchmarks import other_checkout, plain_pici, steps
+from benchmarks import clock, other_checkout, plain_pici, steps
 from benchmarks.report import ROOT, Row, Setting, current_commit
 from benchmarks.step_cases import CASES, STAGED, digits_trainer, photo_trainer
 from deepclust_ext import _extension, fused_hsd_loss, reference
@@ -131,6 +131,8 @@ def test_another_checkout_that_computes_something_else_is_named(monkeypatch: pyt
         return right | {"gradient of student": 1.01 * right["gradient of student"]}
 
     stepper = steps.make_steppers(lambda: small_trainer("hadis"))["fused"]
+    monkeypatch.setattr(other_checkout.OtherCheckout, "__init__", lambda *arguments: None)  # no process
+    monkeypatch.setattr(other_checkout.OtherCheckout, "close", lambda self: None)
     monkeypatch.setattr(other_checkout.OtherCheckout, "_ask", answers)
     (row,) = steps.measure(SETTING, 0, "hadis-small", lambda: small_trainer("hadis"), ROOT)
     assert row.provider.startswith("fused at ")
@@ -271,12 +273,20 @@ def test_the_command_prints_tables_and_keeps_rows(
     assert steps.main(["--method", "clc", "--seconds", "0", "--out", str(tmp_path)]) == 1
 
 
+@pytest.fixture
+def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time every step once, where what is asked is whether they agree."""
+    monkeypatch.setattr(clock, "LONG_ROUND", 0.0)
+
+
 # Of the phases of PICI only the one of most losses.
+@pytest.mark.usefixtures("one_round")
 @pytest.mark.parametrize("case", [case for case in CASES if "digits" in case and not re.search("-(pisd|cli)-", case)])
 def test_the_demo_s_step_agrees(case: str) -> None:
     assert {row.status for row in steps.measure(SETTING, 0, case, CASES[case])} == {"ok"}
 
 
+@pytest.mark.usefixtures("one_round")
 @pytest.mark.filterwarnings("ignore:a batch of 8 tells little:RuntimeWarning")
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in STAGED])
 def test_a_step_with_resnet_18_agrees(name: str) -> None:
@@ -286,6 +296,7 @@ def test_a_step_with_resnet_18_agrees(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_round")
 @pytest.mark.filterwarnings("ignore:a batch of 2 tells little:RuntimeWarning")
 @pytest.mark.parametrize("terms", STAGED["pici"])
 def test_a_step_with_the_transformer_of_pici_agrees(terms: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cuda.gpu import ticket
 from tests.cuda.gpu.ticket import PASSED, ROOT, Stage
+from tests.forks import run_module
 
 
 def write_tool(folder: Path, name: str, script: str) -> Path:
@@ -77,8 +78,7 @@ def test_what_stages_name_is_there_and_the_first_four_fit_eight_minutes() -> Non
 
 def test_the_small_set_runs_every_op() -> None:
     """On the CPU, so that it is not the first time on a card that is lent."""
-    command = [sys.executable, "-m", "tests.cuda.gpu.run_ops", "cpu"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    run = run_module("tests.cuda.gpu.run_ops", "cpu")
     assert run.returncode == 0, run.stderr
     ops = {line.split()[0] for line in run.stdout.splitlines()}
     assert ops >= {"fused_hsd_loss", "kmeans_seed", "augment_views"}

@@ -30,8 +30,11 @@ def global_after_step(*args: Any) -> None:
     GLOBALS["method"].after_step(*args)
 
 
-@pytest.mark.parametrize("is_global", [False, True])
-@pytest.mark.parametrize(("name", "options", "of_step", "of_after_step"), CASES)
+# As globals those of which a number changes, and one of which none does.
+@pytest.mark.parametrize(
+    ("name", "options", "of_step", "of_after_step", "is_global"),
+    [(*case, False) for case in CASES] + [(*case, True) for case in CASES if case[0] in ("hadis", "clc")],
+)
 def test_graphs_of_fourteen_steps(
     name: str, options: dict[str, Any], of_step: int, of_after_step: int, is_global: bool
 ) -> None:

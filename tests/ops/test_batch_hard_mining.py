@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepclust_ext import HardPairs, _extension, batch_hard_mining, reference
-from tests.helpers import EMULATED, results_by_instruction_set
+from tests.helpers import EMULATED, KERNELS_ALONE, results_by_instruction_set
 
 CLAMPED = 1e-6  # the smallest distance there is
 
@@ -90,11 +90,14 @@ def brute_force(teacher: Tensor, student: Tensor, anchor: int) -> tuple[int, int
 @pytest.mark.skipif(EMULATED, reason="4 billion pairs take hours on the emulated device")
 def test_more_rows_than_a_16_bit_index_holds() -> None:
     teacher, student = make_batch("aligned", 66_000, 4, torch.float64)
-    pairs = batch_hard_mining(teacher, student, normalize=False)
-    for anchor in (0, 1, 32_767, 40_001, 65_535, 65_536, 65_999):
-        assert (int(pairs.positive_index[anchor]), int(pairs.negative_index[anchor])) == brute_force(
-            teacher, student, anchor
-        )
+    # Of the last rows alone where a sanitizer multiplies the time; all of them take it half a minute.
+    first = 65_000 if KERNELS_ALONE else 0
+    pairs = batch_hard_mining(teacher, student, normalize=False, first_row=first, num_rows=66_000 - first)
+    for anchor in (0, 1, 32_767, 40_001, 65_000, 65_535, 65_536, 65_999):
+        if anchor >= first:
+            place = anchor - first
+            found = int(pairs.positive_index[place]), int(pairs.negative_index[place])
+            assert found == brute_force(teacher, student, anchor)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([-1, 0, 2]), st.integers(0, 10**6))

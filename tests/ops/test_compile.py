@@ -18,6 +18,8 @@ from deepclust_ext import (
 )
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, HSDLoss, PrototypeLoss, SinkhornKnopp
 
+pytestmark = pytest.mark.any_kernels
+
 B = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
 VALUES = [0.5 - 0.03 * step for step in range(14)]
 
@@ -116,7 +118,7 @@ def test_attributes_that_are_set_within(module: nn.Module, name: str, rest: tupl
     assert compare(loss, VALUES, "aot_eager") == compare(plain, VALUES, "aot_eager") == 2
 
 
-@pytest.mark.parametrize("case", ["temperature", "hsd", "epsilon", "walk"])
+@pytest.mark.parametrize("case", ["temperature", "walk"])  # of one number and of two
 def test_inductor(case: str) -> None:
     assert compare(CASES[case], VALUES[:4], "inductor") == 2
 

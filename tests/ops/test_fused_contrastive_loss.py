@@ -169,7 +169,7 @@ def test_long_queue_on_any_number_of_threads(temperature: float) -> None:
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 3):
+        for count in (1, 2) if EMULATED else (1, 2, 3):
             torch.set_num_threads(count)
             leaves = [x.clone().requires_grad_() for x in tensors]
             losses = fused_contrastive_loss(*leaves[:2], queue=leaves[2], temperature=temperature, reduction="none")

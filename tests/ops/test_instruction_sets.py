@@ -1,12 +1,10 @@
 """Which instruction set of the CPU kernels runs: torch's choice, and never one that the processor lacks."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forks import run_python
 from tests.helpers import CAPABILITY_VARIABLE, EMULATED, INSTRUCTION_SETS
 
 pytestmark = pytest.mark.skipif(EMULATED or not INSTRUCTION_SETS, reason="needs the native CPU kernels")
@@ -25,8 +23,7 @@ print(info["cpu_capability"], info["torch_capability"], indices[5, 0].item())
 
 @pytest.mark.parametrize("asked", CAPABILITY_VARIABLE)
 def test_a_set_that_the_processor_lacks_is_never_chosen(asked: str) -> None:
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": CAPABILITY_VARIABLE[asked]}
-    output = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, check=False)
+    output = run_python(PROBE, ATEN_CPU_CAPABILITY=CAPABILITY_VARIABLE[asked])
     assert output.returncode == 0, output.stderr
     runs = asked if asked in INSTRUCTION_SETS else INSTRUCTION_SETS[-1]
     assert output.stdout.split() == [runs, asked, "5"]

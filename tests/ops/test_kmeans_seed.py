@@ -116,8 +116,17 @@ def test_hand_case_of_cosines() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("dtype", SUPPORTED_DTYPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (kind, dtype)
+        for kind in KINDS
+        for dtype in SUPPORTED_DTYPES
+        # The device widens half-precision rows once, and goes on as with those of float32.
+        if not EMULATED or dtype.itemsize > 2 or kind in ("random", "repeated")
+    ],
+    ids=str,
+)
 def test_chooses_as_single_assignments_do(kind: str, dtype: torch.dtype, metric: str, device: str) -> None:
     """Whatever excludes rows early, every distance that counts is that of kmeans_assign."""
     sizes = [(1, 1, 1, 1), (5, 3, 7, 2), (37, 10, 16, 5)]
@@ -169,7 +178,7 @@ def test_one_row_of_each_of_clusters_far_apart(dtype: torch.dtype, metric: str, 
 @pytest.mark.parametrize("candidates", [1, 2, 7, 24])
 def test_same_places_on_any_number_of_threads(candidates: int, metric: str) -> None:
     count = 700 if EMULATED else 5000
-    features, uniform = make_rows("random", count, 20).float(), uniform_numbers(12, candidates)
+    features, uniform = make_rows("random", count, 20).float(), uniform_numbers(5 if EMULATED else 12, candidates)
     for weights in (None, make_weights("any", count)):
         threads, results = torch.get_num_threads(), []
         try:

@@ -180,6 +180,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
         torch.library.opcheck(op, (scores, 0.1, 2), {"out": torch.zeros_like(scores)}, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.any_kernels
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiles_to_one_graph(compiler: str) -> None:
     def twice(x: Tensor, out: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:

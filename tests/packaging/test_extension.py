@@ -5,13 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import deepclust_ext
-from tests.forks import Template
+from tests.forks import template
 
 PACKAGE = Path(deepclust_ext.__file__).parent
 
@@ -47,15 +47,14 @@ def library_of(package: Path) -> Path:
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
+@pytest.fixture
+def run() -> Run:
     """Code in a process that imports a package as new, in its folder."""
-    with Template(os.environ) as template:
 
-        def run_code(package: Path, code: str = PROBE, **environment: str) -> "subprocess.CompletedProcess[str]":
-            return template.run(WITHOUT_EDITABLE + code, package.parent, environment_of(package) | environment)
+    def run_code(package: Path, code: str = PROBE, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return template().run(WITHOUT_EDITABLE + code, package.parent, environment_of(package) | environment)
 
-        yield run_code
+    return run_code
 
 
 def environment_of(package: Path) -> dict[str, str]:

@@ -1,8 +1,6 @@
 """docs/export.md: its code runs as it stands there, without this package, and gives what ours gives."""
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from deepclust_ext.recipes.build import make_method, make_test_view
 from deepclust_ext.recipes.schema import Backbone
 from deepclust_ext.runs.export import export
 from deepclust_ext.runs.folder import Run
+from tests.forks import run_python
 
 PAGE = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 BLOCKS = dict(re.findall(r"^## ([^\n]*)\n(?:(?!^## ).)*?```python\n(.*?)```", PAGE, flags=re.DOTALL | re.MULTILINE))
@@ -62,7 +61,7 @@ def test_the_page_gives_what_ours_gives(tmp_path: Path) -> None:
             "torch.save([images, *found, features.detach()], 'found.pt')",
         ]
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = run_python(script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     images, *found, features = torch.load(tmp_path / "found.pt")
     photo = load_images(tmp_path / "photo.png", cache="none")[0][None]

@@ -2,7 +2,7 @@
 
 Moments are shares of the time that a whole run takes on the machine, so that some kills meet the run on any.
 
-Arguments: folder, method, kills, seed. Prints how many kills met a run that had not ended.
+Arguments: folder, method, kills, seed, threads. Prints how many kills met a run that had not ended.
 """
 
 import os
@@ -11,6 +11,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+import torch
 
 from deepclust_ext.training.files import RunFolder
 from tests.training.runs import make_trainer
@@ -31,6 +33,7 @@ def main() -> None:
     """Kill, then let the run end; exits with 1 if a process ends by itself with an error."""
     out, method, kills, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     clock, met = random.Random(seed), 0
+    torch.set_num_threads(int(sys.argv[5]))
     durations = []
     for name in ("first", "second"):
         began = time.monotonic()

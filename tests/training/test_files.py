@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -30,9 +29,9 @@ from deepclust_ext.training.files import (
     without_nan,
     write_text,
 )
+from tests.forks import run_python
 from tests.training.runs import assert_same_run, config_of, make_trainer, stop, without_seconds
 
-ROOT = Path(__file__).parents[2]
 SHORT = (Phase("warmup", 3, {"images": "warmup"}),)
 
 
@@ -42,11 +41,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     make_trainer(folder, config=config_of(phases=SHORT)).fit()
     return folder
-
-
-def python(script: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, **options)
 
 
 def files_of(folder: Path) -> set[str]:
@@ -266,7 +260,7 @@ def test_another_process_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path: P
         os.kill(os.getpid(), signal.SIGKILL)
     """
     with RunFolder(tmp_path / "mine"):
-        done = python(script, tmp_path / "mine", tmp_path / "dead")
+        done = run_python(script, tmp_path / "mine", tmp_path / "dead")
     assert done.returncode == -signal.SIGKILL, done.stderr
     message, numbers = done.stdout.splitlines()
     assert f"in use by process {os.getpid()} on " in message
@@ -345,7 +339,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_last_checkpoint(stored: Path,
                 except OSError as error:
                     print(error.errno, error)
     """
-    done = python(script, folder)
+    done = run_python(script, folder)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         f"{errno.EFBIG} {folder / name}: cannot be written: File too large" for name in (CHECKPOINT_NAME, HISTORY_NAME)

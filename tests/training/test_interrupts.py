@@ -1,6 +1,5 @@
 """Interrupts: Ctrl-C is one line, and a run that is killed at any moment ends as if nothing had happened."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from deepclust_ext.training.files import CHECKPOINT_NAME, load_checkpoint
+from tests.forks import run_module
 from tests.methods.methodsamples import METHODS
 from tests.training.runs import make_trainer, without_seconds
 
@@ -49,9 +49,7 @@ def test_ctrl_c_is_one_line_and_the_run_can_be_resumed(tmp_path: Path) -> None:
 
 def run_killed(folder: Path, method: str, kills: int, seed: int) -> int:
     """Return how many kills met the run, which a program has killed and resumed until it ended."""
-    command = [sys.executable, "-m", "tests.training.killed", str(folder), method, str(kills), str(seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    done = run_module("tests.training.killed", folder, method, kills, seed, torch.get_num_threads())
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 

@@ -36,7 +36,8 @@ KERNEL_FLAGS = {
     "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "check": ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"],
 }
-HOST_FLAGS = {"plain": ["-O2"], "asan": ["-O2", "-fsanitize=address"], "check": ["-O2"]}
+HOST_FLAGS = {"plain": ["-O2"], "asan": ["-O2", "-fsanitize=address"]}
+HOST_MODES = {"plain": "plain", "asan": "asan", "check": "plain"}  # of whose objects a mode takes those of host code
 LINK_FLAGS = {"plain": [], "asan": ["-fsanitize=address,undefined"], "check": []}
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # unknown pragmas: #pragma unroll is nvcc's
 
@@ -116,7 +117,7 @@ def compile_all(compiler: Sequence[str | Path], units: Iterable[tuple[Path, list
             path.parent.mkdir(parents=True, exist_ok=True)
             language = ["-x", "c++"] if source.suffix == ".cu" and "-DDEEPCLUST_EMULATED" in compiler else []
             commands.append((source, [*compiler, *flags, "-MMD", "-MF", record, *language, "-c", source, "-o", path]))
-    for said in run_counted(reversed(commands)):  # kernels take long: the emulator's small sources fill up the end
+    for said in run_counted(commands):
         print(said, end="", file=sys.stderr)
     return objects
 
@@ -158,13 +159,13 @@ def runtime_sources(mode: str) -> list[Path]:
 
 def emulated_objects(sources: Sequence[Path], mode: str) -> list[Path]:
     """Compile sources and the emulator's runtime for a mode."""
-    # The runtime first: of an inline function in several objects the linker takes the first, here the unchecked one.
-    everything = [*runtime_sources(mode), *sources]
-    compiler = emulating_compiler()
-    kernels = KERNEL_FLAGS[mode]
-    kernels = [*kernels, *precompile(compiler, kernels, ROOT / "csrc" / "core" / "cuda" / "device.h", OUTPUT / mode)]
-    units = [(source, kernels if source.suffix == ".cu" else HOST_FLAGS[mode]) for source in everything]
-    return compile_all(compiler, units, OUTPUT / mode)
+    # Host code first: of an inline function in several objects the linker takes the first, here the unchecked one.
+    host = [*runtime_sources(mode), *(source for source in sources if source.suffix != ".cu")]
+    kernels = [source for source in sources if source.suffix == ".cu"]
+    compiler, host_mode, flags = emulating_compiler(), HOST_MODES[mode], KERNEL_FLAGS[mode]
+    objects = compile_all(compiler, [(source, HOST_FLAGS[host_mode]) for source in host], OUTPUT / host_mode)
+    flags = [*flags, *precompile(compiler, flags, ROOT / "csrc" / "core" / "cuda" / "device.h", OUTPUT / mode)]
+    return objects + compile_all(compiler, [(source, flags) for source in kernels], OUTPUT / mode)
 
 
 @contextmanager
