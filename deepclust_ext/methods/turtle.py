@@ -136,6 +136,7 @@ class TURTLE(ClusterHeadMethod):
             logits = [own.to(wide) for own in self.labeling.logits(features)]
             rows = [l2_normalize(part.to(wide), dim=1) for part in self.labeling.spaces_of(features)]
             shares = [own.softmax(dim=1) for own in logits]
+            # The average over spaces, (9) in the authors' code; below, their loss (12).
             labeling = torch.stack(shares).mean(dim=0)
             errors = []
             for place, own in enumerate(rows):
