@@ -138,7 +138,7 @@ cudaError_t launch_update_type(const KmeansUpdateInputs& inputs, const KmeansUpd
 
 KmeansUpdateBytes kmeans_update_bytes(const KmeansUpdateInputs& inputs) {
   const int64_t sums = parts_of(inputs) * inputs.clusters;
-  const int64_t accumulator = inputs.type == ElementType::kF64 ? sizeof(double) : sizeof(float);
+  const int64_t accumulator = accumulator_bytes(inputs.type);
   return {{sums * inputs.depth * accumulator, sums * static_cast<int64_t>(sizeof(int))}};
 }
 
