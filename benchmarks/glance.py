@@ -1,6 +1,7 @@
 """Every op in one line: its largest case against the floor and the best rival; see docs/performance/index.md."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from benchmarks.floors import markdown_table
@@ -36,10 +37,19 @@ def find_headlines(rows: Sequence[Row]) -> list[list[Row]]:
     return [shown[max(shown)]]
 
 
-def glance_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Return the cells of a line for each op and for the step of each method, under TITLES."""
+@dataclass(frozen=True)
+class Headline:
+    """The case that stands for an op on one machine, or a training step."""
+
+    ours: Row
+    best: Row  # of the rivals
+    exponents: str  # of N, in time and memory
+
+
+def find_lines(rows: Sequence[Row]) -> list[Headline]:
+    """Return what is to be said of each op and of the step of each method, on one machine."""
     lines = []
-    for op, group in groupby(sorted(rows, key=lambda row: row.op.lower()), key=lambda row: row.op):
+    for _, group in groupby(sorted(rows, key=lambda row: row.op.lower()), key=lambda row: row.op):
         of_op = list(group)
         growth = {
             series: (time, memory)
@@ -50,20 +60,26 @@ def glance_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         for rivals in find_headlines(of_op):
             case, mode = rivals[0].case, rivals[0].mode
             ours = next(row for row in of_op if row.case == case and row.mode == mode and row.provider in OURS)
-            best = min(rivals, key=lambda row: row.per_ours or 0.0)
             place = split_case(case)
             fitted = growth.get(place[0] if place else "", (None, None))
-            lines.append(
-                (
-                    f"`{op}`, {case}",
-                    WHOLE_MODES[mode],
-                    *(format_cell(value) for value in (ours.median_ms, ours.floor_ms, ours.per_floor)),
-                    best.provider,
-                    format_cell(best.per_ours),
-                    ", ".join(filter(None, map(format_exponent, fitted))),
-                )
-            )
+            best = min(rivals, key=lambda row: row.per_ours or 0.0)
+            lines.append(Headline(ours, best, ", ".join(filter(None, map(format_exponent, fitted)))))
     return lines
+
+
+def glance_lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return the cells of a line for each op and for the step of each method, under TITLES."""
+    return [
+        (
+            f"`{line.ours.op}`, {line.ours.case}",
+            WHOLE_MODES[line.ours.mode],
+            *(format_cell(value) for value in (line.ours.median_ms, line.ours.floor_ms, line.ours.per_floor)),
+            line.best.provider,
+            format_cell(line.best.per_ours),
+            line.exponents,
+        )
+        for line in find_lines(rows)
+    ]
 
 
 def glance_table(rows: Sequence[Row]) -> str:

@@ -2,22 +2,22 @@
 
 A table stands between `<!-- begin NAME -->` and `<!-- end -->`, and what is between is replaced. The names:
 
-- `glance`: a line for each op and processor, training steps left out
-- `steps`: training steps, taken apart
+- `glance`: a line for each op, beside each other what each kind of kernels takes; training steps left out
+- `steps`: a line for each training step, likewise, and its parts
 - `times OP`, `memory OP`: all cases of an op, a table for each machine; OP is KMeans or KMeans_grid too
 - `floors OPS`: floors and predictions on an H200
 """
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 
 from benchmarks.floors import CARDS, digits, markdown_table
 from benchmarks.floors.tables import FLOOR_TABLES
-from benchmarks.glance import TITLES, glance_lines
+from benchmarks.glance import Headline, find_lines
 from benchmarks.growth import WHOLE_MODES, is_yardstick, whole_rows
 from benchmarks.kmeans import GRID
 from benchmarks.report import ROOT, Row, last_runs, read_csv
@@ -49,9 +49,17 @@ def describe(row: Row) -> str:
 
 def name_kernels(row: Row) -> str:
     """Return the instruction set of the kernels and the number of threads, or the GPU."""
-    if row.device == "cuda":
-        return row.machine
-    return f"{row.instruction_set.replace('AVX512', 'AVX-512')}, {row.threads} thread{'s' * (row.threads != 1)}"
+    return kind_of(row) if row.device == "cuda" else f"{kind_of(row)}, {name_threads(row)}"
+
+
+def kind_of(row: Row) -> str:
+    """Return the instruction set of the kernels, or the GPU."""
+    return row.machine if row.device == "cuda" else row.instruction_set.replace("AVX512", "AVX-512")
+
+
+def name_threads(row: Row) -> str:
+    """Return the number of threads in words."""
+    return f"{row.threads} thread{'s' * (row.threads != 1)}"
 
 
 def op_of(row: Row) -> str:
@@ -123,40 +131,78 @@ def machine_tables(make: Callable[[Sequence[Row]], str], op: str, rows: Sequence
     return "\n\n".join(f"{name}:\n\n{table}" for name, table in tables if table)
 
 
+def by_kind(rows: Sequence[Row]) -> tuple[str, dict[str, list[list[Row]]]]:
+    """Return a caption and, by kind of kernels, the rows of each place that ran them, that with the most ops first."""
+    places: dict[str, dict[tuple[str, int], list[Row]]] = {}
+    for row in sorted(rows, key=lambda row: (kind_of(row), describe(row))):
+        places.setdefault(kind_of(row), {}).setdefault((row.machine, row.threads), []).append(row)
+    kinds = {
+        kind: sorted(of_kind.values(), key=lambda rows: len({row.op for row in rows}), reverse=True)
+        for kind, of_kind in places.items()
+    }
+    first = {kind: of_kind[0][0] for kind, of_kind in kinds.items()}
+    return f"{'. '.join(f'{kind}: {row.machine}, {name_threads(row)}' for kind, row in first.items())}.", kinds
+
+
 def glance(rows: Sequence[Row]) -> str:
-    """Return a line for each op on each processor, in float32."""
+    """Return a line for each op, in float32; a time from another place than the rest says from which."""
     ops = [row for row in rows if row.dtype == "float32" and op_of(row) not in ("KMeans_grid", "training_step")]
-    machines = {(name_kernels(row), row.machine) for row in ops}
-    lines = []
-    for _, of_machine in by_machine(ops):
-        kernels, machine = name_kernels(of_machine[0]), of_machine[0].machine
-        if sum(name == kernels for name, _ in machines) > 1:
-            kernels = f"{kernels}, {machine}"
-        lines += [(cells[0], kernels, *cells[1:]) for cells in glance_lines(of_machine)]
-    lines.sort(key=lambda cells: cells[0].partition(",")[0].lower())
-    return markdown_table((TITLES[0], "kernels for", *TITLES[1:]), lines) if lines else ""
+    caption, kinds = by_kind(ops)
+    found: dict[tuple[str, str, str], dict[str, Headline]] = {}
+    for kind, places in kinds.items():
+        seen: set[str] = set()
+        for place in places:
+            new = [line for line in find_lines(place) if line.ours.op not in seen]
+            seen |= {line.ours.op for line in new}
+            for line in new:
+                found.setdefault((line.ours.op, line.ours.case, line.ours.mode), {})[kind] = line
+    titles, lines = ["op, case", "mode"], []
+    for kind in kinds:
+        titles += [f"{kind}, ms", f"{kind} / floor", f"best rival / {kind}"]
+    for (op, case, mode), of_kinds in sorted(found.items(), key=lambda item: item[0][0].lower()):
+        cells = [f"`{op}`, {case}", WHOLE_MODES[mode]]
+        for kind, places in kinds.items():
+            cells += cells_of(of_kinds.get(kind), places[0][0])
+        lines.append([*cells, next(line.exponents for line in of_kinds.values())])
+    return f"{caption}\n\n{compact_table([*titles, 'exponents of N: time, memory'], lines)}" if lines else ""
+
+
+def cells_of(line: Headline | None, usual: Row) -> tuple[str, str, str]:
+    """Return time, share of the floor and the best rival of a line."""
+    if line is None:
+        return "", "", ""
+    ours = line.ours
+    pairs = ((ours.machine, usual.machine), (name_threads(ours), name_threads(usual)))
+    elsewhere = ", ".join(own for own, other in pairs if own != other)
+    note = f" ({elsewhere})" if elsewhere else ""
+    return shown(ours.median_ms) + note, shown(ours.per_floor), f"{shown(line.best.per_ours)}, {line.best.provider}"
 
 
 def steps(rows: Sequence[Row]) -> str:
-    """Return training steps: shares of the step with the reference, and the reference over ours."""
-    titles = ("case", "kernels for", "step, ms", *PARTS, "loss and its backward")
-    lines = []
-    for _, of_machine in by_machine([row for row in rows if row.op == "training_step"]):
-        for case in dict.fromkeys(row.case for row in of_machine):
-            found = {(row.provider, row.mode): row for row in of_machine if row.case == case}
-            whole = found["reference", "step"].median_ms or 0.0
-            share = {mode: (row.median_ms or 0.0) / whole for (name, mode), row in found.items() if name == "reference"}
-            shares = [*(share[part] for part in PARTS), share["loss"] + share["loss_backward"]]
-            lines.append(
-                [
-                    f"`{case}`",
-                    name_kernels(of_machine[0]),
-                    shown(found["fused", "step"].median_ms),
-                    *(f"{value:.1%}" for value in shares),
-                    *(shown(found["reference", mode].per_ours) for mode in ("loss", "step")),
-                ]
-            )
-    return markdown_table((*titles, "loss: reference / ours", "step: reference / ours"), lines) if lines else ""
+    """Return training steps: times and the reference over ours, and parts of the step with the reference."""
+    caption, kinds = by_kind([row for row in rows if row.op == "training_step"])
+    found: dict[str, dict[str, dict[tuple[str, str], Row]]] = {}
+    for kind, places in kinds.items():
+        for row in places[0]:
+            found.setdefault(row.case, {}).setdefault(kind, {})[row.provider, row.mode] = row
+    titles, lines = ["case"], []
+    for kind in kinds:
+        titles += [f"{kind}: step, ms", f"{kind}: reference / ours", f"{kind}: the loss alone"]
+    for case, of_kinds in found.items():
+        cells = [f"`{case}`"]
+        for kind in kinds:
+            modes = of_kinds.get(kind)
+            cells += [shown(modes["fused", "step"].median_ms)] if modes else [""]
+            cells += [shown(modes["reference", mode].per_ours) if modes else "" for mode in ("step", "loss")]
+        lines.append(cells + shares_of(next(iter(of_kinds.values()))))
+    return f"{caption}\n\n{markdown_table((*titles, *PARTS, 'loss and its backward'), lines)}" if lines else ""
+
+
+def shares_of(modes: Mapping[tuple[str, str], Row]) -> list[str]:
+    """Return the share of each part in the step with the reference, and that of the loss with its backward pass."""
+    times = {mode: row.median_ms or 0.0 for (provider, mode), row in modes.items() if provider == "reference"}
+    parts = [*(times[part] for part in PARTS), times["loss"] + times["loss_backward"]]
+    return [f"{part / times['step']:.1%}" for part in parts]
 
 
 def make_block(name: str, rows: Sequence[Row]) -> str:

@@ -17,4 +17,7 @@ namespace deepclust {
 // How many parts of `by` hold `value`.
 DEEPCLUST_SHARED_INLINE constexpr int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
+// The least multiple of `to` that is not below `value`.
+DEEPCLUST_SHARED_INLINE constexpr int64_t round_up(int64_t value, int64_t to) { return divide_up(value, to) * to; }
+
 }  // namespace deepclust

@@ -38,7 +38,7 @@ class RandomViews(nn.Module):
 
     All numbers are drawn on the CPU, so that a seed gives the same views on every device.
 
-    The operations are drawn with replacement from 14, each of a strength drawn for itself: identity, autocontrast,
+    The operations are drawn with replacement from 14, each of a strength of its own: identity, autocontrast,
     equalize, brightness, color, contrast, sharpness, posterize, solarize, rotate, shear and shift along x and y, those
     of RandAugment (arXiv 1909.13719) in the ranges of FixMatch (arXiv 2001.07685). A level l of 10 means
 

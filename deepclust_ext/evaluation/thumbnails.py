@@ -27,7 +27,7 @@ class Thumbnails:
 
     Of one band the value is gray, of two the first is magenta and the second green, of three or more the first three
     are red, green and blue. What is black and white goes by the type, unless images use less than a quarter of its
-    range or leave it; then by percentiles 0.5 and 99.5 of a sample of images, each band for itself if there are not
+    range or leave it; then by percentiles 0.5 and 99.5 of a sample of images, each band apart if there are not
     just three. ``note`` says what was done.
 
     Args:

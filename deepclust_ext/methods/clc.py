@@ -172,7 +172,9 @@ class CLC(ClusterHeadMethod):
                 code, negative_codes = codes.split([len(keys), len(codes) - len(keys)])
                 negative_codes = batch.all_parts(negative_codes)
                 assignments = _shares(scores, self.cluster_temperature)
+                # The logit is the one of the docstring; the queue is MoCo's (arXiv 1911.05722, equation 1).
                 contrastive = self.contrastive(queries, keys, assignments, code, negatives, negative_codes)
+                # SwAV's swapped prediction (arXiv 2006.09882, equation 2).
                 swapped = cross_entropy(scores / self.cluster_temperature, code) * batch.weight
                 loss = contrastive + self.swap_weight * swapped
                 logged = {"loss": loss, "contrastive": contrastive, "swapped": swapped}

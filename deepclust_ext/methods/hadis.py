@@ -202,10 +202,12 @@ class HaDis(ClusteringMethod):
         batch: WholeBatch,
     ) -> dict[str, Tensor]:
         """Return the losses and HSD's statistics of one direction."""
+        # HSD, the paper's "hardness-aware self-distillation".
         hsd, stats = self.hsd(key, predicted)
+        # DSA, its "diffused sampling alignment".
         dsa = -2 * cosine_similarity(predicted, target).mean() * batch.weight
         terms: dict[str, Tensor] = {"dsa": dsa, "hsd": hsd}
-        if pseudo_labels is not None:
+        if pseudo_labels is not None:  # its "prototypical contrastive learning"
             terms["prototype"] = self.prototypes(projected, key, pseudo_labels, self.num_clusters)
         terms.update(stats._asdict())
         return terms

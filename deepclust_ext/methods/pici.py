@@ -194,13 +194,13 @@ class PICI(ClusterHeadMethod):
         with record_function("loss"):
             parts: dict[str, Tensor] = {}
             statistics: dict[str, Tensor] = {}
-            if terms != "labels":
+            if terms != "labels":  # PISD, the paper's "partial information self-discrimination"
                 parts["reconstruction"] = self.patch_loss(predicted, self.backbone.patches(images, hidden))
-            if terms != "reconstruction":
+            if terms != "reconstruction":  # PICD, at the level of instances and of clusters
                 (z_1, z_2), (c_1, c_2) = rows.chunk(2), shares.chunk(2)
                 parts |= {"instance": self.instance_loss(z_1, z_2), "cluster": self.cluster_loss(c_1, c_2)}
                 statistics = usage(c_1, batch) | spread(z_1, batch)
-            if terms == "labels" and pseudo_labels is not None:
+            if terms == "labels" and pseudo_labels is not None:  # CLI, "cross-level interaction"
                 parts["labels"] = self.label_loss(shares, pseudo_labels.repeat(len(views)))
             loss = torch.stack(list(parts.values())).sum()
             logged = {"loss": loss} | parts | statistics

@@ -26,7 +26,7 @@ class SACC(ClusterHeadMethod):
     .. math::
         inst(w_1, w_2) + inst(w_2, s) + \sigma \, (clu(w_1, w_2) + clu(w_1, s) + clu(w_2, s))
 
-    With ``terms="instance"`` a step has the first two alone, as for STL-10's unlabelled images. ``terms="labels"``,
+    With ``terms="instance"`` a step has the first two alone, as for STL-10's unlabeled images. ``terms="labels"``,
     which is no part of the paper, has the cross entropy of the assignments to pseudo-labels in place of the cluster
     losses: a short phase of it starts the cluster head with the clusters that k-means finds in the rows. An image's
     cluster is the largest entry of its assignment. The first batch below 4 K gives a RuntimeWarning.
@@ -123,6 +123,7 @@ class SACC(ClusterHeadMethod):
             z_1, z_2, z_s = map(self.instance_head, features)
             c_1, c_2, c_s = map(self.cluster_head, features)
         with record_function("loss"):
+            # The pairs of views are the paper's, the losses those of Contrastive Clustering (arXiv 2009.09687).
             loss = instance = self.instance_loss(z_1, z_2) + self.instance_loss(z_2, z_s)
             logged = {"instance": instance} | usage(c_1, batch) | spread(z_1, batch)
             if terms == "all":

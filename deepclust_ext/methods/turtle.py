@@ -25,19 +25,20 @@ class TURTLE(ClusterHeadMethod):
 
     The backbone is frozen and in evaluation mode: features in, features out. They are those of one network, or of
     several side by side. In each space :math:`s` a head gives shares of K clusters, by a softmax over ``temperature``
-    of the cosines of a unit row :math:`z_s` with prototypes, each times a scale. The labeling is their mean:
+    :math:`\tau` of the cosines of a unit row :math:`z_s` with prototypes, each times a scale. The labeling q, which the
+    paper calls :math:`\tau`, is their mean:
 
     .. math::
-        \tau(x) = \frac{1}{S} \sum_s \tau_s(x)
+        q(x) = \frac{1}{S} \sum_s q_s(x)
         \qquad
-        \tau_s(x) = \mathrm{softmax}(a \cos(\theta_s, z_s) / T)
+        q_s(x) = \mathrm{softmax}(a \cos(\theta_s, z_s) / \tau)
 
     At each step a linear classifier :math:`w_s` in each space makes some steps of gradient descent on its cross entropy
     to the labeling, from where the last step left it. On clusters that can be separated, gradient descent tends to the
     classifier of largest margin. The heads then learn, with the classifiers held still, what these find easy:
 
     .. math::
-        loss = \sum_s CE(w_s z_s, \tau) - \gamma \sum_s H(\mathrm{mean}_x \, \tau_s(x))
+        loss = \sum_s CE(w_s z_s, q) - \gamma \sum_s H(\mathrm{mean}_x \, q_s(x))
 
     With gamma at 1 sizes are free, above it large clusters are split, below it small ones vanish.
 
@@ -135,6 +136,7 @@ class TURTLE(ClusterHeadMethod):
             logits = [own.to(wide) for own in self.labeling.logits(features)]
             rows = [l2_normalize(part.to(wide), dim=1) for part in self.labeling.spaces_of(features)]
             shares = [own.softmax(dim=1) for own in logits]
+            # The average over spaces, (9) in the authors' code; below, their loss (12).
             labeling = torch.stack(shares).mean(dim=0)
             errors = []
             for place, own in enumerate(rows):

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.floors.tables import FLOOR_TABLES
 from benchmarks.kmeans import GRID
 from benchmarks.pages import BLOCK, NOTHING, PAGES, fill, make_block, op_of, read_results
+from benchmarks.report import Row
 from tests.benchmarks.test_harness import make_row
 
 ALL_PAGES = sorted(PAGES.glob("*.md"))
@@ -23,6 +24,10 @@ def test_tables_are_those_of_the_results(path: Path) -> None:
     page = path.read_text()
     assert page == fill(page, read_results())
     assert page.count("<!-- begin ") == page.count("<!-- end -->") == len(BLOCK.findall(page))
+
+
+def test_the_first_page_is_a_screen() -> None:
+    assert len((PAGES / "index.md").read_text().splitlines()) <= 60
 
 
 def test_nothing_that_was_measured_or_modeled_is_left_out() -> None:
@@ -88,24 +93,39 @@ def test_a_step_is_taken_apart_in_shares_of_the_step_with_the_reference() -> Non
         *(step(provider="reference", mode=mode, median_ms=ms, per_ours=2.0) for mode, ms in taken.items()),
         *(step(provider="fused", mode=mode, median_ms=ms / 2) for mode, ms in taken.items()),
     ]
-    line = make_block("steps", results).splitlines()[-1]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[2:] == ["5", "10.0%", "20.0%", "10.0%", "50.0%", "10.0%", "15.0%", "2", "2"]
+    assert last_cells("steps", results)[1:] == ["5", "2", "2", "10.0%", "20.0%", "10.0%", "50.0%", "10.0%", "15.0%"]
+    others = [replace(row, instruction_set="ZVECTOR", median_ms=2 * (row.median_ms or 0.0)) for row in results]
+    assert last_cells("steps", [*others, *results])[1:8] == ["5", "2", "2", "10", "2", "2", "10.0%"]
 
 
-def test_a_line_of_the_glance_names_its_kernels() -> None:
+def last_cells(name: str, rows: list[Row]) -> list[str]:
+    """Return the cells of the last line of a table."""
+    return [cell.strip() for cell in make_block(name, rows).splitlines()[-1].strip("|").split("|")]
+
+
+def test_a_line_of_the_glance_is_an_op_on_all_kinds_of_kernels() -> None:
     results = [
-        ours(case="even-100x8", median_ms=1.0, threads=1),
-        rival(case="even-100x8", median_ms=2.0, per_ours=2.0, threads=1),
+        ours(case="even-100x8", median_ms=1.0, per_floor=1.5, threads=2, instruction_set="AVX2"),
+        rival(case="even-100x8", median_ms=2.0, per_ours=2.0, threads=2, instruction_set="AVX2"),
     ]
-    line = make_block("glance", results).splitlines()[-1]
-    assert line.startswith("| `spin`, even-100x8 | ")
-    assert ", 1 thread | forward and backward | 1 |" in line
-    assert "training_step" not in make_block("glance", [*results, make_row(op="training_step", mode="step")])
-    others = [replace(row, machine="B 200") for row in results]
-    first, second = make_block("glance", [*results, *others]).splitlines()[-2:]
-    assert ", 1 thread, A 1 | " in first
-    assert ", 1 thread, B 200 | " in second
+    wider = [replace(row, instruction_set="AVX512", per_floor=0.5) for row in results]
+    on_card = [replace(row, instruction_set="", machine="B 200", device="cuda") for row in results]
+    text = make_block("glance", [*on_card, *results, *wider, make_row(op="training_step", mode="step")])
+    assert text.startswith("AVX-512: A 1, 2 threads. AVX2: A 1, 2 threads. B 200: B 200, 2 threads.")
+    assert "best rival / AVX-512 | AVX2, ms | AVX2 / floor | best rival / AVX2 | B 200, ms" in text
+    assert text.splitlines()[4:] == [
+        "| `spin`, even-100x8 | forward and backward | 1 | 0.5 | 2, rival | 1 | 1.5 | 2, rival | 1 | 1.5 | 2, rival |"
+    ]
+
+
+def test_the_glance_says_what_was_measured_elsewhere() -> None:
+    """A place with more ops stands for the kernels; another one is taken for what is missing there."""
+    there = [ours(case="even-100x8", median_ms=1.0), rival(case="even-100x8", median_ms=2.0, per_ours=2.0)]
+    there += [replace(row, op="turn") for row in there]
+    elsewhere = [replace(row, op=op, machine="Z 9", threads=3) for row in there[:2] for op in ("spin", "wind")]
+    lines = make_block("glance", [*elsewhere, *there]).splitlines()[4:]
+    assert [line.split(" | ")[2] for line in lines] == ["1", "1", "1 (Z 9, 3 threads)"]
+    assert [line.split("`")[1] for line in lines] == ["spin", "turn", "wind"]
 
 
 def test_a_block_is_replaced_and_the_text_around_it_stays() -> None:

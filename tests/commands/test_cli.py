@@ -17,7 +17,6 @@ from deepclust_ext.__main__ import main
 from deepclust_ext.commands import demo
 from deepclust_ext.commands._installation import collect_info, format_info
 from deepclust_ext.ops._checks import LARGEST_SEED
-from tests.forks import run_python
 
 
 def test_info_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/host_device.h"
+
 namespace deepclust {
 
 // Rows and columns of a block, and so of a tile of scores: whole panels of columns, and 16 KB of float32, half of a
@@ -38,7 +40,7 @@ struct BlockPair {
 template <typename Task>
 void for_each_pair(int64_t rows, const Task& task) {
   const int64_t block = rows <= kFewRows ? kSmallBlock : kTileRows;
-  const int64_t blocks = (rows + block - 1) / block;
+  const int64_t blocks = divide_up(rows, block);
   const auto run = [&](int64_t i, int64_t j) {
     const int64_t row = i * block, column = j * block;
     task(BlockPair{row, std::min(block, rows - row), column, std::min(block, rows - column), true, i != j});
@@ -73,9 +75,9 @@ struct Chunk {
 // that sums by chunk do not depend on the number of threads.
 inline int64_t chunk_rows(int64_t rows) {
   const int64_t chunks = std::clamp<int64_t>(rows / kLeastChunkRows, 1, kMaxChunks);
-  return std::max<int64_t>((rows + chunks * kTileRows - 1) / (chunks * kTileRows), 1) * kTileRows;
+  return std::max<int64_t>(divide_up(rows, chunks * kTileRows), 1) * kTileRows;
 }
-inline int64_t count_chunks(int64_t rows) { return (rows + chunk_rows(rows) - 1) / chunk_rows(rows); }
+inline int64_t count_chunks(int64_t rows) { return divide_up(rows, chunk_rows(rows)); }
 
 // Calls task(chunk) until all rows have been compared with all columns: groups of columns one after the other, chunks
 // of rows at once. What chunks add to columns they keep by index until merge(column, columns), at the end of a group.

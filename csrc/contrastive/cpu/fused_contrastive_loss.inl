@@ -63,7 +63,7 @@ struct ContrastiveTile {
         rows(pair.rows),
         column(pair.column),
         columns(pair.columns),
-        padded((columns + Tile<T>::kPanelColumns - 1) / Tile<T>::kPanelColumns * Tile<T>::kPanelColumns) {
+        padded(round_up(columns, Tile<T>::kPanelColumns)) {
     score_columns(pair_rows, in.column_panels + column * in.depth, in.column_bias + column, rows, 0, padded, in.depth,
                   scores, kTileColumns);
     for (int64_t r = 0; r < rows; ++r) {

@@ -16,6 +16,7 @@
 #include "contrastive/cpu/block_pairs.h"
 #include "core/cpu/scratch.h"
 #include "core/dtypes.h"
+#include "core/host_device.h"
 
 namespace deepclust {
 namespace {
@@ -26,8 +27,6 @@ struct Options {
   ContrastiveOptions loss;
   bool normalize;
 };
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
 // One input: features (B, D) and class vectors (B, K), if there are any.
 struct Source {

@@ -15,6 +15,7 @@
 #include "core/cuda/numeric.cuh"
 #include "core/cuda/quad.cuh"
 #include "core/cuda/tile_gemm.cuh"
+#include "core/host_device.h"
 
 namespace deepclust::contrastive {
 
@@ -26,7 +27,7 @@ constexpr int kChunkFeatures = std::is_same<typename P::Element, double>::value 
 
 // Sums of some packed rows over their columns.
 template <class P>
-struct OwnerArguments {
+struct ContrastiveOwnerArguments {
   using T = typename P::Accumulator;
   ContrastiveArguments<P> packed;
   const T* anchor_values;  // (kContrastiveValues, anchors), see ContrastiveGradientArguments
@@ -42,7 +43,8 @@ struct Contribution {
   T slope, weight_slope, shift;
 
   template <class P>
-  static __device__ __forceinline__ Contribution of(const OwnerArguments<P>& in, bool is_anchor, int64_t anchor) {
+  static __device__ __forceinline__ Contribution of(const ContrastiveOwnerArguments<P>& in, bool is_anchor,
+                                                    int64_t anchor) {
     if (!is_anchor) return {0, 0, Limits<T>::kInfinity};
     const auto value = [&](ContrastiveValue which) { return in.anchor_values[which * in.packed.anchors + anchor]; };
     return {value(kSlope), value(kWeightSlope), value(kShift)};
@@ -66,7 +68,7 @@ struct SumOverColumns {
   static constexpr size_t kColumnOffset = device::shared_next<unsigned char>(Gemm::kSharedBytes, kTileBytes);
   static constexpr size_t kSharedBytes = device::shared_next<T>(kColumnOffset, kColumnTotal);
 
-  const OwnerArguments<P>& in;
+  const ContrastiveOwnerArguments<P>& in;
   int64_t block_row;      // of the owned rows
   int64_t first_feature;  // of the packed row
   bool bounded;
@@ -76,7 +78,7 @@ struct SumOverColumns {
   Contribution<T> row[2];
   T sum[kFeatures / 8][4];  // element (f, e) belongs to row e / 2 of the lane and feature feature_of(f, e % 2)
 
-  __device__ __forceinline__ SumOverColumns(const OwnerArguments<P>& arguments, int64_t first, int chunk,
+  __device__ __forceinline__ SumOverColumns(const ContrastiveOwnerArguments<P>& arguments, int64_t first, int chunk,
                                             bool is_bounded, unsigned char* shared)
       : in(arguments), block_row(first), first_feature(int64_t{chunk} * kFeatures), bounded(is_bounded) {
     tile = device::shared_array<unsigned char>(shared, Gemm::kSharedBytes, kTileBytes);
@@ -315,7 +317,7 @@ struct SumOverColumns {
 // Block (x, y, z) sums over split y of the columns for row block x and chunk z of the features.
 template <class P>
 __global__ void __launch_bounds__(32 * kOwnerWarps, kBackwardBlocksPerMultiprocessor)
-    sum_over_columns_kernel(const OwnerArguments<P> in) {
+    sum_over_columns_kernel(const ContrastiveOwnerArguments<P> in) {
   using T = typename P::Accumulator;
   using Sums = SumOverColumns<P>;
   using Gemm = typename Sums::Gemm;
@@ -325,7 +327,7 @@ __global__ void __launch_bounds__(32 * kOwnerWarps, kBackwardBlocksPerMultiproce
   if (!(squares <= Limits<T>::kMax)) return;
   const int64_t block_row = int64_t{blockIdx.x} * Gemm::kRows;
   Sums sums(in, block_row, in.first_chunk + static_cast<int>(blockIdx.z), packed.is_bounded(squares), shared);
-  const int tiles = static_cast<int>((in.columns + Gemm::kColumns - 1) / Gemm::kColumns);
+  const int tiles = static_cast<int>(divide_up(in.columns, Gemm::kColumns));
   const TileOperand<P> columns[1] = {packed.operand(in.first_column, in.columns)};
   Gemm::run(packed.operand(in.first_row, in.count), columns, packed.row_depth, block_row,
             static_cast<int>(int64_t{tiles} * blockIdx.y / in.splits),

@@ -17,7 +17,7 @@ constexpr int kFinishThreads = 256;
 constexpr int kRowsPerFinishBlock = 32;
 
 template <class P>
-struct FinishArguments {
+struct ContrastiveFinishArguments {
   using T = typename P::Accumulator;
   ContrastiveArguments<P> packed;
   struct Owners {
@@ -32,7 +32,8 @@ struct FinishArguments {
 // Adds up a row's sums and the part of its positive pair, and carries them through the scaling and the normalization
 // x / max(|x|, 1e-12): (g - n (n.g)) / |x|, or g / 1e-12 below the bound; by a warp.
 template <class P, class Input>
-__device__ void finish_row(const FinishArguments<P>& in, const ContrastiveInputs& inputs, int64_t row, bool finite) {
+__device__ void finish_row(const ContrastiveFinishArguments<P>& in, const ContrastiveInputs& inputs, int64_t row,
+                           bool finite) {
   using T = typename P::Accumulator;
   const ContrastiveArguments<P>& packed = in.packed;
   // The input that the row is of, and its gradients.
@@ -91,7 +92,7 @@ __device__ void finish_row(const FinishArguments<P>& in, const ContrastiveInputs
 
 template <class P, class Input>
 __global__ void __launch_bounds__(kFinishThreads, 4)
-    finish_gradient_kernel(const FinishArguments<P> in, const ContrastiveInputs inputs) {
+    finish_gradient_kernel(const ContrastiveFinishArguments<P> in, const ContrastiveInputs inputs) {
   using T = typename P::Accumulator;
   const T squares = largest_of<kFinishThreads / 32>(in.packed.largest_squares, in.packed.prepare_blocks);
   const bool finite = squares <= Limits<T>::kMax;

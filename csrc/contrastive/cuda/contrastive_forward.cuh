@@ -12,6 +12,7 @@
 #include "core/cuda/numeric.cuh"
 #include "core/cuda/quad.cuh"
 #include "core/cuda/tile_gemm.cuh"
+#include "core/host_device.h"
 
 namespace deepclust::contrastive {
 
@@ -24,7 +25,7 @@ struct ExpSums {
 };
 
 template <class P>
-struct LossArguments {
+struct ContrastiveLossArguments {
   using T = typename P::Accumulator;
   ContrastiveArguments<P> packed;
   ExpSums<T>* partial;  // (splits, anchors)
@@ -62,13 +63,13 @@ struct SumExps {
   using Gemm = TileGemm<P, kWarps, 1>;
   using T = typename P::Accumulator;
 
-  const LossArguments<P>& in;
+  const ContrastiveLossArguments<P>& in;
   int64_t first_row;
   bool bounded;
   T scale[2];  // of the lane's two rows
   ExpSums<T> sums[2];
 
-  __device__ __forceinline__ SumExps(const LossArguments<P>& arguments, int64_t first, bool is_bounded)
+  __device__ __forceinline__ SumExps(const ContrastiveLossArguments<P>& arguments, int64_t first, bool is_bounded)
       : in(arguments), first_row(first), bounded(is_bounded) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -123,7 +124,7 @@ struct SumExps {
 
 // The loss of an anchor from the sums of all splits; writes what the backward pass needs of it.
 template <class P>
-__device__ double finish_anchor(const LossArguments<P>& in, int64_t i, bool finite) {
+__device__ double finish_anchor(const ContrastiveLossArguments<P>& in, int64_t i, bool finite) {
   using T = typename P::Accumulator;
   const ContrastiveArguments<P>& packed = in.packed;
   double loss = Limits<double>::kNan;
@@ -169,7 +170,8 @@ constexpr int kForwardBlocks =
 // Block (x, y) sums over split y of the columns for row block x. The last one of a row block adds the splits up in
 // their order, the last one of all adds the losses up.
 template <class P, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<P, kWarps>) sum_exps_kernel(const LossArguments<P> in) {
+__global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<P, kWarps>)
+    sum_exps_kernel(const ContrastiveLossArguments<P> in) {
   using T = typename P::Accumulator;
   using Sums = SumExps<P, kWarps>;
   using Gemm = typename Sums::Gemm;
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(32 * kWarps, kForwardBlocks<P, kWarps>) sum_ex
   const bool finite = squares <= Limits<T>::kMax;
   if (finite) {
     Sums sums(in, first_row, packed.is_bounded(squares));
-    const int tiles = static_cast<int>((in.columns + Gemm::kColumns - 1) / Gemm::kColumns);
+    const int tiles = static_cast<int>(divide_up(in.columns, Gemm::kColumns));
     const TileOperand<P> columns[1] = {packed.operand(in.first_column, in.columns)};
     Gemm::run(packed.operand(0, packed.anchors), columns, packed.row_depth, first_row,
               static_cast<int>(int64_t{tiles} * blockIdx.y / in.splits),

@@ -54,7 +54,7 @@ ContrastivePlan plan_rows(const ContrastiveInputs& inputs) {
   plan.rows = 2 * inputs.batch + inputs.queue;
   const int64_t stage_depth =
       for_products(plan.products, [](auto p) -> int64_t { return TileGemm<decltype(p), 4, 1>::kStageDepth; });
-  plan.row_depth = divide_up(inputs.depth + inputs.classes, stage_depth) * stage_depth;
+  plan.row_depth = round_up(inputs.depth + inputs.classes, stage_depth);
   plan.prepare_blocks = static_cast<int>(divide_up(inputs.batch + inputs.queue, kRowsPerPrepareBlock));
   return plan;
 }
@@ -127,7 +127,7 @@ template <class P>
 constexpr bool kHasLargeBlocks = !std::is_same<typename P::Element, double>::value;
 
 template <class P, int kWarps>
-cudaError_t launch_sum_exps(const LossArguments<P>& in, cudaStream_t stream) {
+cudaError_t launch_sum_exps(const ContrastiveLossArguments<P>& in, cudaStream_t stream) {
   return device::launch(sum_exps_kernel<P, kWarps>, dim3(in.row_blocks, in.splits), dim3(32 * kWarps),
                         SumExps<P, kWarps>::Gemm::kSharedBytes, stream, in);
 }
@@ -138,7 +138,7 @@ cudaError_t launch_loss(const ContrastiveInputs& inputs, const ContrastivePlan& 
                         cudaStream_t stream) {
   using T = typename P::Accumulator;
   const ContrastiveBlocks& blocks = plan.blocks[0];
-  LossArguments<P> in{};
+  ContrastiveLossArguments<P> in{};
   in.packed = packed_arguments<P>(inputs, plan, workspace);
   in.partial = static_cast<ExpSums<T>*>(workspace.field[kPartialSums]);
   in.tickets = static_cast<unsigned*>(workspace.field[kTickets]);
@@ -165,7 +165,7 @@ cudaError_t launch_gradient(const ContrastiveInputs& inputs, const ContrastivePl
                             const ContrastiveWorkspace& workspace, const ContrastiveGradients& gradients,
                             cudaStream_t stream) {
   using T = typename P::Accumulator;
-  FinishArguments<P> finish{};
+  ContrastiveFinishArguments<P> finish{};
   finish.packed = packed_arguments<P>(inputs, plan, workspace);
   auto* anchor_values = static_cast<T*>(workspace.field[kAnchorValues]);
   finish.anchor_values = anchor_values;
@@ -176,7 +176,7 @@ cudaError_t launch_gradient(const ContrastiveInputs& inputs, const ContrastivePl
   cudaError_t error = launch_prepare<P>(inputs, finish.packed, gradient, nullptr, 0, stream);
   for (int pass = 0; pass < plan.passes && error == cudaSuccess; ++pass) {
     const ContrastiveBlocks& blocks = plan.blocks[pass];
-    OwnerArguments<P> in{};
+    ContrastiveOwnerArguments<P> in{};
     in.packed = finish.packed;
     in.anchor_values = anchor_values;
     in.sums = static_cast<T*>(workspace.field[pass == 0 ? kGradientSums : kQueueSums]);
@@ -254,7 +254,7 @@ ContrastivePlan plan_contrastive_gradient(const ContrastiveInputs& inputs, const
 ContrastiveBytes contrastive_bytes(const ContrastiveInputs& inputs, const ContrastivePlan& plan, bool backward) {
   const int64_t element = for_products(
       plan.products, [](auto p) -> int64_t { return decltype(p)::kParts * sizeof(typename decltype(p)::Element); });
-  const int64_t accumulator = inputs.type == ElementType::kF64 ? sizeof(double) : sizeof(float);
+  const int64_t accumulator = accumulator_bytes(inputs.type);
   ContrastiveBytes bytes{};
   bytes.field[kRows] = plan.rows * plan.row_depth * element;
   bytes.field[kScale] = bytes.field[kInverseNorm] = plan.rows * accumulator;

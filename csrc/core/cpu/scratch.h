@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "core/host_device.h"
+
 namespace deepclust {
 
 // One allocation, handed out piece by piece, each on its own cache lines.
@@ -18,7 +20,7 @@ class Scratch {
         next_(static_cast<T*>(memory_.get())),
         end_(next_ + elements) {}
 
-  static constexpr int64_t size_of(int64_t elements) { return (elements + 15) / 16 * 16; }
+  static constexpr int64_t size_of(int64_t elements) { return round_up(elements, 16); }
 
   T* take(int64_t elements) {
 #if defined(__SANITIZE_ADDRESS__)  // AddressSanitizer sees the end of the allocation, not that a piece reaches past it

@@ -18,7 +18,6 @@
 #endif
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "core/host_device.h"
@@ -51,8 +50,8 @@ inline void check_launch(cudaError_t error) {
 #endif
 }
 
-// Device memory for one op from torch's allocator, cut into the fields of a workspace, a struct of pointers. Alive as
-// long as the object, which on a stream is enough.
+// Device memory for one op from torch's allocator, cut into the fields of a workspace. Alive as long as the object,
+// which on a stream is enough.
 template <class Workspace>
 class DeviceMemory {
  public:
@@ -60,31 +59,29 @@ class DeviceMemory {
   template <class Bytes>
   DeviceMemory(const Bytes& bytes /* of every field, in order */, const at::TensorOptions& options) {
     constexpr size_t kFields = sizeof(bytes.field) / sizeof(bytes.field[0]);
-    static_assert(sizeof(Workspace) == kFields * sizeof(void*), "a workspace has a pointer for each number of bytes");
+    static_assert(sizeof(Workspace) == kFields * sizeof(void*), "a workspace has a field for each number of bytes");
     const at::TensorOptions raw = options.dtype(at::kByte);
-    void* pieces[kFields];
 #if defined(DEEPCLUST_EMULATED)
     for (size_t i = 0; i < kFields; ++i) {  // apart, so that the checker knows where each ends
       memory_.push_back(at::empty({bytes.field[i]}, raw));
-      pieces[i] = bytes.field[i] > 0 ? memory_.back().mutable_data_ptr() : nullptr;
+      workspace_.field[i] = bytes.field[i] > 0 ? memory_.back().mutable_data_ptr() : nullptr;
     }
 #else
     int64_t total = 0;
-    for (const int64_t size : bytes.field) total += round_up(size);
+    for (const int64_t size : bytes.field) total += round_up(size, kAlignment);
     memory_.push_back(at::empty({total}, raw));
     auto* next = static_cast<unsigned char*>(memory_.back().mutable_data_ptr());
     for (size_t i = 0; i < kFields; ++i) {
-      pieces[i] = bytes.field[i] > 0 ? next : nullptr;
-      next += round_up(bytes.field[i]);
+      workspace_.field[i] = bytes.field[i] > 0 ? next : nullptr;
+      next += round_up(bytes.field[i], kAlignment);
     }
 #endif
-    std::memcpy(&workspace_, pieces, sizeof(workspace_));
   }
 
   const Workspace& workspace() const { return workspace_; }
 
  private:
-  static int64_t round_up(int64_t bytes) { return divide_up(bytes, 256) * 256; }
+  static constexpr int64_t kAlignment = 256;
 
   std::vector<at::Tensor> memory_;
   Workspace workspace_;

@@ -42,6 +42,7 @@
 #include "core/cpu/capability.h"
 #include "core/cpu/scratch.h"
 #include "core/dtypes.h"
+#include "core/host_device.h"
 
 #if DEEPCLUST_X86
 #include <immintrin.h>
@@ -150,7 +151,7 @@ class Assignment {
 
 template <typename T>
 Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroids, bool cosine)
-    : padded_((centroids.size(0) + tile_ - 1) / tile_ * tile_),
+    : padded_(round_up(centroids.size(0), tile_)),
       pairs_((centroids.size(1) + 1) / 2),
       stride_(DEEPCLUST_SELECT(block_stride)(centroids.size(1))),
       by_pairs_(std::is_same_v<T, float> && centroids.size(0) > 1 && has_bfloat16()),
@@ -223,7 +224,7 @@ void assign(const at::Tensor& features, const at::Tensor& centroids, bool cosine
   const int64_t count = features.size(0), width = DEEPCLUST_SELECT(panel_columns<T>)();
   int64_t* label = labels.mutable_data_ptr<int64_t>();
   T* distance = distances.mutable_data_ptr<T>();
-  at::parallel_for(0, (count + width - 1) / width, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, divide_up(count, width), 1, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch(assignment.workspace());
     T* memory = scratch.take(assignment.workspace());
     assignment(begin * width, std::min(end * width, count), memory, label, distance);
@@ -245,8 +246,8 @@ std::tuple<at::Tensor, at::Tensor> kmeans_assign_cpu(const at::Tensor& features,
 }
 
 int64_t part_rows_of(int64_t count, int64_t clusters) {
-  const int64_t least_rows = std::max({kMinPartRows, kPartRowsPerCluster * clusters, (count - 1) / kMaxParts + 1});
-  return (least_rows + kPartRowsMultiple - 1) / kPartRowsMultiple * kPartRowsMultiple;
+  const int64_t least_rows = std::max({kMinPartRows, kPartRowsPerCluster * clusters, divide_up(count, kMaxParts)});
+  return round_up(least_rows, kPartRowsMultiple);
 }
 
 // Sums and sizes of clusters. `label_rows` is called for each part before its labels are read, by the same thread.
@@ -258,7 +259,7 @@ void update(const at::Tensor& features, const int64_t* labels, const at::Tensor&
   T* sum = sums.mutable_data_ptr<T>();
   int64_t* size = counts.mutable_data_ptr<int64_t>();
   const int64_t part_rows = part_rows_of(count, clusters);
-  const int64_t parts = (count + part_rows - 1) / part_rows;
+  const int64_t parts = divide_up(count, part_rows);
   const int64_t part_size = Scratch<T>::size_of(clusters * depth), part_clusters = Scratch<int64_t>::size_of(clusters);
   Scratch<T> sum_scratch(parts * part_size);
   Scratch<int64_t> count_scratch(parts * part_clusters);
@@ -344,7 +345,7 @@ std::array<double, 2> step(const at::Tensor& features, const at::Tensor& centroi
   // Rows are labeled part by part, and added up while they are in cache, unless one thread has much more than its share
   // of the few parts that there are with many clusters.
   const int64_t threads = at::get_num_threads(), part_rows = part_rows_of(count, centroids.size(0));
-  const int64_t parts_of_one = ((count + part_rows - 1) / part_rows + threads - 1) / threads;
+  const int64_t parts_of_one = divide_up(divide_up(count, part_rows), threads);
   if (parts_of_one * part_rows * threads <= count + count / kMaxIdleShare) {
     update<T>(features, label, centers, counts, label_rows);
   } else {

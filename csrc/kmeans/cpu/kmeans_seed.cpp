@@ -31,6 +31,7 @@
 #include "core/cpu/capability.h"
 #include "core/cpu/scratch.h"
 #include "core/dtypes.h"
+#include "core/host_device.h"
 
 #if DEEPCLUST_X86
 #include <immintrin.h>
@@ -83,7 +84,7 @@ double integer_scale(int64_t count, double largest) {
 class Draw {
  public:
   Draw(const double* values, int64_t count, double largest)
-      : values_(values), count_(count), scale_(integer_scale(count, largest)), sums_((count - 1) / kBlockRows + 1) {
+      : values_(values), count_(count), scale_(integer_scale(count, largest)), sums_(divide_up(count, kBlockRows)) {
     at::parallel_for(0, static_cast<int64_t>(sums_.size()), 8, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * kBlockRows;
@@ -166,10 +167,10 @@ Seeding<T>::Seeding(const at::Tensor& features, int64_t candidates, bool cosine,
     : count_(features.size(0)),
       depth_(features.size(1)),
       pairs_((depth_ + 1) / 2),
-      panels_((count_ - 1) / columns_ + 1),
+      panels_(divide_up(count_, columns_)),
       padded_(panels_ * columns_),
       block_panels_(kBlockRows / columns_),
-      blocks_((panels_ - 1) / block_panels_ + 1),
+      blocks_(divide_up(panels_, block_panels_)),
       trials_(candidates),
       scratch_(size_of(depth_) + (cosine ? size_of(count_ * depth_) + size_of(count_) : 0)),
       float_scratch_(2 * float_size(padded_) + 3 * float_size(candidates)),

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps) assign_rows_kernel(c
   Search search(in);
   if (finite) {
     const TileOperand<P> columns[1] = {{{in.centroids}, in.clusters}};
-    const int tiles = static_cast<int>((in.clusters + Gemm::kColumns - 1) / Gemm::kColumns);
+    const int tiles = static_cast<int>(divide_up(in.clusters, Gemm::kColumns));
     Gemm::run({{in.features}, in.count}, columns, in.row_depth, first_row, 0, tiles, shared, search);
   }
 #pragma unroll
@@ -129,15 +129,11 @@ cudaError_t launch_assign_type(const KmeansAssignInputs& inputs, const KmeansAss
   return plan.warps == 8 ? launch_assign_kernel<P, 8>(in, stream) : launch_assign_kernel<P, 4>(in, stream);
 }
 
-int64_t element_bytes(ElementType type) {
-  return type == ElementType::kF64 ? sizeof(double) : type == ElementType::kF32 ? sizeof(float) : 2;
-}
-
 }  // namespace
 
 KmeansAssignPlan plan_kmeans_assign(const KmeansAssignInputs& inputs, int multiprocessors) {
   const int64_t stage_depth = 128 / element_bytes(inputs.type);
-  const int64_t row_depth = divide_up(inputs.depth, stage_depth) * stage_depth;
+  const int64_t row_depth = round_up(inputs.depth, stage_depth);
   const auto copies = [&](const void* rows) {
     return row_depth != inputs.depth || reinterpret_cast<uintptr_t>(rows) % 16 != 0;
   };
@@ -148,7 +144,7 @@ KmeansAssignPlan plan_kmeans_assign(const KmeansAssignInputs& inputs, int multip
 
 KmeansAssignBytes kmeans_assign_bytes(const KmeansAssignInputs& inputs, const KmeansAssignPlan& plan) {
   const int64_t row_bytes = plan.row_depth * element_bytes(inputs.type);
-  const int64_t accumulator = inputs.type == ElementType::kF64 ? sizeof(double) : sizeof(float);
+  const int64_t accumulator = accumulator_bytes(inputs.type);
   KmeansAssignBytes bytes{};
   bytes.field[kFeatureRows] = plan.copies[0] ? inputs.count * row_bytes : 0;
   bytes.field[kCentroidRows] = plan.copies[1] ? inputs.clusters * row_bytes : 0;

@@ -59,16 +59,21 @@ struct KmeansUpdateInputs {
   const int64_t* labels;           // (N,)
 };
 
-// Bytes of every field, in order.
+// Sums of the parts into which the rows are cut; their number is decided from the sizes alone.
+enum {
+  kUpdatePartSums,    // (parts, K, D) T
+  kUpdatePartCounts,  // (parts, K) int
+  kKmeansUpdateFields
+};
+
+// Bytes of every field.
 struct KmeansUpdateBytes {
-  int64_t field[2];
+  int64_t field[kKmeansUpdateFields];
 };
 KmeansUpdateBytes kmeans_update_bytes(const KmeansUpdateInputs& inputs);
 
-// Sums of the parts into which the rows are cut; their number is decided from the sizes alone.
 struct KmeansUpdateWorkspace {
-  void* part_sums;    // (parts, K, D) T
-  void* part_counts;  // (parts, K) int
+  void* field[kKmeansUpdateFields];
 };
 
 // Two launches.

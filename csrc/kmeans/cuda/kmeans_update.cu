@@ -116,8 +116,8 @@ cudaError_t launch_update_type(const KmeansUpdateInputs& inputs, const KmeansUpd
   KmeansUpdateArguments<Row> in{};
   in.features = static_cast<const Row*>(inputs.features);
   in.labels = inputs.labels;
-  in.part_sums = static_cast<T*>(workspace.part_sums);
-  in.part_counts = static_cast<int*>(workspace.part_counts);
+  in.part_sums = static_cast<T*>(workspace.field[kUpdatePartSums]);
+  in.part_counts = static_cast<int*>(workspace.field[kUpdatePartCounts]);
   in.sums = static_cast<T*>(sums);
   in.counts = counts;
   in.count = inputs.count;
@@ -138,8 +138,11 @@ cudaError_t launch_update_type(const KmeansUpdateInputs& inputs, const KmeansUpd
 
 KmeansUpdateBytes kmeans_update_bytes(const KmeansUpdateInputs& inputs) {
   const int64_t sums = parts_of(inputs) * inputs.clusters;
-  const int64_t accumulator = inputs.type == ElementType::kF64 ? sizeof(double) : sizeof(float);
-  return {{sums * inputs.depth * accumulator, sums * static_cast<int64_t>(sizeof(int))}};
+  const int64_t accumulator = accumulator_bytes(inputs.type);
+  KmeansUpdateBytes bytes{};
+  bytes.field[kUpdatePartSums] = sums * inputs.depth * accumulator;
+  bytes.field[kUpdatePartCounts] = sums * static_cast<int64_t>(sizeof(int));
+  return bytes;
 }
 
 cudaError_t launch_kmeans_update(const KmeansUpdateInputs& inputs, const KmeansUpdateWorkspace& workspace, void* sums,

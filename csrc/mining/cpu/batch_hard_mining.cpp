@@ -29,6 +29,7 @@
 #include "core/constants.h"
 #include "core/cpu/scratch.h"
 #include "core/dtypes.h"
+#include "core/host_device.h"
 #include "mining/batch_hard_mining.h"
 #include "mining/cpu/pair_gradient.h"
 
@@ -108,7 +109,7 @@ class Search {
       : count_(teacher.size(0)),
         depth_(teacher.size(1)),
         width_(DEEPCLUST_SELECT(panel_columns<T>)()),
-        padded_((count_ + width_ - 1) / width_ * width_),
+        padded_(round_up(count_, width_)),
         normalize_(normalize),
         anchors_(anchors),
         teacher_source_(teacher.const_data_ptr<T>()),
@@ -176,7 +177,7 @@ class Search {
   // The hardest pairs of the anchors, block by block.
   void mine_blocks() {
     const int64_t block_rows = DEEPCLUST_SELECT(mining_block_rows<T>)(count_, depth_, at::get_num_threads());
-    const int64_t blocks = (anchors_.count + block_rows - 1) / block_rows;
+    const int64_t blocks = divide_up(anchors_.count, block_rows);
     const int64_t limit = kMinTests + count_ / kColumnsPerTest;
     const int64_t workspace = DEEPCLUST_SELECT(mining_workspace<T>)(block_rows, padded_, depth_);
     at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {

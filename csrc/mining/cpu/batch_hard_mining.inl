@@ -87,9 +87,7 @@ struct RowScan {
     const int64_t end = group_begin(group) + kSpan * VecOf<T>::kLanes;
     return end < padded ? end : padded;
   }
-  int64_t groups() const {
-    return (padded + kSpan * VecOf<T>::kLanes - 1) / (kSpan * VecOf<T>::kLanes) * VecOf<T>::kLanes;
-  }
+  int64_t groups() const { return divide_up(padded, kSpan * VecOf<T>::kLanes) * VecOf<T>::kLanes; }
 
   bool can_be_positive(int64_t column) const {
     const T reach = self_distance[column];
@@ -315,7 +313,7 @@ void mine_rows(const MiningInputs<T>& in,
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr int64_t kRows = Tile<T>::kPanelRows;
   constexpr int64_t kBatch = kProductPanels * kRows;
-  const int64_t padded_rows = (count + kRows - 1) / kRows * kRows;
+  const int64_t padded_rows = round_up(count, kRows);
   const int64_t group_stride = in.padded / kSpan + kLanes;
   T* block = workspace;
   T* scores = block + padded_rows * block_stride(in.depth);
@@ -390,7 +388,7 @@ template <typename T>
 int64_t mining_block_rows(int64_t count, int64_t depth, int64_t threads) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
   int64_t rows = kMaxBlockRows;
-  const int64_t share = (count + threads - 1) / threads;
+  const int64_t share = divide_up(count, threads);
   if (rows > share) rows = share;
   if (rows > kMaxBlockElements / depth) rows = kMaxBlockElements / depth;
   if (rows > kMaxScoreElements / count) rows = kMaxScoreElements / count;
@@ -401,7 +399,7 @@ int64_t mining_block_rows(int64_t count, int64_t depth, int64_t threads) {
 template <typename T>
 int64_t mining_workspace(int64_t rows, int64_t padded, int64_t depth) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
-  const int64_t padded_rows = (rows + kRows - 1) / kRows * kRows;
+  const int64_t padded_rows = round_up(rows, kRows);
   return padded_rows * (block_stride(depth) + padded + 2 * (padded / kSpan + VecOf<T>::kLanes)) +
          kProductPanels * kRows * padded;
 }

@@ -1,3 +1,5 @@
+// The HSD loss: the pairs of mine_hard_pairs(), then the formula of a row (hsd_row.h) for all of them. Backward is
+// pair_gradient() with the slopes that forward kept. O(N) beside the mining.
 #include "mining/fused_hsd_loss.h"
 
 #include <ATen/Parallel.h>
@@ -9,6 +11,7 @@
 #include <vector>
 
 #include "core/dtypes.h"
+#include "core/host_device.h"
 #include "mining/cpu/batch_hard_mining.h"
 #include "mining/cpu/pair_gradient.h"
 #include "mining/hsd_row.h"
@@ -28,7 +31,7 @@ std::array<double, kHsdSums> finish_rows(const MinedPairs& mined, double tempera
   const int64_t* index = mined.index.const_data_ptr<int64_t>();
   const T* distance = mined.distance.const_data_ptr<T>();
   const T* inverse = mined.inverse_distance.const_data_ptr<T>();
-  const int64_t groups = (count + kRowsPerSum - 1) / kRowsPerSum;
+  const int64_t groups = divide_up(count, kRowsPerSum);
   std::vector<std::array<double, kHsdSums>> sums(groups);
   at::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * kRowsPerSum; i < std::min(end * kRowsPerSum, count); ++i) {

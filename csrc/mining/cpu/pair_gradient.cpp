@@ -1,3 +1,5 @@
+// Each thread has rows of its own, and adds up the pairs that end in them, in the order of their anchors: no locks and
+// no atomics, and one order of sums. So pairs are grouped by target first, O(N). Each pair costs a row of D.
 #include "mining/cpu/pair_gradient.h"
 
 #include <ATen/Parallel.h>

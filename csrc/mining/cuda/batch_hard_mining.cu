@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs
   const bool finite = squares[0] <= Limits<T>::kMax && squares[1] <= Limits<T>::kMax;
   if (finite) {
     Search search(in, first_row, sqrt(squares[0]), sqrt(squares[1]));
-    const int tiles = static_cast<int>((in.count + Gemm::kColumns - 1) / Gemm::kColumns);
+    const int tiles = static_cast<int>(divide_up(in.count, Gemm::kColumns));
     const TileOperand<P> columns[2] = {in.operand(0), in.operand(1)};
     Gemm::run(in.operand(0), columns, in.row_depth, first_row,
               static_cast<int>(int64_t{tiles} * blockIdx.y / in.splits),
@@ -169,19 +169,20 @@ cudaError_t launch_type(const MiningPlan& plan, const void* teacher, const void*
   in.input[0] = static_cast<const Row*>(teacher);
   in.input[1] = static_cast<const Row*>(student);
   for (int which = 0; which < 2; ++which) {
-    in.rows[which] = static_cast<Row*>(workspace.rows) + which * plan.count * plan.row_depth;
+    in.rows[which] = static_cast<Row*>(workspace.field[kMiningRows]) + which * plan.count * plan.row_depth;
   }
   if constexpr (P::kParts == 2) {
     for (int part = 0; part < 4; ++part) {
-      in.split[part] = static_cast<typename P::Element*>(workspace.split_rows) + part * plan.count * plan.row_depth;
+      in.split[part] =
+          static_cast<typename P::Element*>(workspace.field[kMiningSplitRows]) + part * plan.count * plan.row_depth;
     }
   }
-  in.values = static_cast<T*>(workspace.row_values);
-  in.largest_squares = static_cast<T*>(workspace.largest_squares);
-  in.candidates = static_cast<Candidate<T>*>(workspace.candidates);
-  in.results = static_cast<SearchResult<T>*>(workspace.results);
-  in.tickets = static_cast<unsigned*>(workspace.tickets);
-  in.sums = static_cast<double*>(workspace.sums);
+  in.values = static_cast<T*>(workspace.field[kMiningRowValues]);
+  in.largest_squares = static_cast<T*>(workspace.field[kMiningLargestSquares]);
+  in.candidates = static_cast<Candidate<T>*>(workspace.field[kMiningCandidates]);
+  in.results = static_cast<SearchResult<T>*>(workspace.field[kMiningResults]);
+  in.tickets = static_cast<unsigned*>(workspace.field[kMiningTickets]);
+  in.sums = static_cast<double*>(workspace.field[kMiningSums]);
   in.out = outputs;
   in.count = plan.count;
   in.depth = plan.depth;
@@ -217,7 +218,7 @@ MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int64_t f
   plan.depth = depth;
   plan.first_row = first_row;
   plan.end_row = end_row;
-  plan.row_depth = divide_up(depth, stage_depth) * stage_depth;
+  plan.row_depth = round_up(depth, stage_depth);
   plan.warps = many_rows ? 8 : 4;
   plan.row_blocks = static_cast<int>(row_blocks);
   plan.splits = static_cast<int>(room < 1 ? 1 : smaller(room, most));
@@ -225,19 +226,22 @@ MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int64_t f
   return plan;
 }
 
-MiningWorkspaceBytes mining_workspace_bytes(const MiningPlan& plan) {
-  const bool wide = plan.type == ElementType::kF64;
-  const int64_t accumulator = wide ? sizeof(double) : sizeof(float);
-  const int64_t element = plan.type == ElementType::kBf16 || plan.type == ElementType::kF16 ? 2 : accumulator;
-  const int64_t row_bytes = plan.count * plan.row_depth * element;
-  return {{2 * row_bytes, plan.type == ElementType::kF32 ? 2 * row_bytes : 0, kRowValues * plan.count * accumulator,
-           2 * plan.prepare_blocks * accumulator,
-           plan.count * plan.splits * 2 * kMaxCandidates *
-               static_cast<int64_t>(wide ? sizeof(Candidate<double>) : sizeof(Candidate<float>)),
-           plan.count * plan.splits *
-               static_cast<int64_t>(wide ? sizeof(SearchResult<double>) : sizeof(SearchResult<float>)),
-           (plan.row_blocks + 1) * static_cast<int64_t>(sizeof(unsigned)),
-           plan.row_blocks * kHsdSums * static_cast<int64_t>(sizeof(double))}};
+MiningBytes mining_bytes(const MiningPlan& plan) {
+  const bool is_f64 = plan.type == ElementType::kF64;
+  const int64_t accumulator = accumulator_bytes(plan.type), parts = plan.count * plan.splits;
+  const int64_t row_bytes = plan.count * plan.row_depth * element_bytes(plan.type);
+  const int64_t candidate = is_f64 ? sizeof(Candidate<double>) : sizeof(Candidate<float>);
+  const int64_t result = is_f64 ? sizeof(SearchResult<double>) : sizeof(SearchResult<float>);
+  MiningBytes bytes{};
+  bytes.field[kMiningRows] = 2 * row_bytes;
+  bytes.field[kMiningSplitRows] = plan.type == ElementType::kF32 ? 2 * row_bytes : 0;
+  bytes.field[kMiningRowValues] = kRowValues * plan.count * accumulator;
+  bytes.field[kMiningLargestSquares] = 2 * plan.prepare_blocks * accumulator;
+  bytes.field[kMiningCandidates] = parts * 2 * kMaxCandidates * candidate;
+  bytes.field[kMiningResults] = parts * result;
+  bytes.field[kMiningTickets] = (plan.row_blocks + 1) * static_cast<int64_t>(sizeof(unsigned));
+  bytes.field[kMiningSums] = plan.row_blocks * kHsdSums * static_cast<int64_t>(sizeof(double));
+  return bytes;
 }
 
 cudaError_t launch_batch_hard_mining(const MiningPlan& plan, const void* teacher, const void* student, bool normalize,

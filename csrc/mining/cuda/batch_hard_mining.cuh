@@ -26,24 +26,27 @@ MiningPlan plan_mining(ElementType type, int64_t count, int64_t depth, int64_t f
                        int multiprocessors);
 
 // Device memory that both kernels need and nobody reads afterwards. T is the accumulation type.
+enum {
+  kMiningRows,            // (2, N, row_depth) teacher, student: normalized; half precision scaled by powers of two
+  kMiningSplitRows,       // (4, N, row_depth) float16: teacher high, low, student high, low; only for kF32
+  kMiningRowValues,       // (kRowValues, N) T
+  kMiningLargestSquares,  // (2, prepare_blocks) T: squared norms of teacher and student; infinite if one is not finite
+  kMiningCandidates,      // (N, splits, 2, kMaxCandidates) Candidate<T>
+  kMiningResults,         // (splits, N) SearchResult<T>
+  kMiningTickets,         // (row_blocks + 1,) unsigned
+  kMiningSums,            // (row_blocks, kHsdSums) double
+  kMiningFields
+};
+
+// Bytes of every field; 0 if the plan does not use it.
+struct MiningBytes {
+  int64_t field[kMiningFields];
+};
+MiningBytes mining_bytes(const MiningPlan& plan);
+
 struct MiningWorkspace {
-  void* rows;             // (2, N, row_depth) teacher, student: normalized; of half precision scaled by powers of two
-  void* split_rows;       // (4, N, row_depth) float16: teacher high, low, student high, low; only for kF32
-  void* row_values;       // (kRowValues, N) T
-  void* largest_squares;  // (2, prepare_blocks) T: squared norms of teacher and student; infinite if one is not finite
-  void* candidates;       // (N, splits, 2, kMaxCandidates) Candidate<T>
-  void* results;          // (splits, N) SearchResult<T>
-  void* tickets;          // (row_blocks + 1,) unsigned
-  void* sums;             // (row_blocks, kHsdSums) double
+  void* field[kMiningFields];
 };
-
-constexpr int kWorkspaceFields = 8;
-
-// Bytes of every field, in order; 0 if the plan does not use it.
-struct MiningWorkspaceBytes {
-  int64_t field[kWorkspaceFields];
-};
-MiningWorkspaceBytes mining_workspace_bytes(const MiningPlan& plan);
 
 struct LossOutputs {
   double temperature;

@@ -1,3 +1,4 @@
+// Mining does all of it: where the pairs of a row are written, its loss is computed too (batch_hard_mining.cu).
 #include "mining/cuda/fused_hsd_loss.cuh"
 
 namespace deepclust {

@@ -9,6 +9,7 @@
 #include "core/cuda/element_type.cuh"
 #include "core/cuda/numeric.cuh"
 #include "core/cuda/quad.cuh"
+#include "core/host_device.h"
 
 namespace deepclust {
 namespace {
@@ -144,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
   bool first = true;
   int64_t begin = 0;
   do {  // at least once, for rows that no pair ends in
-    // The pairs of this step that end in a row of the block, counted by each warp for itself.
+    // The pairs of this step that end in a row of the block, each warp counting its own.
     int row[kPairsPerWarp / 32];
     unsigned hits[kPairsPerWarp / 32];
     int count = 0;
@@ -219,7 +220,7 @@ cudaError_t launch_type(const PairGradientInputs& inputs, void* grad_teacher, vo
   in.factor = static_cast<T>(inputs.factor);
   in.rows_per_block = inputs.count <= 8192 ? 8 : 32;  // few rows: many blocks; many rows: few passes over the pairs
   in.normalize = inputs.normalize;
-  const int64_t blocks = (in.count + in.rows_per_block - 1) / in.rows_per_block;
+  const int64_t blocks = divide_up(in.count, in.rows_per_block);
   return device::launch(pair_gradient_kernel<Element>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, stream,
                         in);
 }

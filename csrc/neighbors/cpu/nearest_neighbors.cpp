@@ -154,7 +154,7 @@ std::tuple<at::Tensor, at::Tensor> find_neighbors(const at::Tensor& query, const
   const int64_t threads = at::get_num_threads();
   int64_t blocks = divide_up(count, DEEPCLUST_SELECT(query_block_rows<T>)(depth));
   const bool share_bank = blocks < threads;
-  if (!share_bank) blocks = divide_up(blocks, threads) * threads;
+  if (!share_bank) blocks = round_up(blocks, threads);
   const int64_t block_rows = divide_up(count, blocks);
   const int64_t group_rows = share_bank ? block_rows : count;  // queries whose lists are kept at a time
   const int64_t worthwhile = std::max<int64_t>(1, group_rows * candidates * depth / kMinSliceWork);

@@ -236,7 +236,7 @@ bool filters_scores(int64_t count, int64_t depth) {
 template <typename T>
 int64_t search_workspace(int64_t count, int64_t depth) {
   constexpr int64_t kColumns = Tile<T>::kPanelColumns;
-  const int64_t padded = (count + kColumns - 1) / kColumns * kColumns;
+  const int64_t padded = round_up(count, kColumns);
   const int64_t normalized = filters_scores<T>(count, depth) ? QueryFilter::workspace(padded, depth) : kColumns * depth;
   return padded * (depth + 1) + (Tile<T>::kPanelRows + 1) * block_stride(depth) + normalized;
 }
@@ -251,7 +251,7 @@ bool search_slice(const Inputs& in, int64_t first, int64_t count, int64_t begin,
   constexpr int64_t kRows = Tile<T>::kPanelRows;
   constexpr int64_t kColumns = Tile<T>::kPanelColumns;
   const int64_t depth = in.depth, stride = block_stride(depth);
-  const int64_t padded = (count + kColumns - 1) / kColumns * kColumns;
+  const int64_t padded = round_up(count, kColumns);
   T* panels = workspace;
   T* thresholds = panels + padded * depth;
   T* rows = thresholds + padded;

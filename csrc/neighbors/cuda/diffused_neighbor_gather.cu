@@ -14,6 +14,7 @@
 #include "core/cuda/block.cuh"
 #include "core/cuda/element_type.cuh"
 #include "core/cuda/numeric.cuh"
+#include "core/host_device.h"
 #include "neighbors/neighbor_draw.h"
 #include "neighbors/philox.h"
 
@@ -244,7 +245,7 @@ __global__ void __launch_bounds__(kGatherThreads, 4) gather_gradient_kernel(cons
 // A warp for each of `count`; more than a grid takes are refused, not launched in part.
 template <class... P, class... A>
 cudaError_t launch_warps(void (*kernel)(P...), int64_t count, cudaStream_t stream, const A&... arguments) {
-  const int64_t blocks = (count + kGatherWarps - 1) / kGatherWarps;
+  const int64_t blocks = divide_up(count, kGatherWarps);
   if (blocks > std::numeric_limits<int32_t>::max()) return cudaErrorInvalidValue;
   return device::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kGatherThreads), 0, stream, arguments...);
 }

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMinSearchBlocks<P, kWarps>)
   DEEPCLUST_DYNAMIC_SHARED(shared);
   const int64_t first_row = int64_t{blockIdx.x} * Gemm::kRows;
   Search search(in, first_row);
-  const int64_t tiles = (in.count[kBank] + Gemm::kColumns - 1) / Gemm::kColumns;
+  const int64_t tiles = divide_up(in.count[kBank], Gemm::kColumns);
   const TileOperand<P> columns[1] = {in.operand(kBank)};
   Gemm::run(in.operand(kQuery), columns, in.row_depth, first_row, static_cast<int>(tiles * blockIdx.y / in.splits),
             static_cast<int>(tiles * (blockIdx.y + 1) / in.splits), shared, search);
@@ -70,17 +70,17 @@ cudaError_t launch_type(const NeighborsPlan& plan, const NeighborsInputs& inputs
   A in{};
   in.input[kQuery] = static_cast<const typename A::Row*>(inputs.query);
   in.input[kBank] = static_cast<const typename A::Row*>(inputs.bank);
-  in.rows[kQuery] = static_cast<typename A::Element*>(workspace.query_rows);
-  in.rows[kBank] = static_cast<typename A::Element*>(workspace.bank_rows);
+  in.rows[kQuery] = static_cast<typename A::Element*>(workspace.field[kNeighborsQueryRows]);
+  in.rows[kBank] = static_cast<typename A::Element*>(workspace.field[kNeighborsBankRows]);
   in.count[kQuery] = plan.queries;
   in.count[kBank] = plan.bank_rows;
   in.exclude = inputs.exclude;
   in.valid = inputs.valid;
-  in.query_norms = static_cast<typename A::T*>(workspace.query_norms);
-  in.bank_scales = static_cast<typename A::T*>(workspace.bank_scales);
-  in.lists = static_cast<Candidate<typename A::T>*>(workspace.lists);
-  in.counts = static_cast<int*>(workspace.counts);
-  in.bad_rows = static_cast<unsigned*>(workspace.bad_rows);
+  in.query_norms = static_cast<typename A::T*>(workspace.field[kNeighborsQueryNorms]);
+  in.bank_scales = static_cast<typename A::T*>(workspace.field[kNeighborsBankScales]);
+  in.lists = static_cast<Candidate<typename A::T>*>(workspace.field[kNeighborsLists]);
+  in.counts = static_cast<int*>(workspace.field[kNeighborsCounts]);
+  in.bad_rows = static_cast<unsigned*>(workspace.field[kNeighborsBadRows]);
   in.cosines = static_cast<typename A::Row*>(cosines);
   in.indices = indices;
   in.depth = plan.depth;
@@ -111,7 +111,7 @@ NeighborsPlan plan_nearest_neighbors(ElementType type, int64_t queries, int64_t 
     plan.queries = queries;
     plan.bank_rows = bank_rows;
     plan.depth = depth;
-    plan.row_depth = divide_up(depth, SmallBlock::kStageDepth) * SmallBlock::kStageDepth;
+    plan.row_depth = round_up(depth, SmallBlock::kStageDepth);
     plan.neighbors = neighbors;
     // Room for a tile and, when that has been made, for near ties; the more, the more rarely it has to be made.
     plan.capacity = SmallBlock::kColumns + 2 * neighbors + 64;
@@ -122,17 +122,21 @@ NeighborsPlan plan_nearest_neighbors(ElementType type, int64_t queries, int64_t 
   });
 }
 
-NeighborsWorkspaceBytes neighbors_workspace_bytes(const NeighborsPlan& plan) {
+NeighborsBytes neighbors_bytes(const NeighborsPlan& plan) {
   return for_arithmetic<F32AsF16x3>(plan.type, [&](auto arithmetic) {
     using P = decltype(arithmetic);
     using T = typename P::Accumulator;
     const int64_t row_bytes = P::kParts * plan.row_depth * static_cast<int64_t>(sizeof(typename P::Element));
     const int64_t lists = plan.queries * plan.splits;
-    return NeighborsWorkspaceBytes{{plan.queries * row_bytes, plan.bank_rows * row_bytes,
-                                    plan.queries * static_cast<int64_t>(sizeof(T)),
-                                    plan.bank_rows * static_cast<int64_t>(sizeof(T)),
-                                    lists * plan.capacity * static_cast<int64_t>(sizeof(Candidate<T>)),
-                                    lists * static_cast<int64_t>(sizeof(int)), static_cast<int64_t>(sizeof(unsigned))}};
+    NeighborsBytes bytes{};
+    bytes.field[kNeighborsQueryRows] = plan.queries * row_bytes;
+    bytes.field[kNeighborsBankRows] = plan.bank_rows * row_bytes;
+    bytes.field[kNeighborsQueryNorms] = plan.queries * static_cast<int64_t>(sizeof(T));
+    bytes.field[kNeighborsBankScales] = plan.bank_rows * static_cast<int64_t>(sizeof(T));
+    bytes.field[kNeighborsLists] = lists * plan.capacity * static_cast<int64_t>(sizeof(Candidate<T>));
+    bytes.field[kNeighborsCounts] = lists * static_cast<int64_t>(sizeof(int));
+    bytes.field[kNeighborsBadRows] = static_cast<int64_t>(sizeof(unsigned));
+    return bytes;
   });
 }
 

@@ -34,23 +34,26 @@ struct NeighborsInputs {
 
 // Device memory that the kernels need and nobody reads afterwards. T is the accumulation type. The prepared rows take
 // as much as the inputs, the lists O(k) for every query and split.
-struct NeighborsWorkspace {
-  void* query_rows;   // (parts, B, row_depth) as the products read them, scaled by powers of two
-  void* bank_rows;    // (parts, M, row_depth)
-  void* query_norms;  // (B,) T: of the prepared rows; NaN if the query is not finite
-  void* bank_scales;  // (M,) T: inverse norms of the prepared rows; NaN: not a candidate
-  void* lists;        // (B, splits, capacity) Candidate<T>
-  void* counts;       // (B, splits) int
-  void* bad_rows;     // () unsigned: not 0 if a valid row of the bank is not finite
+enum {
+  kNeighborsQueryRows,   // (parts, B, row_depth) as the products read them, scaled by powers of two
+  kNeighborsBankRows,    // (parts, M, row_depth)
+  kNeighborsQueryNorms,  // (B,) T: of the prepared rows; NaN if the query is not finite
+  kNeighborsBankScales,  // (M,) T: inverse norms of the prepared rows; NaN: not a candidate
+  kNeighborsLists,       // (B, splits, capacity) Candidate<T>
+  kNeighborsCounts,      // (B, splits) int
+  kNeighborsBadRows,     // () unsigned: not 0 if a valid row of the bank is not finite
+  kNeighborsFields
 };
 
-constexpr int kNeighborsFields = 7;
-
-// Bytes of every field, in order.
-struct NeighborsWorkspaceBytes {
+// Bytes of every field.
+struct NeighborsBytes {
   int64_t field[kNeighborsFields];
 };
-NeighborsWorkspaceBytes neighbors_workspace_bytes(const NeighborsPlan& plan);
+NeighborsBytes neighbors_bytes(const NeighborsPlan& plan);
+
+struct NeighborsWorkspace {
+  void* field[kNeighborsFields];
+};
 
 cudaError_t launch_nearest_neighbors(const NeighborsPlan& plan, const NeighborsInputs& inputs,
                                      const NeighborsWorkspace& workspace,

@@ -8,7 +8,7 @@ namespace DEEPCLUST_CAPABILITY {
 // Columns rounded up to whole vectors.
 template <typename T>
 int64_t padded_columns(int64_t clusters) {
-  return (clusters + VecOf<T>::kLanes - 1) / VecOf<T>::kLanes * VecOf<T>::kLanes;
+  return round_up(clusters, VecOf<T>::kLanes);
 }
 
 // Calls use(k, score, shift) with vectors of a row, the last one filled up with absent columns: score 0, shift -inf.

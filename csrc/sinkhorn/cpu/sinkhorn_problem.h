@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/cpu/scratch.h"
+#include "core/host_device.h"
 
 namespace deepclust {
 namespace {
@@ -111,7 +112,7 @@ class RowChunks {
       : samples_(samples),
         stride_(stride),
         rows_(clusters > kFewClusters ? kChunkRows : kChunkRowsOfFew),
-        count_((samples + rows_ - 1) / rows_),
+        count_(divide_up(samples, rows_)),
         memory_(Scratch<T>::size_of(count_ * stride_)),
         parts_(memory_.take(count_ * stride_)),
         sums_(clusters) {}

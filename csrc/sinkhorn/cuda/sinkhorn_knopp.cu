@@ -29,13 +29,9 @@ using namespace sinkhorn;
 constexpr int kLaneColumns = 4;                 // of a row, if these are few: enough to hide some of their latency
 constexpr int64_t kOneBlockElements = 1 << 14;  // above, a problem takes longer in one thread block than launches do
 
-int64_t accumulator_bytes(const SinkhornInputs& inputs) {
-  return inputs.type == ElementType::kF64 ? sizeof(double) : sizeof(float);
-}
-
 void add_problem_bytes(const SinkhornInputs& inputs, SinkhornBytes& bytes) {
-  bytes.field[kSampleShares] = inputs.problems * inputs.samples * accumulator_bytes(inputs);
-  bytes.field[kClusterShares] = inputs.problems * inputs.clusters * accumulator_bytes(inputs);
+  bytes.field[kSampleShares] = inputs.problems * inputs.samples * accumulator_bytes(inputs.type);
+  bytes.field[kClusterShares] = inputs.problems * inputs.clusters * accumulator_bytes(inputs.type);
   bytes.field[kInvalid] = inputs.problems * static_cast<int64_t>(sizeof(unsigned));
 }
 
@@ -127,7 +123,7 @@ SinkhornPlan plan_sinkhorn_knopp(const SinkhornInputs& inputs) {
 }
 
 SinkhornBytes sinkhorn_forward_bytes(const SinkhornInputs& inputs, const SinkhornPlan& plan, bool has_tolerance) {
-  const int64_t accumulator = accumulator_bytes(inputs);
+  const int64_t accumulator = accumulator_bytes(inputs.type);
   SinkhornBytes bytes{};
   add_problem_bytes(inputs, bytes);
   bytes.field[kSliceSums] = inputs.problems * plan.slices * inputs.clusters * 2 * accumulator;
@@ -141,7 +137,7 @@ SinkhornBytes sinkhorn_forward_bytes(const SinkhornInputs& inputs, const Sinkhor
 }
 
 SinkhornBytes sinkhorn_backward_bytes(const SinkhornInputs& inputs, const SinkhornPlan& plan) {
-  const int64_t accumulator = accumulator_bytes(inputs);
+  const int64_t accumulator = accumulator_bytes(inputs.type);
   SinkhornBytes bytes{};
   add_problem_bytes(inputs, bytes);
   bytes.field[kSliceSums] = inputs.problems * plan.slices * inputs.clusters * accumulator;

@@ -8,6 +8,7 @@
 #include "core/cuda/block.cuh"
 #include "core/cuda/device.h"
 #include "core/cuda/numeric.cuh"
+#include "core/host_device.h"
 
 namespace deepclust::sinkhorn {
 
@@ -157,7 +158,7 @@ template <class Sum, class Element, class SumOf>
 __device__ __forceinline__ void sum_slices(const Problems<Element>& in, const Chunk& chunk,
                                            Sum* partial,  // (slices, K)
                                            const SumOf& sum_of) {
-  const int64_t slices = (chunk.end - chunk.begin + kSliceRows - 1) / kSliceRows;
+  const int64_t slices = divide_up(chunk.end - chunk.begin, kSliceRows);
   for (int64_t item = warp_index(); item < slices * in.tiles; item += kWarps) {
     const int64_t k = item % in.tiles * kTileColumns + lane_index();
     const int64_t first = chunk.begin + item / in.tiles * kSliceRows;

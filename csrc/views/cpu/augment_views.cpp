@@ -2,7 +2,7 @@
 //
 // Resize: torch's weights, rows first. A row of the crop is converted, then every pixel of the view takes its few
 // pixels of four rows at a time; a flip is the order of that table. The columns follow along vectors.
-// Steps: those that change each pixel for itself are done one after the other on strips that stay in the first cache,
+// Steps: those that change each pixel alone are done one after the other on strips that stay in the first cache,
 // and the last strips go straight into the result. What needs the whole image first (contrast its mean, autocontrast
 // its extremes) begins a new pass; blur, sharpness, equalize and moves are passes of their own.
 // Blur: rows, then columns, both along vectors; equal weights are multiplied once, with the sum of their two pixels.
@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "core/cpu/scratch.h"
+#include "core/host_device.h"
 
 namespace deepclust {
 namespace {
@@ -83,7 +84,7 @@ namespace deepclust {
 namespace {
 
 // What torch's table takes at most of a side of so many pixels.
-int64_t resize_taps(int64_t from, int64_t to) { return std::min(from, 2 * ((from + to - 1) / to) + 1); }
+int64_t resize_taps(int64_t from, int64_t to) { return std::min(from, 2 * divide_up(from, to) + 1); }
 
 // An image among the parts.
 template <typename Pixel>

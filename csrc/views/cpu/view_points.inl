@@ -1,4 +1,4 @@
-// Steps of augment_views that change each pixel for itself. No include guard: compiled once per capability.
+// Steps of augment_views that change each pixel alone. No include guard: compiled once per capability.
 
 namespace deepclust {
 namespace DEEPCLUST_CAPABILITY {

@@ -16,7 +16,7 @@ constexpr int kMostSteps = 32;  // of a pass
 enum class Gather { kImage, kSamePlace, kBlurColumns, kBlurRows, kSharpness, kMoveBilinear, kMoveNearest };
 enum class Measure { kNothing, kMean, kRange, kLevels };
 
-struct ViewArguments {
+struct AugmentArguments {
   AugmentInputs in;
   AugmentViews out;
   float* front;
@@ -155,7 +155,7 @@ __device__ inline Move move_of(const AugmentInputs& in, int64_t index, const Pas
 }
 
 // By one thread: plans the first pass of a view, or the one after the pass that is planned now.
-__device__ inline void plan_pass(const ViewArguments& arguments, int64_t index, bool first, const Scratch& scratch) {
+__device__ inline void plan_pass(const AugmentArguments& arguments, int64_t index, bool first, const Scratch& scratch) {
   const AugmentInputs& in = arguments.in;
   const int64_t* steps = in.steps + index * in.num_steps;
   const float* strengths = in.strengths + index * in.num_steps;

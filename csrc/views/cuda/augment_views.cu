@@ -24,7 +24,7 @@ constexpr int kBlocksOfMultiprocessor = 2;
 constexpr int64_t kLargestSide = int64_t{1} << 30;
 
 // By the whole block.
-__device__ void prepare_blur(const ViewArguments& arguments, const Pass& pass, Gaussian* gaussian) {
+__device__ void prepare_blur(const AugmentArguments& arguments, const Pass& pass, Gaussian* gaussian) {
   float* weights = arguments.weights + blockIdx.x * arguments.num_weights;
   const int64_t side = pass.gather == Gather::kBlurColumns ? arguments.in.height : arguments.in.width;
   const int radius = static_cast<int>(min(arguments.in.blur_kernel / 2, side - 1));
@@ -93,7 +93,7 @@ __device__ void find_range(float (&low)[kChannels], float (&high)[kChannels], fl
 }
 
 template <int kChannels>
-__device__ __forceinline__ void gather(const ViewArguments& arguments, const Scratch& scratch, int y, int x,
+__device__ __forceinline__ void gather(const AugmentArguments& arguments, const Scratch& scratch, int y, int x,
                                        int64_t channel, float (&v)[kChannels]) {
   const Pass& pass = *scratch.pass;
   const Crop& crop = *scratch.crop;
@@ -134,7 +134,7 @@ __device__ __forceinline__ void gather(const ViewArguments& arguments, const Scr
 }
 
 template <int kChannels>
-__device__ __forceinline__ void write_pixel(const ViewArguments& arguments, const Pass& pass, int64_t index, int y,
+__device__ __forceinline__ void write_pixel(const AugmentArguments& arguments, const Pass& pass, int64_t index, int y,
                                             int x, int64_t channel, const float (&v)[kChannels]) {
   const AugmentInputs& in = arguments.in;
   const AugmentViews& out = arguments.out;
@@ -159,7 +159,7 @@ __device__ __forceinline__ void write_pixel(const ViewArguments& arguments, cons
 
 // By the whole block; the next pass may begin when it returns.
 template <int kChannels>
-__device__ void run_pass(const ViewArguments& arguments, const Scratch& scratch, int64_t index) {
+__device__ void run_pass(const AugmentArguments& arguments, const Scratch& scratch, int64_t index) {
   const Pass& pass = *scratch.pass;
   const Measure measure = pass.measure;  // the pass itself may be the next one after the last barrier
   const AugmentInputs& in = arguments.in;
@@ -216,7 +216,7 @@ __device__ void run_pass(const ViewArguments& arguments, const Scratch& scratch,
 }
 
 template <int kChannels>
-__device__ void make_view(const ViewArguments& arguments, const Scratch& scratch, int64_t index) {
+__device__ void make_view(const AugmentArguments& arguments, const Scratch& scratch, int64_t index) {
   bool last = false;
   for (bool first = true; !last; first = false) {
     if (threadIdx.x == 0) plan_pass(arguments, index, first, scratch);
@@ -232,7 +232,7 @@ __device__ void make_view(const ViewArguments& arguments, const Scratch& scratch
 
 template <int kChannels>
 __global__ void __launch_bounds__(kViewThreads, kBlocksOfMultiprocessor)
-    augment_views_kernel(const ViewArguments arguments) {
+    augment_views_kernel(const AugmentArguments arguments) {
   constexpr int kMost = kChannels == 3 ? 3 : kMaxAugmentChannels;
   DEEPCLUST_SHARED(Pass, pass, [1]);
   DEEPCLUST_SHARED(Crop, crop, [1]);
@@ -268,7 +268,7 @@ AugmentBytes augment_views_bytes(const AugmentInputs& inputs, const AugmentPlan&
 cudaError_t launch_augment_views(const AugmentInputs& inputs, const AugmentPlan& plan,
                                  const AugmentWorkspace& workspace, const AugmentViews& views, cudaStream_t stream) {
   if (std::max(inputs.height, inputs.width) > kLargestSide) return cudaErrorInvalidValue;
-  ViewArguments arguments{};
+  AugmentArguments arguments{};
   arguments.in = inputs;
   arguments.out = views;
   arguments.front = static_cast<float*>(workspace.field[kAugmentFront]);

@@ -21,7 +21,7 @@ class MiningJob {
   MiningJob(const at::Tensor& teacher /* (N, D) */, RowRange anchors)
       : plan_(plan_mining(element_type(teacher), teacher.size(0), teacher.size(1), anchors.first,
                           anchors.first + anchors.count, device::multiprocessor_count())),
-        memory_(mining_workspace_bytes(plan_), teacher.options()) {
+        memory_(mining_bytes(plan_), teacher.options()) {
     TORCH_CHECK_VALUE(teacher.size(0) <= std::numeric_limits<int32_t>::max(),
                       "teacher: expected at most 2^31 - 1 rows, got ", teacher.size(0));
   }

@@ -35,7 +35,7 @@ std::tuple<at::Tensor, at::Tensor> nearest_neighbors_cuda(const at::Tensor& quer
   if (queries == 0) return {cosines, indices};
   const NeighborsPlan plan = plan_nearest_neighbors(element_type(query), queries, bank.size(0), query.size(1),
                                                     static_cast<int>(k), device::multiprocessor_count());
-  const DeviceMemory<NeighborsWorkspace> memory(neighbors_workspace_bytes(plan), query.options());
+  const DeviceMemory<NeighborsWorkspace> memory(neighbors_bytes(plan), query.options());
   const NeighborsInputs inputs{query.const_data_ptr(), bank.const_data_ptr(),
                                exclude.defined() ? exclude.const_data_ptr<int64_t>() : nullptr,
                                valid.defined() ? valid.const_data_ptr<bool>() : nullptr};
