@@ -101,7 +101,7 @@ using torch::autograd::variable_list;
 at::Tensor sinkhorn_knopp_backward(const at::Tensor& grad_assignments,      // (..., N, K)
                                    const at::Tensor& scores,                // (..., N, K)
                                    const at::Tensor& used,                  // (...) int64
-                                   const at::Tensor& potentials,            // (..., num_iters, N + K)
+                                   const at::Tensor& potentials,            // (..., num_iters, 2, N + K)
                                    double epsilon,                          //
                                    const OptionalTensor& sample_marginals,  // (N,) or (..., N)
                                    const OptionalTensor& cluster_marginals  // (K,) or (..., K)

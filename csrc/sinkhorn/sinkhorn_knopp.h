@@ -18,8 +18,10 @@
 namespace deepclust {
 
 // assignments (..., N, K) in the input dtype; iterations used (...) int64; for the backward pass, if `differentiable`,
-// potentials (..., num_iters, N + K) in the accumulation dtype: after every iteration log(u_n / r_n), then of that
-// iteration log(v_k / c_k), both as logarithms of the sums above, which exist for shares of 0 too.
+// potentials (..., num_iters, 2, N + K) in the accumulation dtype: after every iteration log(u_n / r_n), then of that
+// iteration log(v_k / c_k), both as logarithms of the sums above, which exist for shares of 0 too. A pair of numbers
+// holds the digits that one would lose where scores are huge: on the CPU their sum is the logarithm, on CUDA it is
+// first / epsilon + second.
 using SinkhornKnoppOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores,  // (..., N, K)

@@ -73,8 +73,7 @@ def sinkhorn_knopp(
 
     Scores may be masked by any finite number far below the others, -1e9 or the lowest of the dtype: the result is 0
     there, and as SwAV's elsewhere. A sample or cluster of such scores alone, for which SwAV's loop is NaN, counts from
-    its own largest score, as in exact arithmetic; on CUDA, beyond some 2^22 ``epsilon`` in float32 (2^50 in float64),
-    digits are lost there, and shares are finite but not to be relied on.
+    its own largest score, as in exact arithmetic.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. Results do not depend on
     the number of threads. Second derivatives raise ``RuntimeError``.
@@ -288,7 +287,7 @@ def _fake(
     _check(scores, sample_marginals, cluster_marginals)
     *batch, samples, clusters = scores.shape
     accumulation = torch.promote_types(scores.dtype, torch.float32)
-    kept = (*batch, num_iters, samples + clusters) if differentiable else (0,)
+    kept = (*batch, num_iters, 2, samples + clusters) if differentiable else (0,)
     return (
         torch.empty_like(scores, memory_format=torch.contiguous_format),
         scores.new_empty(batch, dtype=torch.int64),
@@ -315,7 +314,7 @@ def _fake_backward(
     grad_assignments: Tensor,  # (..., N, K)
     scores: Tensor,  # (..., N, K)
     used: Tensor,  # (...)
-    potentials: Tensor,  # (..., T, N + K)
+    potentials: Tensor,  # (..., T, 2, N + K)
     epsilon: float,
     sample_marginals: Tensor | None,  # (N,) or (..., N)
     cluster_marginals: Tensor | None,  # (K,) or (..., K)

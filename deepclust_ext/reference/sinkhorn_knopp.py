@@ -8,6 +8,11 @@ from torch import Tensor
 from deepclust_ext.reference.autocast import float32_under_autocast
 from deepclust_ext.reference.tangents import refuse_tangents
 
+#: Exponents from which on columns count from their largest: potentials of the size of cosines / 0.01 keep their digits.
+_LARGEST_LOGIT = 128.0
+#: By how much a row is below all columns' largest to be lifted: exp(-64) counts nothing at first, beside 1.
+_LIFTED_LOGIT = 64.0
+
 
 @float32_under_autocast
 def sinkhorn_knopp(
@@ -71,15 +76,20 @@ def scaled_scores(
 ) -> Tensor:
     """Return s / epsilon, far from 0 with what potentials take up removed: they would lose their digits beside it."""
     largest = torch.finfo(scores.dtype).max / 2  # so that no sum with a mask overflows
-    limit = 2.0**50 if scores.dtype == torch.float64 else 2.0**22
+    no_cluster = ~has_cluster.unsqueeze(-2)
     # A column counts from its largest score.
-    centers = torch.where(tops.abs() > limit * epsilon, tops, 0)
-    logits = ((scores - centers) / epsilon).clamp(-largest, largest).masked_fill(tops.isnan(), math.nan)
+    centers = torch.where(tops.abs() > _LARGEST_LOGIT * epsilon, tops, 0)
+    centered = (scores - centers).clamp(-largest, largest)
     # A row so far below all columns' largest that it counts nothing at first counts from its own largest.
-    tops = ((tops - centers) / epsilon).masked_fill(~has_cluster.unsqueeze(-2), math.inf)
-    floor = tops.amin(dim=-1, keepdim=True) - 1024  # (..., 1, 1)
-    own = logits.detach().masked_fill(~has_cluster.unsqueeze(-2), -largest).amax(dim=-1, keepdim=True)  # (..., N, 1)
-    return torch.where(own < floor, logits - own + floor, logits)
+    floor = ((tops - centers) / epsilon).masked_fill(no_cluster, math.inf).amin(dim=-1, keepdim=True) - _LIFTED_LOGIT
+    own = centered.detach().masked_fill(no_cluster, -largest).amax(dim=-1, keepdim=True)  # (..., N, 1)
+    # What is larger goes first: beside it the other one would lose its digits.
+    row_tops = scores.detach().masked_fill(no_cluster, -largest).amax(dim=-1, keepdim=True)
+    rest = torch.where(row_tops.abs() > centers.abs(), scores - row_tops - centers, centered - row_tops)
+    rest = rest.clamp(-largest, largest)
+    rest = rest - rest.detach().masked_fill(no_cluster, -largest).amax(dim=-1, keepdim=True)
+    logits = torch.where(own / epsilon < floor, rest / epsilon + floor, centered / epsilon)
+    return logits.clamp(-largest, largest).masked_fill(tops.isnan(), math.nan)
 
 
 def log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:

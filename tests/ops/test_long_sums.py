@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from deepclust_ext import sinkhorn_knopp
+from deepclust_ext import reference, sinkhorn_knopp
 from deepclust_ext.cluster import KMeans
 from deepclust_ext.ops import kmeans_step, kmeans_update
 from tests.helpers import EMULATED
@@ -58,3 +58,12 @@ def test_assignments_of_many_equal_scores(shape: tuple[int, int]) -> None:
         shape = (shape[0] // 16 or 4, shape[1] // 16 or 3)
     assignments = sinkhorn_knopp(torch.full(shape, 0.1))
     assert float((assignments * shape[1] - 1).abs().max()) < 2e-6
+
+
+@pytest.mark.usefixtures("backend")
+def test_row_sums_of_very_many_clusters() -> None:
+    """Terms that are no powers of two: the rounding of a long float32 sum of them adds up."""
+    scores = torch.zeros(1, 2**17)
+    scores[:, 0] = 0.2
+    assignments, truth = sinkhorn_knopp(scores).double(), reference.sinkhorn_knopp(scores.double())
+    torch.testing.assert_close(assignments, truth, rtol=2e-6, atol=0)

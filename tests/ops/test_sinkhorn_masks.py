@@ -1,14 +1,15 @@
 """Sinkhorn-Knopp of scores among which some are far below all others: masked, as nobody would write a plan by hand."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from deepclust_ext import reference, sinkhorn_knopp
-from tests.helpers import EMULATED
 
 LOWEST = torch.finfo(torch.float32).min
-NO_DIGITS_LEFT = pytest.mark.skipif(EMULATED, reason="beside such potentials float32 has no digits left on CUDA")
 
 
 def scaled_as_published(scores: Tensor, epsilon: float, num_iters: int) -> Tensor:
@@ -19,6 +20,16 @@ def scaled_as_published(scores: Tensor, epsilon: float, num_iters: int) -> Tenso
         plan /= plan.sum(dim=0) * plan.shape[1]
         plan /= plan.sum(dim=1, keepdim=True) * plan.shape[0]
     return plan * plan.shape[0]
+
+
+def scaled_by_logarithms(scores: Tensor, epsilon: float, num_iters: int) -> Tensor:
+    """The same in logarithms of a longer float, where exponentials would be 0."""
+    logits = scores.double().numpy().astype(np.longdouble) / np.longdouble(epsilon)
+    log_v, log_u = np.zeros((1, logits.shape[1]), np.longdouble), np.zeros((len(logits), 1), np.longdouble)
+    for _ in range(num_iters):
+        log_v = -np.log(np.longdouble(logits.shape[1])) - np.logaddexp.reduce(logits + log_u, axis=0, keepdims=True)
+        log_u = -np.log(np.longdouble(len(logits))) - np.logaddexp.reduce(logits + log_v, axis=1, keepdims=True)
+    return torch.from_numpy((np.exp(logits + log_u + log_v) * len(logits)).astype(np.float64))
 
 
 def make_scores(samples: int, clusters: int) -> Tensor:
@@ -63,7 +74,6 @@ def test_masked_scores_get_nothing_and_change_nothing(value: float, kind: str, s
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-@NO_DIGITS_LEFT
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("shape", [(40, 6), (50, 70)])
 @pytest.mark.parametrize("value", [-1e6, -1e9, LOWEST])
@@ -79,7 +89,40 @@ def test_a_row_or_column_of_masks_alone_is_even(whole: str, value: float, shape:
     torch.testing.assert_close(assignments.double(), truth, rtol=1e-4, atol=1e-6)
 
 
-@NO_DIGITS_LEFT
+@pytest.mark.parametrize("shape", [(40, 6), (50, 70), (290, 60)])  # the last one takes many thread blocks
+@pytest.mark.parametrize(("value", "epsilon"), [(-10.0, 0.01), (-1e4, 0.05), (-1e5, 0.005), (-1e6, 0.05), (-1e9, 0.05)])
+@pytest.mark.parametrize("where", ["row", "column", "uneven row", "uneven column", "everything"])
+def test_no_digits_are_lost_beside_scores_far_from_zero(
+    where: str, value: float, epsilon: float, shape: tuple[int, int], backend: str
+) -> None:
+    """Also where values far from zero differ among themselves by as little as float32 tells there."""
+    scores = make_scores(*shape)
+    if where == "everything":
+        scores += value
+    else:
+        place = 1 if where.endswith("row") else (slice(None), 2)
+        scores[place] = scores[place] + value if where.startswith("uneven") else torch.tensor(value)
+    truth = scaled_by_logarithms(scores, epsilon, 3)
+    assignments = sinkhorn_knopp(scores, epsilon=epsilon).double()
+    counts = truth > 1e-6
+    # The reference rounds exponents, as large as 1 / epsilon, as they are.
+    error = 3e-6 if backend == "native" else 1e-6 / epsilon
+    torch.testing.assert_close(assignments[counts], truth[counts], rtol=error, atol=0)
+    torch.testing.assert_close(assignments, truth, rtol=0, atol=error)
+    weights = scores.sigmoid()
+    expected = gradient_of(partial(reference.sinkhorn_knopp, epsilon=epsilon), scores.double(), weights.double())
+    gradient = gradient_of(partial(sinkhorn_knopp, epsilon=epsilon), scores, weights)
+    # A difference of terms as large as 1 / epsilon.
+    torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=1e-5 / epsilon)
+
+
+def test_no_digits_are_lost_where_scores_are_far_apart() -> None:
+    for scale in (10, 100, 1e3, 1e4):
+        scores = make_scores(50, 70) * scale
+        truth = scaled_by_logarithms(scores, 0.05, 3)
+        torch.testing.assert_close(sinkhorn_knopp(scores).double(), truth, rtol=3e-6, atol=1e-9)
+
+
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("offset", [-1e5, 1e5])
 def test_an_offset_far_from_zero_cancels(offset: float) -> None:

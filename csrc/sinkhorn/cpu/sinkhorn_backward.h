@@ -15,6 +15,9 @@
 namespace deepclust {
 namespace {
 
+// The largest potential of float32 that is as exact as exponents of its size.
+constexpr double kNearPotential = 256;
+
 // Memory for problems of one size, whose gradients it computes one after the other.
 template <typename T>
 class GradientSolver {
@@ -22,12 +25,13 @@ class GradientSolver {
   GradientSolver(int64_t samples, int64_t clusters, double epsilon)
       : in_(problem_of<T>(samples, clusters, epsilon)),
         chunks_(samples, clusters, in_.stride),
-        memory_(Scratch<T>::size_of(samples * in_.stride) + Scratch<T>::size_of(samples) +
-                3 * Scratch<T>::size_of(in_.stride)),
+        memory_(Scratch<T>::size_of(samples * in_.stride) + 4 * Scratch<T>::size_of(samples) +
+                5 * Scratch<T>::size_of(in_.stride)),
         terms_(memory_.take(samples * in_.stride)),
-        f_(memory_.take(samples)),
-        g_(memory_.take(in_.stride)),
-        g_before_(memory_.take(in_.stride)),
+        f_(take(samples)),
+        f_before_(take(samples)),
+        g_(take(in_.stride)),
+        g_before_(take(in_.stride)),
         by_cluster_(memory_.take(in_.stride)) {}
 
   // Writes the gradient with respect to the scores.
@@ -36,7 +40,7 @@ class GradientSolver {
                 const T* sample_shares,   // (N,) or null
                 const T* cluster_shares,  // (K,) or null
                 int64_t used,
-                const T* potentials,  // (num_iters, N + K) log(u / r), log(v / c)
+                const T* potentials,  // (num_iters, 2, N + K) log(u / r), log(v / c)
                 T* grad_scores        // (N, K)
   ) {
     const int64_t samples = in_.samples, clusters = in_.clusters, stride = in_.stride;
@@ -55,26 +59,49 @@ class GradientSolver {
     });
     if (!fit) bound_scores(in_, r, c, bounded_);
     const SinkhornGradient<T> back{in_, terms_, by_cluster_};
-    std::fill(g_, g_ + stride, -infinity);
-    std::fill(g_before_, g_before_ + stride, -infinity);
     std::fill(by_cluster_, by_cluster_ + stride, T(0));
-    const auto row_of = [&](int64_t iteration) { return potentials + iteration * (samples + clusters); };
-    const auto set_columns = [&](int64_t iteration, bool with_shares, T* target) {  // log v, or log(v / c)
-      for (int64_t k = 0; k < clusters; ++k) {
-        target[k] = row_of(iteration)[samples + k] + (with_shares ? std::log(c[k]) : T(0));
+    for (const Pair* columns : {&g_, &g_before_}) {
+      std::fill(columns->value, columns->value + stride, -infinity);
+      std::fill(columns->rest, columns->rest + stride, T(0));
+    }
+    const auto row_of = [&](int64_t iteration) { return potentials + iteration * 2 * (samples + clusters); };
+    bool is_near = true;
+    for (int64_t iteration = 0; iteration < used; ++iteration) {
+      const T* row = row_of(iteration);
+      is_near = is_near && std::all_of(row, row + samples + clusters,
+                                       [&](T x) { return std::fabs(x) <= kNearPotential || x == -infinity; });
+    }
+    // Potentials, with the logarithms of shares or without.
+    const auto set = [&](const Pair& target, const T* kept, int64_t count, const T* shares) {
+      for (int64_t i = 0; i < count; ++i) {
+        if (is_near) {
+          target.value[i] = shares == nullptr ? kept[i] : kept[i] + std::log(shares[i]);
+          continue;
+        }
+        double value = static_cast<double>(kept[i]) + kept[i + samples + clusters];
+        if (shares != nullptr) value += std::log(static_cast<double>(shares[i]));
+        target.value[i] = static_cast<T>(std::nearbyint(value));
+        target.rest[i] = std::isfinite(value) ? static_cast<T>(value - target.value[i]) : T(0);
       }
     };
-    const auto set_rows = [&](int64_t iteration) {  // log u, at first 1
-      for (int64_t n = 0; n < samples; ++n) {
-        f_[n] = iteration >= 0 ? row_of(iteration)[n] + std::log(r[n]) : r[n] > 0 ? T(0) : -infinity;
-      }
+    const auto set_columns = [&](int64_t iteration, bool with_shares, const Pair& target) {  // log v, or log(v / c)
+      set(target, row_of(iteration) + samples, clusters, with_shares ? c.data() : nullptr);
     };
+    const auto set_rows = [&](int64_t iteration, bool with_shares, const Pair& target) {  // likewise of u, at first 1
+      if (iteration >= 0) {
+        set(target, row_of(iteration), samples, with_shares ? r.data() : nullptr);
+        return;
+      }
+      for (int64_t n = 0; n < samples; ++n) target.value[n] = r[n] > 0 ? T(0) : -infinity;
+      std::fill(target.rest, target.rest + samples, T(0));
+    };
+    const auto view = [&](const Pair& pair) { return SinkhornPotential<T>{pair.value, is_near ? nullptr : pair.rest}; };
 
     // N P and the last u: N P_nk (grad_nk - the row's mean by P).
     set_columns(used - 1, true, g_);
-    set_rows(used - 1);
+    set_rows(used - 1, true, f_);
     chunks_.for_each([&](int64_t chunk, int64_t begin, int64_t end) {
-      DEEPCLUST_SELECT(start_gradient<T>)(back, grad, f_, g_, begin, end, chunks_.fill(chunk, T(0)));
+      DEEPCLUST_SELECT(start_gradient<T>)(back, grad, view(f_), view(g_), begin, end, chunks_.fill(chunk, T(0)));
     });
     for (int64_t iteration = used - 1; iteration >= 0; --iteration) {
       // The gradient by log v_k: the column's sum of all terms so far.
@@ -85,14 +112,16 @@ class GradientSolver {
       // the v before: log u, log(v / c) and log v of these.
       const bool is_first = iteration == 0;
       set_columns(iteration, false, g_);
-      set_rows(iteration - 1);
-      if (!is_first) set_columns(iteration - 1, true, g_before_);
+      set_rows(iteration - 1, true, f_);
+      if (!is_first) {
+        set_columns(iteration - 1, true, g_before_);
+        set_rows(iteration - 1, false, f_before_);
+      }
 
       // Through this v and the u before it; at the first v all terms are there, by s / epsilon.
       chunks_.for_each([&](int64_t chunk, int64_t begin, int64_t end) {
-        DEEPCLUST_SELECT(gradient_through_iteration<T>)(back, f_, g_, is_first ? nullptr : row_of(iteration - 1),
-                                                        g_before_, begin, end,
-                                                        is_first ? nullptr : chunks_.fill(chunk, T(0)));
+        DEEPCLUST_SELECT(gradient_through_iteration<T>)(back, view(f_), view(g_), view(f_before_), view(g_before_),
+                                                        begin, end, is_first ? nullptr : chunks_.fill(chunk, T(0)));
         for (int64_t n = begin; is_first && n < end; ++n) {
           const T* terms = terms_ + n * stride;
           for (int64_t k = 0; k < clusters; ++k) grad_scores[n * clusters + k] = terms[k] * in_.inverse_epsilon;
@@ -102,13 +131,21 @@ class GradientSolver {
   }
 
  private:
+  // Memory of a SinkhornPotential.
+  struct Pair {
+    T *value, *rest;
+  };
+  Pair take(int64_t count) {
+    T* value = memory_.take(count);
+    return {value, memory_.take(count)};
+  }
+
   SinkhornProblem<T> in_;
   RowChunks<T> chunks_;
   Scratch<T> memory_;
   T* terms_;                // (N, stride) the gradient by s / epsilon so far
-  T* f_;                    // (N,) log u
-  T* g_;                    // (stride,) log v or log(v / c) of the iteration at hand
-  T* g_before_;             // (stride,) log v of the one before
+  Pair f_, f_before_;       // (N,) log u and log(u / r) of the iteration before
+  Pair g_, g_before_;       // (stride,) log v or log(v / c) of the iteration at hand, log v of the one before
   T* by_cluster_;           // (stride,) the gradient by log v
   std::vector<T> bounded_;  // (N, K) scores, where those given are too large
 };

@@ -33,6 +33,7 @@ bool build_kernel(const SinkhornScaling<T>& problem, int64_t begin, int64_t end)
     bool is_guess = true;
     if (largest == -std::numeric_limits<T>::infinity()) largest = largest_exponent(in, scores, in.clusters);
     while (true) {
+      if (in.is_shifted) largest = std::nearbyint(largest);
       Vec<T> excess = {};
       for_each_column(scores, in.column_shift, in.clusters,
                       [&](int64_t k, const Vec<T>& score, const Vec<T>& shift) __attribute__((always_inline)) {

@@ -74,7 +74,8 @@ bool build_kernel_of_few(const SinkhornScaling<T>& problem, int64_t begin, int64
 #pragma GCC unroll 2
       for (int64_t i = 0; i < half; ++i) part[i] = part[i] > part[i + half] ? part[i] : part[i + half];
     }
-    const Vec<T> largest = part[0];
+    const Vec<T> largest =
+        in.is_shifted ? (part[0] + Exponential<T>::kRound) - Exponential<T>::kRound : part[0];  // to a whole number
     store(in.row_shift + n, -largest);
 
     T* block = block_at(in, n);

@@ -5,7 +5,8 @@
 // is in cache its share of the next column sums is added up. What the shifts take out, u and v put back, so the
 // iterates are the same. Elements that vanish in such a matrix matter only to columns of which all elements nearly
 // vanish, and after v has come to span many orders of magnitude. Both are seen in the column sums; then that step is
-// done with logarithmic sums and the matrix is computed anew around the current v.
+// done with logarithmic sums and the matrix is computed anew around the current v. However large logarithms are, what
+// the matrix is shifted by are whole numbers, and the rest stays in u and v.
 //
 // Scores too large for such exponents, as masks are, are first moved by what v and u take up, column by column and row
 // by row.
@@ -55,7 +56,7 @@ constexpr int64_t kColumnsInT = 1024;
 constexpr int kWindow = 20;
 // What makes s / epsilon overflow from twice kLargestLogit on: 2^128 and 2^1024 are the first powers that no type has.
 template <typename T>
-constexpr T kOverflow = sizeof(T) == 4 ? 0x1p105 : 0x1p973;
+constexpr T kOverflow = sizeof(T) == 4 ? 0x1p107 : 0x1p1003;
 
 // What both directions read of a problem; T is the accumulation type. Columns from `clusters` to `stride` are absent.
 template <typename T>
@@ -76,6 +77,14 @@ struct SinkhornScaling : SinkhornProblem<T> {
   T* u;             // (N,)
   T* v;             // (stride,)
   T* assignments;   // (N, K)
+  bool is_shifted;  // whether column shifts are not all 0; they are whole numbers, and row shifts are then too
+};
+
+// Backward: log u or log v. Those too large for T are whole numbers and what is left beside them.
+template <typename T>
+struct SinkhornPotential {
+  const T* value;  // (N,) or (stride,)
+  const T* rest;   // likewise, or null where it is 0
 };
 
 // Backward: the gradient on its way back.
@@ -144,7 +153,7 @@ void solve_problems(const at::Tensor& scores,  // (..., N, K)
                     const OptionalTensor& cluster_marginals, std::optional<double> tolerance,
                     const at::Tensor& assignments,  // (..., N, K)
                     const at::Tensor& used,         // (...) int64
-                    const at::Tensor& potentials    // (..., num_iters, N + K), or empty if none are wanted
+                    const at::Tensor& potentials    // (..., num_iters, 2, N + K), or empty if none are wanted
 ) {
   const int64_t samples = scores.size(-2), clusters = scores.size(-1);
   const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());
@@ -155,7 +164,7 @@ void solve_problems(const at::Tensor& scores,  // (..., N, K)
   for_each_problem<Solver<T>>(used.numel(), samples, clusters, epsilon, [&](Solver<T>& solver, int64_t i) {
     const int64_t offset = i * samples * clusters;
     count[i] = solver.solve(values + offset, r.of(i), c.of(i), num_iters, tolerance, target + offset,
-                            keep == nullptr ? nullptr : keep + i * num_iters * (samples + clusters));
+                            keep == nullptr ? nullptr : keep + i * num_iters * 2 * (samples + clusters));
   });
 }
 
@@ -181,7 +190,7 @@ SinkhornKnoppOutputs sinkhorn_knopp_cpu(const at::Tensor& scores,  // (..., N, K
   const at::Tensor wide = to_accumulation(scores);
   const auto batch = scores.sizes().slice(0, scores.dim() - 2);
   std::vector<int64_t> kept(batch.begin(), batch.end());
-  kept.insert(kept.end(), {num_iters, scores.size(-2) + scores.size(-1)});
+  kept.insert(kept.end(), {num_iters, 2, scores.size(-2) + scores.size(-1)});
   if (!differentiable) kept = {0};
   const at::Tensor assignments = new_tensor(scores.sizes(), wide.scalar_type());
   const at::Tensor used = new_tensor(batch, at::kLong);
@@ -217,7 +226,7 @@ at::Tensor gradient_of(const at::Tensor& grad_assignments, const at::Tensor& sco
   const at::Tensor scores = to_accumulation(scores_input), grad = to_accumulation(grad_assignments);
   const at::Tensor grad_scores = new_tensor(scores.sizes(), scores.scalar_type());
   if (scores.numel() == 0) return to_dtype(grad_scores, scores_input.scalar_type());
-  const int64_t samples = scores.size(-2), clusters = scores.size(-1), num_iters = potentials.size(-2);
+  const int64_t samples = scores.size(-2), clusters = scores.size(-1), num_iters = potentials.size(-3);
   const Shares<T> r(sample_marginals, scores.scalar_type()), c(cluster_marginals, scores.scalar_type());
   const at::Tensor counts = used.contiguous(), kept = potentials.contiguous();
   using Direction = GradientSolver<T>;
@@ -225,7 +234,7 @@ at::Tensor gradient_of(const at::Tensor& grad_assignments, const at::Tensor& sco
     const int64_t offset = i * samples * clusters;
     solver.gradient(scores.const_data_ptr<T>() + offset, grad.const_data_ptr<T>() + offset, r.of(i), c.of(i),
                     counts.const_data_ptr<int64_t>()[i],
-                    kept.const_data_ptr<T>() + i * num_iters * (samples + clusters),
+                    kept.const_data_ptr<T>() + i * num_iters * 2 * (samples + clusters),
                     grad_scores.mutable_data_ptr<T>() + offset);
   });
   return to_dtype(grad_scores, scores_input.scalar_type());
@@ -234,7 +243,7 @@ at::Tensor gradient_of(const at::Tensor& grad_assignments, const at::Tensor& sco
 at::Tensor sinkhorn_knopp_backward_cpu(const at::Tensor& grad_assignments,      // (..., N, K)
                                        const at::Tensor& scores,                // (..., N, K)
                                        const at::Tensor& used,                  // (...) int64
-                                       const at::Tensor& potentials,            // (..., num_iters, N + K)
+                                       const at::Tensor& potentials,            // (..., num_iters, 2, N + K)
                                        double epsilon,                          //
                                        const OptionalTensor& sample_marginals,  // (N,) or (..., N)
                                        const OptionalTensor& cluster_marginals  // (K,) or (..., K)

@@ -103,15 +103,16 @@ void find_largest(const SinkhornScaling<T>& in, const T* f /* (N,) */, int64_t b
   }
 }
 
-// sums[k] += sum over rows [begin, end) of exp(s_nk / epsilon + f_n - largest_k).
+// sums[k] += sum over rows [begin, end) of exp(s_nk / epsilon + f_n - largest_k + rest_n).
 template <typename T>
-void add_exponentials(const SinkhornProblem<T>& in, const T* f /* (N,) */, const T* largest /* (stride,) */,
-                      int64_t begin, int64_t end, T* sums /* (stride,) */) {
+void add_exponentials(const SinkhornProblem<T>& in, const T* f /* (N,) */, const T* rest /* (N,) */,
+                      const T* largest /* (stride,) */, int64_t begin, int64_t end, T* sums /* (stride,) */) {
   for (int64_t n = begin; n < end; ++n) {
     if (f[n] == -std::numeric_limits<T>::infinity()) continue;
     for_each_column(in.scores + n * in.clusters, largest, in.clusters,
                     [&](int64_t k, const Vec<T>& score, const Vec<T>& peak) __attribute__((always_inline)) {
-                      store(sums + k, load(sums + k) + exponential_of<T>(in, score, f[n] - peak));
+                      const Vec<T> exponent = exponent_of<T>(in, score, f[n] - peak) + rest[n];
+                      store(sums + k, load(sums + k) + exponential<T>(exponent));
                     });
   }
 }

@@ -23,9 +23,9 @@ constexpr int64_t kParallelElements = 1 << 15;
 // the time to merge them, and there are still chunks for threads to share. Both are multiples of the lanes of vectors.
 constexpr int64_t kChunkRows = 64;
 constexpr int64_t kChunkRowsOfFew = 512;
-// Largest s / epsilon: its rounding is below 1 then, and exponentials of differences are still right to a factor.
-template <typename T>
-constexpr T kLargestLogit = sizeof(T) == 4 ? 0x1p22 : 0x1p50;
+// Largest s / epsilon: whole numbers of that size, and sums of several, have no rounding in float32, and in double what
+// is beside them keeps 32 bits.
+constexpr double kLargestLogit = 0x1p20;
 // Where masks lie, in units of kLargestLogit below 0. The largest element of a row that counts is not far below -1 of
 // them, and what columns are shifted by does not make up for the other 7.
 constexpr int kMaskedLogits = 8;
@@ -66,7 +66,8 @@ template <typename T>
 bool bound_scores(SinkhornProblem<T>& in, const std::vector<T>& r, const std::vector<T>& c,
                   std::vector<T>& bounded  // memory for the scores (N, K)
 ) {
-  const T lowest = std::numeric_limits<T>::lowest(), limit = kLargestLogit<T> / in.inverse_epsilon;
+  const T lowest = std::numeric_limits<T>::lowest();
+  const double epsilon = 1 / static_cast<double>(in.inverse_epsilon), limit = kLargestLogit * epsilon;
   // The largest score of every column, over rows that count.
   std::vector<T> tops(in.clusters, lowest);
   for (int64_t n = 0; n < in.samples; ++n) {
@@ -78,25 +79,28 @@ bool bound_scores(SinkhornProblem<T>& in, const std::vector<T>& r, const std::ve
   }
   // What columns count from, and how far down a row may be before it is lifted.
   std::vector<T> centers(in.clusters, T(0));
-  T floor = limit;
+  double floor = limit;
   for (int64_t k = 0; k < in.clusters; ++k) {
     if (std::fabs(tops[k]) > limit) centers[k] = tops[k];
-    if (c[k] > 0) floor = std::min(floor, tops[k] - centers[k]);
+    if (c[k] > 0) floor = std::min<double>(floor, tops[k] - centers[k]);
   }
-  floor -= static_cast<T>(kLiftedLogit / in.inverse_epsilon);
+  // A multiple of a power of two: what is lifted there has no more digits than before.
+  const double unit = std::exp2(std::ceil(std::log2(epsilon)));
+  floor = (std::floor(floor / unit) - kLiftedLogit) * unit;
   // Rows less the centers, lifted, masked.
   bounded.resize(in.samples * in.clusters);
+  std::vector<double> row(in.clusters);
   for (int64_t n = 0; n < in.samples; ++n) {
     const T* scores = in.scores + n * in.clusters;
-    T* row = bounded.data() + n * in.clusters;
-    T largest = lowest;
+    double largest = std::numeric_limits<double>::lowest();
     for (int64_t k = 0; k < in.clusters; ++k) {
-      row[k] = std::clamp(scores[k] - centers[k], lowest, limit);  // above it is but a row of share 0
+      row[k] = std::max(static_cast<double>(scores[k]) - centers[k], std::numeric_limits<double>::lowest());
+      row[k] = std::min(row[k], limit);  // above it is but a row of share 0
       if (c[k] > 0) largest = std::max(largest, row[k]);
     }
     for (int64_t k = 0; k < in.clusters; ++k) {
-      if (largest < floor) row[k] = row[k] - largest + floor;
-      row[k] = std::clamp(row[k], -kMaskedLogits * limit, limit);
+      const double lifted = largest < floor ? row[k] - largest + floor : row[k];
+      bounded[n * in.clusters + k] = static_cast<T>(std::clamp(lifted, -kMaskedLogits * limit, limit));
     }
   }
   in.scores = bounded.data();

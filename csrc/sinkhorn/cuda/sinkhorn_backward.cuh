@@ -20,7 +20,7 @@ struct SinkhornBackwardArguments : Problems<Element> {
   using T = Widened<Element>;
   const Element* grad;   // (N, K)
   const int64_t* used;   // (1,)
-  const T* potentials;   // (num_iters, N + K)
+  const T* potentials;   // (num_iters, 2, N + K)
   T* means;              // (N,)
   T* by_sample;          // (num_iters, N) by log u of the iteration before; of the first one not used
   T* by_cluster;         // (num_iters, K) by log v
@@ -32,7 +32,7 @@ struct SinkhornBackwardArguments : Problems<Element> {
     in.move_to(problem);
     in.grad += problem * in.samples * in.clusters;
     in.used += problem;
-    in.potentials += problem * in.num_iters * in.potentials_stride();
+    in.potentials += problem * in.num_iters * 2 * in.potentials_stride();
     in.means += problem * in.samples;
     in.by_sample += problem * in.num_iters * in.samples;
     in.by_cluster += problem * in.num_iters * in.clusters;
@@ -42,40 +42,48 @@ struct SinkhornBackwardArguments : Problems<Element> {
   }
 
   // log(u / r) and log(v / c) after an iteration.
-  __device__ __forceinline__ const T* sample_potentials(int64_t iteration) const {
-    return potentials + iteration * this->potentials_stride();
+  __device__ __forceinline__ Logarithm<T> sample_potential(int64_t iteration, int64_t n) const {
+    const T* kept = potentials + iteration * 2 * this->potentials_stride() + n;
+    return {kept[0], kept[this->potentials_stride()]};
   }
-  __device__ __forceinline__ const T* cluster_potentials(int64_t iteration) const {
-    return sample_potentials(iteration) + this->samples;
+  __device__ __forceinline__ Logarithm<T> cluster_potential(int64_t iteration, int64_t k) const {
+    return sample_potential(iteration, this->samples + k);
   }
 
   // log u after an iteration, of which -1 is the start.
-  __device__ __forceinline__ T log_u(int64_t iteration, int64_t n) const {
+  __device__ __forceinline__ Logarithm<T> log_u(int64_t iteration, int64_t n) const {
     const T log_share = this->shares[kSamples][n];
-    if (iteration < 0) return log_share > -Limits<T>::kInfinity ? T(0) : log_share;
-    return sample_potentials(iteration)[n] + log_share;
+    if (iteration < 0) return {0, log_share > -Limits<T>::kInfinity ? T(0) : log_share};
+    const Logarithm<T> potential = sample_potential(iteration, n);
+    return {potential.coarse, potential.fine + log_share};
   }
-  __device__ __forceinline__ T log_v(int64_t iteration, int64_t k) const {
-    return cluster_potentials(iteration)[k] + this->shares[kClusters][k];
+  __device__ __forceinline__ Logarithm<T> log_v(int64_t iteration, int64_t k) const {
+    const Logarithm<T> potential = cluster_potential(iteration, k);
+    return {potential.coarse, potential.fine + this->shares[kClusters][k]};
   }
 
   __device__ __forceinline__ bool is_invalid() const {
-    return this->invalid[0] != 0 || !(fabs(potentials[0]) <= Limits<T>::kMax);
+    return this->invalid[0] != 0 || !(fabs(potentials[this->potentials_stride()]) <= Limits<T>::kMax);
   }
 
   // The element of the scores at (n, k), as a share: of a column's sum in v, or of a row's in u.
-  __device__ __forceinline__ T share_of(int64_t n, int64_t k, T shift) const {
-    // At most 1 but for rounding, which is no longer small where exponents are huge.
-    return exp(smaller(this->exponent(this->bounded(this->scores[n * this->clusters + k]), shift), T(1)));
+  __device__ __forceinline__ T share_of(int64_t n, int64_t k, const Logarithm<T>& u, const Logarithm<T>& v) const {
+    const T score = this->bounded(this->scores[n * this->clusters + k]);
+    const T fine = u.fine + v.fine;
+    const T exponent = this->grid.has(u.coarse) && this->grid.has(v.coarse)
+                           ? this->near_exponent(score, u.coarse, v.coarse, fine)
+                           : this->far_exponent(score, u.coarse, v.coarse, fine);
+    // At most 1 but for rounding, which is no longer small where sums do not cancel.
+    return exp(smaller(exponent, T(1)));
   }
   __device__ __forceinline__ T share_of_column(int64_t iteration, int64_t n, int64_t k) const {
-    return share_of(n, k, cluster_potentials(iteration)[k] + log_u(iteration - 1, n));
+    return share_of(n, k, log_u(iteration - 1, n), cluster_potential(iteration, k));
   }
   __device__ __forceinline__ T share_of_row(int64_t iteration, int64_t n, int64_t k) const {
-    return share_of(n, k, sample_potentials(iteration)[n] + log_v(iteration, k));
+    return share_of(n, k, sample_potential(iteration, n), log_v(iteration, k));
   }
   __device__ __forceinline__ T assignment(int64_t last, int64_t n, int64_t k) const {
-    return share_of(n, k, log_u(last, n) + log_v(last, k));
+    return share_of(n, k, log_u(last, n), log_v(last, k));
   }
 
   // The gradient by s / epsilon as far as u of the last iteration. Less the mean: the row's sum is fixed, and what is
@@ -91,27 +99,32 @@ __device__ void average_rows(const SinkhornBackwardArguments<Element>& in, const
   using T = Widened<Element>;
   const int64_t last = in.used[0] - 1;
   chunk.for_each_row(in, [&](int64_t n) {
-    T sum = 0, weighted = 0;
-#pragma unroll 2  // more take more registers than there are for two blocks
-    for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
-      const T share = in.assignment(last, n, k);
-      sum += share;
-      weighted += share * widen(in.grad[n * in.clusters + k]);
-    }
-    sum = in.row_sum(sum);
-    weighted = in.row_sum(weighted);
+    double sums = 0, weighted_sums = 0;
+    in.for_each_part([&](unsigned begin, unsigned end) {
+      T sum = 0, weighted = 0;
+#pragma unroll 1  // more take more registers than there are for two blocks
+      for (unsigned k = begin; k < end; k += in.row_lanes) {
+        const T share = in.assignment(last, n, k);
+        sum += share;
+        weighted += share * widen(in.grad[n * in.clusters + k]);
+      }
+      sums += static_cast<double>(sum);
+      weighted_sums += static_cast<double>(weighted);
+    });
+    const T sum = in.row_sum(static_cast<T>(sums)), weighted = in.row_sum(static_cast<T>(weighted_sums));
     if (in.row_lane() == 0) in.means[n] = sum > 0 ? weighted / sum : T(0);
   });
 }
 
-// Sums of value_of(n, k) over the slices of a chunk.
-template <class Element, class ValueOf>
+// Sums of value_of(n, k) over the slices of a chunk, kUnroll at once: more take more registers than there are for two
+// blocks.
+template <int kUnroll, class Element, class ValueOf>
 __device__ __forceinline__ void sum_values(const SinkhornBackwardArguments<Element>& in, const Chunk& chunk,
                                            const ValueOf& value_of) {
   using T = Widened<Element>;
   sum_slices(in, chunk, in.partial, [&](int64_t k, int64_t first, int64_t last) {
     T sum = 0;
-#pragma unroll 2  // more take more registers than there are for two blocks
+#pragma unroll kUnroll
     for (int64_t n = first; n < last; ++n) sum += value_of(n, k);
     return sum;
   });
@@ -120,7 +133,7 @@ __device__ __forceinline__ void sum_values(const SinkhornBackwardArguments<Eleme
 template <class Element>
 __device__ void sum_first_terms(const SinkhornBackwardArguments<Element>& in, const Chunk& chunk) {
   const int64_t last = in.used[0] - 1;
-  sum_values(in, chunk, [&](int64_t n, int64_t k) { return in.first_term(last, n, k); });
+  sum_values<1>(in, chunk, [&](int64_t n, int64_t k) { return in.first_term(last, n, k); });
 }
 
 // by_cluster of an iteration for a tile of columns, by one thread block.
@@ -144,11 +157,15 @@ __device__ void gradient_through_columns(const SinkhornBackwardArguments<Element
   using T = Widened<Element>;
   const T* by_cluster = in.by_cluster + iteration * in.clusters;
   chunk.for_each_row(in, [&](int64_t n) {
-    T sum = 0;
-    for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
-      sum -= in.share_of_column(iteration, n, k) * by_cluster[k];
-    }
-    sum = in.row_sum(sum);
+    double sums = 0;
+    in.for_each_part([&](unsigned begin, unsigned end) {
+      T sum = 0;
+      for (unsigned k = begin; k < end; k += in.row_lanes) {
+        sum -= in.share_of_column(iteration, n, k) * by_cluster[k];
+      }
+      sums += static_cast<double>(sum);
+    });
+    const T sum = in.row_sum(static_cast<T>(sums));
     if (in.row_lane() == 0) in.by_sample[iteration * in.samples + n] = sum;
   });
 }
@@ -158,7 +175,7 @@ template <class Element>
 __device__ void gradient_through_rows(const SinkhornBackwardArguments<Element>& in, int64_t iteration,
                                       const Chunk& chunk) {
   const auto* by_sample = in.by_sample + iteration * in.samples;
-  sum_values(in, chunk, [&](int64_t n, int64_t k) { return -in.share_of_row(iteration - 1, n, k) * by_sample[n]; });
+  sum_values<2>(in, chunk, [&](int64_t n, int64_t k) { return -in.share_of_row(iteration - 1, n, k) * by_sample[n]; });
 }
 
 // The gradient for the rows of a chunk.

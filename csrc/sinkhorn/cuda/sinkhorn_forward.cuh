@@ -11,35 +11,11 @@
 
 namespace deepclust::sinkhorn {
 
-// Below, sums and differences of multiples of 1/1024 are no longer than T.
-template <class T>
-constexpr T kCoarseLimit = T(sizeof(T) == 8 ? int64_t{1} << 42 : 1 << 13);
-
-template <class T>
-__device__ __forceinline__ T coarse_part(T x) {
-  return fabs(x) < kCoarseLimit<T> ? rint(x * 1024) / 1024 : x;
-}
-
-// log u or log v. Exponents can be a hundred times larger than what their rounding may cost, so the logarithm has a
-// coarse part, which adds up with other coarse parts without rounding, and the rest.
-template <class T>
-struct Logarithm {
-  T coarse, fine;
-
-  static __device__ __forceinline__ Logarithm zero() { return {-Limits<T>::kInfinity, 0}; }  // of 0
-
-  static __device__ __forceinline__ Logarithm of(double logarithm) {
-    const T coarse = coarse_part(static_cast<T>(logarithm));
-    return {coarse, fabs(coarse) <= Limits<T>::kMax ? static_cast<T>(logarithm - coarse) : T(0)};
-  }
-
-  __device__ __forceinline__ double value() const { return static_cast<double>(coarse) + fine; }
-};
-
-// sum exp(x), relative to the coarse part of the largest x.
+// sum exp(x), relative to largest / epsilon + offset. The largest is a coarse part, and if all coarse parts are on the
+// grid, the offset is 0; else it is the largest of what the sums of coarse parts leave.
 template <class T>
 struct LogSum {
-  T largest;
+  T largest, offset;
   T sum;
 };
 
@@ -53,7 +29,7 @@ struct SinkhornForwardArguments : Problems<Element> {
   unsigned* ticket;      // (1,) or null
   int64_t* used;         // (1,)
   Element* assignments;  // (N, K)
-  T* potentials;         // (num_iters, N + K) or null
+  T* potentials;         // (num_iters, 2, N + K) or null
   double tolerance;
 
   __device__ __forceinline__ SinkhornForwardArguments of(int64_t problem) const {
@@ -66,7 +42,7 @@ struct SinkhornForwardArguments : Problems<Element> {
     if (ticket != nullptr) in.ticket += problem;
     in.used += problem;
     in.assignments += problem * in.samples * in.clusters;
-    if (potentials != nullptr) in.potentials += problem * in.num_iters * in.potentials_stride();
+    if (potentials != nullptr) in.potentials += problem * in.num_iters * 2 * in.potentials_stride();
     return in;
   }
 
@@ -74,17 +50,28 @@ struct SinkhornForwardArguments : Problems<Element> {
     return log_v + iteration % 2 * this->clusters;
   }
 
-  // score / epsilon + the coarse part of a shift, rounded, of which the largest is found.
-  __device__ __forceinline__ T rounded_exponent(T score, const Logarithm<T>& shift) const {
-    return fma(score, this->inverse_epsilon, shift.coarse);
+  // log exp((score + shift - largest) / epsilon).
+  __device__ __forceinline__ T near(T score, const Logarithm<T>& shift, T largest) const {
+    return this->near_exponent(score, shift.coarse, -largest, shift.fine);
+  }
+  __device__ __forceinline__ T far(T score, const Logarithm<T>& shift, T largest) const {
+    return this->far_exponent(score, shift.coarse, -largest, shift.fine);
   }
 
-  // exp(score / epsilon + shift - largest). Where numbers are huge, all that counts is that the largest becomes 1.
-  __device__ __forceinline__ T exponential(T score, const Logarithm<T>& shift, T largest) const {
-    const bool exact = fabs(shift.coarse) < kCoarseLimit<T> && fabs(largest) < kCoarseLimit<T>;
-    return exp(exact ? fma(score, this->inverse_epsilon, shift.coarse - largest) +
-                           fma(score, this->inverse_epsilon_rest, shift.fine)
-                     : rounded_exponent(score, shift) - largest + shift.fine);
+  __device__ __forceinline__ double logits_of(double coarse) const {
+    return coarse * (static_cast<double>(this->inverse_epsilon) + static_cast<double>(this->inverse_epsilon_rest));
+  }
+
+  // What of a logarithm goes to a coarse part beside -largest.
+  __device__ __forceinline__ T coarse_part(T logarithm, T largest) const {
+    return this->grid.has(largest) ? rint(logarithm * this->grid.steps) * this->grid.step : T(0);
+  }
+
+  // Potentials are of the sums: 1 / sum, where it is relative to `largest`.
+  __device__ __forceinline__ void keep(int64_t iteration, int64_t at, T largest, T log_sum) const {
+    T* const kept = potentials + iteration * 2 * this->potentials_stride() + at;
+    kept[0] = -largest;
+    kept[this->potentials_stride()] = -log_sum;
   }
 };
 
@@ -107,15 +94,28 @@ template <class Element>
 __device__ void sum_columns(const SinkhornForwardArguments<Element>& in, const Chunk& chunk) {
   using T = Widened<Element>;
   sum_slices(in, chunk, in.partial, [&](int64_t k, int64_t first, int64_t last) {
-    const auto score = [&](int64_t n) { return in.bounded(in.scores[n * in.clusters + k]); };
-    T largest = -Limits<T>::kMax;
+    const Logarithm<T>* log_u = in.log_u + first;
+    const Element* scores = in.scores + first * in.clusters + k;
+    const auto score = [&](int n) { return in.bounded(scores[n * in.clusters]); };
+    const int rows = static_cast<int>(last - first);
+    T largest = kNoLargest<T>, reach = 0, offset = 0, sum = 0;
 #pragma unroll 4
-    for (int64_t n = first; n < last; ++n) largest = larger(largest, in.rounded_exponent(score(n), in.log_u[n]));
-    largest = coarse_part(largest);
-    T sum = 0;
+    for (int n = 0; n < rows; ++n) {
+      largest = larger(largest, score(n) + log_u[n].coarse);
+      reach = larger(reach, fabs(log_u[n].coarse));
+    }
+    largest = in.grid.round(largest);
+    if (in.grid.has(reach) && in.grid.has(largest)) {
 #pragma unroll 4
-    for (int64_t n = first; n < last; ++n) sum += in.exponential(score(n), in.log_u[n], largest);
-    return LogSum<T>{largest, sum};
+      for (int n = 0; n < rows; ++n) sum += exp(in.near(score(n), log_u[n], largest));
+    } else {
+      offset = -Limits<T>::kMax;
+#pragma unroll 1
+      for (int n = 0; n < rows; ++n) offset = larger(offset, in.far(score(n), log_u[n], largest));
+#pragma unroll 1
+      for (int n = 0; n < rows; ++n) sum += exp(in.far(score(n), log_u[n], largest) - offset);
+    }
+    return LogSum<T>{largest, offset, sum};
   });
 }
 
@@ -126,27 +126,39 @@ __device__ void merge_columns(const SinkhornForwardArguments<Element>& in, int64
   using T = Widened<Element>;
   const int64_t k = tile * kTileColumns + lane_index();
   const bool present = k < in.clusters;
-  T largest = -Limits<T>::kMax;
+  T largest = kNoLargest<T>;
   for (int64_t slice = warp_index(); slice < in.slices && present; slice += kWarps) {
     largest = larger(largest, in.partial[slice * in.clusters + k].largest);
   }
   largest = combine_warps(largest, [](T x, T y) { return larger(x, y); });
+  const auto offset_of = [&](const LogSum<T>& part) {
+    return static_cast<T>(in.logits_of(part.largest - largest) + static_cast<double>(part.offset));
+  };
+  T offset = -Limits<T>::kMax;
+  for (int64_t slice = warp_index(); slice < in.slices && present; slice += kWarps) {
+    offset = larger(offset, offset_of(in.partial[slice * in.clusters + k]));
+  }
+  offset = combine_warps(offset, [](T x, T y) { return larger(x, y); });
   double sum = 0;
   for (int64_t slice = warp_index(); slice < in.slices && present; slice += kWarps) {
     const LogSum<T> part = in.partial[slice * in.clusters + k];
-    sum += static_cast<double>(part.sum * exp(part.largest - largest));
+    sum += static_cast<double>(part.sum * exp(offset_of(part) - offset));
   }
   sum = combine_warps(sum, [](double x, double y) { return x + y; });
   if (warp_index() != 0) return;
   double error = 0;
   if (present) {
-    const double log_sum = in.invalid[0] != 0 ? Limits<double>::kNan : static_cast<double>(largest) + log(sum);
+    const double log_sum = in.invalid[0] != 0 ? Limits<double>::kNan : static_cast<double>(offset) + log(sum);
     const double share = in.shares[kClusters][k];
-    if (iteration > 0) error = fabs(exp(log_sum + in.log_v_of(iteration - 1)[k].value()) - share);
-    in.log_v_of(iteration)[k] = Logarithm<T>::of(log(share) - log_sum);
-    if (in.potentials != nullptr) {
-      in.potentials[iteration * in.potentials_stride() + in.samples + k] = static_cast<T>(-log_sum);
+    if (iteration > 0) {
+      const Logarithm<T> before = in.log_v_of(iteration - 1)[k];
+      error = fabs(exp(in.logits_of(static_cast<double>(before.coarse) + largest) + before.fine + log_sum) - share);
     }
+    const double rest = log(share) - log_sum;
+    const T coarse = in.coarse_part(static_cast<T>(rest), largest);
+    in.log_v_of(iteration)[k] =
+        share == 0 ? Logarithm<T>::zero() : Logarithm<T>{coarse - largest, static_cast<T>(rest - in.logits_of(coarse))};
+    if (in.potentials != nullptr) in.keep(iteration, in.samples + k, largest, static_cast<T>(log_sum));
   }
   if (in.errors == nullptr) return;
   error = warp_sum(error);
@@ -161,22 +173,48 @@ __device__ bool is_near_enough(const SinkhornForwardArguments<Element>& in) {
   return block_sum(error) <= in.tolerance;
 }
 
+template <class T>
+struct RowSum : LogSum<T> {
+  bool is_near;  // then exponents are
+};
+
 template <class Element>
-__device__ __forceinline__ LogSum<Widened<Element>> sum_row(const SinkhornForwardArguments<Element>& in, int64_t n,
+__device__ __forceinline__ RowSum<Widened<Element>> sum_row(const SinkhornForwardArguments<Element>& in, int64_t n,
                                                             const Logarithm<Widened<Element>>* log_v) {
   using T = Widened<Element>;
   const auto score = [&](int64_t k) { return in.bounded(in.scores[n * in.clusters + k]); };
-  T largest = -Limits<T>::kMax;
+  T largest = kNoLargest<T>, reach = 0;
+  in.for_each_part([&](unsigned begin, unsigned end) {
 #pragma unroll 4
-  for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
-    largest = larger(largest, in.rounded_exponent(score(k), log_v[k]));
+    for (unsigned k = begin; k < end; k += in.row_lanes) {
+      largest = larger(largest, score(k) + log_v[k].coarse);
+      reach = larger(reach, fabs(log_v[k].coarse));
+    }
+  });
+  largest = in.grid.round(in.row_max(largest));
+  const bool is_near = in.grid.has(in.row_max(reach)) && in.grid.has(largest);
+  double sum = 0;
+  T offset = 0;
+  if (is_near) {
+    in.for_each_part([&](unsigned begin, unsigned end) {
+      T part = 0;
+#pragma unroll 2  // more take more registers than there are for two blocks
+      for (unsigned k = begin; k < end; k += in.row_lanes) part += exp(in.near(score(k), log_v[k], largest));
+      sum += static_cast<double>(part);
+    });
+  } else {
+    offset = -Limits<T>::kMax;
+#pragma unroll 1
+    for (unsigned k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
+      offset = larger(offset, in.far(score(k), log_v[k], largest));
+    }
+    offset = in.row_max(offset);
+#pragma unroll 1
+    for (unsigned k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
+      sum += static_cast<double>(exp(in.far(score(k), log_v[k], largest) - offset));
+    }
   }
-  largest = coarse_part(in.row_max(largest));
-  T sum = 0;
-#pragma unroll 4
-  for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes)
-    sum += in.exponential(score(k), log_v[k], largest);
-  return {largest, in.row_sum(sum)};
+  return {{largest, offset, in.row_sum(static_cast<T>(sum))}, is_near};
 }
 
 // log u of an iteration, for the rows of a chunk.
@@ -184,14 +222,15 @@ template <class Element>
 __device__ void scale_rows(const SinkhornForwardArguments<Element>& in, int64_t iteration, const Chunk& chunk) {
   using T = Widened<Element>;
   chunk.for_each_row(in, [&](int64_t n) {
-    const LogSum<T> sum = sum_row(in, n, in.log_v_of(iteration));
+    const RowSum<T> sum = sum_row(in, n, in.log_v_of(iteration));
     if (in.row_lane() != 0) return;
     const T ratio = in.shares[kSamples][n] / sum.sum;
-    const T coarse = coarse_part(log(ratio));
-    in.log_u[n] = ratio == 0 ? Logarithm<T>::zero() : Logarithm<T>{coarse - sum.largest, log(ratio * exp(-coarse))};
-    if (in.potentials != nullptr) {
-      in.potentials[iteration * in.potentials_stride() + n] = -(sum.largest + log(sum.sum));
-    }
+    const T coarse = in.coarse_part(log(ratio) - sum.offset, sum.largest);
+    const T logarithm = in.in_logits(coarse, T(0));
+    const T lost = in.in_logits(coarse, -logarithm);
+    const T fine = sum.offset == 0 ? log(ratio * exp(-logarithm)) : log(ratio) - sum.offset - logarithm;
+    in.log_u[n] = ratio == 0 ? Logarithm<T>::zero() : Logarithm<T>{coarse - sum.largest, fine - lost};
+    if (in.potentials != nullptr) in.keep(iteration, n, sum.largest, sum.offset + log(sum.sum));
   });
 }
 
@@ -202,14 +241,17 @@ __device__ void write_rows(const SinkhornForwardArguments<Element>& in, int64_t 
   using T = Widened<Element>;
   const Logarithm<T>* log_v = in.log_v_of(iteration);
   chunk.for_each_row(in, [&](int64_t n) {
-    const LogSum<T> sum = sum_row(in, n, log_v);
+    const RowSum<T> sum = sum_row(in, n, log_v);
     const T scale = in.shares[kSamples][n] * static_cast<T>(in.samples) / sum.sum;
-    for (int64_t k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
+    for (unsigned k = in.row_lane(); k < in.clusters; k += in.row_lanes) {
       const int64_t at = n * in.clusters + k;
-      in.assignments[at] = narrow<Element>(in.exponential(in.bounded(in.scores[at]), log_v[k], sum.largest) * scale);
+      const T score = in.bounded(in.scores[at]);
+      const T exponent =
+          sum.is_near ? in.near(score, log_v[k], sum.largest) : in.far(score, log_v[k], sum.largest) - sum.offset;
+      in.assignments[at] = narrow<Element>(exp(exponent) * scale);
     }
     if (in.potentials != nullptr && in.row_lane() == 0) {
-      in.potentials[iteration * in.potentials_stride() + n] = -(sum.largest + log(sum.sum));
+      in.keep(iteration, n, sum.largest, sum.offset + log(sum.sum));
     }
   });
 }
@@ -225,10 +267,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<Widened<Element>>)
   start_rows(in, chunk);
   __syncthreads();
   sum_columns(in, chunk);
-  int64_t used = 0;
+  int used = 0;
   while (true) {
     __syncthreads();
-    for (int64_t tile = 0; tile < in.tiles; ++tile) merge_columns(in, used, tile);
+    for (int tile = 0; tile < in.tiles; ++tile) merge_columns(in, used, tile);
     __syncthreads();
     if (in.errors != nullptr && used > 0 && is_near_enough(in)) break;
     if (++used == in.num_iters) break;

@@ -8,7 +8,7 @@
 //
 // Cost: an exponential for each of the two sums over every element and iteration, before which the largest exponent is
 // found, so that a row and a slice are read twice, the second time from the cache. A matrix of exponentials, computed
-// once, would save that work, but be as large, and be of no use where it runs empty. Memory: 1/16 of the scores for the
+// once, would save that work, but be as large, and be of no use where it runs empty. Memory: 3/32 of the scores for the
 // slices.
 // The gradient takes three exponentials forth and back for each iteration, and no memory like the scores either.
 #include "sinkhorn/cuda/sinkhorn_knopp.cuh"
@@ -55,7 +55,8 @@ void set_problems(const SinkhornInputs& inputs, const SinkhornPlan& plan, const 
   const double inverse = smaller(1 / inputs.epsilon, static_cast<double>(Limits<T>::kMax));
   in.inverse_epsilon = static_cast<T>(inverse);
   in.inverse_epsilon_rest = static_cast<T>(inverse - static_cast<double>(in.inverse_epsilon));
-  in.largest_score = Limits<T>::kMax / 8 / in.inverse_epsilon;
+  in.grid = CoarseGrid<T>::of(inputs.epsilon);
+  in.largest_score = smaller(Limits<T>::kMax, Limits<T>::kMax / in.inverse_epsilon) / 64;
   in.samples = inputs.samples;
   in.clusters = inputs.clusters;
   in.num_iters = inputs.num_iters;
@@ -126,7 +127,7 @@ SinkhornBytes sinkhorn_forward_bytes(const SinkhornInputs& inputs, const Sinkhor
   const int64_t accumulator = accumulator_bytes(inputs.type);
   SinkhornBytes bytes{};
   add_problem_bytes(inputs, bytes);
-  bytes.field[kSliceSums] = inputs.problems * plan.slices * inputs.clusters * 2 * accumulator;
+  bytes.field[kSliceSums] = inputs.problems * plan.slices * inputs.clusters * 3 * accumulator;
   bytes.field[kLogSamples] = inputs.problems * inputs.samples * 2 * accumulator;
   bytes.field[kLogClusters] = inputs.problems * 2 * inputs.clusters * 2 * accumulator;
   if (has_tolerance) {

@@ -37,7 +37,7 @@ enum SinkhornField {
   kSampleShares,     // (problems, N) T; backward: their logarithms
   kClusterShares,    // (problems, K) T
   kInvalid,          // (problems,) unsigned: whether the problem's result is NaN
-  kSliceSums,        // forward: (problems, slices, K, 2) T; backward: (problems, slices, K) T
+  kSliceSums,        // forward: (problems, slices, K, 3) T; backward: (problems, slices, K) T
   kLogSamples,       // forward: (problems, N, 2) T: log u
   kLogClusters,      // forward: (problems, 2, K, 2) T: log v of even and odd iterations
   kErrors,           // forward, with a tolerance: (problems, tiles) double
@@ -63,7 +63,7 @@ struct SinkhornResults {
   double tolerance;   // used if the workspace has errors
   void* assignments;  // (problems, N, K) input type
   int64_t* used;      // (problems,)
-  void* potentials;   // (problems, num_iters, N + K) T; null where not wanted
+  void* potentials;   // (problems, num_iters, 2, N + K) T; null where not wanted
 };
 
 // One launch, or two and two for each iteration.
@@ -74,7 +74,7 @@ cudaError_t launch_sinkhorn_knopp(const SinkhornInputs& inputs, const SinkhornPl
 struct SinkhornGradients {
   const void* grad_assignments;  // (problems, N, K) input type
   const int64_t* used;           // (problems,)
-  const void* potentials;        // (problems, num_iters, N + K) T
+  const void* potentials;        // (problems, num_iters, 2, N + K) T
   void* grad_scores;             // (problems, N, K) input type
 };
 

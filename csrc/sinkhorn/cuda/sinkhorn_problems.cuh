@@ -23,7 +23,46 @@ constexpr int kMinBlocks = sizeof(T) == 8 ? 1 : 2;  // on a multiprocessor, as m
 __device__ __forceinline__ int warp_index() { return threadIdx.x / 32; }
 __device__ __forceinline__ int lane_index() { return threadIdx.x % 32; }
 
+// Elements that a thread adds up before the sum goes on in double, so that the error does not grow with their number.
+constexpr unsigned kElementsInT = 64;
+
 enum Side { kSamples, kClusters };
+
+// Where the search for the largest coarse part begins: below all that there is.
+template <class T>
+constexpr T kNoLargest = -Limits<T>::kMax / 2;
+
+// log u or log v: coarse / epsilon + fine. The coarse part is in the unit of the scores, where those of masked rows and
+// columns cancel without rounding, however large. If it is small it is on a grid: sums of coarse parts have no rounding
+// then, and the fine part is small too.
+template <class T>
+struct Logarithm {
+  T coarse, fine;
+
+  // Of 0. As finite as the others, and below them, the coarse part is never the largest.
+  static __device__ __forceinline__ Logarithm zero() { return {kNoLargest<T>, -Limits<T>::kInfinity}; }
+};
+
+// The grid: multiples of some 1/1024 epsilon. Below the limit, sums and differences of them are no longer than T.
+template <class T>
+struct CoarseGrid {
+  T limit;     // 0 if epsilon leaves no room for a grid
+  T step;      // a power of two
+  T per_step;  // 1 / step
+  T steps;     // about as many as are 1 / epsilon
+
+  static CoarseGrid of(double epsilon) {
+    constexpr int kMostBits = sizeof(T) == 8 ? 900 : 100;
+    const int exponent = std::ilogb(epsilon);
+    if (exponent < -kMostBits || exponent > kMostBits) return {0, 1, 1, 0};
+    const double step = std::ldexp(1.0, exponent - 10);
+    return {static_cast<T>(step * (sizeof(T) == 8 ? 0x1p52 : 0x1p23)), static_cast<T>(step), static_cast<T>(1 / step),
+            static_cast<T>(epsilon / step)};
+  }
+
+  __device__ __forceinline__ bool has(T x) const { return fabs(x) < limit; }
+  __device__ __forceinline__ T round(T x) const { return has(x) ? rint(x * per_step) * step : x; }
+};
 
 // All problems, or after of() a single one.
 template <class Element>
@@ -35,8 +74,9 @@ struct Problems {
   T* shares[2];                             // (N,), (K,) shares that add up to 1, or their logarithms
   unsigned* invalid;                        // (1,)
   T inverse_epsilon, inverse_epsilon_rest;  // whose sum is 1 / epsilon
-  T largest_score;                          // what is larger counts as that, so that no exponent overflows
-  int64_t samples, clusters, num_iters;     // N, K, T
+  CoarseGrid<T> grid;
+  T largest_score;  // what is larger counts as that, so that no sum of coarse parts and no exponent overflows
+  int64_t samples, clusters, num_iters;  // N, K, T
   int64_t chunk_rows, chunks, slices, tiles;
   int row_lanes;  // a power of two
 
@@ -68,13 +108,28 @@ struct Problems {
     return value;
   }
 
+  // Calls use(begin, end) for parts of this lane's columns of a row, every row_lanes-th from begin on. The places are
+  // narrow: registers are rare.
+  template <class Use>
+  __device__ __forceinline__ void for_each_part(const Use& use) const {
+    const unsigned count = static_cast<unsigned>(clusters), step = kElementsInT * row_lanes;
+    for (unsigned begin = row_lane(); begin < count; begin += step) use(begin, smaller(begin + step, count));
+  }
+
   __device__ __forceinline__ T bounded(Element score) const {
     return larger(smaller(widen(score), largest_score), -largest_score);
   }
 
-  // score / epsilon + shift, rounded once but for the shift.
-  __device__ __forceinline__ T exponent(T score, T shift) const {
-    return fma(score, inverse_epsilon, fma(score, inverse_epsilon_rest, shift));
+  // (score + first + second) / epsilon + fine, where both coarse parts are on the grid.
+  __device__ __forceinline__ T near_exponent(T score, T first, T second, T fine) const {
+    return in_logits(score + (first + second), fine);
+  }
+  // The same of any coarse parts, of which the larger one cancels the score, if it is as large.
+  __device__ __forceinline__ T far_exponent(T score, T first, T second, T fine) const {
+    return in_logits(fabs(first) > fabs(second) ? score + first + second : score + second + first, fine);
+  }
+  __device__ __forceinline__ T in_logits(T x, T fine) const {
+    return fma(x, inverse_epsilon, fma(x, inverse_epsilon_rest, fine));
   }
 };
 

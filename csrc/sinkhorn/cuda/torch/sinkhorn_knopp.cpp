@@ -75,7 +75,7 @@ SinkhornKnoppOutputs sinkhorn_knopp_cuda(const at::Tensor& scores,  // (..., N, 
   const at::TensorOptions options = scores.options();
   const auto batch = scores.sizes().slice(0, scores.dim() - 2);
   std::vector<int64_t> kept(batch.begin(), batch.end());
-  kept.insert(kept.end(), {num_iters, scores.size(-2) + scores.size(-1)});
+  kept.insert(kept.end(), {num_iters, 2, scores.size(-2) + scores.size(-1)});
   if (!differentiable) kept = {0};
   const at::Tensor assignments = at::empty(scores.sizes(), options);
   const at::Tensor used = at::empty(batch, options.dtype(at::kLong));
@@ -105,7 +105,7 @@ at::Tensor sinkhorn_knopp_out_cuda(const at::Tensor& scores,  // (..., N, K)
 at::Tensor sinkhorn_knopp_backward_cuda(const at::Tensor& grad_assignments,      // (..., N, K)
                                         const at::Tensor& scores,                // (..., N, K)
                                         const at::Tensor& used,                  // (...) int64
-                                        const at::Tensor& potentials,            // (..., num_iters, N + K)
+                                        const at::Tensor& potentials,            // (..., num_iters, 2, N + K)
                                         double epsilon,                          //
                                         const OptionalTensor& sample_marginals,  // (N,) or (..., N)
                                         const OptionalTensor& cluster_marginals  // (K,) or (..., K)
@@ -113,7 +113,7 @@ at::Tensor sinkhorn_knopp_backward_cuda(const at::Tensor& grad_assignments,     
   const DeviceScope device(scores);
   const at::Tensor grad_scores = at::empty(scores.sizes(), scores.options());
   if (scores.numel() == 0) return grad_scores;
-  const SinkhornCall call(scores, epsilon, potentials.size(-2), sample_marginals, cluster_marginals);
+  const SinkhornCall call(scores, epsilon, potentials.size(-3), sample_marginals, cluster_marginals);
   const SinkhornPlan plan = plan_sinkhorn_knopp(call.inputs());
   const DeviceMemory<SinkhornWorkspace> memory(sinkhorn_backward_bytes(call.inputs(), plan), scores.options());
   const at::Tensor grad = grad_assignments.contiguous(), counts = used.contiguous(), kept = potentials.contiguous();
