@@ -215,8 +215,8 @@ a node, {between} for each GPU and {far} between nodes. NCCL has not been run wi
 and their gradients go back to their owners. *Ring* and *by nodes* are the gathering: round all GPUs, or between nodes
 first and within them then, as NCCL arranges the all-gather that the code asks it for. *Back* is the all-to-all of the
 gradients. *Step* is by nodes, kernels and back. A GPU computes each pair of its own rows once. A pair of rows of two
-GPUs is computed by both of them. Blocks that go round while the one before is multiplied are written for CPUs alone: a
-column says what they would take.
+GPUs is computed by both of them. Up to 256 MB in all rows are gathered so. A column says what blocks take that go round
+while the one before is multiplied, as they do beyond that and on CPUs.
 
 {loss_table()}
 

@@ -18,8 +18,6 @@ from deepclust_ext.commands._arguments import add_device, add_steps, at_least, d
 from deepclust_ext.commands._backbone import add_weights
 
 ON_RANKS = True  # of torchrun, which share the images
-#: Settings of the recipe that say which network goes on.
-OF_THE_RUN = ("model.base", "model.base_model", "backbone")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.distributed import rank_of
     from deepclust_ext.ops._checks import counted
     from deepclust_ext.recipes import changed
-    from deepclust_ext.recipes.boost import boost_recipe
+    from deepclust_ext.recipes.boost import boost_recipe, check_settings
     from deepclust_ext.runs import Options, open_run, train
     from deepclust_ext.runs.prepare import read_settings
     from deepclust_ext.runs.train import check_folder, closing_words
@@ -54,11 +52,7 @@ def run(args: argparse.Namespace) -> int:
     check_folder(out, resume=False, overwrite=args.overwrite)
     own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
     overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
-    for key, value in overrides.items():
-        if any(f"{key}.".startswith(f"{part}.") for part in OF_THE_RUN):
-            raise ValueError(
-                f"set: expected no {key}, which is that of the run to boost, the argument RUN, got {value!r}"
-            )
+    check_settings(overrides)
     start = open_run(folder, device=device(args), weights=args.weights)
     recipe = changed(boost_recipe(start.recipe), overrides)
     if args.epochs is not None:

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from deepclust_ext import _extension, ops
+from deepclust_ext import ops
 from deepclust_ext.distributed.exchange import gather_rows
 from deepclust_ext.distributed.group import Shards, resolve_group, shards_of
-from deepclust_ext.distributed.log_sums import NO_SUM, NO_WEIGHT, Options, Rows, log_sums_of
-from deepclust_ext.distributed.shared_pairs import sums_of_shared_pairs
+from deepclust_ext.distributed.log_sums import NO_SUM, NO_WEIGHT, Options, Rows, log_sums_of, positive_scores
+from deepclust_ext.distributed.shared_pairs import has_pair_kernels, sums_of_shared_pairs
 from deepclust_ext.ops._checks import (
     check_bool,
     check_non_negative,
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from deepclust_ext.distributed.group import Group
+
+#: Where no kernel takes pairs for both of their rows, so many bytes of all rows are gathered at once at most.
+MOST_GATHERED_BYTES = 256 << 20
 
 
 @torch.compiler.disable
@@ -52,9 +55,9 @@ def fused_contrastive_loss(
 
     On the CPU every pair of rows is computed by one rank. Rows go round in their dtype, block by block, about half of
     all to each rank, with the next block under way while one is multiplied. The sums of a block's anchors and the
-    gradients of its rows go back to their owner. Memory is O(n D). On CUDA and without the native library a rank
-    gathers all rows once and computes all pairs of its own anchors. So two ranks both compute those between them, and
-    memory is O(N D).
+    gradients of its rows go back to their owner. Memory is O(n D). On CUDA and without the native library rows go
+    round so where those of all ranks are above 256 MB. Up to that a rank gathers all rows once and computes all pairs
+    of its own anchors. So two ranks both compute those between them, and memory is O(N D).
 
     With reduction "mean" or "sum", the *mean over the ranks* of what they return is the loss of the whole batch: the
     mean over a rank's own anchors times P n / N, for P ranks of n and N samples, or P times their sum. Gradients add up
@@ -120,8 +123,8 @@ def fused_contrastive_loss(
         assert isinstance(divisor, float)
         rows = Rows(z_a, z_b, class_a, class_b)
         options = Options(divisor, hardness, class_temperature, normalize)
-        by_pairs = z_a.device.type == "cpu" and _extension.uses_native("cpu")
-        if by_pairs:
+        gathered_bytes = 2 * shards.total * z_a.shape[1] * z_a.element_size()
+        if has_pair_kernels(z_a) or gathered_bytes > MOST_GATHERED_BYTES:
             positive, *sums = sums_of_shared_pairs(rows, options, shards, group)
         else:
             positive, *sums = _sums_of_own_anchors(rows, options, shards, group, dtype)
@@ -170,14 +173,4 @@ def _sums_of_own_anchors(
     by_growth, by_weight = (torch.stack(x) for x in zip(before, log_sums_of(rows, options), after, strict=True))
     sums = by_growth.clamp(min=NO_SUM).logsumexp(dim=0), by_weight.clamp(min=NO_WEIGHT).logsumexp(dim=0)
     # After the sums, so that backward comes to these rows first and frees them.
-    return _positive_scores(rows, options).repeat(2), *sums
-
-
-def _positive_scores(rows: Rows, options: Options) -> Tensor:
-    wide = torch.promote_types(rows.z_a.dtype, torch.float32)
-    a, b = (_normalized(z.to(wide), options.normalize) for z in (rows.z_a, rows.z_b))
-    positive = (a * b).sum(dim=1).double() / options.temperature
-    if rows.class_a is not None and rows.class_b is not None:
-        products = rows.class_a.to(wide) * rows.class_b.to(wide)
-        positive = positive + products.sum(dim=1).double() / options.class_temperature
-    return positive
+    return positive_scores(rows, options).repeat(2), *sums

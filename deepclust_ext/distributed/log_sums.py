@@ -1,11 +1,13 @@
 """Sums over a part of an anchor's negatives, by the kernels of the contrastive loss: parts add up to all negatives."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deepclust_ext import _extension
+from deepclust_ext.ops.fused_contrastive_loss import unit_rows
 from deepclust_ext.reference.fused_contrastive_loss import log_sums, scores_of
 
 #: What stands for the logarithm of a sum of nothing: finite, so that gradients are. A weight of nothing is the greater.
@@ -64,6 +66,69 @@ def log_sums_of(rows: Rows, options: Options) -> tuple[Tensor, Tensor]:
         return torch.where(finite, by_growth, torch.nan), by_weight
     by_growth, by_weight = _LogSums.apply(*rows, options)
     return by_growth, by_weight
+
+
+def positive_scores(rows: Rows, options: Options) -> Tensor:
+    """Return the scores of the positives, (B,) float64."""
+    wide = torch.promote_types(rows.z_a.dtype, torch.float32)
+    a, b = (unit_rows(z.to(wide)) if options.normalize else z.to(wide) for z in (rows.z_a, rows.z_b))
+    positive = (a * b).sum(dim=1).double() / options.temperature
+    if rows.class_a is not None and rows.class_b is not None:
+        products = rows.class_a.to(wide) * rows.class_b.to(wide)
+        positive = positive + products.sum(dim=1).double() / options.class_temperature
+    return positive
+
+
+def values_of_pairs(
+    rows: Rows,  # without a queue
+    options: Options,
+    guests: Sequence[Tensor],  # features (2, m, D) and class vectors (2, m, K) of other samples, or nothing
+) -> Tensor:
+    """Return scores of positives and logarithms of both sums, (3, anchors), within rows or between these and others.
+
+    Between them, both are anchors, these first, and scores of positives are 0.
+    """
+    if not guests:
+        return torch.stack([positive_scores(rows, options).repeat(2), *log_sums_of(rows, options)])
+    others = Rows(*guests[0], *(guests[1] if len(guests) > 1 else (None, None)))
+    sums = []
+    for anchors, negatives in ((rows, others), (others, rows)):
+        queue = torch.cat([negatives.z_a, negatives.z_b])
+        classes = [x for x in (negatives.class_a, negatives.class_b) if x is not None]
+        all_rows = anchors.doubled()._replace(queue=queue, class_queue=torch.cat(classes) if classes else None)
+        sums.append(log_sums_of(all_rows, options))
+    by_growth, by_weight = (torch.cat(parts) for parts in zip(*sums, strict=True))
+    return torch.stack([torch.zeros_like(by_growth), by_growth, by_weight])
+
+
+def gradients_of_pairs(
+    own: Sequence[Tensor | None],  # z_a, z_b, class_a, class_b
+    options: Options,
+    guests: Sequence[Tensor],
+    row_values: Tensor,  # (4, anchors) slopes relative to a shift, as the op's backward pass starts from
+    wanted: Sequence[bool],  # of these, then of the guests' features and class vectors
+) -> list[Tensor | None]:
+    """Return gradients of what :func:`values_of_pairs` is of, in the accumulation dtype; the sums are made again."""
+    tensors = [*own, *guests, *[None] * (2 - len(guests))]
+    leaves = [x if x is None else x.detach().requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)]
+    z_a, z_b, class_a, class_b, *others = leaves
+    assert z_a is not None
+    assert z_b is not None
+    positive_slope, slope, weight_slope, shift = row_values.double()
+    growth = 1 + options.hardness
+    with torch.enable_grad():
+        rows = Rows(z_a, z_b, class_a, class_b)
+        positive, by_growth, by_weight = values_of_pairs(rows, options, [x for x in others if x is not None])
+        total = (slope / growth * (by_growth - growth * shift).exp()).sum()
+        if options.hardness > 0:
+            weights = (by_weight - options.hardness * shift).exp()
+            total = total - (weight_slope / options.hardness * weights).sum()
+        if not guests:
+            total = total + (positive_slope * positive).sum()
+    asked = [x for x in leaves if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(total, asked, materialize_grads=True))
+    wide = torch.promote_types(z_a.dtype, torch.float32)
+    return [next(found).to(wide) if x is not None and x.requires_grad else None for x in leaves]
 
 
 class _LogSums(torch.autograd.Function):

@@ -97,6 +97,7 @@ class Ring:
         received = [x.new_empty(len(x), sent, *x.shape[2:]) for x in found]
         for place, (own, other) in enumerate(zip(found, received, strict=True)):
             messages.exchange(own.contiguous(), turn.guest, other, turn.host, tag + place)
+        messages.begin()
         messages.wait()
         return received
 
@@ -106,6 +107,7 @@ class Ring:
             block = torch.stack([x[turn.sent] for x in entry])
             guests.append(block.new_empty(len(block), turn.guests, *block.shape[2:]))
             messages.exchange(block, turn.host, guests[-1], turn.guest, tag)
+        messages.begin()
         return messages, guests
 
 
@@ -114,18 +116,23 @@ class _Messages:
 
     def __init__(self, group: "ProcessGroup") -> None:
         self._group = group
-        self._works: list[tuple[dist.Work | None, Tensor]] = []
+        self._messages: list[dist.P2POp] = []
+        self._works: list[dist.Work] = []
 
     def exchange(self, sent: Tensor, to: int, received: Tensor, source: int, tag: int) -> None:
-        """Send a tensor to a rank and receive one of another; nothing is sent of one without elements."""
-        if received.numel() > 0:
-            work = dist.irecv(received, group=self._group, group_src=source, tag=tag)
-            self._works.append((work, received))
-        if sent.numel() > 0:
-            self._works.append((dist.isend(sent, group=self._group, group_dst=to, tag=tag), sent))
+        """Add a tensor to send to a rank, and one to receive of another; nothing is sent of one without elements."""
+        for operation, tensor, peer in ((dist.irecv, received, source), (dist.isend, sent, to)):
+            if tensor.numel() > 0:
+                message = dist.P2POp(operation, tensor, group=self._group, tag=tag, group_peer=peer)
+                self._messages.append(message)
+
+    def begin(self) -> None:
+        """Let all of them go at once, since NCCL would finish one before the next, on both sides in another order."""
+        if self._messages:
+            self._works = dist.batch_isend_irecv(self._messages)
 
     def wait(self) -> None:
-        for work, _ in self._works:
-            if work is not None:
-                work.wait()
+        for work in self._works:
+            work.wait()
         self._works.clear()
+        self._messages.clear()

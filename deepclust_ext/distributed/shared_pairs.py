@@ -1,4 +1,4 @@
-"""Sums over the negatives of all ranks, each pair of rows computed by one of them: native kernels of the CPU."""
+"""Sums over the negatives of all ranks, each pair of rows computed by one of them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deepclust_ext import _extension
 from deepclust_ext.distributed.group import Shards
-from deepclust_ext.distributed.log_sums import Options, Rows
+from deepclust_ext.distributed.log_sums import Options, Rows, gradients_of_pairs, values_of_pairs
 from deepclust_ext.distributed.ring import Ring
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ def sums_of_shared_pairs(
     """
     positive, by_growth, by_weight = _SumsOverAll.apply(*rows[:4], options, shards, group)
     return positive, by_growth, by_weight
+
+
+def has_pair_kernels(rows: Tensor) -> bool:
+    """Return whether kernels take the pairs of two sets of rows for the anchors of both at once: on the CPU alone."""
+    return rows.device.type == "cpu" and _extension.uses_native("cpu")
 
 
 class _SumsOverAll(torch.autograd.Function):
@@ -100,6 +106,10 @@ def _log_sums(
 ) -> Tensor:
     """Return scores of positives and logarithms of sums, (3, anchors), within rows or between these and others."""
     z_a, z_b, class_a, class_b = own
+    assert z_a is not None
+    assert z_b is not None
+    if not has_pair_kernels(z_a):
+        return values_of_pairs(Rows(z_a, z_b, class_a, class_b), options, guests)
     queue, class_queue = _others(guests)
     values: Tensor = torch.ops.deepclust_ext.fused_contrastive_loss.log_sums(
         z_a,
@@ -125,6 +135,10 @@ def _gradients(
 ) -> list[Tensor | None]:
     """Return the gradients of these by rows and class vectors, then by those of others; None where not wanted."""
     z_a, z_b, class_a, class_b = own
+    assert z_a is not None
+    if not has_pair_kernels(z_a):
+        found = gradients_of_pairs(own, options, guests, row_values, wanted)
+        return found[:4] + [x if x is None else x.flatten(0, 1) for x in found[4:]]
     queue, class_queue = _others(guests)
     gradients = torch.ops.deepclust_ext.fused_contrastive_loss_backward.log_sums(
         row_values,

@@ -235,10 +235,10 @@ def unit_rows(
 ) -> Tensor:
     """Return the rows over max(L2 norm, 1e-12), without overflow; a row below that has no gradient."""
     largest = rows.detach().abs().amax(dim=1, keepdim=True)
-    rows_of_one = rows / torch.where(largest > 0, largest, 1)
+    rows_of_one = rows / largest.masked_fill(largest == 0, 1)
     norms = torch.linalg.vector_norm(rows_of_one, dim=1, keepdim=True)
     is_short = norms.detach() * largest < 1e-12
-    return torch.where(is_short, rows.detach() / 1e-12, rows_of_one / torch.where(is_short, 1, norms))
+    return torch.where(is_short, rows.detach() / 1e-12, rows_of_one / norms.masked_fill(is_short, 1))
 
 
 def _debiased(

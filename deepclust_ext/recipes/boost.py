@@ -1,10 +1,28 @@
 """The recipe of a second stage: what it learns from is the trained run's, how it learns is that of boost-digits."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from deepclust_ext.methods.boost import BASES
 from deepclust_ext.recipes.files import completed, load
 from deepclust_ext.recipes.schema import Published, Recipe
+
+#: Settings that say which network goes on.
+OF_THE_RUN = ("model.base", "model.base_model", "backbone")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Require settings that a second stage has of its own.
+
+    Raises:
+        ValueError: If one is that of the trained run.
+    """
+    for key, value in settings.items():
+        if any(f"{key}.".startswith(f"{part}.") for part in OF_THE_RUN):
+            raise ValueError(
+                f"set: expected no {key}, which is that of the run to boost, the argument RUN, got {value!r}"
+            )
 
 
 def boost_recipe(trained: Recipe) -> Recipe:

@@ -98,7 +98,9 @@ def test_gamma_draws_powers_between_its_limits() -> None:
 def test_errors_name_the_argument(augmentation: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"images: expected shape \(B, C, H, W\), got \(1, 8, 8\)"):
         augmentation(digits()[0])
-    with pytest.raises(TypeError, match="images: expected uint8, uint16 or a floating dtype, got torch.int64"):
+    with pytest.raises(
+        TypeError, match="images: expected uint8, uint16 or a floating dtype of 16 bits or more, got torch.int64"
+    ):
         augmentation(digits().long())
 
 

@@ -101,12 +101,12 @@ def test_surroundings_change_nothing(name: str, around: str) -> None:
         (
             torch.ones(2, 3, 8, 8, dtype=torch.int64),
             TypeError,
-            "expected uint8, uint16 or a floating dtype, got torch.int64",
+            "expected uint8, uint16 or a floating dtype of 16 bits or more, got torch.int64",
         ),
         (
             torch.ones(2, 3, 8, 8, dtype=torch.bool),
             TypeError,
-            "expected uint8, uint16 or a floating dtype, got torch.bool",
+            "expected uint8, uint16 or a floating dtype of 16 bits or more, got torch.bool",
         ),
         (torch.ones(3, 8, 8), ValueError, r"expected shape \(B, C, H, W\), got \(3, 8, 8\)"),
         (torch.ones(2, 3, 0, 8), ValueError, r"expected shape \(C, H, W\) with at least one pixel, got \(3, 0, 8\)"),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, fused_contrastive_loss
+from deepclust_ext.distributed import contrastive, ring, shared_pairs
 from deepclust_ext.distributed import fused_contrastive_loss as over_ranks
-from deepclust_ext.distributed import ring
 from tests.distributed.pool import PerRank, Pool
 from tests.helpers import assert_error_budget
 
@@ -38,8 +38,6 @@ def inputs_of(count: int, with_classes: bool, dtype: torch.dtype) -> list[Tensor
 def loss_and_gradients(
     group: Any, tensors: list[Tensor], options: dict[str, Any], reduction: str = "mean", learned: bool = False
 ) -> list[Tensor]:
-    if options.pop("reference", False):
-        _extension.NATIVE_DEVICES = frozenset()
     tensors = [x.clone().requires_grad_() for x in tensors]
     names = ("z_a", "z_b", "class_a", "class_b")
     temperature = torch.tensor(options.get("temperature", 0.5)).double().requires_grad_()
@@ -181,15 +179,42 @@ def test_error_budget(pool: Pool, sizes: list[int], form: str, dtype: torch.dtyp
         assert_error_budget(got, one, exact)
 
 
-@pytest.mark.parametrize("form", ["plain", "hard", "debiased"])
-def test_the_reference_gives_the_same(pool: Pool, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = [1, 5]
+def without_pair_kernels(
+    group: Any, tensors: list[Tensor], options: dict[str, Any], backend: str, most_gathered: int
+) -> list[Tensor]:
+    """Compute as where no kernel takes pairs for both of their rows, as on CUDA and without the native library."""
+    with pytest.MonkeyPatch.context() as patch:
+        if backend == "reference":
+            patch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+        for room in (contrastive, shared_pairs):
+            patch.setattr(room, "has_pair_kernels", lambda rows: False)
+        patch.setattr(contrastive, "MOST_GATHERED_BYTES", most_gathered)
+        patch.setattr(ring, "BLOCK", 2)
+        return loss_and_gradients(group, tensors, options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("most_gathered", [0, 256 << 20])
+@pytest.mark.parametrize(("backend", "sizes"), [("reference", [1, 5]), ("native", [2, 4]), ("native", [4, 0, 3])])
+def test_rows_that_are_gathered_or_go_round_without_pair_kernels(
+    pool: Pool, form: str, most_gathered: int, backend: str, sizes: list[int]
+) -> None:
     inputs = inputs_of(sum(sizes), True, torch.float64)
     expected = loss_and_gradients(None, inputs, FORMS[form])
-    got = joined(run(pool, 2, sizes, inputs, {**FORMS[form], "reference": True}))
-    pool.close()  # of ranks that have no native library any more
-    for result, want in zip(got, expected, strict=True):
+    answers = run(pool, len(sizes), sizes, inputs, FORMS[form], backend, most_gathered, call=without_pair_kernels)
+    for result, want in zip(joined(answers), expected, strict=True):
         torch.testing.assert_close(result, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_go_round_without_pair_kernels_have_the_error_of_one_process(pool: Pool, dtype: torch.dtype) -> None:
+    inputs = inputs_of(9, False, dtype)
+    truth = loss_and_gradients(None, [x.double() for x in inputs], {})
+    naive = loss_and_gradients(None, inputs, {})
+    answers = run(pool, 3, [4, 2, 3], inputs, {}, "native", 0, call=without_pair_kernels)
+    for got, one, exact in zip(joined(answers), naive, truth, strict=True):
+        assert got.dtype == dtype
+        assert_error_budget(got, one, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -211,10 +236,14 @@ def test_a_queue_and_unequal_shards(pool: Pool) -> None:
 
 @pytest.mark.parametrize("form", ["plain", "hard", "debiased"])
 @pytest.mark.parametrize("place", [0, 2, 3, 5])
-def test_a_number_that_is_not_finite_reaches_all_ranks(pool: Pool, form: str, place: int) -> None:
+@pytest.mark.parametrize("rest", [(), ("native", 0), ("native", 256 << 20), ("reference", 0)], ids=str)
+def test_a_number_that_is_not_finite_reaches_all_ranks(
+    pool: Pool, form: str, place: int, rest: tuple[object, ...]
+) -> None:
     inputs = inputs_of(6, False, torch.float32)
     inputs[1][place, 2] = torch.nan
-    for loss, *gradients in run(pool, 2, [3, 3], inputs, FORMS[form]):
+    call = without_pair_kernels if rest else loss_and_gradients
+    for loss, *gradients in run(pool, 2, [3, 3], inputs, FORMS[form], *rest, call=call):
         assert bool(loss.isnan())
         assert all(bool(gradient.isnan().all()) for gradient in gradients)
 
