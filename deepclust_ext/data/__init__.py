@@ -11,6 +11,7 @@ from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.operations import OPERATIONS
 from deepclust_ext.data.pixels import ImageError, Pixels
 from deepclust_ext.data.random_views import RandomViews
+from deepclust_ext.data.seen import PixelRange
 from deepclust_ext.data.sources import Images
 from deepclust_ext.data.views import VIEWS, PerImage, ResizeView, make_view, resize_view, strong_view, weak_view
 from deepclust_ext.reference.augment_views import STEPS
@@ -26,6 +27,7 @@ __all__ = [
     "Images",
     "NeighborView",
     "PerImage",
+    "PixelRange",
     "Pixels",
     "RandomAffine",
     "RandomGamma",

@@ -15,7 +15,7 @@ _SAMPLES = 4096  # values of an image that take part in the percentiles
 
 
 @dataclass(frozen=True)
-class Range:
+class PixelRange:
     """What becomes 0 and 1 in images of one stored type, as percentiles of a data set give it.
 
     Attributes:
@@ -98,7 +98,7 @@ def check_types(images: Sequence[Seen], names: Sequence[str], dtype: str, white:
             )
 
 
-def percentiles(images: Sequence[Seen], names: Sequence[str]) -> Range:
+def percentiles(images: Sequence[Seen], names: Sequence[str]) -> PixelRange:
     """Return the values at 0.1 and 99.9 percent of all images, whose samples are there.
 
     Raises:
@@ -110,4 +110,4 @@ def percentiles(images: Sequence[Seen], names: Sequence[str]) -> Range:
     if not len(values):
         raise ImageError(f"{names[0]}: scale='percentile' expected values, got none that is not missing")
     low, high = (float(end) for end in np.percentile(values.astype(np.float64), PERCENTILES))
-    return Range(low, high if high > low else low + 1.0, dtype, white)
+    return PixelRange(low, high if high > low else low + 1.0, dtype, white)

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, get_worker_info
 from deepclust_ext.data.kept import Kept, free_memory, keep_in_file, keep_in_memory
 from deepclust_ext.data.labels import number_classes
 from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
-from deepclust_ext.data.seen import Range, Seen, check_types, checksum, look_at, percentiles
+from deepclust_ext.data.seen import PixelRange, Seen, check_types, checksum, look_at, percentiles
 from deepclust_ext.data.side_by_side import side_by_side
 from deepclust_ext.data.stores import NO_IMAGE, Array, Store
 from deepclust_ext.ops._checks import check_integer, counted
@@ -83,13 +83,13 @@ class Images(Dataset[Any]):
         classes: Sequence[str] | None = None,
         size: int | None = None,
         channels: int | None = None,
-        scale: str | Range = "type",
+        scale: str | PixelRange = "type",
         cache: str = "auto",
         cache_folder: str | os.PathLike[str] | None = None,
         on_error: str = "skip",
         skipped: Sequence[tuple[str, str]] = (),
     ) -> None:
-        if not isinstance(scale, Range):
+        if not isinstance(scale, PixelRange):
             _check_choice("scale", scale, ("type", "percentile"))
         _check_choice("cache", cache, ("auto", "ram", "disk", "none"))
         _check_choice("on_error", on_error, ("skip", "raise"))
@@ -98,7 +98,7 @@ class Images(Dataset[Any]):
         if cache == "disk" and cache_folder is None:
             raise ValueError("cache_folder: expected a folder with cache='disk', got None")
         self.store, self.size = store, size
-        self.scale = "percentile" if isinstance(scale, Range) else scale
+        self.scale = "percentile" if isinstance(scale, PixelRange) else scale
         self.skipped = list(skipped)
         unread = [fault for fault in skipped if fault[1] != NO_IMAGE]
         if on_error == "raise" and unread:
@@ -112,7 +112,7 @@ class Images(Dataset[Any]):
         if channels == 3 and self.channels == 1:
             self.channels = 3
         self.range = percentiles(images, self.names) if scale == "percentile" else None
-        if isinstance(scale, Range):
+        if isinstance(scale, PixelRange):
             check_types(images, self.names, scale.dtype, scale.white, "the images whose range it is")
             self.range = scale
         self._ends = (self.range.low, self.range.high) if self.range else None

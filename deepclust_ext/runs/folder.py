@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
 from deepclust_ext.data import Features
-from deepclust_ext.data.seen import Range
+from deepclust_ext.data.seen import PixelRange
 from deepclust_ext.data.stores import map_array
 from deepclust_ext.distributed import num_ranks
 from deepclust_ext.inference import Trained, device_of, map_images
@@ -205,7 +205,7 @@ def recorded_source(path: Path, record: Mapping[str, Any]) -> Source:
     try:
         network = stored.get("network")
         pretrained = None if network is None else Pretrained.of(network)
-        measured = None if stored.get("range") is None else Range(**stored["range"])
+        measured = None if stored.get("range") is None else PixelRange(**stored["range"])
         return Source(**stored | {"data": tuple(stored["data"]), "network": pretrained, "range": measured})
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path / RECORD_NAME}: expected a source of images, got {stored}") from error

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from deepclust_ext.data import Digits, Features, Images, load_dataset, load_features, load_images
 from deepclust_ext.data.features import are_features
-from deepclust_ext.data.seen import Range
+from deepclust_ext.data.seen import PixelRange
 from deepclust_ext.inference.pretrained import Pretrained
 from deepclust_ext.runs.embedded import embed_images
 
@@ -41,7 +41,7 @@ class Source:
     scale: str = "type"
     labels: str | None = None
     network: Pretrained | None = None
-    range: Range | None = None
+    range: PixelRange | None = None
 
     @property
     def name(self) -> str:

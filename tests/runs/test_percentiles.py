@@ -11,7 +11,7 @@ import torch
 
 from deepclust_ext import recipes
 from deepclust_ext.data import ImageError, load_images
-from deepclust_ext.data.seen import Range
+from deepclust_ext.data.seen import PixelRange
 from deepclust_ext.runs import Options, Run, Source, open_run, train
 from deepclust_ext.runs.prepare import Wishes, prepare_to_resume
 from tests.runs.runfolders import write_recipe
@@ -71,5 +71,5 @@ def test_a_record_without_a_range(tmp_path: Path, run: Run) -> None:
 
 
 def test_a_range_of_others_is_no_percentile_of_these() -> None:
-    images = load_images(np.array([[[0, 100, 200]]], np.uint8), scale=Range(100, 200, "uint8", 255))
+    images = load_images(np.array([[[0, 100, 200]]], np.uint8), scale=PixelRange(100, 200, "uint8", 255))
     assert (images.scale, images.dtype, images[0].tolist()) == ("percentile", torch.float32, [[[-1.0, 0.0, 1.0]]])
