@@ -42,7 +42,7 @@ void measure_rows(const T* teacher,  // (count, depth)
   }
 }
 
-// Scores of one row with what the search for its extremes keeps.
+// Scores of one row with what the search for its extremes keeps: the larger a score, the nearer the column.
 template <typename T>
 struct RowScan {
   T* scores;               // (padded,) NaN where a column is absent or has been taken out
@@ -159,6 +159,7 @@ struct BestPairs {
   bool can_be_positive(T score) const { return score <= positive_ceiling; }
   bool can_be_negative(T score) const { return score >= negative_floor; }
 
+  // Keeps a negative if it is the nearest so far, and a positive if it is the farthest; of equal ones the lowest index.
   void add(bool is_negative, T across, T among_teachers, int64_t column) {
     const T clamped = across > T(kMinSquaredDistance) ? across : T(kMinSquaredDistance);
     const T score = T(0.5) * (norm_squared - clamped);
@@ -198,6 +199,7 @@ struct RowMiner {
     best.add(negative, squared_to(in.student, column), among_teachers, column);
   }
 
+  // A column is a negative if DT_ij > D_ii, else a positive, also where they are equal.
   void classify(int64_t column) {
     const T among_teachers = squared_to(in.teacher, column);
     add(among_teachers > in.self_squared[row], column, among_teachers);
@@ -279,6 +281,7 @@ struct RowMiner {
       nearest = negative > nearest ? negative : nearest;
       farthest = positive > farthest ? positive : farthest;
     }
+    // What those of known class leave to the others; both scores that are compared may err by the margin.
     const T sure_floor = max_lanes<T>(nearest) - 2 * best.margin;
     const T sure_ceiling = 2 * best.margin - max_lanes<T>(farthest);
     for (int64_t column = 0; column < in.padded; column += kLanes) {

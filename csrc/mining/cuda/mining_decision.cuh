@@ -38,6 +38,7 @@ struct HardestPairs {
     positive_teacher_squared = teacher_squared;
   }
 
+  // A column is a negative if DT_ij > D_ii, else a positive; the nearest negative and the farthest positive stay.
   __device__ __forceinline__ void add(int column, T squared, T teacher_squared) {
     squared = larger(squared, T(kMinSquaredDistance));
     if (teacher_squared > self_squared) {
@@ -58,7 +59,8 @@ struct HardestPairs {
   }
 };
 
-// Decides a row by its candidates, by a quad; false if a list was too short.
+// Decides a row by its candidates, by a quad; false if a list was too short. Only candidates whose score is beyond the
+// floor or ceiling of all splits can win. Of which list one is does not tell its class, which exact distances do.
 template <class P>
 __device__ bool decide_by_candidates(const MiningArguments<P>& in, int64_t i,
                                      HardestPairs<typename P::Accumulator>& pairs) {
