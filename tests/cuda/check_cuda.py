@@ -176,8 +176,8 @@ def link_library(kernels: Sequence[Path], folder: Path) -> Path:
     return library
 
 
-# Every op that has a kernel for the CPU has one for CUDA, but for those of the CPU alone: pairs of rows that ranks share
-# out, see deepclust_ext/distributed/shared_pairs.py.
+# Every op that has a kernel for the CPU has one for CUDA, but for those of the CPU alone: pairs of rows that ranks
+# share out, see deepclust_ext/distributed/shared_pairs.py.
 PROBE = """
 import importlib.util, sys, torch
 spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
