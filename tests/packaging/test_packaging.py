@@ -236,7 +236,7 @@ def test_install_without_the_native_library(checkout: Path, tmp_path: Path) -> N
     install(python, ".", cwd=checkout, DEEPCLUST_EXT_NATIVE="0")
     output = succeed(python.parent / "deepclust-ext", "info", cwd=tmp_path)
     assert "backend       reference: it is not built for Python" in output
-    assert "RuntimeWarning: deepclust_ext has no usable native library" in output
+    assert "deepclust-ext: warning: deepclust_ext has no usable native library" in output
 
 
 def test_a_build_that_fails_says_so_and_names_the_way_out(checkout: Path, tmp_path: Path) -> None:
