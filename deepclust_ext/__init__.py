@@ -34,16 +34,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Return a public name, or a room: torch takes seconds to import, which no page of help needs."""
-    if name in ("ops", "reference"):
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "clusterer" if name == "DeepClusterer" else "ops"
-    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{room}"), name)
-    return value
+if not TYPE_CHECKING:  # which knows all names from above
+
+    def __getattr__(name: str) -> Any:
+        """Return a public name, or a room: torch takes seconds to import, which no page of help needs."""
+        if name in ("ops", "reference"):
+            return importlib.import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        room = "clusterer" if name == "DeepClusterer" else "ops"
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{room}"), name)
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "ops", "reference"})

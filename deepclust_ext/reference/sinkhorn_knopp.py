@@ -83,9 +83,13 @@ def scaled_scores(
     # A row so far below all columns' largest that it counts nothing at first counts from its own largest.
     floor = ((tops - centers) / epsilon).masked_fill(no_cluster, math.inf).amin(dim=-1, keepdim=True) - _LIFTED_LOGIT
     own = centered.detach().masked_fill(no_cluster, -largest).amax(dim=-1, keepdim=True)  # (..., N, 1)
-    # What is larger goes first: beside it the other one would lose its digits.
-    row_tops = scores.detach().masked_fill(no_cluster, -largest).amax(dim=-1, keepdim=True)
-    rest = torch.where(row_tops.abs() > centers.abs(), scores - row_tops - centers, centered - row_tops)
+    # What is larger goes first: beside it the other one would lose its digits. What all centers have is gone before.
+    row_tops = scores.detach().masked_fill(no_cluster, -math.inf).amax(dim=-1, keepdim=True)
+    nearest = centers.abs().masked_fill(no_cluster, math.inf).argmin(dim=-1, keepdim=True)
+    common = centers.gather(-1, nearest)
+    relative = centers - common
+    of_rows = scores - row_tops - relative
+    rest = torch.where(row_tops.abs() >= relative.abs(), of_rows, centered - row_tops + common)
     rest = rest.clamp(-largest, largest)
     rest = rest - rest.detach().masked_fill(no_cluster, -largest).amax(dim=-1, keepdim=True)
     logits = torch.where(own / epsilon < floor, rest / epsilon + floor, centered / epsilon)

@@ -183,13 +183,19 @@ def open_run(
 
 
 def move_weights(path: Path, record: dict[str, Any], weights: str | os.PathLike[str]) -> None:
-    """Let a record have another file of the weights of its network; what they are, they are compared with later."""
+    """Let a record have another file of the weights of its network.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the run has no network that reads some, or these are others.
+    """
     network, weights = (record.get("source") or {}).get("network") or {}, os.fspath(weights)
     if network.get("weights") is None:
         raise ValueError(f"weights: expected none, since {path} has no frozen network from a file, got {weights!r}")
     if not weights:
         raise ValueError("weights: expected a file, got an empty name")
     network["weights"] = weights
+    Pretrained.of(network).load()  # compares them, which rows that were kept would spare
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Trained:

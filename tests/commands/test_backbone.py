@@ -198,6 +198,10 @@ def test_weights_that_have_moved(folder: Path, capsys: pytest.CaptureFixture[str
         assert "--weights FILE says where they lie now" in one_line(capsys)
         assert main([*arguments, *moved]) == 0
         assert kept.is_file()
+    for arguments in (["report", run], ["train", "--resume", "--out", run]):  # which need the network no more
+        capsys.readouterr()
+        assert main([*arguments, "--weights", "other.pth"]) == 1
+        assert "that the run was trained with, sha256 " in one_line(capsys)
     assert read_record(Path(run))["source"]["network"]["weights"] == str(folder / "moved.pth")
     kept.unlink()
     assert main(["report", run]) == 0  # the run knows it from then on

@@ -1,6 +1,7 @@
 """Sinkhorn-Knopp of scores among which some are far below all others: masked, as nobody would write a plan by hand."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,3 +143,24 @@ def test_samples_and_clusters_without_a_share_may_hold_anything() -> None:
     kept = torch.arange(40) != 3
     truth = scaled_as_published(scores[kept, :5], 0.05, 3) * 40 / 39
     torch.testing.assert_close(assignments[kept, :5].double(), truth, rtol=1e-4, atol=1e-6)
+
+
+# Each with its right plan, of more digits than any float has. Two rows alike have a mask of another size than columns.
+MIXED = [
+    ([[0.5, -1e9], [LOWEST, LOWEST]], {"epsilon": 0.5}, [[5 / 6, 1 / 6], [0, 1]]),
+    ([[1.0, 0.0], [0.0, 1.0], [1e9, 1e9]], {}, [[1, 0], [0, 1], [0.5, 0.5]]),
+    ([[1.0, 0.0], [0.0, 0.9], [1e30, 1e30]], {}, [[1, 0], [0, 1], [0.5, 0.5]]),
+    (
+        [[0.5, -0.3, 0.1], [-0.2, 0.4, 0.0], [LOWEST] * 3],
+        {"epsilon": 0.001, "shares": [1, 1, 0]},
+        torch.eye(3)[[0, 1, 1]],
+    ),
+]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("scores", "options", "expected"), MIXED)
+def test_masks_of_several_sizes(scores: list[list[float]], options: dict[str, Any], expected: Any) -> None:
+    shares = torch.tensor(options["shares"]).float() if "shares" in options else None
+    found = sinkhorn_knopp(torch.tensor(scores), epsilon=options.get("epsilon", 0.05), cluster_marginals=shares)
+    torch.testing.assert_close(found, torch.as_tensor(expected).float(), rtol=1e-5, atol=2e-6)

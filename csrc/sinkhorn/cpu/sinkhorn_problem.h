@@ -77,30 +77,42 @@ bool bound_scores(SinkhornProblem<T>& in, const std::vector<T>& r, const std::ve
       if (r[n] > 0) tops[k] = std::max(tops[k], score);
     }
   }
-  // What columns count from, and how far down a row may be before it is lifted.
+  // What columns count from, the center nearest to 0, and how far down a row may be before it is lifted.
   std::vector<T> centers(in.clusters, T(0));
-  double floor = limit;
+  double floor = limit, common = std::numeric_limits<double>::infinity();
   for (int64_t k = 0; k < in.clusters; ++k) {
     if (std::fabs(tops[k]) > limit) centers[k] = tops[k];
-    if (c[k] > 0) floor = std::min<double>(floor, tops[k] - centers[k]);
+    if (c[k] == 0) continue;
+    floor = std::min<double>(floor, tops[k] - centers[k]);
+    if (std::fabs(centers[k]) < std::fabs(common)) common = centers[k];
   }
   // A multiple of a power of two: what is lifted there has no more digits than before.
   const double unit = std::exp2(std::ceil(std::log2(epsilon)));
   floor = (std::floor(floor / unit) - kLiftedLogit) * unit;
   // Rows less the centers, lifted, masked.
   bounded.resize(in.samples * in.clusters);
-  std::vector<double> row(in.clusters);
+  const double lowest_double = std::numeric_limits<double>::lowest();
+  std::vector<double> row(in.clusters), lifted(in.clusters);
   for (int64_t n = 0; n < in.samples; ++n) {
     const T* scores = in.scores + n * in.clusters;
-    double largest = std::numeric_limits<double>::lowest();
+    double largest = lowest_double, largest_lifted = lowest_double;
+    T top = lowest;
     for (int64_t k = 0; k < in.clusters; ++k) {
-      row[k] = std::max(static_cast<double>(scores[k]) - centers[k], std::numeric_limits<double>::lowest());
-      row[k] = std::min(row[k], limit);  // above it is but a row of share 0
-      if (c[k] > 0) largest = std::max(largest, row[k]);
+      if (c[k] > 0) top = std::max(top, scores[k]);
     }
     for (int64_t k = 0; k < in.clusters; ++k) {
-      const double lifted = largest < floor ? row[k] - largest + floor : row[k];
-      bounded[n * in.clusters + k] = static_cast<T>(std::clamp(lifted, -kMaskedLogits * limit, limit));
+      row[k] = std::max(static_cast<double>(scores[k]) - centers[k], lowest_double);
+      row[k] = std::min(row[k], limit);  // above it is but a row of share 0
+      // What all of the row has and what all centers have are gone before they meet, beside which digits would be lost.
+      lifted[k] = (static_cast<double>(scores[k]) - top) - (static_cast<double>(centers[k]) - common);
+      lifted[k] = std::clamp(lifted[k], lowest_double, -lowest_double);
+      if (c[k] == 0) continue;
+      largest = std::max(largest, row[k]);
+      largest_lifted = std::max(largest_lifted, lifted[k]);
+    }
+    for (int64_t k = 0; k < in.clusters; ++k) {
+      const double score = largest < floor ? lifted[k] - largest_lifted + floor : row[k];
+      bounded[n * in.clusters + k] = static_cast<T>(std::clamp(score, -kMaskedLogits * limit, limit));
     }
   }
   in.scores = bounded.data();
