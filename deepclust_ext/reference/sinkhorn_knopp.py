@@ -36,6 +36,7 @@ def sinkhorn_knopp(
     if scores.numel() == 0:
         plan = scores.clone() if out is None else out
         return (plan, used) if return_num_iters else plan
+    dtype, scores = scores.dtype, scores.to(torch.promote_types(scores.dtype, torch.float32))
     log_samples = log_shares(sample_marginals, scores, num_samples)  # (..., N)
     log_clusters = log_shares(cluster_marginals, scores, num_clusters)  # (..., K)
     tops = largest_by_cluster(scores, log_samples > -math.inf)
@@ -53,7 +54,7 @@ def sinkhorn_knopp(
         new_by_sample = log_samples - (logits + new_by_cluster.unsqueeze(-2)).logsumexp(dim=-1)
         by_cluster = torch.where(active.unsqueeze(-1), new_by_cluster, by_cluster)
         by_sample = torch.where(active.unsqueeze(-1), new_by_sample, by_sample)
-    plan = (logits + by_sample.unsqueeze(-1) + by_cluster.unsqueeze(-2)).exp() * num_samples
+    plan = ((logits + by_sample.unsqueeze(-1) + by_cluster.unsqueeze(-2)).exp() * num_samples).to(dtype)
     if out is not None:
         plan = out.copy_(plan)
     return (plan, used) if return_num_iters else plan
@@ -101,6 +102,8 @@ def log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:
     if marginals is None:
         return scores.new_full((*scores.shape[:-2], count), -math.log(count))
     shares = marginals.detach().to(scores.dtype)
+    # By a power of two, so that their sum does not overflow and digits stay as they are.
+    shares = torch.ldexp(shares, -torch.frexp(shares.amax(dim=-1, keepdim=True)).exponent.clamp(min=0))
     logarithms = (shares / shares.sum(dim=-1, keepdim=True)).log() + nan_if_not_finite(shares, (-1,))
     return logarithms.expand(*scores.shape[:-2], count)
 

@@ -164,3 +164,17 @@ def test_masks_of_several_sizes(scores: list[list[float]], options: dict[str, An
     shares = torch.tensor(options["shares"]).float() if "shares" in options else None
     found = sinkhorn_knopp(torch.tensor(scores), epsilon=options.get("epsilon", 0.05), cluster_marginals=shares)
     torch.testing.assert_close(found, torch.as_tensor(expected).float(), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_reference_computes_half_precision_in_float32(dtype: torch.dtype) -> None:
+    scores = make_scores(256, 32).to(dtype)
+    assert torch.equal(reference.sinkhorn_knopp(scores), reference.sinkhorn_knopp(scores.float()).to(dtype))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_shares_whose_sum_overflows(dtype: torch.dtype) -> None:
+    largest = torch.full((2,), torch.finfo(dtype).max, dtype=dtype)
+    found = sinkhorn_knopp(torch.zeros(3, 2, dtype=dtype), cluster_marginals=largest, sample_marginals=torch.ones(3))
+    torch.testing.assert_close(found, torch.full_like(found, 0.5))
