@@ -73,7 +73,8 @@ def sinkhorn_knopp(
 
     Scores may be masked by any finite number far below the others, -1e9 or the lowest of the dtype: the result is 0
     there, and as SwAV's elsewhere. A sample or cluster of such scores alone, for which SwAV's loop is NaN, counts from
-    its own largest score, as in exact arithmetic.
+    its own largest score, as in exact arithmetic. A sample whose scores are all far above those of the others, by 1e9
+    for example, takes digits from them on CUDA.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. Results do not depend on
     the number of threads. Second derivatives raise ``RuntimeError``.
