@@ -145,14 +145,11 @@ def test_help_names_the_defaults_of_each_method(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "share", "floor"), [("hadis", 1, 0.95), ("sacc", 2, 0.95), ("clc", 1, 0.92), ("pici", 1, 0.92)]
-)
-def test_complete_demo_clusters_the_digits(tmp_path: Path, method: str, share: int, floor: float) -> None:
+@pytest.mark.parametrize(("method", "floor"), [("hadis", 0.95), ("sacc", 0.95), ("clc", 0.92), ("pici", 0.92)])
+def test_complete_demo_clusters_the_digits(tmp_path: Path, method: str, floor: float) -> None:
     # The mean over seeds is higher; rounding differs between machines, and one digit style in the wrong cluster
-    # costs up to 0.02. Half of SACC's epochs are enough, which then has 0.97.
-    epochs = str(recipes.load(method + demo.ENDING).epochs // share)
-    demo.run(parse("--method", method, "--epochs", epochs, "--seed", "0", "--out", str(tmp_path)))
+    # costs up to 0.02.
+    demo.run(parse("--method", method, "--seed", "0", "--out", str(tmp_path)))
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["metrics"]["pixels"]["acc"] == pytest.approx(0.79, abs=0.02)
     trained = record["metrics"]["trained"]

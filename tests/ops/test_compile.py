@@ -118,7 +118,7 @@ def test_attributes_that_are_set_within(module: nn.Module, name: str, rest: tupl
     assert compare(loss, VALUES, "aot_eager") == compare(plain, VALUES, "aot_eager") == 2
 
 
-@pytest.mark.parametrize("case", ["temperature", "walk"])  # of one number and of two
+@pytest.mark.parametrize("case", ["temperature", "hsd", "epsilon", "walk"])
 def test_inductor(case: str) -> None:
     assert compare(CASES[case], VALUES[:4], "inductor") == 2
 
