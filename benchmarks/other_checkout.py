@@ -82,8 +82,9 @@ def main(folder: str, case: str, threads: str) -> None:
     if missing := steps.missing_kernels("cpu"):
         raise SystemExit(f"{folder}: {missing}")
     stepper = steps.make_steppers(steps.CASES[case])["fused"]
-    for line in sys.stdin:
-        print(json.dumps(getattr(stepper, line.strip())()), file=answers, flush=True)
+    with steps.memory_of_training():
+        for line in sys.stdin:
+            print(json.dumps(getattr(stepper, line.strip())()), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """One training step of each method, taken apart: `python -m benchmarks.steps`.
 
 Two copies of a trainer make their steps in turn: one with the fused ops, one with the plain-PyTorch reference of all of
-them, as DEEPCLUST_EXT_BACKEND=reference would. The first step of both, on the same parameters, random views and seed,
-has to give the same loss and the same gradients; a case where it does not is WRONG and not timed. The parts of a step:
+them, as DEEPCLUST_EXT_BACKEND=reference would. Memory is reused as in training. The first step of both, on the same
+parameters, random views and seed, has to give the same loss and the same gradients; a case where it does not is WRONG
+and not timed. The parts of a step:
 
 - data: one batch from the trainer's loader, and its views
 - forward: the calls of the method's networks, the teacher's or momentum network's too
@@ -52,7 +53,7 @@ from benchmarks.report import (
     update_csv,
 )
 from benchmarks.step_cases import CASES, DIGITS, plain_trainer
-from deepclust_ext import _extension
+from deepclust_ext import _extension, inference
 from deepclust_ext.data.views import seen_by
 from deepclust_ext.methods import CLC, PICI
 from deepclust_ext.training import Trainer
@@ -183,6 +184,12 @@ def _batches(trainer: Trainer) -> Iterator[Batch]:
         yield from trainer._batches(trainer.config.phases[-1], epoch)
 
 
+def memory_of_training() -> AbstractContextManager[Any]:
+    """Return the context in which a trainer makes its steps; older packages have none."""
+    context: AbstractContextManager[Any] = getattr(inference, "reused_memory", nullcontext)()
+    return context
+
+
 def provided_by(provider: str) -> AbstractContextManager[Any]:
     """Return a context in which the ops are fused, or all of them their reference."""
     return nullcontext() if provider != "reference" else patch.object(_extension, "NATIVE_DEVICES", frozenset())
@@ -239,10 +246,11 @@ def measure(
             return taken
 
     results = {}
-    with ExitStack() as processes:
+    with ExitStack() as stack:
+        stack.enter_context(memory_of_training())
         if against:
             other = OtherCheckout(against, case, setting.threads)
-            processes.callback(other.close)
+            stack.callback(other.close)
             provider = f"fused at {current_commit(against)}"
             if fault := find_difference(other.fixed_step(), make_steppers(make)["fused"].fixed_step()):
                 return [row(provider=provider, mode="step", status=fault)]

@@ -7,6 +7,7 @@
 #include "build_info.h"
 #include "contrastive/fused_contrastive_loss.h"
 #include "core/entry.h"
+#include "core/memory.h"
 #include "kmeans/kmeans_assign.h"
 #include "kmeans/kmeans_seed.h"
 #include "mining/batch_hard_mining.h"
@@ -38,6 +39,8 @@ pybind11::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", build_info, "What this library was built for and which instruction set it chose.");
+  m.def("reuse_memory", deepclust::reuse_memory, pybind11::arg("on"),
+        "Begin or end that torch's large blocks of the CPU's memory are kept for the next tensors.");
   DEEPCLUST_ENTRY(augment_views);
   DEEPCLUST_ENTRY(batch_hard_mining);
   DEEPCLUST_ENTRY(diffused_neighbor_gather);

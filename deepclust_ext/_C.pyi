@@ -17,6 +17,7 @@ class BuildInfo(TypedDict):
     torch_capability: str  # the one that torch runs, or that ATEN_CPU_CAPABILITY asked for
 
 def build_info() -> BuildInfo: ...
+def reuse_memory(on: bool) -> None: ...
 def augment_views(
     images: Sequence[Tensor],
     size: Sequence[int],

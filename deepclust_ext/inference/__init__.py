@@ -7,6 +7,7 @@ import torch
 from deepclust_ext.inference.images import IndexedImages, moved, takes_any_size
 from deepclust_ext.inference.loader import Loader
 from deepclust_ext.inference.loop import assign, device_of, embed, map_images
+from deepclust_ext.inference.memory import reused_memory
 from deepclust_ext.inference.pretrained import Pretrained
 from deepclust_ext.inference.trained import Trained
 
@@ -21,6 +22,7 @@ __all__ = [
     "load",
     "map_images",
     "moved",
+    "reused_memory",
     "takes_any_size",
 ]
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from deepclust_ext.distributed import gather_rows, num_ranks, rank_of
 from deepclust_ext.inference.images import IndexedImages, LabelledImages, moved, numbered, takes_any_size
 from deepclust_ext.inference.loader import Loader
+from deepclust_ext.inference.memory import reused_memory
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.ops._checks import check_integer
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 View = Callable[[Any], Tensor]
 
 
+@reused_memory()
 def map_images(
     function: Callable[[Tensor], tuple[Tensor, ...]],
     data: Dataset[Any],

@@ -16,8 +16,8 @@ from torch.profiler import record_function
 from torch.utils.data import Dataset
 
 from deepclust_ext.cluster import match_labels
-from deepclust_ext.inference import IndexedImages, Loader, assign, device_of, embed, moved, takes_any_size
-from deepclust_ext.inference.loop import View
+from deepclust_ext.inference import IndexedImages, Loader, assign, embed, moved, reused_memory, takes_any_size
+from deepclust_ext.inference.loop import View, device_of
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.training import checks
 from deepclust_ext.training.batch_norm import synchronize_batch_norm
@@ -161,7 +161,7 @@ class Trainer:
                 ``Stopped``.
         """
         checks.check_trainable(self.method)
-        with self.ranks.held_by_first(self.folder) as folder:
+        with reused_memory(), self.ranks.held_by_first(self.folder) as folder:
             self.ranks.on_first(lambda: folder.check(resume=resume, overwrite=overwrite))
             if resume:
                 self._load(other_versions)
