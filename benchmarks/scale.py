@@ -212,13 +212,14 @@ GPUs of a node, {between} for each GPU and {far} between nodes. NCCL has not bee
 
 ## The contrastive loss
 
-Each GPU has {IMAGES} images in two views, with {DIMS} features in float32. The table is for forward and backward. The rows are
-gathered once, and their gradients go back to their owners. *Ring* and *by nodes* are two ways to gather: around all GPUs, or
-first between nodes and then within them, as NCCL does it. *Back* is the all-to-all of the gradients. *Step* is the sum of
-*by nodes*, *kernels* and *back*. A GPU computes each pair of its own rows once. A pair of rows on two GPUs is computed by both.
+Each GPU has {IMAGES} images in two views, with {DIMS} features in float32. The table is for forward and backward. The
+rows are gathered once, and their gradients go back to their owners. *Ring* and *by nodes* are two ways to gather:
+around all GPUs, or first between nodes and then within them, as NCCL does it. *Back* is the all-to-all of the
+gradients. *Step* is the sum of *by nodes*, *kernels* and *back*. A GPU computes each pair of its own rows once. A
+pair of rows on two GPUs is computed by both.
 
-Rows are gathered in this way up to 256 MB in all. Beyond that, and on CPUs, blocks of rows travel from rank to rank while the block
-before is multiplied; one column has the time of that.
+Rows are gathered in this way up to 256 MB in all. Beyond that, and on CPUs, blocks of rows travel from rank to rank
+while the block before is multiplied; one column has the time of that.
 
 {loss_table()}
 
@@ -227,23 +228,23 @@ The last column is the matrix of scores, for one GPU, that is never made.
 ## All others, in microseconds
 
 HSD loss: the {IMAGES} anchors of a GPU among all rows. Cluster loss: products of 2 x {CLUSTERS:,} columns.
-Prototypes: sums of {CLUSTERS:,} clusters. Sinkhorn: {ITERATIONS} iterations, each with {CLUSTERS:,} numbers. k-means: one
-iteration on {BANK_ROWS:,} rows in all with {CLUSTERS:,} clusters. Neighbors: {NEIGHBORS} for every image of the step, from a
-bank of {BANK_ROWS:,} rows in all.
+Prototypes: sums of {CLUSTERS:,} clusters. Sinkhorn: {ITERATIONS} iterations, each with {CLUSTERS:,} numbers. k-means:
+one iteration on {BANK_ROWS:,} rows in all with {CLUSTERS:,} clusters. Neighbors: {NEIGHBORS} for every image of the
+step, from a bank of {BANK_ROWS:,} rows in all.
 
 {other_table()}
 
 ## A billion images
 
-This is a plan; nobody has run it. Each rank trains on its part of the images. Features of {BANK_DIMS} numbers in bfloat16 are on
-the disks of the nodes, {whole} GB in all, and also in the GPUs as a bank that is spread over them. Pseudo-labels come from k-means
-in passes over the disks; after each pass the ranks add up their sums. It is assumed that a GPU trains {IMAGES_PER_SECOND:,} images
-a second, and that the disk of a node gives {disk} GB/s.
+This is a plan; nobody has run it. Each rank trains on its part of the images. Features of {BANK_DIMS} numbers in
+bfloat16 are on the disks of the nodes, {whole} GB in all, and also in the GPUs as a bank that is spread over them.
+Pseudo-labels come from k-means in passes over the disks; after each pass the ranks add up their sums. It is assumed
+that a GPU trains {IMAGES_PER_SECOND:,} images a second, and that the disk of a node gives {disk} GB/s.
 
 {plan_table()}
 
-Reading and k-means overlap, so the larger of the two times counts. First centers come from `init="k-means||"` with five passes on
-a sample, because k-means++ would exchange four messages for every center.
+Reading and k-means overlap, so the larger of the two times counts. First centers come from `init="k-means||"` with
+five passes on a sample, because k-means++ would exchange four messages for every center.
 """
 
 
