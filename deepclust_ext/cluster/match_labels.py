@@ -25,8 +25,8 @@ def match_labels(
     Args:
         labels: Any integers.
         reference: Clusters of the same samples, from 0.
-        num_clusters: K, the number of clusters of ``reference``; by default one more than its largest cluster. Count clusters
-            without a sample too, because labels may get their names.
+        num_clusters: K, the number of clusters of ``reference``; by default one more than its largest cluster. Count
+            clusters without a sample too, because labels may get their names.
 
     Returns:
         Labels (N,), int64, on the device of ``labels``. The call waits for the device.
