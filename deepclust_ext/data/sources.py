@@ -167,7 +167,8 @@ class Images(Dataset[Any]):
     def images_at(self, indices: Sequence[int]) -> Tensor | list[Tensor]:
         """Return a batch of images without classes, (B, C, H, W) or a list of (C, H, W).
 
-        It is a list if images differ in size, or are read from their files one by one. Files are decoded in parallel, except in a worker process, because there are other workers.
+        It is a list if images differ in size, or are read from their files one by one. Files are decoded in parallel,
+        except in a worker process, because there are other workers.
 
         Raises:
             ImageError: If an image cannot be read any more, or has changed.
