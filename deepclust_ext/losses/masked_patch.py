@@ -33,8 +33,8 @@ class MaskedPatchLoss(nn.Module):
     Take the patches from the images that the network gets, normalized by the mean and deviation of the data set. Choose
     patches that are large enough to have structure, such as 16 pixels at 224.
 
-    Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377; PICI,
-    https://arxiv.org/abs/2401.13503.
+    Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377, "Reconstruction
+    target"; PICI, https://arxiv.org/abs/2401.13503.
 
     Args:
         gather_distributed: Whether the mean is over the patches of all ranks, some of which may have none. A rank
