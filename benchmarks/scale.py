@@ -202,46 +202,49 @@ Every number on this page is printed by `python -m benchmarks.scale`.
 
 ## What is proven, and what is modeled
 
-Proven, on gloo with 1 to 4 ranks on CPUs, by `tests/distributed`: losses, statistics, gradients of rows and parameters,
-assignments, labels and neighbors are those of one process with all rows, for equal, unequal and empty shards.
+The results are proven: `tests/distributed` runs 1 to 4 ranks on CPUs with gloo. Losses, statistics, gradients of rows
+and parameters, assignments, labels and neighbors are those of one process with all rows, for equal, unequal and empty
+shards.
 
-Modeled, and measured by nobody so far: all times below. Kernels take what [models](performance/models.md) predict of
-an {NAME}. Links are assumed to reach 80 % of their rate: {inside} and {near} a message among the {NODE} GPUs of
-a node, {between} for each GPU and {far} between nodes. NCCL has not been run with these functions.
+All times below are modeled; nobody has measured them. Kernels take the times that [models](performance/models.md)
+predicts for an {NAME}. Links are assumed to reach 80 % of their rate: {inside} and {near} a message among the {NODE}
+GPUs of a node, {between} for each GPU and {far} between nodes. NCCL has not been run with these functions.
 
 ## The contrastive loss
 
-{IMAGES} images on each GPU in two views, {DIMS} features in float32, forward and backward. The rows are gathered once,
-and their gradients go back to their owners. *Ring* and *by nodes* are the gathering: round all GPUs, or between nodes
-first and within them then, as NCCL arranges the all-gather that the code asks it for. *Back* is the all-to-all of the
-gradients. *Step* is by nodes, kernels and back. A GPU computes each pair of its own rows once. A pair of rows of two
-GPUs is computed by both of them. Up to 256 MB in all rows are gathered so. A column says what blocks take that go round
-while the one before is multiplied, as they do beyond that and on CPUs.
+Each GPU has {IMAGES} images in two views, with {DIMS} features in float32. The table is for forward and backward. The
+rows are gathered once, and their gradients go back to their owners. *Ring* and *by nodes* are two ways to gather:
+around all GPUs, or first between nodes and then within them, as NCCL does it. *Back* is the all-to-all of the
+gradients. *Step* is the sum of *by nodes*, *kernels* and *back*. A GPU computes each pair of its own rows once. A
+pair of rows on two GPUs is computed by both.
+
+Rows are gathered in this way up to 256 MB in all. Beyond that, and on CPUs, blocks of rows travel from rank to rank
+while the block before is multiplied; one column has the time of that.
 
 {loss_table()}
 
-The matrix of scores that is never made is in the last column, for one GPU.
+The last column is the matrix of scores, for one GPU, that is never made.
 
 ## All others, in microseconds
 
-HSD loss: the anchors of a rank among all rows, {IMAGES} of a GPU. Cluster loss: products of 2 x {CLUSTERS:,} columns.
-Prototypes: sums of {CLUSTERS:,} clusters. Sinkhorn: {ITERATIONS} iterations of {CLUSTERS:,} numbers each. k-means: an
-iteration on {BANK_ROWS:,} rows in all, {CLUSTERS:,} clusters. Neighbors: {NEIGHBORS} of every image of the step, in a
-bank of {BANK_ROWS:,} rows in all.
+HSD loss: the {IMAGES} anchors of a GPU among all rows. Cluster loss: products of 2 x {CLUSTERS:,} columns.
+Prototypes: sums of {CLUSTERS:,} clusters. Sinkhorn: {ITERATIONS} iterations, each with {CLUSTERS:,} numbers. k-means:
+one iteration on {BANK_ROWS:,} rows in all with {CLUSTERS:,} clusters. Neighbors: {NEIGHBORS} for every image of the
+step, from a bank of {BANK_ROWS:,} rows in all.
 
 {other_table()}
 
 ## A billion images
 
-A plan. Each rank trains on its part. Features of {BANK_DIMS} numbers in bfloat16 lie on the nodes' disks, {whole} GB in
-all, and in the GPUs as a bank that is shared out. Pseudo-labels come of k-means in passes over the disks, with sums
-added up over the ranks after each. Assumed are {IMAGES_PER_SECOND:,} images a second that a GPU trains, and {disk} GB/s
-from the disk of a node.
+This is a plan; nobody has run it. Each rank trains on its part of the images. Features of {BANK_DIMS} numbers in
+bfloat16 are on the disks of the nodes, {whole} GB in all, and also in the GPUs as a bank that is spread over them.
+Pseudo-labels come from k-means in passes over the disks; after each pass the ranks add up their sums. It is assumed
+that a GPU trains {IMAGES_PER_SECOND:,} images a second, and that the disk of a node gives {disk} GB/s.
 
 {plan_table()}
 
-Reading and k-means overlap; the larger one decides. First centers come of `init="k-means||"`, five passes, on a sample:
-k-means++ exchanges four messages for every center.
+Reading and k-means overlap, so the larger of the two times counts. First centers come from `init="k-means||"` with
+five passes on a sample, because k-means++ would exchange four messages for every center.
 """
 
 

@@ -37,7 +37,7 @@ __all__ = [
 if not TYPE_CHECKING:  # which knows all names from above
 
     def __getattr__(name: str) -> Any:
-        """Return a public name, or a room: torch takes seconds to import, which no page of help needs."""
+        """Return a public name, or `ops` or `reference`; imported late, because help must not wait for torch."""
         if name in ("ops", "reference"):
             return importlib.import_module(f"{__name__}.{name}")
         if name not in __all__:

@@ -23,9 +23,9 @@ from deepclust_ext.commands._ranks import is_first_rank, joined, rank_name
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `run`, a function from the arguments to the exit status.
 
-    Every module of deepclust_ext.commands without a leading underscore is a command: its docstring is its help, the
-    first line of it the short one, and it has the functions `add_arguments(parser)` and `run(arguments)`. Where
-    torchrun starts several ranks, only those with `ON_RANKS = True` run.
+    Every module of deepclust_ext.commands without a leading underscore is a command. Its docstring is its help, and the
+    first line of that is the short help. It has the functions `add_arguments(parser)` and `run(arguments)`. If torchrun
+    starts several ranks, only commands with `ON_RANKS = True` run.
     """
     parser = argparse.ArgumentParser("deepclust-ext", description=deepclust_ext.__doc__)
     parser.add_argument("--version", action="version", version=deepclust_ext.__version__)
@@ -54,8 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    An expected failure is one line on standard error and the status 1, wrong options are the status 2. After SIGINT it
-    is 130, after SIGTERM where a run has saved its state 143.
+    An expected failure prints one line on standard error and has status 1; wrong options have status 2. After SIGINT
+    the status is 130, and after SIGTERM, if a run has saved its state, 143.
     """
     parsed = _parsed(arguments)
     try:
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return the options of a command; more DATA may follow behind options, which argparse leaves over."""
+    """Return the options of a command; DATA may also follow options, which argparse alone does not allow."""
     parser = make_parser()
     parsed, left_over = parser.parse_known_args(arguments)
     if left_over and (not hasattr(parsed, "data") or any(word.startswith("-") for word in left_over)):

@@ -23,7 +23,7 @@ BACKEND = os.environ.get("DEEPCLUST_EXT_BACKEND", "auto")
 
 
 def build_record() -> dict[str, Any]:
-    """Return what setup.py wrote beside the library, which is there to read even if that library does not load."""
+    """Return the record that setup.py wrote next to the library; it can be read even if the library does not load."""
     path = _PACKAGE / "_build.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return record
@@ -37,7 +37,7 @@ def rebuild_command() -> str:
 
 
 def _why_there_is_none() -> str:
-    """Return where a library for the running Python is missing, and where there is one that is not imported here."""
+    """Return where a library for the running Python is missing, and where there is one that cannot be imported."""
 
     def has_library(package: Path) -> bool:
         return any((package / f"_C{suffix}").is_file() for suffix in EXTENSION_SUFFIXES)
@@ -67,7 +67,7 @@ def _load() -> frozenset[str]:
 
 
 def _choose_backend() -> tuple[frozenset[str], str | None]:
-    """Return the device types that run natively and, where that is none, why."""
+    """Return the device types that run natively and, if there are none, the reason."""
     if BACKEND not in ("auto", "native", "reference"):
         raise ValueError(f"DEEPCLUST_EXT_BACKEND: expected auto, native or reference, got {BACKEND!r}")
     if BACKEND == "reference":
@@ -89,7 +89,7 @@ _warned: set[str] = set()
 
 
 def uses_native(device_type: str) -> bool:
-    """Return whether ops on this type of device run natively; where they do not, warn once per type or raise.
+    """Return whether ops on this type of device run natively; if not, warn once per type or raise.
 
     Raises:
         RuntimeError: There is no kernel for this type of device and DEEPCLUST_EXT_BACKEND=native.

@@ -1,4 +1,4 @@
-"""Deep clustering as an estimator of scikit-learn's: images in, clusters, rows and shares out."""
+"""Deep clustering as an estimator of scikit-learn's, from images to clusters, rows and shares."""
 
 import copy
 import os
@@ -36,40 +36,40 @@ from deepclust_ext.training.checkpoint import random_state, restore_random_state
 
 
 class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
-    """Train a network on images without labels and cluster them, with the names of scikit-learn's estimators.
+    """Train a network on images without labels and cluster them, with the interface of scikit-learn's estimators.
 
     ``X`` is images or rows of features:
 
-    * an array or tensor of images, (N, H, W), (N, H, W, C) or (N, C, H, W), where the smaller one of the second and the
-      last side is C and equal ones are an error; integers go from black to white by their type, and of floats 0 is
-      black and 1 is white;
+    * an array or tensor of images, (N, H, W), (N, H, W, C) or (N, C, H, W), where C is the smaller of the second and
+      the last side, and it is an error if these are equal. Integers use the range of their type from black to white; in
+      floats 0 is black and 1 is white;
     * the path of a folder of images, or of a file of a kind that :func:`deepclust_ext.data.load_images` takes;
     * a list of paths of image files, each of which has to be readable;
     * :class:`deepclust_ext.data.Images`;
-    * whatever scikit-learn takes as rows (N, D). These are standardized and go through a perceptron, with noise for
-      views. Pixels in a row are no image to it: give scikit-learn's digits as ``X.reshape(-1, 8, 8)``.
+    * whatever scikit-learn takes as rows (N, D). These are standardized and go through a perceptron; views are made by
+      noise. Rows of pixels are not recognized as images: give scikit-learn's digits as ``X.reshape(-1, 8, 8)``.
 
-    ``y`` of any method is ignored. The state of random numbers outside is what it was before. Results are arrays of
-    numpy's. A pickled or copied estimator holds its weights, gives the same to the bit, and is on the CPU until it is
+    ``y`` of any method is ignored. The global state of random numbers is not changed. Results are numpy arrays. A
+    pickled or copied estimator holds its weights, gives the same results to the bit, and is on the CPU until it is
     used.
 
     Args:
-        method: "hadis", "sacc", "pici", "clc", in any letters; without a recipe alone, which has its own.
-        n_clusters: K, also where a recipe has another.
-        recipe: Name of a bundled recipe, path of a file, or a Recipe, whose number of images and channels become those
-            of X, and whose batches are no larger than X; None for one chosen by what X is.
+        method: "hadis", "sacc", "pici" or "clc", in upper or lower case; a recipe has its own method.
+        n_clusters: K, even if a recipe has another.
+        recipe: Name of a bundled recipe, path of a file, or a Recipe; None for one chosen from X. The recipe's number
+            of images and channels are replaced by those of X, and its batches are no larger than X.
         epochs: Passes over the images; None for the recipe's.
-        random_state: Seed below 2^32 of everything random, or what to draw it from, see
+        random_state: Seed below 2^32 of everything random, or a source of it, see
             :class:`deepclust_ext.cluster.KMeans`.
         device: Where to train and compute, such as "cuda"; None for a GPU if there is one.
-        out: Empty folder for checkpoint and history; None for one that is removed in the end.
+        out: Empty folder for checkpoint and history; None for one that is removed at the end.
         num_workers: Processes that load images.
 
     Attributes:
         labels_: (N,) int64, the cluster of each image of the last ``fit``.
-        cluster_centers_: (K, D), of each cluster the unit mean of its rows; 0 for an empty one.
-        names_: Of the images of a folder or list, in the order of ``labels_``; None of others. What could not be read
-            in a folder is not among them.
+        cluster_centers_: (K, D), the unit mean of each cluster's rows; 0 for an empty cluster.
+        names_: Names of the images of a folder or list, in the order of ``labels_``, without unreadable ones; None for
+            other X.
         recipe_: All settings of the run.
         history_: One record of mean terms for each epoch.
         n_iter_: Epochs.
@@ -115,13 +115,13 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self.num_workers = num_workers
 
     def fit(self, X: Any, y: object = None) -> "DeepClusterer":  # noqa: N803
-        """Train, and cluster the images that were trained on.
+        """Train on images and cluster them.
 
         Raises:
             FileExistsError: If ``out`` holds a run.
             FloatingPointError: If a loss or a weight is not finite.
-            TypeError: If X is of no kind that is taken, or an argument of the estimator of the wrong type.
-            ValueError: If a shape or value does not fit; names it.
+            TypeError: If X is none of these kinds, or an argument of the estimator has the wrong type.
+            ValueError: If a shape or value does not fit; the message names it.
         """
         seed, named = self._seed(), self._named_recipe()
         check_integer(self.n_clusters, "n_clusters", 1)
@@ -160,12 +160,12 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return self
 
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: N803
-        """Return the cluster of each image, (N,) int64, of a folder in the order of ``data.load_images(X).names``."""
+        """Return the cluster of each image, (N,) int64; for a folder in the order of ``data.load_images(X).names``."""
         labels: NDArray[np.int64] = self.predict_proba(X).argmax(axis=1)
         return labels
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
-        """Return the shares of the clusters in each image, (N, K), which nobody has calibrated as probabilities."""
+        """Return each image's shares of the clusters, (N, K), which are no calibrated probabilities."""
         return self._inferred(self._to_predict(X))[1].numpy()
 
     def transform(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
@@ -173,11 +173,11 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return self._inferred(self._to_predict(X))[0].numpy()
 
     def score(self, X: Any, y: object = None) -> float:  # noqa: N803
-        """Return how clearly images lie in one cluster, between -1 and 1: the silhouette by centers, without labels.
+        """Return how clearly images belong to one cluster, between -1 and 1: the silhouette by centers, without labels.
 
-        The mean of (b - a) / max(a, b), where a is the cosine distance of an image's row to the center of its cluster,
-        and b that to the nearest other center; 0 where all rows are alike, or there is one cluster. It compares seeds
-        and settings with each other. Whether clusters are what people would call so, labels alone tell:
+        It is the mean of (b - a) / max(a, b), where a is the cosine distance of an image's row to the center of its
+        cluster, and b that to the nearest other center; it is 0 if all rows are equal, or there is one cluster. Use it
+        to compare seeds and settings. Only labels can tell whether clusters mean what you want: see
         :func:`deepclust_ext.evaluation.score_clusters`.
 
         Source: Rousseeuw, "Silhouettes", 1987; Hruschka et al., "Evolutionary search for optimal fuzzy c-means", 2004.
@@ -201,7 +201,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return state
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn's pipelines and checks ask about an estimator."""
+        """Return the tags that scikit-learn's pipelines and checks ask for."""
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = []  # rows are float32
@@ -209,7 +209,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
     @property
     def _n_features_out(self) -> int:
-        """Columns of :meth:`transform`, which scikit-learn asks for to name them."""
+        """Number of columns of :meth:`transform`, which scikit-learn asks for to name them."""
         return int(self.cluster_centers_.shape[1])
 
     def _seed(self) -> int:
@@ -222,7 +222,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if self.device is None else self.device)
 
     def _named_recipe(self) -> Recipe | None:
-        """Return the recipe that is asked for, or None for a default one of a method; no image has to be read yet."""
+        """Return the named recipe, or None for a method's default one; no image is read for this."""
         if self.epochs is not None:
             check_integer(self.epochs, "epochs", 1)
         if self.recipe is None:
@@ -276,7 +276,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """Leave the random numbers outside as they were."""
+    """Restore the global state of random numbers afterwards."""
     state = random_state()
     try:
         yield

@@ -9,16 +9,16 @@ from deepclust_ext.ops._checks import check_temperature, plain
 
 
 class HSD(nn.Module):
-    """The class ``HSD`` of the HaDis authors on the fused op: change the import, keep the training loop.
+    """The class ``HSD`` of the HaDis authors, on the fused op: change the import, keep the training loop.
 
-    As there, the teacher comes first and is not detached here: pass detached keys, or it receives a gradient.
+    As in their class, the teacher comes first and is not detached: pass detached keys, or the teacher gets a gradient.
 
     Args:
         tau: Temperature.
 
     Raises:
         TypeError: ``tau`` is neither a number nor a floating tensor.
-        ValueError: It is a number that is not above 0 or not finite.
+        ValueError: ``tau`` is not above 0, a number that is not finite, or a tensor with dimensions.
     """
 
     def __init__(self, tau: float | Tensor = 0.5) -> None:
@@ -31,7 +31,7 @@ class HSD(nn.Module):
         inputs: Tensor,  # (N, D)
         normalized: bool = True,
     ) -> Tensor:
-        """Return the mean loss, (); ``normalized=True`` means that rows are divided by their L2 norm first."""
+        """Return the mean loss, (); with ``normalized=True`` rows are divided by their L2 norm first."""
         return cast(Tensor, HSDLoss(temperature=self.tau, normalize=normalized)(teacher_inputs, inputs))
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Networks from images to features, by name, and the masked autoencoder."""
+"""Networks that map images to features, by name, and the masked autoencoder."""
 
 from deepclust_ext.backbones.load import BACKBONES, load_backbone
 from deepclust_ext.backbones.masked_autoencoder import MaskedDecoder, VisionTransformer, grid_positions, random_masks

@@ -1,4 +1,4 @@
-"""timm's networks without their last layer, with weights that a file holds. Needs timm, the extra `timm`."""
+"""timm's networks without their last layer, with weights from a file. Needs timm, the extra `timm`."""
 
 import difflib
 import inspect
@@ -14,12 +14,11 @@ def timm_network(name: str, image_size: int | None = None) -> tuple[nn.Module, d
     Nothing is downloaded.
 
     Args:
-        name: Of the network, with or without the tag of its weights.
+        name: Name of the network, with or without the tag of its weights.
         image_size: S; None for the size that its weights were trained with.
 
     Returns:
-        The network, and size, mean, std and interpolation by timm's data config, of which the size is ``image_size`` if
-        that is given.
+        The network, and size, mean, std and interpolation from timm's data config; the size is ``image_size`` if given.
 
     Raises:
         ImportError: If timm is missing or does not fit torch.

@@ -51,8 +51,8 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
     Args:
         name: One of ``BACKBONES``, or "module:function" of a function without arguments that returns an nn.Module.
         image_size: Side of the images in pixels.
-        channels: Of the images.
-        stem: Of a ResNet, see :func:`deepclust_ext.backbones.resnet.resnet`; None for all others.
+        channels: Number of channels of the images.
+        stem: Stem of a ResNet, see :func:`deepclust_ext.backbones.resnet.resnet`; None for all others.
 
     Raises:
         ImportError: If a ResNet needs torchvision and there is none, or there is no such module.
@@ -85,12 +85,12 @@ def _find(name: str) -> Callable[[], Any]:
 
 
 def own_network(name: str) -> nn.Module:
-    """Return what the function of a name "module:function" makes.
+    """Return the network that the function of a name "module:function" makes.
 
     Raises:
         ImportError: If there is no such module.
         TypeError: If the function returns no nn.Module.
-        ValueError: If there is no such function, or it raises, as one does that needs arguments.
+        ValueError: If there is no such function, or it raises, for example because it needs arguments.
     """
     make = _find(name)
     try:

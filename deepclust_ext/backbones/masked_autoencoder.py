@@ -1,4 +1,4 @@
-"""A vision transformer that sees some patches of an image, and a decoder that predicts the others, as PICI has them."""
+"""The vision transformer of PICI, which sees some patches of an image, and its decoder, which predicts the others."""
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ class VisionTransformer(nn.Module):
     """Map images to their class tokens, from all of their patches or some.
 
     A patch is ``patch_size`` x ``patch_size`` pixels. Each one goes through a linear layer, which is a convolution of
-    that size and stride, and gets its fixed position, see :func:`grid_positions`. A learned class token stands before
-    them. Then come ``depth`` blocks with a norm ahead of the attention and ahead of the perceptron, whose hidden layer
-    is ``mlp_ratio`` times as wide, and a last norm. There is no dropout.
+    that size and stride, and its fixed position is added, see :func:`grid_positions`. A learned class token is put
+    before them. Then come ``depth`` blocks and a last norm. A block has a norm before the attention and one before the
+    perceptron, whose hidden layer is ``mlp_ratio`` times as wide. There is no dropout.
 
     Weights of linear layers are drawn by Xavier's uniform rule, their biases are 0, and the class token is drawn from
-    N(0, 0.02). The defaults are the network of PICI, with 11.02 million numbers.
+    N(0, 0.02). The defaults are the network of PICI, with 11.02 million parameters.
 
     Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377; PICI,
     https://arxiv.org/abs/2401.13503.
@@ -157,11 +157,11 @@ class VisionTransformer(nn.Module):
 class MaskedDecoder(nn.Module):
     """Predict the pixels of patches from the tokens of some of them.
 
-    A linear layer takes the encoder's tokens to ``width``. Patches without a token get the learned mask token. All of
-    them are put into the order of the image, get their fixed positions and go, with the class token, through blocks
-    and a norm such as :class:`VisionTransformer` has. A linear layer gives the values of each patch, in the order of
-    :meth:`VisionTransformer.patches`. Weights are drawn as there, the mask token as the class token is. The defaults
-    are the decoder of PICI, with 25.91 million numbers.
+    A linear layer maps the encoder's tokens to ``width``. Patches without a token get the learned mask token. All are
+    put into the order of the image, and their fixed positions are added. With the class token they go through blocks
+    and a norm like those of :class:`VisionTransformer`. A linear layer gives the values of each patch, in the order of
+    :meth:`VisionTransformer.patches`. Weights are drawn as in :class:`VisionTransformer`, and the mask token like its
+    class token. The defaults are the decoder of PICI, with 25.91 million parameters.
 
     Args:
         image_size: Side of the images in pixels.
@@ -218,10 +218,10 @@ class MaskedDecoder(nn.Module):
         """Return predicted patches (B, R, ``patch_size**2 * channels``).
 
         Args:
-            tokens: As :meth:`VisionTransformer.encode` gives them for ``keep``.
+            tokens: Result of :meth:`VisionTransformer.encode` for ``keep``.
             keep: Which patches of each image the encoder saw.
-            hidden: Which patches to predict; None for all L, by row, then column. For fewer of them there is less to
-                compute, and each one is predicted the same.
+            hidden: Which patches to predict; None for all L, by row, then column. Fewer patches take less time, and the
+                prediction of each is the same.
 
         Raises:
             TypeError: If ``keep`` or ``hidden`` is not int64.
@@ -252,17 +252,17 @@ def random_masks(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw the patches that are kept of each image, (B, kept), and those that are hidden, (B, L - kept), as int64.
+    """Draw the patches of each image that are kept, (B, kept), and those that are hidden, (B, L - kept), as int64.
 
     Every set of ``kept`` patches is equally likely, for each image on its own; both results are in ascending order.
     The same state of the generator gives the same masks on every device.
 
     Args:
         batch: B, the number of images.
-        num_patches: L, of an image.
-        kept: Of them, 1 to L.
-        generator: On the CPU; torch's default one without it.
-        device: Of the results; None for the CPU.
+        num_patches: L, the number of patches of an image.
+        kept: Number of patches that are kept, 1 to L.
+        generator: Generator on the CPU; None for torch's default one.
+        device: Device of the results; None for the CPU.
 
     Raises:
         TypeError: If a number is no integer.

@@ -1,4 +1,4 @@
-"""A module's modes for a while, and back to what each of its parts was in."""
+"""Change a module's training mode for a while, and restore the mode of each of its parts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def keep_modes(module: nn.Module) -> Iterator[None]:
-    """Let modes change, and put every part back into the mode that it was in: a part may have one of its own."""
+    """Let modes change, and restore the mode of every part afterwards; parts may differ in their mode."""
     modes = {part: part.training for part in module.modules()}
     try:
         yield
@@ -22,7 +22,7 @@ def keep_modes(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluation(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode, without gradients, and every part back into the mode that it was in."""
+    """Put a module in evaluation mode, without gradients, and restore the mode of every part afterwards."""
     with keep_modes(module):
         module.eval()
         with torch.no_grad():

@@ -19,7 +19,7 @@ def default_stem(image_size: int) -> str:
 
 
 def check_resnet(stem: str | None = None) -> None:
-    """Require a stem that there is, or None, and torchvision.
+    """Require a known stem, or None, and torchvision.
 
     Raises:
         ImportError: If torchvision is missing or does not fit torch.
@@ -40,9 +40,9 @@ def resnet(name: str, image_size: int, *, channels: int = 3, stem: str | None = 
     Args:
         name: "resnet18", "resnet34" or "resnet50".
         image_size: Side of the images in pixels.
-        channels: Of the images.
-        stem: "imagenet" begins with a convolution of 7 x 7, stride 2, and a pooling: a quarter of each side is left;
-            "cifar" with a convolution of 3 x 3, stride 1, and no pooling. None for the one of :func:`default_stem`,
+        channels: Number of channels of the images.
+        stem: "imagenet" begins with a convolution of 7 x 7, stride 2, and a pooling, which leave a quarter of each
+            side; "cifar" begins with a convolution of 3 x 3, stride 1, and no pooling. None for :func:`default_stem`,
             which is then printed on standard error.
 
     Raises:

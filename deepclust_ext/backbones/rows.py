@@ -1,4 +1,4 @@
-"""A network for rows of features, which are no pixels: images of one pixel with a channel for each feature."""
+"""A network for rows of features, which are given as images of one pixel with a channel for each feature."""
 
 from torch import nn
 
@@ -10,7 +10,7 @@ LARGEST = 1e15
 
 
 def rows_network() -> nn.Module:
-    """Return a perceptron from (B, D, 1, 1) to (B, 128); the first batch decides D."""
+    """Return a perceptron from (B, D, 1, 1) to (B, 128); D is taken from the first batch."""
     return nn.Sequential(
         nn.Flatten(),
         nn.LazyLinear(WIDTH, bias=False),

@@ -17,10 +17,10 @@ LARGEST_WHOLE_SIDE = 16
 def small_network(image_size: int, channels: int = 1, width: int = 256) -> nn.Module:
     """Return a network from (B, ``channels``, S, S) to (B, ``width`` s s), S halved to an s of 2 or 3.
 
-    Each block is a convolution, batch normalization and ReLU. After all but the last the plane is halved by maxima.
-    Above 16 pixels the first convolution is of 5 x 5 and halves it too, else of 3 x 3 as all others are: a side of 8
-    has three blocks, of 28 three, of 16 and 32 four and of 64 five. Widths double towards the end, because wide blocks
-    on large planes take nearly all of the time. For 8 pixels and a width of 512 this is the network "digits".
+    Each block is a convolution, batch normalization and ReLU. After each block but the last, max-pooling halves the
+    plane. Convolutions are 3 x 3; above 16 pixels the first one is 5 x 5 and also halves the plane. A side of 8 or 28
+    has three blocks, of 16 and 32 four and of 64 five. Widths double towards the end, because wide blocks on large
+    planes would take nearly all of the time. For 8 pixels and a width of 512 this is the network "digits".
 
     Args:
         image_size: S, from 8 to 64.
@@ -35,9 +35,9 @@ def small_network(image_size: int, channels: int = 1, width: int = 256) -> nn.Mo
 
 
 def small_linear_network(image_size: int, channels: int = 1) -> nn.Module:
-    """Return a network from (B, ``channels``, S, S) to (B, 512), a third of the work of :func:`small_network`.
+    """Return a network from (B, ``channels``, S, S) to (B, 512), with a third of the work of :func:`small_network`.
 
-    In place of the last block there is a linear layer with batch normalization and ReLU. For 8 pixels this is the
+    A linear layer with batch normalization and ReLU replaces the last block. For 8 pixels this is the
     network "digits-linear".
 
     Args:

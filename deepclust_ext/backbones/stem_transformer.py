@@ -12,17 +12,17 @@ FIRST = 16
 class StemTransformer(VisionTransformer):
     """A vision transformer whose tokens come from convolutions, which learn faster from few images than a linear layer.
 
-    Each convolution, of 3 x 3 with batch normalization and ReLU, halves the plane, until it has a pixel for each patch,
-    of which a linear layer makes the token. Source: Early Convolutions Help Transformers See Better,
+    Each convolution, of 3 x 3 with batch normalization and ReLU, halves the plane, until it has one pixel for each
+    patch. A linear layer makes the token of that pixel. Source: Early Convolutions Help Transformers See Better,
     https://arxiv.org/abs/2106.14881.
 
-    The stem goes over the whole image. So the token of a patch of p pixels knows p - 1 more above it and to its left,
-    and what is hidden is not wholly hidden.
+    The stem works on the whole image. So the token of a patch with side p also depends on p - 1 pixels above the patch
+    and to its left, and hidden patches are not completely hidden.
 
     Args:
         image_size: Side of the images in pixels.
         patch_size: Side of a patch in pixels, a power of two.
-        width: See :class:`VisionTransformer`, as for all others.
+        width: Width of a token, see :class:`VisionTransformer`.
         depth: Number of blocks.
         heads: Of each attention.
         mlp_ratio: Hidden width of the perceptron over ``width``.

@@ -1,4 +1,4 @@
-"""What the estimators take: rows of many kinds as tensors, their weights, and sources of random numbers."""
+"""Inputs of the estimators: rows of many kinds as tensors, their weights, and sources of random numbers."""
 
 import math
 import warnings
@@ -31,7 +31,7 @@ _GREATEST_WEIGHT = 1e100  # times a squared distance it is still a number
 
 
 class UnfittedError(NotFittedError, RuntimeError):  # type: ignore[misc]  # scikit-learn has no types
-    """An estimator is used before it has been fitted."""
+    """An estimator was used before it was fitted."""
 
 
 def as_rows(
@@ -41,8 +41,8 @@ def as_rows(
     """Return rows as a floating tensor: of arrays without a copy where torch can, integers as float64.
 
     Raises:
-        TypeError: They are not numbers, sparse, or a complex tensor.
-        ValueError: They are not of shape (N, D) with D > 0, or a complex array, as scikit-learn has it.
+        TypeError: They are not numbers, or are sparse, or a complex tensor.
+        ValueError: They do not have the shape (N, D) with D > 0, or are a complex array (as scikit-learn requires).
     """
     rows = values if isinstance(values, Tensor) else _from_array(values, name)
     if rows.layout != torch.strided:
@@ -63,7 +63,7 @@ def as_given(
     result: Tensor,
     values: object,
 ) -> Any:
-    """Return a result as what it was asked of: a tensor for a tensor, else an array of numpy's."""
+    """Return a result in the form of the input: a tensor for a tensor, else a numpy array."""
     return result if isinstance(values, Tensor) else result.numpy()
 
 
@@ -75,7 +75,7 @@ def checked_rows(
 ) -> Tensor:
     """Return rows, for cosine unit rows, in the dtype of the computation; waits for the device once.
 
-    With a group all ranks raise for a number of one.
+    With a group all ranks raise if one rank has such a number.
 
     Raises:
         ValueError: A number is not finite, or so large that squared Euclidean distances are not.
@@ -102,7 +102,7 @@ def as_weights(
     rows: Tensor,  # (N, D)
     group: "ProcessGroup | None" = None,
 ) -> Tensor | None:
-    """Return weights (N,) as float64 on the device of their rows; None where all are 1, which is to have none.
+    """Return weights (N,) as float64 on the device of their rows; None if all are 1, which is the same as no weights.
 
     Raises:
         TypeError: They are not real numbers.
@@ -167,7 +167,7 @@ def check_random_state(state: object) -> None:
 
 
 def make_generator(state: RandomState) -> torch.Generator | None:
-    """Return a generator on the CPU; None is torch's default one. A given generator moves on with each call."""
+    """Return a generator on the CPU, or None for torch's default one. A given generator advances with each call."""
     if state is None or (isinstance(state, torch.Generator) and state.device.type == "cpu"):
         return state
     if isinstance(state, np.random.RandomState):

@@ -43,55 +43,54 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     :math:`\sum_i \min_c (1 - \cos(x_i, \mu_c))`, where rows are divided by their L2 norm and centers are the unit sums
     of their rows. Distances and sums are those of :func:`deepclust_ext.kmeans_assign`: there is no N x K matrix.
 
-    A seed gives the same result on any number of threads. Ties go to the lowest index. An empty cluster takes the row
-    that is farthest from its center; only with fewer distinct rows than clusters do some stay empty. Each iteration
-    waits for the device once, for the shift of the centers and the number of empty clusters.
+    A seed gives the same result with any number of threads. Ties go to the lowest index. An empty cluster takes the row
+    that is farthest from its center. Clusters stay empty only if there are fewer distinct rows than clusters. Each
+    iteration waits for the device once, for the shift of the centers and the number of empty clusters.
 
-    Rows are tensors (N, D), or what numpy makes an array of, data frames too. Results are tensors on the device of the
-    rows for the former and numpy's arrays for the latter, as are the attributes after the ``fit`` of such rows.
-    Integers are computed in float64, half precision in float32, in which its centers are kept, and nothing below
-    float32, autocast or not. ``y`` of any method is ignored: scikit-learn's pipelines and searches pass one.
+    Rows are tensors (N, D), or anything that numpy makes an array of, such as data frames. For tensors, results and
+    attributes are tensors on their device; otherwise they are numpy arrays. Integers are computed in float64. Half
+    precision is computed in float32, with centers in float32; nothing is computed below float32, even under autocast.
+    ``y`` of any method is ignored: scikit-learn's pipelines and searches pass it.
 
-    A row of weight w counts as w rows do in means, inertia and k-means++; weights are added up in float64. Whole
-    weights give the clusters that as many copies of each row in its place would, up to rounding, unless
-    ``batch_size``, ``init="random"`` or "k-means||" draws rows, or an empty cluster takes one. Rows of weight 0 have
-    labels and no other part.
+    A row of weight w counts as w rows in means, inertia and k-means++; weights are added up in float64. With whole
+    weights the clusters are those of as many copies of each row in its place, up to rounding. That does not hold if
+    ``batch_size``, ``init="random"`` or "k-means||" draws rows, or an empty cluster takes one. Rows of weight 0 get
+    labels but have no effect.
 
-    Data that does not fit has two ways. ``batch_size`` lets :meth:`fit` work on that many rows at a time, of a tensor
-    that may lie in a file (``torch.from_file``). :meth:`partial_fit` takes the batches of any stream, as that of
-    scikit-learn's ``MiniBatchKMeans`` does and with its update: a center is the mean of all rows that it ever got.
-    After :meth:`fit` it goes on from there, each center standing for the rows of its cluster. ``cluster_centers_`` may
-    be assigned, as from a file: :meth:`predict` and the like use it, and :meth:`partial_fit` goes on from it, with the
-    numbers of rows that are known by then, else with none.
+    There are two ways to cluster data that does not fit into memory. With ``batch_size``, :meth:`fit` works on that
+    many rows at a time of a tensor that may be mapped from a file (``torch.from_file``). :meth:`partial_fit` takes the
+    batches of any stream, with the update of scikit-learn's ``MiniBatchKMeans``: a center is the mean of all rows that
+    it ever got. After :meth:`fit`, :meth:`partial_fit` continues from its centers, each with the weight of its
+    cluster's rows. You may also assign ``cluster_centers_``, for example from a file. Then :meth:`predict` uses these,
+    and :meth:`partial_fit` continues from them, with the known numbers of rows if there are any.
 
     Args:
         n_clusters: K.
         metric: "euclidean" or "cosine".
-        init: First centers: "k-means++" (greedy, 2 + log K trials), "k-means||" (five passes that draw K / 2 candidates
-            each, of which k-means makes K centers: for a thousand clusters and more, as good and several times
-            faster), "random" rows, centers (K, D), or a function that is called as
-            ``init(rows, n_clusters, random_state=seed)`` for each start and returns centers. It is given a tensor and
-            a whole number.
-        n_init: Starts, of which the one with the least inertia stays. "auto" is 10 for "random" and functions, and 1
+        init: First centers. "k-means++" is greedy, with 2 + log K trials. "k-means||" makes five passes that draw K / 2
+            candidates each, which k-means reduces to K centers; for a thousand clusters and more it is as good and
+            several times faster. "random" takes random rows. Or give centers (K, D), or a function that is called as
+            ``init(rows, n_clusters, random_state=seed)`` for each start, with a tensor and a whole number, and returns
+            centers.
+        n_init: Number of starts; the one with the least inertia is kept. "auto" is 10 for "random" and functions, and 1
             otherwise.
-        max_iter: Iterations of a start at most; with ``batch_size``, passes over the rows.
-        tol: A start ends when the squared shift of all centers together is at most this share of the mean variance of
-            a feature; 0 for when nothing moves.
+        max_iter: Largest number of iterations of a start; with ``batch_size``, of passes over the rows.
+        tol: A start ends when the squared shift of all centers together is at most this share of the mean variance of a
+            feature; with 0 it ends when nothing moves.
         batch_size: Rows that :meth:`fit` works on at a time; None for all.
-        random_state: Seed, or a RandomState or Generator of numpy's, or a Generator of torch's, which moves on with
+        random_state: Seed, or a RandomState or Generator of numpy's, or a Generator of torch's, which advances with
             every fit; None for torch's default one.
-        process_group: Ranks that share the rows out, a ProcessGroup or a DeviceMesh of one dimension: all of them call
-            :meth:`fit`, :meth:`partial_fit` or :meth:`score`, each with its own rows, of which there may be none. All
-            get the same centers, those that one process has of the rows of all in the order of the ranks: what is drawn
-            and chosen is the same, sums of clusters differ by rounding. Random numbers are those of the first rank.
-            None for rows of this process alone.
+        process_group: The ranks that share the rows, a ProcessGroup or a DeviceMesh of one dimension; None for this
+            process alone. All ranks call :meth:`fit`, :meth:`partial_fit` or :meth:`score`, each with its own rows, of
+            which there may be none. All get the same centers. These are the centers of one process with the rows of all
+            ranks, in their order: the same rows are drawn and chosen, and sums differ by rounding. Random numbers are
+            those of the first rank.
 
     Attributes:
         cluster_centers_: (K, D).
         labels_: (N,) int64, of the rows of the last ``fit`` or ``partial_fit``.
-        inertia_: Sum of the squared Euclidean, or of the cosine distances, of these rows to their centers, times
-            weights.
-        n_iter_: Iterations of the best start, or passes, of the last ``fit``.
+        inertia_: Sum of the weighted squared Euclidean distances, or cosine distances, of these rows to their centers.
+        n_iter_: Iterations, or passes, of the best start of the last ``fit``.
         n_features_in_: D.
         feature_names_in_: Names of the columns, if rows were a data frame whose columns have text as names.
 
@@ -155,8 +154,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         Raises:
             TypeError: If ``features`` or weights are not real numbers, or an argument of the estimator is of the wrong
                 type.
-            ValueError: If their shape does not fit, there are fewer rows than clusters, a number is not finite, a
-                weight is negative, or an argument of the estimator is out of range.
+            ValueError: If a shape does not fit, there are fewer rows than clusters, a number is not finite, a weight is
+                negative, or an argument of the estimator is out of range.
         """
         settings = Settings.of(self)
         rows = as_rows(features, "features")
@@ -210,8 +209,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     ) -> "KMeans":
         """Move the centers by one batch of a stream and return this estimator; labels and inertia are of the batch.
 
-        Where there are no centers yet, the batch gives them, so it needs as many rows as there are clusters; the rest
-        are free.
+        If there are no centers yet, the batch gives the first ones, so it needs at least as many rows as there are
+        clusters. Later batches may have any number of rows.
 
         Raises:
             TypeError: As :meth:`fit`.
@@ -279,7 +278,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         y: object = None,
         sample_weight: Weights = None,  # (N,)
     ) -> float:
-        """Return minus the inertia of rows: the greater, the better they fit."""
+        """Return the negative inertia of rows: the greater it is, the better they fit."""
         rows, centers = self._fitted(features)
         metric, batch_size = check_how(self)
         group = group_of(self)
@@ -287,14 +286,14 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return -assigned(parts_of(rows, metric, batch_size), centers, metric, weights, group)[1]
 
     def __sklearn_tags__(self) -> Any:
-        """Return what scikit-learn's pipelines and checks ask about an estimator."""
+        """Return the tags that scikit-learn's pipelines and checks ask for."""
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
     @property
     def _n_features_out(self) -> int:
-        """Columns of :meth:`transform`, which scikit-learn asks for to name them."""
+        """Number of columns of :meth:`transform`, which scikit-learn asks for to name them."""
         return len(self.cluster_centers_)
 
     def _generator(self, rows: Tensor, group: "ProcessGroup | None") -> torch.Generator | None:
@@ -303,7 +302,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return generator if group is None else same_generator(generator, rows.device, group)
 
     def _show(self, stream: Stream, labels: Tensor, inertia: float, features: object) -> None:
-        """Set the attributes of what was fitted, as tensors or arrays as the rows were."""
+        """Set the fitted attributes, as tensors or arrays like the rows."""
         self._stream, self.inertia_ = stream, inertia
         self.cluster_centers_ = self._shown = as_given(stream.centers, features)
         self.labels_ = as_given(labels, features)
@@ -322,7 +321,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         centers: Tensor,  # (K, D)
         metric: str,
     ) -> Stream:
-        """Return the stream to go on with, which begins anew where centers were assigned from outside."""
+        """Return the stream to continue with, a new one if centers were assigned from outside."""
         stream = self._stream
         if stream is not None and self._shown is self.cluster_centers_ and stream.metric == metric:
             stream.centers = as_rows(self.cluster_centers_, "cluster_centers_")
@@ -351,7 +350,7 @@ def _weighty(
     rows: Tensor,  # (N, D)
     weights: Tensor | None,  # (N,)
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the rows, and their weights, that have one above 0."""
+    """Return the rows with a weight above 0, and their weights."""
     if weights is None or bool((weights > 0).all()):
         return rows, weights
     return rows[weights > 0], weights[weights > 0]

@@ -1,4 +1,4 @@
-"""One fit of k-means: starts, of which the best stays, each of iterations on all rows or of passes in batches."""
+"""One fit of k-means: the best of several starts, each of iterations on all rows or of passes in batches."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ _SEEDINGS = {"k-means++": seed_centers, "k-means||": oversampled_centers}
 
 
 class Fitted(NamedTuple):
-    """What a fit gives: the centers with the weights of their clusters, and of the rows labels and inertia."""
+    """The result of a fit: centers with the weights of their clusters, labels and inertia of the rows."""
 
     stream: Stream
     labels: Tensor  # (N,) int64
@@ -117,7 +117,7 @@ def parts_of(
     metric: str,
     batch_size: int | None,
 ) -> Iterator[Tensor]:
-    """Yield checked rows, as many at a time as there are in a batch."""
+    """Yield checked rows, one batch at a time."""
     for part in features.split(batch_size or max(len(features), 1)):
         yield checked_rows(part, metric)
 
@@ -130,7 +130,7 @@ def assigned(
     weights: Tensor | None = None,  # (N,)
     group: "ProcessGroup | None" = None,
 ) -> tuple[Tensor, float]:
-    """Return the labels (N,) and the inertia of checked rows, with a group that of the rows of all ranks."""
+    """Return the labels (N,) and the inertia of checked rows; with a group the inertia of all ranks' rows."""
     pairs = [kmeans_assign(rows, centers, metric=metric) for rows in parts]
     labels, distances = (torch.cat(columns) for columns in zip(*pairs, strict=True))
     has_some = bool(len(labels)) or group is not None
@@ -168,9 +168,9 @@ def _random_places(
     weights: Tensor | None,  # (N,)
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return all places (N,) in a random order, in which heavy ones tend to come first.
+    """Return all indices (N,) in a random order, in which heavy rows tend to come first.
 
-    By weights it is the order of drawing without putting back (Efraimidis and Spirakis, 2006: the keys log(u) / w).
+    With weights it is the order of drawing without replacement (Efraimidis and Spirakis, 2006: the keys log(u) / w).
     """
     if weights is None:
         return torch.randperm(count, generator=generator, device="cpu")
@@ -198,5 +198,5 @@ def _shift(
     old: Tensor,  # (K, D)
     new: Tensor,  # (K, D)
 ) -> Tensor:
-    """Return the squared distance of all centers together, ()."""
+    """Return the sum of the centers' squared shifts, ()."""
     return exact_sum((new.double() - old.double()).square().flatten())

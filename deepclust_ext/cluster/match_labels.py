@@ -1,4 +1,4 @@
-"""Labels of one clustering in the names of another."""
+"""Rename the labels of one clustering to match another."""
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -14,22 +14,22 @@ def match_labels(
 ) -> Tensor:
     """Rename labels, so that as many samples as possible have the label that they have in another clustering.
 
-    Every label gets a name of its own, so that the partition of the samples stays: a cluster of ``reference`` each, by
-    the Hungarian method on the counts of samples. With more labels than clusters, those that are left over are called
-    ``num_clusters`` and so on, in ascending order. The result depends on these counts alone, not on the order of the
-    samples or on the device; of several best matchings it is always the same one.
+    The partition of the samples stays, because every label gets another name. Each is named after a cluster of
+    ``reference``, by the Hungarian method on the counts of samples. If there are more labels than clusters, the
+    remaining ones are called ``num_clusters`` and so on, in ascending order. The result depends on these counts alone,
+    not on the order of the samples or on the device; among several best matchings it is always the same one.
 
-    In PICI this is how the labels of k-means come to mean clusters of the cluster head: over the whole data set, since
-    the counts of a batch are too few. Source: https://arxiv.org/abs/2401.13503.
+    In PICI this makes the labels of k-means mean clusters of the cluster head. It is done over the whole data set,
+    because a batch has too few samples. Source: https://arxiv.org/abs/2401.13503.
 
     Args:
         labels: Any integers.
         reference: Clusters of the same samples, from 0.
-        num_clusters: K, how many clusters ``reference`` knows; by default those up to its largest. Clusters without a
-            sample have to be counted, since labels may get their names.
+        num_clusters: K, the number of clusters of ``reference``; by default one more than its largest cluster. Count
+            clusters without a sample too, because labels may get their names.
 
     Returns:
-        Labels (N,), int64, on the device of ``labels``. It is waited for.
+        Labels (N,), int64, on the device of ``labels``. The call waits for the device.
 
     Raises:
         TypeError: If an argument is no integer tensor, or ``num_clusters`` no integer.

@@ -1,6 +1,6 @@
-"""What k-means needs of rows that are shared out over ranks; with no group all is of the one process that there is.
+"""What k-means needs from rows that are spread over ranks; without a group there is only this process.
 
-Choices are made of integers or by comparison alone, so that they are those of one process with the rows of all ranks.
+All choices are made from integers or by comparison, so they are those of one process with the rows of all ranks.
 """
 
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ def bounds_over_ranks(
     values: Tensor,
     group: "ProcessGroup | None",
 ) -> tuple[float, float]:
-    """Return the least and the greatest number on any rank, NaN where there is one; infinities where there is none."""
+    """Return the least and the greatest number on any rank; NaN if there is a NaN, infinities without numbers."""
     ends = torch.stack(values.aminmax()) if values.numel() else values.new_tensor([torch.inf, -torch.inf])
     if group is not None:
         ends = exchange(ends * ends.new_tensor([1, -1]), lambda parts: parts.amin(dim=0), group)
@@ -51,7 +51,7 @@ def same_generator(
     device: torch.device,
     group: "ProcessGroup",
 ) -> torch.Generator:
-    """Return a generator that draws on every rank what the first one's would."""
+    """Return a generator that draws the same numbers on every rank, those of the first rank's generator."""
     if generator is None:  # what else is drawn from torch's default one shall not become the same on all ranks
         generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
     state = exchange(generator.get_state().to(device), lambda parts: parts[0], group)
@@ -64,7 +64,7 @@ def rows_at(
     group: "ProcessGroup | None",
     shards: Shards,
 ) -> Tensor:
-    """Return rows (C, D) by their places, on every rank."""
+    """Return rows (C, D) by their indices among all rows, on every rank."""
     if group is None:
         return rows.index_select(0, places)
     local = places - shards.start
@@ -79,7 +79,7 @@ def scale_over_ranks(
     total: int,
     group: "ProcessGroup",
 ) -> Tensor:
-    """Return what :func:`deepclust_ext.reference.kmeans_seed.integer_scale` says of the values of all ranks, ()."""
+    """Return :func:`deepclust_ext.reference.kmeans_seed.integer_scale` of the values of all ranks, ()."""
     largest = values.amax() if len(values) else values.new_zeros(())
     largest = exchange(largest, lambda parts: parts.amax(dim=0), group)
     room = float(2 ** (62 - total.bit_length()))
@@ -96,7 +96,7 @@ def seeds_over_ranks(
 ) -> Tensor:
     """Return the rows (K, D) that :func:`deepclust_ext.ops.kmeans_seed` chooses from those of all ranks.
 
-    Four exchanges for each center, of a few numbers and the rows that are tried.
+    Each center takes four exchanges, of a few numbers and of the candidate rows.
     """
     shards = shards_of(rows, group)
 
@@ -129,7 +129,7 @@ def _drawn(
     shards: Shards,
     group: "ProcessGroup",
 ) -> Tensor:
-    """Return the places (C,) among the rows of all ranks that uniform numbers fall on, by their values."""
+    """Return the indices (C,) among the rows of all ranks that uniform numbers choose, in proportion to the values."""
     cumulative = (values * scale).long().cumsum(dim=0)
     own = cumulative[-1:] if len(cumulative) else cumulative.new_zeros(1)
     sums = gather_rows(own, group, with_gradient=False).cumsum(dim=0)  # (P,)
@@ -149,7 +149,7 @@ def fill_empty_over_ranks(
     counts: Tensor,  # (K,) of the rows of all ranks
     group: "ProcessGroup",
 ) -> Tensor:
-    """Return what :func:`deepclust_ext.cluster.steps.fill_empty` does of the rows of all ranks, for this one's (n,)."""
+    """Return :func:`deepclust_ext.cluster.steps.fill_empty` over the rows of all ranks, for this rank's rows (n,)."""
     shards = shards_of(labels, group)
     order = distances.sort(descending=True, stable=True).indices
     place = torch.arange(len(order), device=order.device)

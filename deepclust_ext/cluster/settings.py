@@ -1,4 +1,4 @@
-"""The arguments of KMeans, checked: scikit-learn's estimators keep what they are given and look at it in ``fit``."""
+"""The checked arguments of KMeans; scikit-learn's estimators store arguments and check them in ``fit``."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -14,7 +14,7 @@ Init: TypeAlias = str | Rows | Callable[..., Rows]
 
 
 class Settings(NamedTuple):
-    """What decides a fit but its random numbers; see :class:`deepclust_ext.cluster.KMeans`."""
+    """All that decides a fit except random numbers; see :class:`deepclust_ext.cluster.KMeans`."""
 
     n_clusters: int
     metric: str

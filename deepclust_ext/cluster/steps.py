@@ -35,8 +35,8 @@ def seed_centers(
 ) -> Tensor:
     """Return rows (K, D) chosen by greedy k-means++, as scikit-learn does: from 2 + log K candidates each.
 
-    All random numbers are drawn at the start, and nothing waits for the device. Whole weights choose the rows that as
-    many copies of each row would.
+    All random numbers are drawn at the start, and nothing waits for the device. With whole weights the same rows are
+    chosen as from that many copies of each row.
     """
     trials = 2 + int(math.log(num_clusters))
     uniform = torch.rand(num_clusters, trials, dtype=torch.float64, generator=generator, device="cpu")
@@ -77,7 +77,7 @@ def cluster_sums(
 ) -> tuple[Tensor, Tensor]:
     """Return per cluster the sum (K, D) of its rows and their number (K,), or both in float64 with weights.
 
-    With a group these are of the rows of all ranks, which exchange sums and numbers at once, in float64.
+    With a group these are of the rows of all ranks, which exchange sums and numbers together, in float64.
     """
     if weights is None:
         sums, counts = kmeans_update(rows, labels, num_clusters)
@@ -97,10 +97,10 @@ def fill_empty(
     counts: Tensor,  # (K,), of rows or sums of weights
     group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    """Return labels (N,) by which each empty cluster has one row: the farthest from their centers, in order.
+    """Return labels (N,) that give each empty cluster one row, first the row that is farthest from its center.
 
-    Every cluster keeps its nearest row, and rows at their center stay: with fewer distinct rows than clusters, some
-    clusters remain empty. With a group rows and counts are those of all ranks, and the labels this one's.
+    Every cluster keeps its nearest row, and rows at their center stay. So with fewer distinct rows than clusters, some
+    clusters remain empty. With a group rows and counts are those of all ranks, and the labels those of this rank.
     """
     if group is not None:
         return fill_empty_over_ranks(labels, distances, counts, group)

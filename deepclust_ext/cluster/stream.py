@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Stream:
-    """Centers that are the means of all rows they ever got; sums are in float64, as they grow without end."""
+    """Centers that are the means of all rows they ever got; sums are in float64, because they keep growing."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from deepclust_ext.commands._ranks import local_device
 
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return what reads an option that is an integer of at least so much, and at most so much if there is a limit."""
+    """Return a function that reads an integer of at least ``least`` and, if given, at most ``most``."""
 
     def integer(text: str) -> int:
         if int(text) < least or (most is not None and int(text) > most):
@@ -27,28 +27,28 @@ def seed(text: str) -> int:
 
 
 def add_seed(parser: argparse.ArgumentParser, what: str = "everything random", default: int | None = 0) -> None:
-    """Add the seed of something; without a default it is still 0 in the help."""
+    """Add the seed of something; with the default None the help still says 0."""
     help_text = f"of {what} (default: {default or 0})"
     parser.add_argument("--seed", type=seed, default=default, help=help_text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the folder of a run, and other images than its own."""
+    """Add the folder of a run, and optional other images."""
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
     parser.add_argument("data", metavar="DATA", nargs="*", help="other images: folders, files, lists")
 
 
 def add_out(parser: argparse.ArgumentParser, help_text: str) -> None:
-    """Add the folder of a run that trains, and what happens to the run in it."""
+    """Add the folder of a run to train, and whether to resume or overwrite the run in it."""
     parser.add_argument("--out", type=Path, help=help_text)
     parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
 
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
-    """Add how steps are made, where None is left to the run or its recipe, and whether to say what they take."""
+    """Add how steps are made (None leaves it to the run or its recipe), and whether to profile them."""
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
-    parser.add_argument("--compile", action="store_true", default=None, help="let torch.compile make the step")
+    parser.add_argument("--compile", action="store_true", default=None, help="compile the step with torch.compile")
     parser.add_argument(
         "--sync-batch-norm",
         action=argparse.BooleanOptionalAction,
@@ -66,7 +66,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def device(args: argparse.Namespace) -> str:
-    """Return where to compute, with as many threads as asked for; of the ranks of torchrun each has a GPU of its own.
+    """Return where to compute, and set the number of threads; each rank of torchrun has its own GPU.
 
     Raises:
         ValueError: If torch has no such device, or ranks would share one GPU.
@@ -88,9 +88,9 @@ def refuse_to_replace(path: Path, overwrite: bool, option: str = "out") -> Path:
     """Return a path to write to.
 
     Raises:
-        FileExistsError: If there is a file that is not to be replaced.
+        FileExistsError: If there is a file, and it may not be replaced.
         IsADirectoryError: If it is a folder.
-        NotADirectoryError: If something else lies where its folder has to be.
+        NotADirectoryError: If something that is no folder is in the way of its folder.
         PermissionError: If nothing can be written there.
     """
     from deepclust_ext.training.files import check_writable

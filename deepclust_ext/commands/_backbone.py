@@ -13,20 +13,20 @@ _MORE = ("weights", "image_size", "mean", "std")
 
 
 def add_backbone(parser: argparse.ArgumentParser) -> None:
-    """Add which network it is, its weights, and how it sees images."""
+    """Add the options of the network, its weights, and its images' size and normalization."""
     group = parser.add_argument_group("frozen network", "embeds each image once, see docs/features.md; no download")
     group.add_argument("--backbone", metavar="NETWORK", help="pretrained: timm:NAME or module:function")
-    group.add_argument("--weights", metavar="FILE", help="of it: .pth, .pt or .safetensors")
+    group.add_argument("--weights", metavar="FILE", help="of the network: .pth, .pt or .safetensors")
     group.add_argument(
         "--image-size", type=at_least(1), metavar="S", help="images become S x S (default: timm's, else 224)"
     )
     group.add_argument("--mean", type=numbers, metavar="R,G,B", help="of channels (default: timm's, else ImageNet's)")
-    group.add_argument("--std", type=numbers, metavar="R,G,B", help="likewise")
+    group.add_argument("--std", type=numbers, metavar="R,G,B", help="of channels, in the same way")
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add where the weights of a run's frozen network lie now."""
-    parser.add_argument("--weights", metavar="FILE", help="of the run's frozen network, where the file has moved")
+    parser.add_argument("--weights", metavar="FILE", help="of the run's frozen network, if the file has moved")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -42,10 +42,10 @@ def backbone(args: argparse.Namespace, of_run: bool = False) -> "Pretrained | No
 
     Args:
         args: The parsed options.
-        of_run: Whether weights may also be said of the network of a run.
+        of_run: Whether ``--weights`` may also be given for the network of a run.
 
     Raises:
-        ValueError: If something is said of a network, and not which one.
+        ValueError: If an option of a network is given, but no network.
     """
     from deepclust_ext.inference.pretrained import Pretrained
 

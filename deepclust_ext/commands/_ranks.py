@@ -23,12 +23,12 @@ def is_first_rank() -> bool:
 
 
 def rank_name() -> str:
-    """Return what messages call this rank, and nothing where there is one alone."""
+    """Return the name of this rank in messages, or "" if it is the only one."""
     return f"rank {os.environ['RANK']} on {platform.node()}: " if torchrun_ranks() > 1 else ""
 
 
 def local_device(name: str) -> str:
-    """Return the device of this rank: of CUDA's the one of its place on this machine.
+    """Return the device of this rank; for CUDA the GPU with the rank's number on this machine.
 
     Raises:
         ValueError: If all ranks would have the same GPU.
@@ -42,16 +42,16 @@ def local_device(name: str) -> str:
 
 @contextmanager
 def joined(args: argparse.Namespace) -> Iterator[None]:
-    """Let the ranks that torchrun has started, if it has, work together for a while; all but rank 0 are silent.
+    """Connect the ranks that torchrun has started, if any, for a while; all but rank 0 are silent.
 
     gloo is for tensors on the CPU, NCCL for those of CUDA.
 
     Args:
-        args: Of the command. ``on_ranks`` says whether it may run so.
+        args: Arguments of the command. ``on_ranks`` says whether the command may run on ranks.
 
     Raises:
-        RuntimeError: If another rank ends before its time.
-        ValueError: If the command cannot run so, or the device is none for several ranks.
+        RuntimeError: If another rank ends too early.
+        ValueError: If the command cannot run on ranks, or several ranks cannot use the device.
     """
     if torchrun_ranks() == 1:
         yield

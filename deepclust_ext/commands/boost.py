@@ -1,8 +1,8 @@
-"""Train the network of a run on, by its reliable images and their neighbors, and cluster the images anew.
+"""Train the network of a run further, by its reliable images and their neighbors, and cluster the images again.
 
-Any run of hadis, sacc, pici or clc can be boosted, one that is still training too. Its images, network and views are
-taken over; the folder of the new run holds all it needs, and the old run is not needed afterwards. `train --resume`
-goes on with a boost that was stopped; one that was stopped before its first checkpoint starts over by the same command.
+Any run of hadis, sacc, pici or clc can be boosted, even while it is training. The new run takes over its images,
+network and views, and does not need the old run afterwards. `train --resume` continues a boost that was stopped. If it
+was stopped before its first checkpoint, start it again with the same command.
 
 Example:
   deepclust-ext boost runs/photos --out runs/photos-boosted

@@ -1,6 +1,7 @@
-"""Say which cluster each image is in: those of a run, or others that its trained model has not seen.
+"""Assign each image to a cluster: the images of a run, or others that its trained model has not seen.
 
-Writes a table of path, cluster, confidence and second cluster. The confidence orders images by how clear they are.
+Writes a table of path, cluster, confidence and second cluster. A high confidence means that an image is clear; it is no
+calibrated probability.
 
 Example:
   deepclust-ext cluster runs/photos --into sorted --mode symlink
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=("symlink", "copy", "list"), default="symlink", help="default: %(default)s")
     add_weights(parser)
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
-    parser.add_argument("--overwrite", action="store_true", help="replace the table that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing table")
     add_device(parser)
 
 

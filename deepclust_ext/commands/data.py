@@ -1,4 +1,4 @@
-"""Say what a folder of images holds: counts, sizes, types, and what would be left out and why.
+"""Say what a folder of images holds: counts, sizes, types, and which files would be left out and why.
 
 Example:
   deepclust-ext data photos

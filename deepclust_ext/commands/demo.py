@@ -1,6 +1,6 @@
-"""Cluster 1,797 scanned digits without labels: train, score, and draw what was found.
+"""Cluster 1,797 scanned digits without labels: train, score, and draw the result.
 
-Nothing is downloaded: the scans ship with scikit-learn. Labels are read only after training, for the scores and figure.
+Nothing is downloaded: the scans ship with scikit-learn. Labels are read only after training, for scores and figure.
 
 Example:
   deepclust-ext demo --method sacc
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _read_recipes() -> dict[str, dict[str, Any]]:
-    """Return what each method's recipe holds, and its epochs, without the rooms that know more of recipes."""
+    """Return each method's recipe and its epochs, without importing the rooms that check recipes."""
     found = {}
     for path in sorted((Path(__file__).parents[1] / "recipes").glob(f"*{ENDING}.yaml")):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

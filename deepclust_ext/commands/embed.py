@@ -1,8 +1,8 @@
-"""Write the row of each image: of a run, of others that its trained model has not seen, or by a frozen network.
+"""Write a feature row for each image, by the trained model of a run or by a frozen network.
 
-.npz holds the arrays rows (N, D) and names (N,); .npy holds rows, and a .txt beside it a name on each line; .csv has a
-column for the path and one for each direction. Rows of a run have length 1. With --backbone there is no RUN: rows
-of DATA are as that network gives them, and `train`, `cluster` and `sweep` take their file as features.
+A .npz file has the arrays rows (N, D) and names (N,). A .npy file has the rows, and a .txt next to it has a name on
+each line. A .csv file has a column for the path and one for each feature. Rows of a run have length 1. With --backbone
+there is no RUN: rows of DATA are the network's output, and `train`, `cluster` and `sweep` accept the file as features.
 
 Example:
   deepclust-ext embed runs/photos --out photos.npz
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("npz", "npy", "csv"), help="default: as --out ends, else npz")
     parser.add_argument("--out", type=Path, help="the file (default: embedding.FORMAT here)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_device(parser)
 
 

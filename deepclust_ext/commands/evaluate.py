@@ -1,7 +1,7 @@
 """Score the clusters of a run against true labels, which training never sees.
 
-Labels are the names of the folders in which the images lie, those that the data hold themselves ("own": an .npz file or
-a data set by its name), or a CSV file with the columns path and label, whose paths begin where DATA lies.
+Labels are the names of the images' folders ("folders"), labels in the data ("own": of an .npz file, or of a data set
+given by its name), or a CSV file with the columns path and label, whose paths are relative to DATA.
 
 Example:
   deepclust-ext evaluate runs/photos --labels folders

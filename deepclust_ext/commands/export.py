@@ -1,7 +1,8 @@
-"""Write the trained network of a run as one file that needs this package no more: images in, rows and shares out.
+"""Write the trained network of a run as one file that works without this package: images in, rows and shares out.
 
-onnx is for onnxruntime and what else reads ONNX; torch for torch.export.load; safetensors holds the weights alone. The
-normalization of the run is part of the network, resizing is not. The file is compared with the run before it is kept.
+onnx is for onnxruntime and other readers of ONNX, torch is for torch.export.load, and safetensors holds the weights
+alone. The run's normalization is part of the network; resizing is not. The file is compared with the run before it is
+kept.
 
 Example:
   deepclust-ext export runs/photos --format onnx
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("onnx", "safetensors", "torch"), help="default: as --out ends, else onnx")
     parser.add_argument("--out", type=Path, help="the file (default: network.onnx, .safetensors or .pt2 here)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 
 def run(args: argparse.Namespace) -> int:

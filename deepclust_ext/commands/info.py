@@ -1,4 +1,4 @@
-"""What this installation is: versions, what the native library was built for, and why something is missing.
+"""Describe this installation: versions, what the native library was built for, and why something is missing.
 
 Example:
   deepclust-ext info --json

@@ -1,4 +1,4 @@
-"""List the bundled recipes, or print one: all that decides a run of a method on a data set, in one file.
+"""List the bundled recipes, or print one: a file with all settings of a run of a method on a data set.
 
 Example:
   deepclust-ext recipes

@@ -1,7 +1,7 @@
-"""Write the page of a run again, with labels if there are some now: report.html, to open in a browser.
+"""Write the report of a run again, for example with labels: report.html, to open in a browser.
 
-The page needs no network. It shows what each cluster holds, the neighbors of an image on a click, a map of all images,
-the curves of the run, its recipe, and with labels scores and the confusion matrix.
+The page works offline. It shows what each cluster holds, the neighbors of an image on a click, a map of all images, the
+curves of the run, its recipe, and with labels scores and the confusion matrix.
 
 Example:
   deepclust-ext report runs/photos --labels folders

@@ -1,8 +1,8 @@
-"""Cluster the rows of a run anew for a range of K, to see which numbers of clusters the data bear.
+"""Cluster the rows of a run again for a range of K, to help choose the number of clusters.
 
-For each K: the silhouette, the stability over random parts of the images, the smallest and the largest cluster, and the
-inertia, as a table, sweep.csv and sweep.png. No labels are read and nothing is trained. The network was trained with a
-K of its own, which these scores favor: docs/sweep.md says what they can and cannot tell.
+For each K, a table, sweep.csv and sweep.png show the silhouette, the stability over random parts of the images, the
+sizes of the smallest and the largest cluster, and the inertia. No labels are read and nothing is trained. These scores
+favor the K that the network was trained with: docs/sweep.md says what they can and cannot tell.
 
 Example:
   deepclust-ext sweep runs/photos --clusters 5:50
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     parser.add_argument("--out", type=Path, default=Path(), help="folder for sweep.csv and sweep.png (default: here)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
-    parser.add_argument("--overwrite", action="store_true", help="replace the files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_device(parser)
 
 

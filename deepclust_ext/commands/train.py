@@ -1,7 +1,7 @@
 """Train a method on images or on rows of features, without labels, and cluster them.
 
-A recipe is chosen from the images, which is said and why, or named. All that there is to know of the run is left in its
-folder: recipe, history, checkpoint, clusters, log, and a page to look at.
+Without --recipe, a recipe is chosen from the images, and the log says which and why. The run's folder keeps everything:
+recipe, history, checkpoint, clusters, log, and an HTML report.
 
 Example:
   deepclust-ext train photos --clusters 10 --out runs/photos
@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", nargs="*", help="folders, files, lists, arrays, or a data set's name")
     parser.add_argument("--clusters", type=at_least(1), metavar="K", help="how many (default: the recipe's)")
     parser.add_argument("--method", help="hadis, sacc, pici, clc; on features neighborhead, turtle (default: chosen)")
-    parser.add_argument("--recipe", help="name of a bundled one, see `recipes`, or a file (default: chosen)")
+    parser.add_argument("--recipe", help="a bundled recipe, see `recipes`, or a file (default: chosen)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
     parser.add_argument("--root", help="folder of a data set of the papers; DATA is then its name")
-    parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="what is black and white")
+    parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="how values are scaled")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
     add_backbone(parser)

@@ -1,4 +1,4 @@
-"""Checks of what views and augmentations are given."""
+"""Checks of the arguments of views and augmentations."""
 
 import math
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def check_images(
     """Require images of at least one pixel, uint8, uint16 or floating.
 
     Raises:
-        TypeError: If one is of another dtype, of which it is not known what is white.
+        TypeError: If one has another dtype, for which it is not known which value is white.
         ValueError: If there is none, or a shape does not fit.
     """
     if not isinstance(images, Tensor | list | tuple):
@@ -67,7 +67,7 @@ def check_image_tensor(images: Tensor) -> None:
 def in_float32(
     images: Tensor,  # any shape
 ) -> Tensor:
-    """Return what to compute with: uint8 and uint16 between 0 and 1, float64 as it is, all else as float32."""
+    """Return images to compute with: uint8 and uint16 scaled to 0 to 1, float64 unchanged, all else as float32."""
     if images.is_floating_point():
         return images.to(torch.promote_types(images.dtype, torch.float32))
     return images.to(torch.float32) / WHITE[images.dtype]

@@ -14,10 +14,10 @@ from deepclust_ext.ops._checks import check_non_negative
 class RandomAffine(nn.Module):
     """Rotate, shear, scale, stretch and shift every image of a batch by its own random amounts.
 
-    All five are drawn evenly from an interval around "no change" and composed into one bilinear resampling with
-    zeros outside the image. Rotation and shear are those of pixels, whatever the sides of the image. There is no flip:
-    a mirrored digit is another sign. Random numbers come from torch's global generator of the batch's device, in
-    float32, so that a seed draws the same for every dtype.
+    All five are drawn uniformly from an interval around "no change" and composed into one bilinear resampling with
+    zeros outside the image. Rotation and shear are measured in pixels, even if the image is not square. There is no
+    flip, because a mirrored digit is another sign. Random numbers come from torch's global generator of the batch's
+    device, in float32, so a seed draws the same numbers for every dtype.
 
     Args:
         degrees: Largest rotation.
@@ -94,8 +94,8 @@ class RandomAffine(nn.Module):
 class RandomGamma(nn.Module):
     """Raise the brightness of every image of a batch to its own random power: strokes get thicker or thinner.
 
-    The logarithm of the power is drawn evenly from ``-gamma`` to ``gamma``, from torch's global generator of the
-    batch's device. Images are floating, in [0, 1], or uint8 or uint16, which become so; what is exactly 0 or 1 stays.
+    The logarithm of the power is drawn uniformly from ``-gamma`` to ``gamma``, by torch's global generator of the
+    batch's device. Images are floating, in [0, 1], or uint8 or uint16, which are scaled to that. 0 and 1 do not change.
 
     Args:
         gamma: Largest logarithm of the power.
@@ -135,7 +135,7 @@ class RandomGamma(nn.Module):
 
 
 class RandomTurn(nn.Module):
-    """Turn every square image of a batch by its own random multiple of 90 degrees, for images without an up.
+    """Turn every square image of a batch by its own random multiple of 90 degrees; for images without an up.
 
     The numbers are drawn from torch's global generator on the CPU. Images are floating, or uint8 or uint16, which
     become float32 between 0 and 1.

@@ -71,13 +71,13 @@ def load_dataset(name: str, root: str | Path, **settings: Any) -> Images:
     ==================== ===================================================================== ========
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         root: The folder that holds it, or the data set's own folder.
         **settings: See :class:`deepclust_ext.data.Images`.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        TypeError: If an argument is of another type.
+        TypeError: If an argument has the wrong type.
         ValueError: If the name is unknown, or the files hold something else.
     """
     check_type(name, "name", str, "text")
@@ -131,7 +131,7 @@ def _cifar(root: Path, folders: tuple[str, str], files: Sequence[tuple[str, str]
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads arrays, numbers and strings, and refuses all else: a pickle may name any function to call."""
+    """Reads arrays, numbers and strings, and refuses all else, because a pickle may name any function to call."""
 
     ALLOWED = frozenset(
         {

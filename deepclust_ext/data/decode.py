@@ -1,4 +1,4 @@
-"""One image file to its pixels, of any kind that people have; docs/formats.md lists the values."""
+"""Reads the pixels of an image file of any usual kind; docs/formats.md lists the values."""
 
 import io
 import re
@@ -22,13 +22,13 @@ _PNM = re.compile(rb"(P[2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")
 
 
 def read_image(path: Path) -> Pixels:
-    """Return the image in a file: stored values, never cut to 8 bits, turned upright, without transparency.
+    """Return the image in a file: its stored values, never cut to 8 bits, turned upright, without transparency.
 
-    Colors of palettes, inks (CMYK) and YCbCr become red, green and blue. Of an animation or a stack the first image is
-    taken. Bands beyond color are kept. What a file leaves open is in the result's ``notes``.
+    Colors of palettes, inks (CMYK) and YCbCr become red, green and blue. The first image of an animation or stack is
+    taken. Bands beyond color are kept. If the file leaves a choice, the result's ``notes`` say what was chosen.
 
     Args:
-        path: JPEG, PNG, WebP, GIF, BMP, PNM, JPEG 2000, TIFF and all else that Pillow reads.
+        path: A file that Pillow or tifffile reads: JPEG, PNG, WebP, GIF, BMP, PNM, JPEG 2000, TIFF and others.
 
     Raises:
         ImageError: If the file is missing, truncated, too large (``PIL.Image.MAX_IMAGE_PIXELS``) or no image.
@@ -117,7 +117,7 @@ def _read_deep(image: Image.Image, data: bytes) -> Pixels | None:
 
 
 def _without_alpha(pixels: Pixels) -> Pixels:
-    """Return what a codec gives of gray or color with its alpha, which a color that stands for nothing becomes too."""
+    """Return decoded gray or color without its alpha; a color that marks transparent pixels counts as alpha."""
     alpha = {2: 1, 4: 3}.get(pixels.values.shape[2])
     return pixels if alpha is None else over_background(pixels, alpha)
 

@@ -1,4 +1,4 @@
-"""Random numbers by image: a part of a batch gets those that it has in the whole batch."""
+"""Random numbers by image: a part of a batch gets the numbers that it would have in the whole batch."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Part(NamedTuple):
-    """Where the images at hand stand in a batch."""
+    """Which part of a batch this rank's images are."""
 
     start: int
     total: int  # images of the whole batch
@@ -22,7 +22,7 @@ _part: ContextVar[Part | None] = ContextVar("part", default=None)
 def part_of_batch(start: int, total: int) -> Iterator[None]:
     """Let views draw for a batch of ``total`` images and keep the numbers of those from ``start`` on.
 
-    So generators move on as they do for the whole batch, and an image has the same view whoever holds the others.
+    So generators advance as for the whole batch, and an image has the same view whichever rank holds the others.
     """
     token = _part.set(Part(start, total))
     try:
@@ -32,15 +32,15 @@ def part_of_batch(start: int, total: int) -> Iterator[None]:
 
 
 def drawn(numbers: Callable[[int], Tensor], count: int, dim: int = 0) -> Tensor:
-    """Return random numbers of so many images.
+    """Return random numbers for ``count`` images.
 
     Args:
-        numbers: Draws them for a number of images.
-        count: How many images there are.
-        dim: That of the images in what is drawn.
+        numbers: Draws the numbers for a given number of images.
+        count: Number of images.
+        dim: Dimension of the images in the result of ``numbers``.
 
     Raises:
-        ValueError: If the part of a batch that is at hand ends beyond the batch.
+        ValueError: If this rank's part ends beyond the batch.
     """
     part = _part.get()
     if part is None:
@@ -54,7 +54,7 @@ def drawn(numbers: Callable[[int], Tensor], count: int, dim: int = 0) -> Tensor:
 
 
 def draws_by_image(view: Any) -> bool:
-    """Return whether a view draws with :func:`drawn` alone, or nothing, as its attribute ``draws_by_image`` says."""
+    """Return whether a view draws only with :func:`drawn`, or nothing; its attribute ``draws_by_image`` says so."""
     if isinstance(view, nn.Sequential):
         return all(map(draws_by_image, view))
     return getattr(view, "draws_by_image", False) is True

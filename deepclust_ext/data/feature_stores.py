@@ -1,6 +1,6 @@
-"""Where rows of features lie: files of numpy, safetensors, Parquet and this package's `embed`, and arrays in memory.
+"""Stores of feature rows: files of numpy, safetensors, Parquet and this package's `embed`, and arrays in memory.
 
-What can be mapped is mapped, and rows keep their type until a batch of them is asked for. Nothing is ever written.
+Files are mapped if possible, and rows keep their type until a batch of them is read. Nothing is ever written.
 """
 
 import csv
@@ -29,13 +29,13 @@ class Rows:
     """The rows of one file or array.
 
     Attributes:
-        name: What the file or array is called.
+        name: Name of the file or array.
         stored: (N, D), in memory or mapped.
-        bfloat16: Whether the array's integers are the bits of such numbers, which numpy does not know.
-        names: Of the rows, where the file says.
-        labels: Whole numbers (N,), where the file has one array of them.
-        missing: Rows that the file leaves out, by place, and why.
-        notes: What was chosen on the way, for people.
+        bfloat16: Whether the array's integers are the bits of bfloat16 numbers, which numpy does not have.
+        names: Names of the rows, if the file has some.
+        labels: Whole numbers (N,), if the file has one array of them.
+        missing: Indices of rows without values in the file, and why.
+        notes: What was chosen while reading, for the user.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Rows:
 def holds_features(path: Path) -> bool:
     """Return whether a file holds rows of features by its name and its header: two-dimensional floats and no images.
 
-    A file that is damaged holds none, as far as can be told here: whoever reads it says what is wrong.
+    A damaged file counts as holding none; reading it then says what is wrong.
     """
     try:
         if path.suffix in (".safetensors", ".parquet"):
@@ -114,7 +114,7 @@ def open_rows(source: Path | NDArray[Any], key: str | None = None) -> Rows:
 
 
 def _checked(rows: Rows) -> Rows:
-    """Require floating rows; of columns side by side make rows side by side where memory allows."""
+    """Require floating rows; an array stored by columns is copied into rows if memory allows."""
     values = rows.array
     if values.dtype.kind != "f" and not rows.bfloat16:
         raise ValueError(f"{rows.name}: expected floating numbers, got {values.dtype}")

@@ -31,31 +31,31 @@ FeatureSource = str | os.PathLike[str] | NDArray[Any]
 
 
 class Features(Dataset[Any]):
-    """Rows of features with names, each an image (D, 1, 1) float32 to whatever takes images.
+    """Rows of features with names; everything that takes images gets each row as an image (D, 1, 1) float32.
 
-    Rows stay in their file and in their type. They become float32 by the batch. Each is read once when this is made, so
-    that what cannot be used is known before training: rows with a null, NaN or infinity are left out and listed in
-    ``skipped``. Rows of zeros have no direction. They stay, they are counted in ``notes``, and they have no neighbors.
+    Rows stay in their file and keep their type; batches become float32. Every row is read once at the start, so
+    unusable rows are known before training: rows with a null, NaN or infinity are left out and listed in ``skipped``.
+    Rows of zeros have no direction. They stay and are counted in ``notes``, but have no neighbors.
 
     Args:
         parts: The rows of each file or array, one after the other.
         classes: Each row's class, for scores alone.
-        on_error: ``"skip"`` leaves out what cannot be used; ``"raise"`` stops.
+        on_error: ``"skip"`` leaves out unusable rows; ``"raise"`` raises an error.
 
     Attributes:
-        names: Of the rows, N strings.
+        names: Names of the rows, N strings.
         labels: (N,) int64, or None.
         classes: The names of the classes, or None.
         channels: D.
-        dtype: Of the batches, float32.
-        kind: Type of the rows as they are stored.
+        dtype: Dtype of the batches, float32.
+        kind: Type of the stored rows.
         image_size: (1, 1).
-        item: What one of them is called in messages.
-        zeros: Places of the rows of zeros.
-        largest: The largest absolute value in the rows of the files that are finite.
+        item: What messages call a row.
+        zeros: Indices of the rows of zeros.
+        largest: The largest absolute value in the finite rows of the files.
         skipped: Name and reason of all rows that were left out.
-        notes: What was chosen or found on the way, for people; the first says how many rows there are.
-        fingerprint: A hash of names and values: another one means other rows.
+        notes: What was chosen or found while reading, for the user; the first says how many rows there are.
+        fingerprint: A hash of names and values; rows that differ have another one.
 
     Raises:
         ImageError: If no row is left, or, with ``on_error="raise"``, one cannot be used; the message names it.
@@ -119,7 +119,7 @@ class Features(Dataset[Any]):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
-        """Return a row (D, 1, 1), and its class where there are labels; of a slice a data set of these rows.
+        """Return a row (D, 1, 1), with labels the pair of row and class; for a slice a data set of these rows.
 
         Raises:
             ImageError: If the file has changed.
@@ -153,10 +153,10 @@ class Features(Dataset[Any]):
         return torch.from_numpy(values)[:, :, None, None]
 
     def stored(self) -> Tensor:
-        """Return all rows (N, D) as they are stored, float16, bfloat16, float32 or float64.
+        """Return all rows (N, D) in their stored type, float16, bfloat16, float32 or float64.
 
-        That is the mapped file itself where there is one of rows side by side and none is skipped, so for reading
-        alone; a copy in its type otherwise, of files of different types in float32.
+        If there is one file, stored by rows, and no row is skipped, this is the mapped file itself: only read it.
+        Otherwise it is a copy in the stored type, or in float32 if files have different types.
 
         Raises:
             ImageError: If a file has changed.
@@ -174,7 +174,7 @@ class Features(Dataset[Any]):
 
     @property
     def pictures(self) -> Dataset[Any] | None:
-        """Return None: of rows alone there are no pictures."""
+        """Return None: rows alone have no pictures."""
         return None
 
     def path(self, index: int) -> Path | None:
@@ -223,7 +223,7 @@ class Features(Dataset[Any]):
         return dict(sorted(reasons.items())), np.concatenate(zeros), checksums
 
     def _sum_up(self) -> None:
-        """Set what follows from all rows together."""
+        """Set the attributes that depend on all rows together."""
         self.kinds = Counter({(1, 1, self.channels, self.kind): len(self)})
         digest = hashlib.sha256(repr((self.channels, self._checksums)).encode())
         digest.update("\n".join(self.names).encode(errors="surrogateescape"))
@@ -231,7 +231,7 @@ class Features(Dataset[Any]):
 
 
 def row_names(parts: Sequence[Rows]) -> list[str]:
-    """Return what each row is called: as its file says, else after the file and its place."""
+    """Return the name of each row: as in its file, else the file and its index."""
     return [
         name
         for part in parts
@@ -251,8 +251,8 @@ def load_features(
         *sources: Each a .npy or .safetensors file, which is mapped; an .npz or .parquet file, which is read into memory
             once, in its own type; a .csv file that `embed` has written; or an array (N, D). Rows are float16, bfloat16
             (safetensors), float32 or float64. Names are those that `embed` writes, or a text column name or path.
-        labels: ``"own"`` for the one array of whole numbers (N,) that a file holds beside the rows; a .npy file of
-            such, a CSV file with the columns path and label, or whole numbers (N,). For scores alone.
+        labels: ``"own"`` for the one array of whole numbers (N,) in the same file; a .npy file of such numbers, a CSV
+            file with the columns path and label, or whole numbers (N,). For scores alone.
         key: The array or column of the rows; by default the only one that can hold rows.
         on_error: See :class:`Features`.
 

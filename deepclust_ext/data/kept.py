@@ -1,4 +1,4 @@
-"""What is kept: decoded images one after the other in memory, and arrays in a file that all processes map."""
+"""Caches: decoded images one after the other in memory, and arrays in a file that all processes map."""
 
 import errno
 import fcntl
@@ -48,7 +48,7 @@ class Kept:
         return torch.from_numpy(image.reshape(self.channels, height, width).copy())
 
     def images_at(self, indices: Sequence[int]) -> Tensor | list[Tensor]:
-        """Return copies of images, (B, C, H, W), or a list where the N images differ in size."""
+        """Return copies of images, (B, C, H, W), or a list if the N images differ in size."""
         if not self._alike:
             return [self[index] for index in indices]
         images = self._flat().reshape(len(self.sides), self.channels, *self.sides[0].tolist())
@@ -79,9 +79,9 @@ def keep_in_file(
     channels: int,
     sides: NDArray[np.int64],
 ) -> tuple[Kept, bool]:
-    """Return images (C, H, W) mapped from a .npy file, and whether it was there; otherwise it is written.
+    """Return images (C, H, W) mapped from a .npy file, and whether the file existed; if not, it is written.
 
-    The file holds the array (N, C, H, W), of images of different sizes a flat one; see :func:`keep_array`.
+    The file holds the array (N, C, H, W), or a flat array if images differ in size; see :func:`keep_array`.
 
     Raises:
         OSError: If the file cannot be written; names it.
@@ -102,9 +102,9 @@ def keep_array(
 ) -> bool:
     """Write an array to a .npy file where there is none yet, part by part, and return whether there was one.
 
-    Behind the array stands a seal: the fingerprint and a checksum of all bytes. The file is written to another name,
-    synced and renamed. Where two processes want the same file, one waits for the other. Whether a file that was there
-    is whole, :func:`fault_of` tells.
+    After the array comes a seal: the fingerprint and a checksum of all bytes. The file is written under another name,
+    synced and renamed. If two processes want the same file, one waits for the other. :func:`fault_of` tells whether an
+    existing file is whole.
 
     Raises:
         OSError: If the file cannot be written; names it.
@@ -131,7 +131,7 @@ def keep_array(
 
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, made if missing, that no other process has; wait until that is so."""
+    """Open a file, made if missing, with an exclusive lock; wait until no other process has it."""
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "rb+") as file:
             with suppress(OSError):  # not every file system has locks
@@ -146,9 +146,9 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that are free, or where the system does not tell, all that there are.
+    """Return the bytes of free memory, or of all memory if the system does not tell.
 
-    Where torchrun has several ranks on this machine, it is one's share of them.
+    If torchrun has started several ranks on this machine, it is the share of one rank.
     """
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -178,7 +178,7 @@ def _write(
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Fail now where the disk is too full, and not after hours of decoding; some systems and disks cannot tell."""
+    """Fail now if the disk is too full, and not after hours of decoding; some systems and disks cannot tell."""
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except (AttributeError, OSError) as error:

@@ -28,7 +28,7 @@ def number_classes(classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
 
 
 def folder_classes(store: Store) -> list[str]:
-    """Return the first folder in the name of each image; what cannot be read needs none, and its class is "".
+    """Return the first folder in the name of each image; an unreadable image needs none, and has the class "".
 
     Raises:
         ValueError: If an image lies in no folder.
@@ -49,9 +49,9 @@ def read_classes(path: Path, store: Store, folder: Path | None = None) -> list[s
     """Return the class of each image or row from a CSV file with the columns path and label.
 
     Args:
-        path: Of the file; its paths are names of images.
-        store: Of the images. What cannot be read needs no label; its class here is "".
-        folder: Where the list of the images lies, if there is one: paths may be as that has them.
+        path: Path of the CSV file; its paths are names of images.
+        store: Store of the images. An unreadable image needs no label, and has the class "".
+        folder: Folder of the list of images, if there is one: paths may be written as in that list.
 
     Raises:
         ValueError: If a column or a label is missing, or an image is listed twice or not at all.
@@ -116,7 +116,7 @@ def array_classes(labels: Any, count: int, item: str = "image") -> list[str]:
     """Return the class of each image from an array of whole numbers (N,) or, as MedMNIST has them, (N, 1).
 
     Raises:
-        ValueError: If the shape is another, as where an image has several classes, or a number is not whole.
+        ValueError: If the shape differs, as it does if images have several classes, or a number is not whole.
     """
     try:
         numbers = np.asarray(labels)

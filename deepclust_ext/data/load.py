@@ -42,8 +42,8 @@ def load_images(
         *sources: Each a folder, flat or nested; an image file; a .txt file of paths; a .npy file, which is mapped; an
             .npz file; or an array. See :class:`Array` for shapes.
         labels: ``"folders"`` for the first folder in an image's name, a CSV file with the columns path and label, or
-            whole numbers (N,); of an .npz file ``"own"`` for the array of such numbers that it holds beside the images,
-            or its key where there are several. For scores alone.
+            whole numbers (N,). For an .npz file also ``"own"`` for its array of such numbers, or a key if there are
+            several. For scores alone.
         keys: The arrays to take from an .npz file, such as MedMNIST's ``train_images``.
         **settings: See :class:`Images`.
 
@@ -84,7 +84,7 @@ def load_images(
 
 
 def _titles(sources: Sequence[Source]) -> list[str]:
-    """Return what goes before the names of images, by source: of a folder its name, or if two have it its path."""
+    """Return a prefix for the names of each source's images: a folder's name, or its path if two have that name."""
     folders = [
         Path(source) if isinstance(source, (str, os.PathLike)) and Path(source).is_dir() else None for source in sources
     ]

@@ -23,17 +23,17 @@ _ROUNDS, _ROWS_PER_CELL = 5, 64  # of the k-means on a sample that makes cells
 
 
 class NeighborView(nn.Module):
-    """The view of an image that is one of its nearest neighbors in the data set, by cosine, each as likely.
+    """A view that replaces each image by one of its nearest neighbors in the data set, by cosine, at random.
 
-    :meth:`fit` finds the neighbors once, and a call draws and reads them: features that are frozen have the same
-    neighbors in every epoch. Rows of zeros have no direction: they are nobody's neighbors, and theirs are they
-    themselves. Random numbers come from torch's global generator on the CPU.
+    :meth:`fit` finds the neighbors once, because frozen features have the same neighbors in every epoch. A call draws
+    among them and reads them. Rows of zeros have no direction: no row has them as neighbors, and their own view is the
+    row itself. Random numbers come from torch's global generator on the CPU.
 
     Args:
-        num_neighbors: Neighbors to draw from, 1 to 256.
-        cells: With 0 the search compares all pairs, N^2 D products. Otherwise spherical k-means on a sample makes so
-            many cells, and the rows of the eight nearest cells are compared: for a million rows and a thousand cells a
-            hundredth of the products, and some neighbors are missed at the edges.
+        num_neighbors: Number of neighbors to draw from, 1 to 256; all are equally likely.
+        cells: With 0 the search compares all pairs, N^2 D products. Otherwise spherical k-means on a sample makes this
+            many cells, and each row is compared with the rows of the eight nearest cells. For a million rows and a
+            thousand cells that takes a hundredth of the products, but misses some neighbors at the edges.
 
     Raises:
         TypeError: If a number is no integer.
@@ -51,10 +51,10 @@ class NeighborView(nn.Module):
         self._table = torch.empty(0, dtype=torch.int32, device="cpu")
 
     def fit(self, data: Dataset[Any]) -> "NeighborView":
-        """Find the neighbors of all images of a data set, by their values as rows, and return this view.
+        """Find the neighbors of all images of a data set, with their values as rows, and return this view.
 
         Args:
-            data: Map-style, of images of one size; features are searched as they are stored.
+            data: Map-style, of images of one size; features are searched in their stored type.
 
         Raises:
             ValueError: If images differ in size.
@@ -64,7 +64,7 @@ class NeighborView(nn.Module):
         return self
 
     def share(self, other: "NeighborView") -> "NeighborView":
-        """Take the neighbors that another view of the same settings has found, and return this view."""
+        """Use the neighbors that another view with the same settings has found, and return this view."""
         self._data, self._table = other._data, other._table
         return self
 
@@ -101,16 +101,15 @@ def neighbor_table(
     cells: int = 0,
     seed: int = 0,
 ) -> Tensor:
-    """Return the places (N, k) int32 of the nearest other rows of each row by cosine, nearest first, -1 for none.
+    """Return the indices (N, k) int32 of the nearest other rows of each row by cosine, nearest first, -1 for none.
 
-    Half precision stays so: blocks of it become float32 at a time. Of many equal rows each has the others as its
-    neighbors, and never itself.
+    Half precision is converted to float32 block by block. A row is never its own neighbor, even among equal rows.
 
     Args:
         rows: Floating, on the CPU, possibly mapped from a file.
         num_neighbors: k, 1 to 256.
         cells: See :class:`NeighborView`.
-        seed: Of the sample that makes cells.
+        seed: Seed of the sample that makes cells.
     """
     blocks = rows.split(_BLOCK)
     valid = torch.cat([block.bool().any(dim=1) for block in blocks])
@@ -175,7 +174,7 @@ def _all_rows(data: Dataset[Any]) -> Tensor:
 
 
 def _images_at(data: Any, places: Sequence[int]) -> Tensor:
-    """Return images (B, C, H, W) of a data set, taken at once where it has a way to."""
+    """Return images (B, C, H, W) of a data set, read at once if it can do that."""
     if hasattr(data, "images_at"):
         images = data.images_at(places)
     else:

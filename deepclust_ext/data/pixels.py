@@ -1,4 +1,4 @@
-"""What a decoded image is: the stored values, the range that they may have, and which of them are missing."""
+"""A decoded image: its stored values, the range that they may have, and which of them are missing."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,24 +15,24 @@ MISSING = 0.0
 
 
 class ImageError(ValueError):
-    """A file that gives no image; the message says why."""
+    """A file from which no image can be read; the message says why."""
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error of a decoder says, or what it is called where it says nothing."""
+    """Return the message of a decoder's error, or the error's name if it has no message."""
     return str(error) or type(error).__name__
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """An image as it is stored.
+    """A decoded image with its stored values.
 
     Attributes:
         values: (H, W, C) of any real dtype.
         low: The value that is black.
         high: The value that is white, or the largest of a band.
-        missing: (H, W, C) bool, where the file has no value; None where it has all.
-        notes: What was chosen where a file leaves a choice, for the user to read.
+        missing: (H, W, C) bool, where the file has no value; None if no value is missing.
+        notes: What was chosen if the file leaves a choice, for the user.
     """
 
     values: NDArray[Any]
@@ -58,7 +58,7 @@ class Pixels:
 
     @property
     def exact_type(self) -> np.dtype[Any]:
-        """The smallest of uint8, uint16 and float32 whose values for black and white leave all others exact."""
+        """The smallest of uint8, uint16 and float32 in which all values are exact once black and white are set."""
         integers = self.values.dtype.kind in "iu"
         for dtype, white in WHITE.items():
             if integers and white % (self.high - self.low) == 0:
@@ -66,10 +66,10 @@ class Pixels:
         return np.dtype(np.float32)
 
     def as_type(self, dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return ``scaled`` times what is white in ``exact_type`` or a larger type, where values stay exact.
+        """Return ``scaled`` times the white of a type, ``exact_type`` or a larger one, in which values stay exact.
 
         Args:
-            dtype: Of uint8, uint16 and float32.
+            dtype: uint8, uint16 or float32.
         """
         if dtype not in WHITE:
             return self.scaled()
@@ -95,8 +95,8 @@ def by_type(values: NDArray[Any], bits: int | None = None, missing: NDArray[np.b
 
     Args:
         values: (H, W) or (H, W, C).
-        bits: Of a stored integer, where it has fewer than its dtype.
-        missing: Where there is no value, of the same shape.
+        bits: Bits of a stored integer, if fewer than those of its dtype.
+        missing: Where there is no value, in the same shape.
 
     Raises:
         ImageError: If the values are complex or no numbers.
@@ -125,8 +125,8 @@ def over_background(pixels: Pixels, channel: int, *, premultiplied: bool = False
     """Return an image without its alpha channel, laid over ``BACKGROUND``.
 
     Args:
-        pixels: With alpha, of the same range as the colors.
-        channel: Where alpha is.
+        pixels: Image with alpha, which has the same range as the colors.
+        channel: Index of alpha.
         premultiplied: Whether the colors are already multiplied by alpha.
     """
     colors = np.delete(pixels.scaled(), channel, axis=2).astype(np.float64)
@@ -136,7 +136,7 @@ def over_background(pixels: Pixels, channel: int, *, premultiplied: bool = False
 
 
 def from_cmyk(pixels: Pixels) -> Pixels:
-    """Return red, green and blue of four inks (H, W, 4) where the largest value is most ink: (1 - ink) (1 - black)."""
+    """Return red, green and blue from four inks (H, W, 4), the largest value being most ink: (1 - ink) (1 - black)."""
     inks = pixels.scaled().astype(np.float64)
     return replace(_stored_like(pixels, (1 - inks[:, :, :3]) * (1 - inks[:, :, 3:])), missing=None)
 
@@ -166,7 +166,7 @@ def oriented(pixels: Pixels, orientation: object) -> Pixels:
 
 
 def _stored_like(pixels: Pixels, scaled: NDArray[np.float64]) -> Pixels:
-    """Return shares of the range in the type and range of an image."""
+    """Return values given as shares of the range, in the type and range of an image."""
     values = scaled * (pixels.high - pixels.low) + pixels.low
     if pixels.values.dtype.kind in "iu":
         values = np.rint(values).clip(pixels.low, pixels.high)

@@ -27,44 +27,44 @@ _ORDERS = torch.tensor([(*order, 4, 5) for order in itertools.permutations(range
 
 
 class RandomViews(nn.Module):
-    """Crop, flip, color jitter, gray and, if asked for, blur, operations and normalization, of every image its own.
+    """Random views of whole batches: crop, flip, color jitter, gray; on request blur, operations and normalization.
 
     The defaults are those of SACC for CIFAR; with ``mean`` and ``std`` they are those of HaDis. Each step is
-    torchvision's, drawn with its distributions: a crop of ``RandomResizedCrop``, the factors and the random order of
-    ``ColorJitter``. They work on floating values between 0 and 1; images without three channels keep their colors.
+    torchvision's, drawn with its distributions: the crop of ``RandomResizedCrop``, the factors and the random order of
+    ``ColorJitter``. Steps work on floating values between 0 and 1; images without three channels keep their colors.
 
     The module maps images (B, C, H, W), or a sequence of (C, H, W) of any sizes, uint8, uint16 or floating in [0, 1],
-    to (B, C, ``size``, ``size``): float32 of integers, and the dtype of floating ones.
+    to (B, C, ``size``, ``size``). The result is float32 for integers, and has the dtype of floating images.
 
-    All numbers are drawn on the CPU, so that a seed gives the same views on every device.
+    All numbers are drawn on the CPU, so a seed gives the same views on every device.
 
-    The operations are drawn with replacement from 14, each of a strength of its own: identity, autocontrast,
-    equalize, brightness, color, contrast, sharpness, posterize, solarize, rotate, shear and shift along x and y, those
-    of RandAugment (arXiv 1909.13719) in the ranges of FixMatch (arXiv 2001.07685). A level l of 10 means
+    The operations are drawn with replacement from 14, each with its own strength: identity, autocontrast, equalize,
+    brightness, color, contrast, sharpness, posterize, solarize, rotate, and shear and shift along x and y. They are
+    those of RandAugment (arXiv 1909.13719) in the ranges of FixMatch (arXiv 2001.07685). A level l of 10 means
 
-    * brightness, color, contrast, sharpness: the factor 0.05 + 0.09 l, so at most the image itself;
-    * posterize: 4 bits and a tenth of 4 l, rounded down;
-    * solarize: values from 256 - 25.6 l of 255 on are inverted;
-    * rotate: 3 l degrees; shear: 0.03 l; shift: 3 l percent of the side, in whole pixels; either way, with black
-      where nothing was, and the nearest pixel's value.
+    * brightness, color, contrast, sharpness: the factor 0.05 + 0.09 l, at most 0.95;
+    * posterize: 4 + 0.4 l bits, rounded down;
+    * solarize: values from (256 - 25.6 l) / 255 on are inverted;
+    * rotate: 3 l degrees; shear: 0.03 l; shift: 3 l percent of the side, in whole pixels. Each goes in either
+      direction, takes the nearest pixel's value, and is black outside the image.
 
     Args:
         size: Side of the views in pixels.
         scale: Smallest and largest share of the area that a crop has.
         ratio: Smallest and largest ratio of a crop's sides.
         flip_p: Probability of a flip of left and right.
-        jitter: How much brightness, contrast and saturation differ from 1 at most, and hue from 0.
+        jitter: By how much brightness, contrast and saturation differ from 1 at most, and hue from 0.
         jitter_p: Probability of the jitter.
         grayscale_p: Probability of gray.
         blur_p: Probability of a Gaussian blur.
-        blur_kernel: Its side in pixels, odd; smaller where the view is too small for it.
-        blur_sigma: Its smallest and largest deviation in pixels.
-        num_operations: How many operations follow.
+        blur_kernel: Side of the blur's kernel in pixels, odd; smaller if the view is too small for it.
+        blur_sigma: Smallest and largest standard deviation of the blur in pixels.
+        num_operations: Number of operations that follow.
         operation_p: Probability that such an operation is applied.
         levels: Lowest and highest level of these operations, of 10.
-        mean: What is subtracted from each channel in the end; None for no normalization.
-        std: What each channel is divided by then.
-        generator: Of the random numbers, on the CPU; by default torch's global one.
+        mean: What is subtracted from each channel at the end; None for no normalization.
+        std: What each channel is then divided by.
+        generator: Source of the random numbers, on the CPU; by default torch's global one.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -173,8 +173,8 @@ class RandomViews(nn.Module):
             sides: Height and width of the images, on the CPU.
 
         Returns:
-            Boxes (B, 4) int64, flips (B,) bool, steps (B, S) int64 and strengths (B, S) float32, by the names that
-            they have in :func:`deepclust_ext.augment_views`.
+            Boxes (B, 4) int64, flips (B,) bool, steps (B, S) int64 and strengths (B, S) float32, by their names in
+            :func:`deepclust_ext.augment_views`.
         """
         # All numbers at once, in few calls: each takes microseconds, as a view of 32 pixels does.
         low, high = torch.tensor([*zip(*self._ranges(), strict=True)], dtype=torch.float32, device="cpu").unsqueeze(2)
@@ -204,9 +204,9 @@ class RandomViews(nn.Module):
         }
 
     def _ranges(self) -> list[tuple[float, ...]]:
-        """Return from where to where each number of an image is drawn, in the order in which ``draw`` takes them.
+        """Return the interval of each random number of an image, in the order in which ``draw`` uses them.
 
-        Whole numbers are rounded down. What happens with a probability p does so below 0 of -p to 1 - p.
+        Whole numbers are rounded down. An event of probability p happens if a number from -p to 1 - p is below 0.
         """
         extra = self.num_operations
         probabilities = [self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p] + extra * [self.operation_p]
@@ -230,7 +230,7 @@ class RandomViews(nn.Module):
         ratios: Tensor,  # (10, B) logarithms of the ratio's root
         places: Tensor,  # (2, B) in [0, 1)
     ) -> Tensor:
-        """Return top, left, height, width (B, 4): of ten crops the first that fits, else the largest in the middle."""
+        """Return top, left, height, width (B, 4): the first of ten crops that fits, else the largest in the middle."""
         side, stretch = (sides.prod(0) * areas).sqrt(), ratios.exp()
         crops = torch.stack([side / stretch, side * stretch]).round_()
         found, first = ((crops > 0) & (crops <= sides.unsqueeze(1))).all(0).max(0)

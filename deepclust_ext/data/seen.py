@@ -1,4 +1,4 @@
-"""What is remembered of an image that has been read once."""
+"""Facts about an image that has been read once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class PixelRange:
     """What becomes 0 and 1 in images of one stored type, as percentiles of a data set give it.
 
     Attributes:
-        low: What becomes 0.
-        high: What becomes 1.
+        low: Value that becomes 0.
+        high: Value that becomes 1.
         dtype: Name of the stored type.
-        white: What is white by that type.
+        white: Value of white in that type.
     """
 
     low: float
@@ -40,11 +40,11 @@ class Seen:
         dtype: Name of the type of its values.
         low: Value of black.
         high: Value of white.
-        missing: How many values are missing.
-        reach: Least and largest value, of floats and of integers of 32 bits or more.
-        notes: What its file left open.
+        missing: Number of missing values.
+        reach: Smallest and largest value, for floats and for integers of 32 bits or more.
+        notes: What was chosen if the file left a choice.
         checksum: See :func:`checksum`.
-        sample: Some of its values where they are asked for.
+        sample: Some of its values, if they were requested.
         exact_type: See :attr:`~deepclust_ext.data.pixels.Pixels.exact_type`.
     """
 
@@ -61,7 +61,7 @@ class Seen:
 
 
 def look_at(pixels: Pixels, *, sampled: bool) -> Seen:
-    """Return what to remember of an image, with a sample of its values or without."""
+    """Return the facts about an image, with or without a sample of its values."""
     values = pixels.values
     wide = values.dtype.kind == "f" or values.dtype.itemsize >= 4
     there = values.reshape(-1) if pixels.missing is None else values[~pixels.missing]
@@ -80,7 +80,7 @@ def look_at(pixels: Pixels, *, sampled: bool) -> Seen:
 
 
 def checksum(pixels: Pixels) -> int:
-    """Return what tells an image from another one."""
+    """Return a checksum that distinguishes images."""
     kind = (pixels.values.shape, pixels.values.dtype.name, pixels.low, pixels.high)
     start = crc32(repr(kind).encode())
     if pixels.missing is not None and pixels.missing.any():
@@ -89,7 +89,7 @@ def checksum(pixels: Pixels) -> int:
 
 
 def check_types(images: Sequence[Seen], names: Sequence[str], dtype: str, white: float, whose: str) -> None:
-    """Require the stored type that a range is of, of all images; ImageError, which names the image, otherwise."""
+    """Require that all images have the stored type of a range; otherwise an ImageError names the image."""
     for name, image in zip(names, images, strict=True):
         if (image.dtype, image.high) != (dtype, white):
             raise ImageError(

@@ -1,4 +1,4 @@
-"""Calls on all cores by threads, for what lets go of the interpreter: reading files, and Pillow and numpy at work."""
+"""Calls on all cores by threads, for work that releases the interpreter's lock: reading files, Pillow and numpy."""
 
 import os
 from collections import deque
@@ -15,12 +15,12 @@ _Result = TypeVar("_Result")
 def side_by_side(
     function: Callable[[int], _Result], count: int, title: str | None = None
 ) -> Generator[_Result, None, None]:
-    """Yield what a function gives for 0, 1, ... in this order, computed by as many threads as there are cores.
+    """Yield the results of a function for 0, 1, ... in this order, computed by as many threads as there are cores.
 
     Args:
-        function: What it raises is raised here in its turn, and no other call begins.
-        count: Of the calls.
-        title: Of a bar on a terminal; by default there is none.
+        function: If it raises, the error is raised here in its turn, and no further call begins.
+        count: Number of calls.
+        title: Title of a bar on a terminal; by default there is no bar.
     """
     threads = max(1, min(count, os.cpu_count() or 1))
     waiting: deque[Future[_Result]] = deque()

@@ -31,43 +31,45 @@ _SHARE_OF_MEMORY = 0.25  # of what is free, that images may take
 
 
 class Images(Dataset[Any]):
-    """Images with names, of one number of channels and one type, scaled by the range that their files can hold.
+    """Images with names, all with one number of channels and one type, scaled by the range that their files can hold.
 
-    An item is an image (C, H, W), or where there are labels an image and its class. The type is uint8 or uint16 where
-    all files hold such values, as photographs do, or fewer bits that are exact in it; 0 is black, and white is 255 or
-    65535. Otherwise, and with ``scale="percentile"``, it is float32, of which 1 is white. All views here take each.
+    An item is an image (C, H, W), or with labels the pair of image and class. The type is uint8 (white is 255) or
+    uint16 (white is 65535) if the values of all files are exact in it, as those of photographs are. Otherwise, and with
+    ``scale="percentile"``, it is float32, and white is 1. Black is 0. All views of this package take each of these
+    types.
 
-    Every image is read once when this is made, so that what cannot be read is known before training. A slice is a data
-    set of these images, which it shares with the whole one: channels, type, range, classes and ``skipped`` stay.
+    Every image is read once at the start, so unreadable files are known before training. A slice is a data set of these
+    images; channels, type, range, classes and ``skipped`` are those of the whole one.
 
     Args:
-        store: Where the images lie.
+        store: Store of the images.
         classes: Each image's class, for scores alone.
-        size: Side of the square that images are resized to, with antialias and without keeping the aspect; None for the
-            images as they are.
-        channels: 3 makes gray images stand for all three colors, even where there is none in color.
-        scale: ``"type"``: what is black and white by the stored type becomes so. ``"percentile"``: the values at 0.1
-            and 99.9 percent of the data set become 0 and 1, and what lies beyond is not clipped. The ``range`` of other
-            images: what becomes 0 and 1 there does so here, as a network needs it that was trained on those.
-        cache: ``"ram"`` keeps the images, resized, in memory; ``"disk"`` in a file that is used again by the next run
-            on the same images; ``"none"`` reads them again each time. By default they are kept in memory if they take a
-            quarter of what is free or less, else on disk if there is a ``cache_folder``; what was chosen is printed.
-        cache_folder: Where that file is written, about as large as the images in memory.
-        on_error: ``"skip"`` leaves out images that cannot be read and lists them in ``skipped``; ``"raise"`` stops.
+        size: Side of the square that images are resized to, with antialias and without keeping the aspect ratio; None
+            for no resizing.
+        channels: 3 repeats gray images for all three colors, even if no image is in color.
+        scale: ``"type"`` takes black and white from the stored type. With ``"percentile"`` the values at 0.1 and 99.9
+            percent of the data set become 0 and 1, and values beyond are not clipped. Or give the ``range`` of other
+            images, on which a network was trained, to scale these in the same way.
+        cache: ``"ram"`` keeps the images, resized, in memory; ``"disk"`` in a file that the next run on the same images
+            uses again; ``"none"`` reads them again each time. By default they are kept in memory if they take no more
+            than a quarter of the free memory, else on disk if there is a ``cache_folder``. The choice is printed.
+        cache_folder: Where that file is written; it is about as large as the images in memory.
+        on_error: ``"skip"`` leaves out images that cannot be read and lists them in ``skipped``; ``"raise"`` raises.
         skipped: Files left out before, each with its reason.
 
     Attributes:
-        names: Of the images, N strings.
+        names: Names of the images, N strings.
         labels: (N,) int64, or None.
         classes: The names of the classes, or None.
         channels: C.
-        dtype: Of the images, of torch.
-        image_size: (H, W) of every image, or None where they differ.
-        range: What becomes 0 and 1 where the stored type does not say so, else None.
-        kinds: How many images have been stored with each height, width, number of bands and type.
+        dtype: Torch's dtype of the images.
+        image_size: (H, W) of every image, or None if they differ.
+        range: The values that become 0 and 1 if these do not follow from the stored type, else None.
+        kinds: Number of images for each stored height, width, number of bands and type.
         skipped: Name and reason of all files that are not among the images.
-        notes: What was chosen or found on the way, for people; the first says how many images there are, and where.
-        fingerprint: A hash of names, pixels and range: another one means other images.
+        notes: What was chosen or found while reading, for the user; the first says how many images there are, and
+            where.
+        fingerprint: A hash of names, pixels and range; images that differ have another one.
 
     Raises:
         ImageError: If no image is left, numbers of channels cannot be matched, or, with ``on_error="raise"``, an image
@@ -143,10 +145,10 @@ class Images(Dataset[Any]):
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
-        """Return an image (C, H, W), and its class where there are labels; of a slice a data set of these images.
+        """Return an image (C, H, W), with labels the pair of image and class; for a slice a data set of these images.
 
         Raises:
-            ImageError: If the image cannot be read any more, or has become another.
+            ImageError: If the image cannot be read any more, or has changed.
             IndexError: If there is no such image.
             TypeError: If the index is neither an integer nor a slice.
             ValueError: If no image is in the slice.
@@ -163,12 +165,13 @@ class Images(Dataset[Any]):
         return image if self.labels is None else (image, int(self.labels[place]))
 
     def images_at(self, indices: Sequence[int]) -> Tensor | list[Tensor]:
-        """Return a batch of images without classes, (B, C, H, W), or a list of (C, H, W) where all are read one by one.
+        """Return a batch of images without classes, (B, C, H, W) or a list of (C, H, W).
 
-        Files are decoded side by side, except in a worker process: there are others beside it.
+        It is a list if images differ in size, or are read from their files one by one. Files are decoded in parallel,
+        except in a worker process, because there are other workers.
 
         Raises:
-            ImageError: If an image cannot be read any more, or has become another.
+            ImageError: If an image cannot be read any more, or has changed.
         """
         if self._kept is not None:
             return self._kept.images_at([self._places[index] for index in indices])
@@ -206,7 +209,7 @@ class Images(Dataset[Any]):
         return part
 
     def _sum_up(self) -> None:
-        """Set what follows from all images together."""
+        """Set the attributes that depend on all images together."""
         sides = {(self.size, self.size) if self.size else shape[:2] for shape, _, _ in self._stored}
         self.image_size = sides.pop() if len(sides) == 1 else None
         self.kinds = Counter((*shape, str(dtype)) for shape, dtype, _ in self._stored)
@@ -216,7 +219,7 @@ class Images(Dataset[Any]):
         self.fingerprint = digest.hexdigest()
 
     def _read_all(self, *, sampled: bool, on_error: str) -> list[Seen | None]:
-        """Read every image once, side by side, and list what cannot be read."""
+        """Read every image once, in parallel, and list those that cannot be read."""
 
         def look(index: int) -> Seen | ImageError:
             try:
@@ -239,7 +242,7 @@ class Images(Dataset[Any]):
     def _keep(
         self, cache: str, folder: str | os.PathLike[str] | None, sides: NDArray[np.int64]
     ) -> tuple[Kept | None, str]:
-        """Return the kept images, if any, and where they are now, for people."""
+        """Return the cached images, if any, and a text that says where they are."""
         if cache == "auto":
             fits = (
                 self.channels * int(sides.prod(axis=1).sum()) * self._type.itemsize <= _SHARE_OF_MEMORY * free_memory()
@@ -272,7 +275,7 @@ class Images(Dataset[Any]):
         return np.array(np.broadcast_to(values, (*values.shape[:-3], self.channels, *values.shape[-2:])), order="C")
 
     def _match_channels(self, images: Sequence[Seen]) -> int:
-        """Return the number of channels: that of all, or 3 where gray images lie among colored ones."""
+        """Return the number of channels: that of all images, or 3 if there are gray images among colored ones."""
         counts = Counter(image.shape[2] for image in images)
         if len(counts) > 1 and set(counts) != {1, 3}:
             usual = counts.most_common(1)[0][0]
@@ -285,7 +288,7 @@ class Images(Dataset[Any]):
         return max(counts)
 
     def _note(self, images: Sequence[Seen]) -> None:
-        """Say what files left open, how much was missing, and what was left out."""
+        """Note what was chosen for files, how many values were missing, and what was left out."""
         for note, count in Counter(note for image in images for note in image.notes).items():
             self.notes.append(f"{counted(count, 'image')}: {note}")
         if self.channels not in (1, 3):
@@ -302,7 +305,7 @@ class Images(Dataset[Any]):
             )
 
     def _note_reach(self, images: Sequence[Seen]) -> None:
-        """Say where values of floats go beyond black and white, and where those of wide integers hardly differ."""
+        """Note floats beyond black and white, and wide integers that use hardly any of their range."""
         floats = [image for image in images if image.dtype.startswith("float")]
         beyond = [image.reach for image in floats if image.reach and not 0 <= image.reach[0] <= image.reach[1] <= 1]
         others = [image for image in images if "int" in image.dtype]
@@ -318,7 +321,7 @@ class Images(Dataset[Any]):
                 )
 
     def _resized(self, pixels: Pixels) -> NDArray[Any]:
-        """Return an image on the canvas, (size, size, C) of this type."""
+        """Return an image resized to the square, (size, size, C) of this type."""
         assert self.size is not None
         scaled, missing = pixels.scaled(*(self._ends or ())), pixels.missing
         if missing is not None and not missing.all():

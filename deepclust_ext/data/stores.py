@@ -1,4 +1,4 @@
-"""Where images lie: files in folders and lists, and arrays in memory, in .npy and .npz files."""
+"""Stores of images: files in folders and lists, and arrays in memory, in .npy and .npz files."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ class Store(Protocol):
     """What each image is called, for people and for lists of labels."""
 
     def read(self, index: int) -> Pixels:
-        """Return an image as it is stored.
+        """Return an image with its stored values.
 
         Raises:
             ImageError: If it cannot be read; the message names it.
@@ -40,8 +40,8 @@ class Files:
     """Image files.
 
     Args:
-        paths: Of the files.
-        names: Of the images; by default the paths.
+        paths: Paths of the files.
+        names: Names of the images; by default the paths.
     """
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str] | None = None) -> None:
@@ -61,11 +61,11 @@ class Mapped:
     """An array in a file: each process that uses it maps it, and all share the file's pages.
 
     Args:
-        path: Of the file.
-        open_file: What maps it.
+        path: Path of the file.
+        open_file: Function that maps the file.
 
     Raises:
-        ValueError: If it is damaged.
+        ValueError: If the file is damaged.
     """
 
     def __init__(self, path: Path, open_file: Callable[[Path], NDArray[Any]] | None = None) -> None:
@@ -75,10 +75,10 @@ class Mapped:
 
     @property
     def array(self) -> NDArray[Any]:
-        """All of it.
+        """The whole array.
 
         Raises:
-            ImageError: If the file has vanished or changed since it was opened first.
+            ImageError: If the file has vanished or changed since it was first opened.
         """
         if self._status() != self._stamp:
             raise ImageError(f"{self._path}: expected the file that was opened first, got one that has changed since")
@@ -102,12 +102,12 @@ class Array:
     """Images in one array.
 
     Args:
-        array: (N, H, W), (N, H, W, C) or (N, C, H, W): the smaller one of the second and the last side is C.
-        name: What the array is called; image 3 is then ``name[3]``.
+        array: (N, H, W), (N, H, W, C) or (N, C, H, W), where C is the smaller of the second and the last side.
+        name: Name of the array; image 3 is then called ``name[3]``.
 
     Raises:
         TypeError: If the values are no real numbers.
-        ValueError: If the shape is another, both of these sides are equal, or three sides look like one image in color.
+        ValueError: If the shape is another one, these two sides are equal, or the array looks like one image in color.
     """
 
     def __init__(self, array: NDArray[Any] | Mapped, name: str) -> None:
@@ -154,7 +154,7 @@ class Joined:
 
     Args:
         stores: In this order.
-        titles: What goes before the names of each, so that they stay different; by default nothing.
+        titles: Prefix of each store's names, so that names stay different; by default none.
     """
 
     def __init__(self, stores: Sequence[Store], titles: Sequence[str] | None = None) -> None:
@@ -179,9 +179,9 @@ class Joined:
 
 
 def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
-    """Return the image files below a folder in the order of their names, and of all other files name and reason.
+    """Return the image files below a folder in the order of their names, and name and reason of all other files.
 
-    Hidden files and folders are left out. Links are followed, a folder that is reached twice is read once.
+    Hidden files and folders are left out. Links are followed; a folder that is reached twice is read once.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -206,7 +206,7 @@ def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
 
 @cache
 def _suffixes() -> frozenset[str]:
-    """Return how the names of image files end: all that Pillow reads, but documents and films."""
+    """Return the suffixes of image files: all that Pillow reads, except documents and films."""
     return frozenset(Image.registered_extensions()) - {".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".hdf", ".h5"}
 
 
@@ -229,7 +229,7 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def read_list(path: Path) -> list[Path]:
-    """Return the paths that a text file lists, one a line, relative ones from where the file lies.
+    """Return the paths that a text file lists, one on each line; relative paths start from the file's folder.
 
     Raises:
         ValueError: If it lists none.
@@ -250,10 +250,10 @@ def read_text(path: Path) -> str:
 
 
 def read_npz(path: Path, keys: Sequence[str] | None) -> list[tuple[str, NDArray[Any]]]:
-    """Return the arrays of images in an .npz file by their names, into memory: such files cannot be mapped.
+    """Return the arrays of images in an .npz file by their names, in memory, because such files cannot be mapped.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         keys: The arrays to take, in this order; by default the only one that can hold images.
 
     Raises:

@@ -33,13 +33,13 @@ logging.getLogger("tifffile").addFilter(lambda record: "GDAL_NODATA" not in reco
 
 
 def read_tiff(data: bytes) -> Pixels:
-    """Return the first full image of a TIFF file: of a stack, and of OME's channels, the first plane.
+    """Return the first full image of a TIFF file; of a stack or of OME's channels, the first plane.
 
     Args:
         data: The whole file.
 
     Raises:
-        ImageError: If there is no image in it that can be told for sure.
+        ImageError: If it holds no image, or none that can be read without doubt.
     """
     from tifffile import TiffFile
 

@@ -28,12 +28,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def weak_view(size: int, **settings: Any) -> nn.Module:
     """Return the augmentation of contrastive learning: crop, flip, color jitter, gray.
 
-    The defaults are those of SACC for CIFAR. For photographs of 224 pixels SACC takes ``jitter=(0.8, 0.8, 0.8, 0.2)``
-    and ``blur_p=0.5``. With ``mean`` and ``std`` they are those of HaDis.
+    The defaults are those of SACC for CIFAR. With ``mean`` and ``std`` they are those of HaDis. For photographs of 224
+    pixels SACC takes ``jitter=(0.8, 0.8, 0.8, 0.2)`` and ``blur_p=0.5``.
 
     Args:
         size: Side of the result in pixels.
-        **settings: What differs of the arguments of :class:`~deepclust_ext.data.RandomViews`.
+        **settings: Other arguments of :class:`~deepclust_ext.data.RandomViews`.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -51,7 +51,7 @@ def strong_view(size: int, **settings: Any) -> nn.Module:
 
     Args:
         size: Side of the result in pixels.
-        **settings: What differs of the arguments of :func:`weak_view`.
+        **settings: Other arguments of :class:`~deepclust_ext.data.RandomViews`.
 
     Raises:
         ValueError: If a setting is unknown or lies outside its range.
@@ -62,16 +62,16 @@ def strong_view(size: int, **settings: Any) -> nn.Module:
 class ResizeView(nn.Module):
     """The view to test with, which draws nothing: resized to a square, with antialias, and normalized.
 
-    The defaults are those of HaDis, with its ``mean`` and ``std``; SACC takes 224 pixels, "bilinear", and no
+    HaDis takes the default interpolation, with its ``mean`` and ``std``. SACC takes 224 pixels, "bilinear", and no
     normalization. The module maps images (B, C, H, W) or a sequence of (C, H, W), uint8, uint16 or floating in [0, 1],
-    to (B, C, ``size``, ``size``): float32 of integers, and the dtype of floating ones. An image that has the size
-    already is not resized.
+    to (B, C, ``size``, ``size``). The result is float32 for integers, and has the dtype of floating images. An image
+    that already has the size is not resized.
 
     Args:
         size: Side of the result in pixels.
-        interpolation: "bicubic", kept between 0 and 1, or "bilinear".
+        interpolation: "bicubic", with values clamped to 0 and 1, or "bilinear".
         mean: What is subtracted from each channel; None for no normalization.
-        std: What each channel is divided by then.
+        std: What each channel is then divided by.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -133,7 +133,7 @@ def resize_view(size: int, **settings: Any) -> nn.Module:
 
     Args:
         size: Side of the result in pixels.
-        **settings: What differs of the arguments of :class:`ResizeView`.
+        **settings: Other arguments of :class:`ResizeView`.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -143,7 +143,7 @@ def resize_view(size: int, **settings: Any) -> nn.Module:
 
 
 class IdentityView(nn.Identity):
-    """The images as they are, floating, as features are."""
+    """The unchanged images, which must be floating, as features are."""
 
     draws_by_image = True
 
@@ -168,7 +168,7 @@ class _PlacedSequential(nn.Sequential):
 
 
 def takes_places(*views: object) -> bool:
-    """Return whether a view needs to know which images of the data set it is given, as neighbors do."""
+    """Return whether a view needs to know the indices of its images in the data set, as neighbors do."""
     return any(getattr(view, "takes_places", False) for view in views)
 
 
@@ -177,7 +177,7 @@ def seen_by(
     images: Any,  # (B, C, H, W), or where the view takes them a list of (C, H, W)
     places: Tensor,  # (B,)
 ) -> Tensor:
-    """Return a view of images, told their places in the data set where it takes them."""
+    """Return a view of images; if the view takes their indices in the data set, it gets them."""
     return view(images, places) if takes_places(view) else view(images)
 
 
@@ -205,7 +205,7 @@ VIEWS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
 
 
 def make_view(name: str, **settings: Any) -> nn.Module:
-    """Return a view by its name in ``VIEWS``, as a recipe has it.
+    """Return a view by its name in ``VIEWS``, as in a recipe.
 
     Example:
         >>> make_view("sequential", views=[{"name": "affine", "degrees": 10.0}, {"name": "gamma"}])
@@ -219,7 +219,7 @@ def make_view(name: str, **settings: Any) -> nn.Module:
             :func:`strong_view`, "resize" :class:`~deepclust_ext.data.ResizeView`, "affine"
             :class:`~deepclust_ext.data.RandomAffine`, "gamma" :class:`~deepclust_ext.data.RandomGamma`, "turn"
             :class:`~deepclust_ext.data.RandomTurn`, "noise" :class:`~deepclust_ext.data.RandomNoise`, "neighbor"
-            :class:`~deepclust_ext.data.NeighborView`, "identity" the images as they are, and "sequential"
+            :class:`~deepclust_ext.data.NeighborView`, "identity" the unchanged images, and "sequential"
             :func:`sequential`.
         **settings: The arguments of the view.
 
@@ -250,13 +250,13 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 
 class PerImage(nn.Module):
-    """Apply a transform to each image of a batch by itself: torchvision's draw one set of random numbers per call.
+    """Apply a transform to each image of a batch by itself; torchvision's draw one set of random numbers per call.
 
     uint8 and uint16 become float32 between 0 and 1 first, as in all views here. Half precision is transformed in
     float32, and the result is in its dtype.
 
     Args:
-        transform: From a floating image (C, H, W) to another, all of one size.
+        transform: Maps a floating image (C, H, W) to another one; all results have one size.
     """
 
     any_size = True  # a batch may be a list of images of different sizes

@@ -1,4 +1,4 @@
-"""What the items of a data set are called."""
+"""Names of a data set's items in messages."""
 
 from typing import Any
 
@@ -6,6 +6,6 @@ from torch.utils.data import Dataset
 
 
 def item_of(data: Dataset[Any]) -> str:
-    """Return "row" of rows of features that stand for no image, else "image"."""
+    """Return "row" for rows of features without images, else "image"."""
     item: str = getattr(data, "item", "image")
     return item

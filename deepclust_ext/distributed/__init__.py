@@ -1,8 +1,8 @@
-"""The ranks of ``torch.distributed``: rows and sums of all of them, and the ops over rows that are shared out.
+"""The ranks of ``torch.distributed``: rows and sums of all ranks, and the ops over rows that are spread over ranks.
 
-Every function takes ``group`` or ``process_group``, a ProcessGroup or a DeviceMesh of one dimension; None is all ranks.
-Without ``torch.distributed`` each works on the rows of the one rank that there is. What comes of several ranks is taken
-in their order, so that no result depends on which one was first.
+Every function takes ``group`` or ``process_group``, a ProcessGroup or a DeviceMesh of one dimension; None means all
+ranks. Without ``torch.distributed`` there is one rank. Results of several ranks are combined in their order, so nothing
+depends on which rank was first.
 """
 
 from deepclust_ext.distributed.contrastive import fused_contrastive_loss

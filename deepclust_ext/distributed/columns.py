@@ -1,4 +1,4 @@
-"""The contrastive loss between the columns of a matrix whose rows are shared out over ranks."""
+"""The contrastive loss between the columns of a matrix whose rows are spread over ranks."""
 
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ def column_contrast_and_usage(
 ) -> tuple[Tensor, Tensor]:
     """Return the contrastive loss (), and the sums (2, K) of the columns of both views, the same on all ranks.
 
-    Two exchanges: the squares and sums of the 2K columns, then their 2K x 2K products. A column of zeros over all ranks
-    gets no gradient.
+    There are two exchanges: the squares and sums of the 2K columns, then their 2K x 2K products. A column that is 0 on
+    all ranks gets no gradient.
     """
     both = torch.cat([a, b], dim=1)  # (n, 2K)
     wide = both.double()  # in which the square of no float32 vanishes

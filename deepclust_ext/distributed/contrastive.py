@@ -1,4 +1,4 @@
-"""The contrastive loss of a batch that is shared out: a rank owns its anchors, whose negatives are the rows of all."""
+"""The contrastive loss of a batch that is spread over ranks: a rank owns anchors; negatives are the rows of all."""
 
 from typing import TYPE_CHECKING
 
@@ -48,26 +48,26 @@ def fused_contrastive_loss(
     reduction: str = "mean",
     process_group: "Group" = None,
 ) -> Tensor:
-    r"""Compute :func:`deepclust_ext.fused_contrastive_loss` of a batch whose samples are shared out over ranks.
+    r"""Compute :func:`deepclust_ext.fused_contrastive_loss` of a batch whose samples are spread over ranks.
 
-    The negatives of an anchor are the rows of all ranks, or the ``queue``, which is to be the same on each. A rank owns
-    its 2n anchors, and nothing is of size n x N. Results do not depend on the order in which ranks arrive.
+    The negatives of an anchor are the rows of all ranks, or the ``queue``, which must be the same on all ranks. A rank
+    owns its 2n anchors, and nothing has size n x N. Results do not depend on the order in which ranks arrive.
 
-    On the CPU every pair of rows is computed by one rank. Rows go round in their dtype, block by block, about half of
-    all to each rank, with the next block under way while one is multiplied. The sums of a block's anchors and the
-    gradients of its rows go back to their owner. Memory is O(n D). On CUDA and without the native library rows go
-    round so where those of all ranks are above 256 MB. Up to that a rank gathers all rows once and computes all pairs
-    of its own anchors. So two ranks both compute those between them, and memory is O(N D).
+    On the CPU every pair of rows is computed by one rank. Blocks of rows travel in their dtype, about half of all rows
+    to each rank; the next block travels while one is multiplied. The sums of a block's anchors and the gradients of its
+    rows go back to their owner. Memory is O(n D). On CUDA, and without the native library, this is done only if the
+    rows of all ranks exceed 256 MB. Up to that, a rank gathers all rows once and computes all pairs of its own anchors.
+    So a pair of rows on two ranks is computed by both, and memory is O(N D).
 
-    With reduction "mean" or "sum", the *mean over the ranks* of what they return is the loss of the whole batch: the
-    mean over a rank's own anchors times P n / N, for P ranks of n and N samples, or P times their sum. Gradients add up
-    over the ranks on their way back through the gathered rows, and DistributedDataParallel then takes their mean, so
-    every parameter gets the gradient of one process with the whole batch. With "none" a rank returns the losses of its
-    own anchors, as they are.
+    With reduction "mean" or "sum", the *mean over the ranks* of what they return is the loss of the whole batch. For
+    "mean" a rank returns the mean over its own anchors times P n / N, for P ranks and n of N samples; for "sum" it
+    returns P times the sum. Gradients add up over the ranks on their way back through the gathered rows, and
+    DistributedDataParallel then takes the mean. So every parameter gets the gradient of one process with the whole
+    batch. With "none" a rank returns the losses of its own anchors.
 
     Args:
         z_a: This rank's features (n, D) of one view; n may differ between ranks and be 0.
-        z_b: Those of the other view.
+        z_b: This rank's features (n, D) of the other view.
         temperature: As of the op. A tensor is a parameter that is the same on all ranks.
         hardness: As of the op.
         debias: As of the op.

@@ -27,15 +27,15 @@ def gather_rows(
 ) -> Tensor:
     """Return the rows of all ranks, (N, ...), in the order of the ranks.
 
-    Shards may be of unequal sizes, and empty. The gradient of a row is the sum of what all ranks hand back for it,
-    added up in the order of the ranks, in float32 for half precision. It travels to the row's owner alone. So backward
-    is to run on every rank, on one without rows too.
+    Ranks may have different numbers of rows, even none. The gradient of a row is the sum of the gradients that all
+    ranks return for it, added up in the order of the ranks, in float32 for half precision. It travels only to the row's
+    owner. So backward must run on every rank, even on one without rows.
 
     Args:
-        x: The rows of this rank. All but the number of rows is the same on all ranks.
+        x: The rows of this rank. All ranks have the same shape, except for the number of rows, and the same dtype.
         group: The ranks; all by default.
         with_gradient: Whether the result carries a gradient, if ``x`` does.
-        shards: The numbers of rows, if they are known: to ask for them waits for the device.
+        shards: The numbers of rows, if they are known; finding them out waits for the device.
     """
     group = resolve_group(group)
     if group is None or group.size() == 1:
@@ -53,7 +53,7 @@ def sum_over_ranks(
 ) -> Tensor:
     """Return the sum of the tensors of all ranks, added up in the order of the ranks, and the same on each.
 
-    Half precision is added up in float32. The gradient of each rank's tensor is the sum of what all ranks hand back.
+    Half precision is added up in float32. The gradient of each rank's tensor is the sum of all ranks' gradients.
     """
     group = resolve_group(group)
     if group is None or group.size() == 1:
@@ -66,9 +66,9 @@ def exchange(
     merge: Callable[[Tensor], Tensor],
     group: "ProcessGroup | None",
 ) -> Tensor:
-    """Return what becomes of the tensors of all ranks, the same on each; without gradient.
+    """Return the tensors of all ranks merged into one, the same on each rank; without gradient.
 
-    ``merge`` is given some elements of all ranks, (P, m), in the order of the ranks, and returns one for each, (m,).
+    ``merge`` gets some elements of all ranks, (P, m), in the order of the ranks, and merges them to (m,).
     """
     flat = x.detach().reshape(1, -1)
     if group is None or group.size() == 1:
@@ -114,7 +114,7 @@ def _at_owners(
     shards: Shards,
     group: "ProcessGroup",
 ) -> Tensor:
-    """Return what all ranks have for this rank's rows, (P, n, ...)."""
+    """Return what each rank has for this rank's rows, (P, n, ...)."""
     own, ranks = shards.sizes[shards.rank], len(shards.sizes)
     received = x.new_empty(ranks * own, *x.shape[1:])
     dist.all_to_all_single(received, x.contiguous(), [own] * ranks, list(shards.sizes), group=group)

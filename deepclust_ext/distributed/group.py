@@ -1,4 +1,4 @@
-"""Which ranks work together, and how the rows of a batch are shared out over them."""
+"""Which ranks work together, and how the rows of a batch are spread over them."""
 
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # builds of torch without torch.distributed have neither
 
 
 def resolve_group(process_group: "Group" = None) -> "ProcessGroup | None":
-    """Return the process group that is meant: of a device mesh its own, for None that of all ranks.
+    """Return the process group of an argument: a mesh's own group, or for None that of all ranks.
 
-    Without ``torch.distributed``, or before it is initialized, None stays None, which stands for one rank alone.
+    Without ``torch.distributed``, or before it is initialized, None stays None and means this rank alone.
 
     Raises:
         TypeError: It is neither a group, a mesh nor None.
@@ -41,7 +41,7 @@ def resolve_group(process_group: "Group" = None) -> "ProcessGroup | None":
 
 
 def check_ranks(gather_distributed: object, process_group: "Group") -> bool:
-    """Return ``gather_distributed``, which the losses take; a group is for True alone.
+    """Return ``gather_distributed``, checked; a group may be given only if it is True.
 
     Raises:
         TypeError: It is neither True nor False.
@@ -66,19 +66,19 @@ def rank_of(group: "Group" = None) -> int:
 
 
 class Shards(NamedTuple):
-    """How many rows each rank has; those of all ranks are counted in the order of the ranks."""
+    """How many rows each rank has; all rows are counted in the order of the ranks."""
 
     sizes: tuple[int, ...]
     rank: int
 
     @property
     def start(self) -> int:
-        """The place of this rank's first row among all."""
+        """Index of this rank's first row among all rows."""
         return sum(self.sizes[: self.rank])
 
     @property
     def stop(self) -> int:
-        """The place behind this rank's last row."""
+        """Index after this rank's last row among all rows."""
         return self.start + self.sizes[self.rank]
 
     @property
@@ -88,7 +88,7 @@ class Shards(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """By what to multiply the mean over this rank's rows, so that the ranks' mean is the mean over all rows."""
+        """Factor for the mean over this rank's rows, so that the mean over the ranks is the mean over all rows."""
         return self.sizes[self.rank] * len(self.sizes) / max(self.total, 1)
 
 
@@ -111,7 +111,7 @@ def all_gather(
     own: Tensor,  # (n, ...)
     group: "ProcessGroup",
 ) -> None:
-    """Write the tensors of all ranks one below the other."""
+    """Write the tensors of all ranks one after the other."""
     # One function, whose name torch has changed; the old one warns, and the new one is not in torch 2.11.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(everyone, own, group=group)

@@ -1,4 +1,4 @@
-"""Sums over a part of an anchor's negatives, by the kernels of the contrastive loss: parts add up to all negatives."""
+"""Sums over a part of an anchor's negatives, by the kernels of the contrastive loss; parts add up to all negatives."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
         return Rows(z_a, z_b, *others)
 
     def doubled(self) -> "Rows":
-        """Return the rows of both views as anchors, their other views as positives, which are in no sum."""
+        """Return the rows of both views as anchors, with their other views as positives, which are in no sum."""
         z_a, z_b = torch.cat([self.z_a, self.z_b]), torch.cat([self.z_b, self.z_a]).detach()
         if self.class_a is None or self.class_b is None:
             return Rows(z_a, z_b, None, None)
@@ -53,8 +53,8 @@ def log_sums_of(rows: Rows, options: Options) -> tuple[Tensor, Tensor]:
     r"""Return the logarithms of both sums over the negatives, (anchors,) float64 each.
 
     These are :math:`\sum \exp((1 + hardness) s)` and :math:`\sum \exp(hardness\, s)`, the second one for ``hardness``
-    above 0 alone. A sum of nothing has the logarithm -inf, as has one that is so small beside the positive that no loss
-    shows it.
+    above 0 alone. A sum without negatives has the logarithm -inf. So has a sum that is so much smaller than the
+    positive that it does not change the loss.
     """
     if not _extension.uses_native(rows.z_a.device.type):
         positive, scores, count = scores_of(*rows, options.temperature, options.class_temperature, options.normalize)
@@ -84,9 +84,9 @@ def values_of_pairs(
     options: Options,
     guests: Sequence[Tensor],  # features (2, m, D) and class vectors (2, m, K) of other samples, or nothing
 ) -> Tensor:
-    """Return scores of positives and logarithms of both sums, (3, anchors), within rows or between these and others.
+    """Return scores of positives and logarithms of both sums, (3, anchors), within rows or between them and guests.
 
-    Between them, both are anchors, these first, and scores of positives are 0.
+    Between rows and guests both are anchors, the rows first, and scores of positives are 0.
     """
     if not guests:
         return torch.stack([positive_scores(rows, options).repeat(2), *log_sums_of(rows, options)])
@@ -108,7 +108,7 @@ def gradients_of_pairs(
     row_values: Tensor,  # (4, anchors) slopes relative to a shift, as the op's backward pass starts from
     wanted: Sequence[bool],  # of these, then of the guests' features and class vectors
 ) -> list[Tensor | None]:
-    """Return gradients of what :func:`values_of_pairs` is of, in the accumulation dtype; the sums are made again."""
+    """Return the gradients of :func:`values_of_pairs`'s inputs, in the accumulation dtype; sums are computed again."""
     tensors = [*own, *guests, *[None] * (2 - len(guests))]
     leaves = [x if x is None else x.detach().requires_grad_(want) for x, want in zip(tensors, wanted, strict=True)]
     z_a, z_b, class_a, class_b, *others = leaves
@@ -132,9 +132,9 @@ def gradients_of_pairs(
 
 
 class _LogSums(torch.autograd.Function):
-    """The op finds losses of these negatives, and of each anchor the values that its own backward pass starts from.
+    """Runs the op on these negatives; it also returns the values of each anchor that its backward pass starts from.
 
-    These tell the sums, and they are what turns gradients of the sums into gradients of the rows.
+    The sums follow from these values, and with them gradients of the sums become gradients of the rows.
     """
 
     @staticmethod
@@ -201,7 +201,7 @@ class _LogSums(torch.autograd.Function):
 def _slopes_of(
     values: Tensor,  # (4, anchors)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return slope, slope of the weight, shift, share of the sums' own derivatives in them, and where no sum is.
+    """Return slope, slope of the weight, shift, the share of the sums' derivatives in them, and where there is no sum.
 
     The share is the derivative of the loss log(1 + G / exp(positive)) by log G.
     """

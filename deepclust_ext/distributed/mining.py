@@ -1,4 +1,4 @@
-"""Hard mining and its loss in a batch that is shared out: a rank owns its anchors; indices are those of all rows."""
+"""Hard mining and its loss in a batch that is spread over ranks: a rank owns its anchors; indices count all rows."""
 
 from typing import TYPE_CHECKING
 
@@ -26,17 +26,17 @@ def batch_hard_mining(
     normalize: bool = True,
     process_group: "Group" = None,
 ) -> HardPairs:
-    """Find the hardest pairs of this rank's anchors among the rows of all ranks, as one process with all rows does.
+    """Find the hardest pairs of this rank's anchors among the rows of all ranks, as one process with all rows would.
 
     Args:
         teacher: This rank's features (n, D) of the teacher; n may differ between ranks and be 0.
-        student: Those of the student.
+        student: This rank's features (n, D) of the student.
         normalize: As of :func:`deepclust_ext.batch_hard_mining`.
         process_group: The ranks; all by default.
 
     Returns:
-        ``HardPairs`` of six (n,) tensors. The indices count the rows of all ranks in the order of the ranks; bits are
-        those of one process. Gradients of the rows of other ranks add up and go back to these.
+        ``HardPairs``, six tensors (n,) with the same bits as in one process. Indices count the rows of all ranks in the
+        order of the ranks. Gradients of other ranks' rows go back to these ranks and add up there.
 
     Raises:
         TypeError: As the op.
@@ -59,16 +59,16 @@ def fused_hsd_loss(
     return_stats: bool = False,
     process_group: "Group" = None,
 ) -> Tensor | tuple[Tensor, HSDStats]:
-    """Compute :func:`deepclust_ext.fused_hsd_loss` of a batch whose samples are shared out over ranks.
+    """Compute :func:`deepclust_ext.fused_hsd_loss` of a batch whose samples are spread over ranks.
 
-    A rank owns its n anchors, whose pairs are mined among the rows of all ranks. What ``reduction`` means, and why
-    every parameter gets the gradient of one process under DistributedDataParallel, is as in
-    :func:`deepclust_ext.distributed.fused_contrastive_loss`: the mean over the ranks of what they return is the loss of
-    the whole batch. The statistics are those of the whole batch, the same on all ranks.
+    A rank owns its n anchors, whose pairs are mined among the rows of all ranks. The mean over the ranks of what they
+    return is the loss of the whole batch, and under DistributedDataParallel every parameter gets the gradient of one
+    process; see :func:`deepclust_ext.distributed.fused_contrastive_loss`. The statistics are those of the whole batch,
+    the same on all ranks.
 
     Args:
         teacher: This rank's features (n, D) of the teacher; n may differ between ranks and be 0.
-        student: Those of the student.
+        student: This rank's features (n, D) of the student.
         temperature: As of the op. A tensor is a parameter that is the same on all ranks.
         normalize: As of the op.
         reduction: "mean", "sum" or "none", which gives the losses of the rank's own anchors.

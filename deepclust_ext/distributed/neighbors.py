@@ -1,4 +1,4 @@
-"""The nearest rows of a bank that is shared out over ranks."""
+"""The nearest rows of a bank that is spread over ranks."""
 
 from typing import TYPE_CHECKING
 
@@ -28,17 +28,17 @@ def nearest_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """Find the k rows nearest to each query of this rank in a bank of which each rank holds a part.
 
-    The result is that of :func:`deepclust_ext.nearest_neighbors` with the parts of all ranks, in their order, as one
-    bank, to the bit. The queries of all ranks are gathered, each rank searches its own part for them, and sends every
-    rank the k best of its queries. Ties go to the lowest index among all rows. No rank holds more than its part, for
-    half precision in float32.
+    The result equals, to the bit, that of :func:`deepclust_ext.nearest_neighbors` with the parts of all ranks, in their
+    order, as one bank. The queries of all ranks are gathered. Each rank searches its own part for them, and sends every
+    rank the k best for its queries. Ties go to the lowest index among all rows. No rank holds more of the bank than its
+    own part (in half precision, a float32 copy of it).
 
     Args:
         query: This rank's queries (b, D); b may differ between ranks and be 0.
         bank: This rank's rows (m, D) of the bank; m may differ between ranks and be 0.
         k: How many neighbors, 1 to 256.
-        exclude: For every query one row that is not to be among its neighbors, counted among all rows; -1 for none. On
-            all ranks or on none.
+        exclude: For every query the index, among all rows, of one row that must not be among its neighbors; -1 for
+            none. Give it on all ranks or on none.
         valid: Which rows of this rank's part count. It may be None on some ranks.
         process_group: The ranks; all by default.
 

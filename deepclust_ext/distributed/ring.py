@@ -1,4 +1,4 @@
-"""Blocks of rows that go from rank to rank, so that each pair of rows of two ranks is computed by one of them."""
+"""Blocks of rows that travel from rank to rank, so that each pair of rows on two ranks is computed by one of them."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +17,7 @@ BLOCK = 1024
 
 
 class Turn(NamedTuple):
-    """What a rank does in a turn: it is the host of another one's samples, and a third one is the host of some of its.
+    """What a rank does in a turn: it hosts samples of another rank, and a third rank hosts some of its own samples.
 
     A host computes all pairs between some of its samples and those of its guest.
     """
@@ -32,8 +32,8 @@ class Turn(NamedTuple):
 def turns_of(shards: Shards) -> list[Turn]:
     """Return the turns of a rank, as many as all ranks have.
 
-    A rank is the host of those that follow it, as far as half of the way round. Two ranks opposite each other, of an
-    even number, are both hosts, each with half of the samples of the later one.
+    The ranks are in a circle, and a rank hosts those that follow it, up to half of the circle. With an even number of
+    ranks, two opposite ranks are both hosts, each with half of the samples of the later one.
     """
     ranks, rank, turns = len(shards.sizes), shards.rank, list[Turn]()
     for distance in range(1, ranks // 2 + 1):
@@ -48,7 +48,7 @@ def turns_of(shards: Shards) -> list[Turn]:
 
 
 def _meeting(sizes: Sequence[int], host: int, distance: int) -> tuple[slice, slice]:
-    """Return which samples of a host meet which of its guest's; none if either has none."""
+    """Return which samples of a host are paired with which of its guest's; none if either has none."""
     guest = (host + distance) % len(sizes)
     own, theirs = slice(0, sizes[host]), slice(0, sizes[guest])
     half = sizes[max(host, guest)] // 2
@@ -62,18 +62,18 @@ def _meeting(sizes: Sequence[int], host: int, distance: int) -> tuple[slice, sli
 
 
 def _share(span: slice, index: int, count: int) -> slice:
-    """Return one of so many parts of a span, of about one size."""
+    """Return part ``index`` of ``count`` about equal parts of a span."""
     size = span.stop - span.start
     return slice(span.start + size * index // count, span.start + size * (index + 1) // count)
 
 
 class Ring:
-    """The turns of a rank with the blocks that come: the next one is under way while the caller works on one.
+    """The turns of a rank with the blocks that arrive: the next block travels while the caller works on one.
 
-    The first block is on its way when the ring has been made. Every block is to be answered in its turn.
+    The first block starts to travel when the ring is made. Every block must be answered in its turn.
 
     Args:
-        rows: What goes round. Of each entry, tensors (n, ...) of one shape travel as one, (count, samples, ...).
+        rows: What travels. In each entry, tensors (n, ...) of one shape travel as one, (count, samples, ...).
         shards: The numbers of samples.
         group: The ranks.
     """
@@ -83,7 +83,7 @@ class Ring:
         self._under_way = [self._post(turn) for turn in self._turns[:1]]
 
     def __iter__(self) -> Iterator[tuple[Turn, list[Tensor]]]:
-        """Yield the turns, each with what has come of the guest."""
+        """Yield the turns, each with what has arrived from the guest."""
         for index, turn in enumerate(self._turns):
             messages, guests = self._under_way.pop()
             self._under_way += [self._post(following) for following in self._turns[index + 1 : index + 2]]
@@ -91,7 +91,7 @@ class Ring:
             yield turn, guests
 
     def answer(self, turn: Turn, found: Sequence[Tensor]) -> list[Tensor]:
-        """Send a guest what was found for it, (count, guests, ...) each, and return what the host has found."""
+        """Send the guest its results, (count, guests, ...) each, and return what this rank's host has found."""
         messages, tag = _Messages(self._group), len(self._rows)
         sent = turn.sent.stop - turn.sent.start
         received = [x.new_empty(len(x), sent, *x.shape[2:]) for x in found]
@@ -112,7 +112,7 @@ class Ring:
 
 
 class _Messages:
-    """Messages that are under way, with the tensors that they read and write."""
+    """Messages in transit, with the tensors that they read and write."""
 
     def __init__(self, group: "ProcessGroup") -> None:
         self._group = group
@@ -120,14 +120,14 @@ class _Messages:
         self._works: list[dist.Work] = []
 
     def exchange(self, sent: Tensor, to: int, received: Tensor, source: int, tag: int) -> None:
-        """Add a tensor to send to a rank, and one to receive of another; nothing is sent of one without elements."""
+        """Add a tensor to send to one rank, and one to receive from another; empty tensors are not sent."""
         for operation, tensor, peer in ((dist.irecv, received, source), (dist.isend, sent, to)):
             if tensor.numel() > 0:
                 message = dist.P2POp(operation, tensor, group=self._group, tag=tag, group_peer=peer)
                 self._messages.append(message)
 
     def begin(self) -> None:
-        """Let all of them go at once, since NCCL would finish one before the next, on both sides in another order."""
+        """Start all messages together: NCCL would finish one before the next, and each side has another order."""
         if self._messages:
             self._works = dist.batch_isend_irecv(self._messages)
 

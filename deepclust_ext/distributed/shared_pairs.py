@@ -1,4 +1,4 @@
-"""Sums over the negatives of all ranks, each pair of rows computed by one of them."""
+"""Sums over the negatives of all ranks, where each pair of rows is computed by one rank."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,17 +26,17 @@ def sums_of_shared_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Return the scores of this rank's positives and the logarithms of both sums over all negatives, (2n,) float64.
 
-    A rank computes the pairs within its own rows, and those with the rows of about half of the others, which come block
-    by block. It sends them the sums of their rows, and in backward the gradients, and gets those of its own. All is
-    added up in one order, whoever is first. The sums are :math:`\sum \exp((1 + hardness) s)` and
-    :math:`\sum \exp(hardness\, s)`, the second one for ``hardness`` above 0 alone.
+    A rank computes the pairs within its own rows, and those with the rows of about half of the other ranks, which
+    arrive block by block. It sends these ranks the sums of their rows, and in backward the gradients, and receives
+    those of its own rows. All is added up in a fixed order, whichever rank is first. The sums are :math:`\sum \exp((1 +
+    hardness) s)` and :math:`\sum \exp(hardness\, s)`, the second one only for ``hardness`` above 0.
     """
     positive, by_growth, by_weight = _SumsOverAll.apply(*rows[:4], options, shards, group)
     return positive, by_growth, by_weight
 
 
 def has_pair_kernels(rows: Tensor) -> bool:
-    """Return whether kernels take the pairs of two sets of rows for the anchors of both at once: on the CPU alone."""
+    """Return whether kernels compute pairs of two sets of rows for the anchors of both at once: only on the CPU."""
     return rows.device.type == "cpu" and _extension.uses_native("cpu")
 
 
@@ -84,7 +84,7 @@ class _SumsOverAll(torch.autograd.Function):
 
 
 def _entries(own: Tensors) -> list[list[Tensor]]:
-    """Return what goes round of a rank's rows: features of both views, and class vectors if there are any."""
+    """Return what travels of a rank's rows: features of both views, and class vectors if there are any."""
     pairs = ([x for x in pair if x is not None] for pair in (own[:2], own[2:]))
     return [pair for pair in pairs if pair]
 
@@ -133,7 +133,7 @@ def _gradients(
     row_values: Tensor,  # (4, anchors)
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Return the gradients of these by rows and class vectors, then by those of others; None where not wanted."""
+    """Return their gradients by rows and class vectors, then by those of others; None where not wanted."""
     z_a, z_b, class_a, class_b = own
     assert z_a is not None
     if not has_pair_kernels(z_a):
@@ -163,7 +163,7 @@ def row_values_of(
     hardness: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return what the op's backward pass starts from, (4, 2n): slopes relative to a shift, as it is in the dtype."""
+    """Return the values that the op's backward pass starts from, (4, 2n): slopes relative to a shift in the dtype."""
     positive_grad, growth_grad, weight_grad = grads
     _, by_growth, by_weight = sums
     is_none = by_growth == -torch.inf
@@ -196,7 +196,7 @@ def _add(gradients: Tensors, parts: Tensors, samples: slice) -> None:
 
 
 def _finite_or_nan(own: Tensors, options: Options) -> Tensors:
-    """Return rows, NaN if the op says of them alone that they are not finite, so that all ranks find that out."""
+    """Return rows, or NaN if the op finds that these rows are not finite, so that all ranks get to know it."""
     z_a, z_b, class_a, class_b = own
     assert z_a is not None
     assert z_b is not None

@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp over samples that are shared out: per iteration one exchange of K numbers."""
+"""Sinkhorn-Knopp over samples that are spread over ranks, with one exchange of K numbers in each iteration."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -32,12 +32,12 @@ def sinkhorn_knopp(
     return_num_iters: bool = False,
     process_group: "Group" = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Compute :func:`deepclust_ext.sinkhorn_knopp` of samples that are shared out over ranks.
+    """Compute :func:`deepclust_ext.sinkhorn_knopp` of samples that are spread over ranks.
 
-    The iterates are those of the op with the samples of all ranks, finite for the same inputs. An iteration exchanges K
-    numbers for each problem: the logarithms of the ranks' sums, from which those of all samples are made in the order
-    of the ranks. Sums are logarithmic throughout and taken by torch, so that memory is several times n K, and a rank
-    takes longer than the op does for as many samples.
+    The iterates are those of the op with the samples of all ranks, and finite for the same inputs. An iteration
+    exchanges K numbers for each problem: the logarithms of the ranks' sums, which are combined in the order of the
+    ranks. Sums are logarithmic and computed by torch. So memory is several times n K, and a rank takes longer than the
+    op does for as many samples.
 
     Args:
         scores: This rank's similarities (..., n, K); n may differ between ranks and be 0.
@@ -46,7 +46,7 @@ def sinkhorn_knopp(
         sample_marginals: Shares (n,) or (..., n) of this rank's samples; divided by the sum over all ranks.
         cluster_marginals: As of the op, the same on all ranks.
         tolerance: As of the op. Problems stop on all ranks at once.
-        differentiable: As of the op; gradients of other ranks' results come back to this rank's scores.
+        differentiable: As of the op; the gradients of other ranks' results reach this rank's scores too.
         return_num_iters: As of the op.
         process_group: The ranks; all by default.
 

@@ -1,4 +1,4 @@
-"""Rows as points in the plane: t-SNE of some, and the others between their nearest among these."""
+"""Rows as points in the plane: some by t-SNE, and the others placed between their nearest neighbors among these."""
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def embedding_map(
     rows: Tensor,  # (N, D)
     item: str = "image",
 ) -> tuple[NDArray[np.float64], str]:
-    """Return a point (N, 2) for each row, within 0 and 1 with the aspect kept, and how they came about, in words.
+    """Return a point (N, 2) for each row, scaled to 0 to 1 in both directions alike, and a text on the method.
 
     Up to 1,000 rows, drawn at random with a fixed seed where there are more, are placed by t-SNE from their principal
     components (van der Maaten and Hinton, JMLR 9, 2008). Each other one is placed at the mean of its three nearest
@@ -29,7 +29,7 @@ def embedding_map(
 
     Args:
         rows: Finite unit rows, N > 0.
-        item: What a row is of, in words.
+        item: What messages call a row.
     """
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:TSNE_ROWS].sort().values

@@ -1,4 +1,4 @@
-"""Which images show what a cluster is: those at its middle, at its edge, and the least certain."""
+"""The images that show what a cluster is: those at its middle, at its edge, and the least certain."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,8 +20,8 @@ class Galleries:
     """The clusters of images, and which images to show of each.
 
     Attributes:
-        clusters: (N,) where an image's share is largest.
-        seconds: (N,) where it is second largest; -1 if there is one cluster alone.
+        clusters: (N,) the cluster of an image's largest share.
+        seconds: (N,) the cluster of its second largest share; -1 if there is only one cluster.
         confidences: (N,) the largest share.
         typicality: (N,) cosine of an image's row with the mean of its cluster's rows.
         middle: For each cluster the images nearest to that mean, nearest first.
@@ -44,7 +44,7 @@ class Galleries:
         return list(dict.fromkeys(int(part[rank]) for rank in range(longest) for part in galleries if rank < len(part)))
 
     def most_typical_first(self) -> Indices:
-        """Return all images by their rank in their cluster over its size, so that any beginning has all clusters."""
+        """Return all images, the most typical first, so that any beginning has images of all clusters."""
         order = np.lexsort((-self.typicality, self.clusters))
         starts = np.searchsorted(self.clusters[order], self.clusters[order])
         sizes = np.bincount(self.clusters)[self.clusters[order]]
@@ -55,9 +55,9 @@ def make_galleries(
     rows: Tensor,  # (N, D) unit
     shares: Tensor,  # (N, K)
 ) -> Galleries:
-    """Return the clusters of images and which of them to show, 12 of each kind or with many clusters fewer.
+    """Return the clusters of images and which of them to show: 12 of each kind, fewer with many clusters.
 
-    Equal images are taken in their order, so that equal rows and shares give equal galleries.
+    Equal images are taken in their order, so equal rows and shares give equal galleries.
     """
     values, num_clusters = shares.float().numpy(), shares.shape[1]
     places = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""Which images a page keeps with picture, name and neighbors, where there are more than it can hold."""
+"""Which images a report keeps with picture, name and neighbors if there are more than it can hold."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -29,16 +29,16 @@ _CHARACTERS_OF_A_NEIGHBOR = 12  # its place and cosine
 
 @dataclass(frozen=True)
 class KeptImages:
-    """The images of a page, M of N, in its order.
+    """The images of a report, M of N, in its order.
 
     Attributes:
-        places: (M,) in the data set.
-        names: As they can be shown.
-        pictures: Data URIs, "" of features that stand for no images.
-        neighbors: Of each image the nearest others, by their place in this order.
-        cosines: Of the neighbors, in thousandths.
-        exact: Whether the neighbors are the nearest of all N images, 1, or of these M, 0.
-        notes: What was left out, for people.
+        places: (M,) indices in the data set.
+        names: Names in a form that can be shown.
+        pictures: Data URIs; "" for features without images.
+        neighbors: For each image the nearest other ones, by their index in this order.
+        cosines: Cosines of the neighbors, in thousandths.
+        exact: 1 if the neighbors are the nearest of all N images, 0 if of these M.
+        notes: What was left out, for the user.
     """
 
     places: Indices
@@ -113,7 +113,7 @@ def positions(
     places: Indices,  # (M,)
     count: int,
 ) -> Indices:
-    """Return (N,) where each of so many images stands among these places; -1 for the others."""
+    """Return (N,) the position of each image among these places; -1 for the others."""
     number = np.full(count, -1)
     number[places] = np.arange(len(places))
     return number
@@ -124,7 +124,7 @@ def _neighbors(
     queries: Indices,  # (B,) among the rows
     bank: Indices,  # (M,) among the rows
 ) -> tuple[Indices, NDArray[np.float32]]:
-    """Return (B, k) places of the nearest rows of the bank but the query, -1 where there are no more, and cosines."""
+    """Return (B, k) indices of the nearest rows of the bank except the query, -1 for none, and their cosines."""
     own = torch.from_numpy(positions(bank, len(rows))[queries])
     cosines, indices = nearest_neighbors(rows[queries], rows[bank], k=NEIGHBORS, exclude=own)
     return np.append(bank, -1)[indices.numpy()], cosines.numpy()

@@ -21,11 +21,11 @@ def clustering_accuracy(
 ) -> float:
     """Return the share of samples on the best one-to-one matching of clusters to classes, in [0, 1].
 
-    Labels may be any integers or strings. With more clusters than classes the surplus clusters match nothing, with
-    fewer clusters the surplus classes do; their samples count as errors. The matching is the Hungarian method's.
+    Labels may be any integers or strings. Surplus clusters, or surplus classes, match nothing, and their samples count
+    as errors. The matching is found by the Hungarian method.
 
     Raises:
-        TypeError: If labels are complex or a tensor that holds none.
+        TypeError: If labels are complex, or a tensor without values.
         ValueError: If an argument is not one-dimensional, is empty or holds NaN, or the lengths differ.
     """
     table = contingency(labels_true, labels_pred)

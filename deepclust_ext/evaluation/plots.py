@@ -29,8 +29,8 @@ def save_overview(
     """Write a PNG: a t-SNE map by cluster and by class, the matched confusion matrix, and the curves of the run.
 
     Args:
-        path: Of the file.
-        rows: The method's.
+        path: Path of the file.
+        rows: The method's rows.
         labels_true: Classes.
         labels_pred: Clusters.
         history: One record of mean terms per epoch.
@@ -63,9 +63,9 @@ def save_sweep(path: Path, results: Sequence[SweepScores], *, trained: int | Non
     """Write a PNG: silhouette, stability, sizes of clusters and inertia against K.
 
     Args:
-        path: Of the file.
-        results: For each K.
-        trained: The K that the rows were learnt with, which is marked.
+        path: Path of the file.
+        results: Scores for each K.
+        trained: The K that the rows were learned with, which is marked.
     """
     from matplotlib.figure import Figure
 
@@ -128,7 +128,7 @@ def _draw_confusion(axes: Axes, table: NDArray[np.int64]) -> None:
 
 
 def draw_curves(axes: Axes, history: Sequence[Mapping[str, float]], title: str, names: Sequence[str]) -> None:
-    """Draw the means of an epoch of those names that the history has; an epoch without a term leaves a gap."""
+    """Draw the epochs' means of those names that the history has; an epoch without a term leaves a gap."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [record["epoch"] for record in history]

@@ -1,4 +1,4 @@
-"""A run as one HTML file to look at, which needs no network: what the clusters hold, where they lie, how they came."""
+"""A run as one HTML file that works offline: what the clusters hold, a map of all images, and the run's curves."""
 
 import base64
 import hashlib
@@ -51,29 +51,29 @@ def report_html(
     classes: Sequence[str] | None = None,
     scores: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return a page of ASCII text that shows a clustering: equal input gives equal text.
+    """Return an HTML page, as ASCII text, that shows a clustering; equal input gives equal text.
 
-    For every cluster its size and confidence, and the images at its middle (the cosine with the mean of its rows is
-    largest), at its edge (smallest) and the least certain ones (the two largest shares differ least). A click on an
-    image shows its nearest neighbors by cosine. A map of the rows is colored by cluster or label. Further the curves of
-    the run, scores and confusion matrix where labels are known, and the recipe.
+    It shows for every cluster its size and confidence, the images at its middle (largest cosine with the mean of its
+    rows), at its edge (smallest cosine), and the least certain ones (smallest difference of the two largest shares). A
+    click on an image shows its nearest neighbors by cosine. A map of the rows is colored by cluster or label. The page
+    also has the curves of the run, scores and confusion matrix if labels are known, and the recipe.
 
-    With many images, those of the galleries and their neighbors have pictures, and of the others the most typical ones
-    as far as 13 million characters go. The page says what it leaves out. Names are text for it, whatever they hold.
+    With many images, pictures are limited to 13 million characters: those of the galleries, their neighbors, and then
+    the most typical images. The page says what it leaves out. Names are always shown as text, never as HTML.
 
     Args:
-        images: Map-style, of images (C, H, W) of any size and type, or tuples that begin with one. ``names``,
-            ``skipped`` and ``notes``, attributes of :class:`deepclust_ext.data.Images`, are shown where there are any.
-        rows: The method's, floating and finite.
-        shares: Of clusters; an image's cluster is where its are largest.
-        title: Of the page.
-        recipe: Text.
+        images: Map-style, of images (C, H, W) of any size and type, or tuples that begin with one. If the data set has
+            the attributes ``names``, ``skipped`` and ``notes`` of :class:`deepclust_ext.data.Images`, they are shown.
+        rows: The method's rows, floating and finite.
+        shares: Shares of the clusters; an image's cluster is its largest share.
+        title: Title of the page.
+        recipe: The recipe as text.
         history: One record of mean terms for each epoch.
         axes: Which terms share an axis, by what it shows; by default each has its own.
         labels: True classes, as integers or names.
-        classes: What the integers from 0 on are called.
-        scores: Numbers by name, and others as :class:`deepclust_ext.evaluation.ClusterScores` has them; by default
-            those of the clusters against the labels, if there are any.
+        classes: Names of the integers from 0 on.
+        scores: Numbers by name, or as in :class:`deepclust_ext.evaluation.ClusterScores`; by default those of the
+            clusters against the labels, if there are any.
 
     Raises:
         TypeError: If an item is no image.
@@ -115,7 +115,7 @@ def report_html(
 def _filled(page: Mapping[str, Any]) -> str:
     """Return the template with the data as JSON that cannot end its element, and with a policy that allows one script.
 
-    The policy's hash admits the template's script alone, and no address, so that nothing in the data can run or call.
+    The policy allows only the template's script, by its hash, and no address, so nothing in the data can run.
     """
     template = _TEMPLATE.read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
@@ -130,7 +130,7 @@ def _filled(page: Mapping[str, Any]) -> str:
 
 
 def _points(kept: Indices, points: NDArray[np.float64], galleries: Galleries, true: Indices | None) -> dict[str, Any]:
-    """Return what is known of every image on the map, those with pictures first and in their order."""
+    """Return the facts about every image on the map, those with pictures first and in their order."""
     others = np.setdiff1d(np.arange(len(points)), kept)
     if len(points) > MAP_POINTS:
         drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(0), device="cpu").numpy()
@@ -182,7 +182,7 @@ def _classes(
 ) -> dict[str, Any]:
     """Return classes and the confusion matrix, each cluster below the class that it matches, and all colors.
 
-    A class has the color of the cluster that it matches, so that equal colors on both maps mean agreement.
+    A class has the color of the cluster that it matches, so equal colors on both maps mean agreement.
     """
     num_classes, num_clusters = table.shape
     rows, columns = linear_sum_assignment(table, maximize=True)

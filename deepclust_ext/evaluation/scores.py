@@ -1,4 +1,4 @@
-"""One evaluation for every method: neighbors, k-means and, where there is one, the cluster head against true labels."""
+"""One evaluation for every method, against true labels: of neighbors, of k-means, and of the cluster head if any."""
 
 from collections.abc import Sized
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ SILHOUETTE_ROWS = 65_536
 
 @dataclass(frozen=True)
 class ClusterScores:
-    """How clusters agree with true labels, and how they lie.
+    """How well clusters agree with true labels, and how compact and separate they are.
 
     Attributes:
         acc: Share of rows on the best one-to-one matching of clusters to classes.
@@ -51,7 +51,7 @@ class ClusterScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` returns.
+    """The result of :func:`evaluate`.
 
     Attributes:
         knn_accuracy: Share of images whose class the weighted vote of their neighbors names.
@@ -81,18 +81,18 @@ def evaluate(
     batch_size: int = 512,
     num_workers: int = 0,
 ) -> Evaluation:
-    """Score a method on labeled images; nothing is trained, and labels are read here alone.
+    """Score a method on labeled images; nothing is trained.
 
     Args:
-        method: Whose rows, and clusters if it has a head, are scored; on its device. Half precision is scored in
-            float32, under autocast too.
-        data: Map-style, of an image and its class, an integer or a name; what follows in an item does not count.
-        knn_k: Neighbors that vote, all others where there are fewer; 256 at most. An image does not vote for itself.
+        method: The method, on its device. Its rows are scored, and its clusters if it has a cluster head. Half
+            precision is scored in float32, even under autocast.
+        data: Map-style; an item is an image and its class, an integer or a name, and anything after these is ignored.
+        knn_k: Number of neighbors that vote, at most 256; fewer if there are fewer. An image does not vote for itself.
         knn_t: Temperature: a vote weighs exp(cosine / ``knn_t``).
-        n_init: Starts of k-means.
-        seed: Of k-means.
-        test_view: From a batch of images to a batch; None for the images as they are.
-        batch_size: Images that are embedded at a time.
+        n_init: Number of starts of k-means.
+        seed: Seed of k-means.
+        test_view: Maps a batch of images to a batch; None for unchanged images.
+        batch_size: Number of images that are embedded at a time.
         num_workers: Processes that load images.
 
     Raises:
@@ -142,12 +142,12 @@ def knn_accuracy(
     k: int,
     temperature: float,
 ) -> float:
-    """Return the share of rows whose label has the most weight among their k nearest others, by exp(cosine / T).
+    """Return the share of rows whose label has the most weight, exp(cosine / T), among their k nearest other rows.
 
     Args:
         rows: Floating; half precision is computed in float32.
         labels: Integers or names.
-        k: Neighbors that vote, all others where there are fewer; 256 at most.
+        k: Number of neighbors that vote, at most 256; fewer if there are fewer.
         temperature: T, positive.
 
     Raises:
@@ -205,9 +205,9 @@ def cosine_silhouette(
 ) -> float | None:
     r"""Return the mean silhouette of rows by cosine distance, exactly, without a matrix of distances.
 
-    The silhouette of a row is :math:`(b - a) / \max(a, b)`, of its mean distances :math:`a` to the others of its
-    cluster and :math:`b` to those of the nearest other cluster; 0 in a cluster of its own. A mean cosine distance is 1
-    less the product with the mean of unit rows, so all take N K D operations.
+    The silhouette of a row is :math:`(b - a) / \max(a, b)`, with its mean distances :math:`a` to the other rows of its
+    cluster and :math:`b` to the rows of the nearest other cluster; it is 0 in a cluster of one row. A mean cosine
+    distance is 1 minus the product with the mean of unit rows, so all together take N K D operations.
 
     Returns:
         The mean, between -1 and 1; None unless at least two clusters, and fewer than rows, are in use.
@@ -260,6 +260,6 @@ def _labels(name: str, labels: Labels, count: int) -> NDArray[Any]:
 
 
 def _check_vote(k: object, temperature: float, others: int, names: tuple[str, str]) -> int:
-    """Return how many of so many others vote."""
+    """Return how many of the other images vote."""
     check_positive(temperature, names[1])
     return min(check_integer(k, names[0], 1, MAX_NEIGHBORS if others > MAX_NEIGHBORS else None), others)

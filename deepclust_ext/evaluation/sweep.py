@@ -1,4 +1,4 @@
-"""Clusters of the same rows for a range of K: how they lie, and whether they come back."""
+"""Clusterings of the same rows for a range of K: how separate and how stable their clusters are."""
 
 import csv
 import itertools
@@ -25,16 +25,16 @@ STARTS = 3
 
 @dataclass(frozen=True)
 class SweepScores:
-    """What spherical k-means makes of rows for one K.
+    """Scores of spherical k-means on rows for one K.
 
     Attributes:
         clusters: K.
         silhouette: Mean silhouette by cosine distance, between -1 and 1; None for one cluster, or one for each row.
-        stability: Mean adjusted Rand index between clusterings of random parts of the rows: 1 if all are equal, 0 as by
+        stability: Mean adjusted Rand index between clusterings of random parts of the rows: 1 if all are equal, 0 for
             chance; None for one seed.
-        smallest: Rows of the smallest cluster; 0 with fewer distinct rows than clusters.
-        largest: Rows of the largest cluster.
-        inertia: Sum of the cosine distances of all rows to their centers; falls with K whatever the rows are.
+        smallest: Number of rows in the smallest cluster; 0 with fewer distinct rows than clusters.
+        largest: Number of rows in the largest cluster.
+        inertia: Sum of the cosine distances of all rows to their centers; it falls with K for any rows.
     """
 
     clusters: int
@@ -54,17 +54,17 @@ def sweep(
 ) -> list[SweepScores]:
     """Cluster rows by spherical k-means for several numbers of clusters, and score each without labels.
 
-    For every seed a random 80 percent of the rows, or 20,000, is clustered, the best of three starts, and all rows go
-    to the nearest of its centers. The stability of K is how well these clusterings agree, over all pairs, by the
-    adjusted Rand index: other data and another start leave clusters in place that are there. The first centers of
-    k-means++ are drawn once for a start, and each K takes the first K of them. The best clustering goes on with all
-    rows, and gives the other scores.
+    For every seed a random part of the rows, 80 percent but at most 20,000, is clustered by the best of three starts.
+    Then all rows are assigned to the nearest of its centers. The stability of K is the mean adjusted Rand index over
+    all pairs of these clusterings: real clusters are found again with other data and other starts. The first centers of
+    k-means++ are drawn once for each start, and each K takes the first K of them. The best clustering is continued with
+    all rows, and gives the other scores.
 
     Args:
-        rows: Floating, of which the directions count.
-        counts: Each K, from 1 to N.
-        seeds: Parts of the rows.
-        seed: Of everything random; the same gives the same scores.
+        rows: Floating; only their directions count.
+        counts: The numbers of clusters K, each from 1 to N.
+        seeds: Number of random parts of the rows.
+        seed: Seed of everything random; the same seed gives the same scores.
 
     Raises:
         TypeError: If a number is no integer.
@@ -92,7 +92,7 @@ def sweep(
 
 
 def check_counts(counts: Sequence[int], num_rows: int) -> None:
-    """Require numbers of clusters that so many rows can make.
+    """Require numbers of clusters from 1 to the number of rows.
 
     Raises:
         TypeError: If one is no integer.
@@ -107,7 +107,7 @@ def check_counts(counts: Sequence[int], num_rows: int) -> None:
 
 
 def format_sweep(results: Sequence[SweepScores]) -> str:
-    """Return the scores of each K as a table for a person to read."""
+    """Return the scores of each K as a table to print."""
     lines = ["clusters  silhouette  stability  smallest  largest    inertia"]
     for scores in results:
         silhouette, stability = (

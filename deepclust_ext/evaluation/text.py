@@ -1,4 +1,4 @@
-"""Text from outside, such as names of files, as it can be shown."""
+"""Makes text from outside, such as names of files, safe to show."""
 
 
 def as_text(text: str) -> str:

@@ -25,15 +25,15 @@ _LOSSLESS = 28  # sides up to which a picture costs little without loss
 class Thumbnails:
     """Small pictures of a data set's images, all drawn by one rule so that they can be compared.
 
-    Of one band the value is gray, of two the first is magenta and the second green, of three or more the first three
-    are red, green and blue. What is black and white goes by the type, unless images use less than a quarter of its
-    range or leave it; then by percentiles 0.5 and 99.5 of a sample of images, each band apart if there are not
-    just three. ``note`` says what was done.
+    One band is drawn as gray; of two bands the first is magenta and the second green; of three or more the first three
+    are red, green and blue. Black and white follow from the type. If images use less than a quarter of its range or
+    exceed it, they are the percentiles 0.5 and 99.5 of a sample of images, for each band by itself unless there are
+    three. ``note`` says what was done.
 
     Args:
         images: Map-style, of (C, H, W) or tuples that begin with one.
-        side: Pixels of the longer side; smaller images stay as they are.
-        sample: Places of the images that the range is taken of, the first 128 at most.
+        side: Pixels of the longer side; smaller images keep their size.
+        sample: Indices of the images that the range is taken from, of which at most the first 128 are used.
 
     Raises:
         TypeError: If an item is no image.
@@ -62,7 +62,7 @@ class Thumbnails:
         self.note = _in_words(channels, ends if stretched else None)
 
     def pictures(self, places: Sequence[int]) -> Iterator[str]:
-        """Yield images as data URIs, WebP or without its codec PNG."""
+        """Yield images as data URIs: WebP, or PNG if there is no codec for WebP."""
         return (self._encoded(image) for image in self._read(places))
 
     def _read(self, places: Sequence[int]) -> Iterator[Tensor]:
@@ -86,7 +86,7 @@ class Thumbnails:
 
 
 def _ends(bands: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the percentiles of the finite values of one band of several images; 0 and 0 where there are none."""
+    """Return the percentiles of the finite values of one band of several images; 0 and 0 if there are none."""
     some = [band.detach().cpu().flatten()[:: max(1, band.numel() // _VALUES)].double() for band in bands]
     values = torch.cat(some).numpy()
     values = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""What a method says of the images of a data set: rows and clusters, in the data set's order."""
+"""Rows and clusters of the images of a data set, in the data set's order."""
 
 import os
 
@@ -28,11 +28,11 @@ __all__ = [
 
 
 def load(run: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Trained:
-    """Return the trained method of a run's folder, a module from images to rows and shares of clusters.
+    """Return the trained method of a run's folder, a module that maps images to rows and shares of clusters.
 
     Args:
-        run: The folder, as the command `train` makes it.
-        device: Where the method shall compute.
+        run: The folder that the command `train` has written.
+        device: Where the method computes.
 
     Raises:
         FileNotFoundError: If there is no such folder, or it holds no run.

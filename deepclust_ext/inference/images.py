@@ -1,4 +1,4 @@
-"""The items of a data set: images, and for evaluation alone classes; what is neither is named with its file."""
+"""The items of a data set: images, and for evaluation alone classes; errors name the file of an item that is none."""
 
 import math
 import os
@@ -18,11 +18,11 @@ PICTURE_MODES = {"L": "L", "RGB": "RGB", "RGBA": "RGBA", "1": "L", "P": "RGB", "
 class IndexedImages(Dataset[Any]):
     """The images of a data set with their indices; whatever else an item holds never leaves this class.
 
-    An image is a tensor or array (C, H, W), whose values and dtype stay, or a picture of PIL, which becomes uint8, or
+    An image is a tensor or array (C, H, W), which keeps its values and dtype, or a PIL image, which becomes uint8, or
     uint16 if it has 16 bits.
 
-    A batch is taken at once from torch's ``TensorDataset``, from classes that have a method ``images_at``, and from
-    subsets of them: from a list of places it returns images alone, (B, C, H, W) or a list of (C, H, W).
+    Batches are read at once from torch's ``TensorDataset``, from classes with a method ``images_at``, and from subsets
+    of them. ``images_at`` takes a list of indices and returns images alone, (B, C, H, W) or a list of (C, H, W).
 
     Args:
         data: Map-style, of images or of tuples that begin with one.
@@ -52,7 +52,7 @@ class IndexedImages(Dataset[Any]):
         return self._image(self._item(index), index), index
 
     def __getitems__(self, indices: list[int]) -> Any:
-        """Return what ``collate`` takes for the images at these places; torch's loader calls this for a batch.
+        """Return the input of ``collate`` for the images at these indices; torch's loader calls this for a batch.
 
         Raises:
             TypeError: As for one of them.
@@ -69,7 +69,7 @@ class IndexedImages(Dataset[Any]):
         return [self[index] for index in indices]
 
     def collate(self, items: Any) -> tuple[Tensor | list[Tensor], Any]:
-        """Return the images of the items of a batch, (B, C, H, W) or of different sizes a list, and their places (B,).
+        """Return the images of a batch, (B, C, H, W), or a list if sizes differ, and their indices (B,).
 
         Raises:
             ValueError: If the images differ in shape, or in dtype, whose values may then mean different things.
@@ -91,7 +91,7 @@ class IndexedImages(Dataset[Any]):
         return torch.stack(images) if alike else images, places
 
     def name(self, index: int) -> str:
-        """Return what messages call an image: its place and, where the data set knows it, its file.
+        """Return the name of an image in messages: its index and, if the data set knows it, its file.
 
         Names are those of the attribute ``names``, or the first of each of ``samples``, as torchvision's folders have.
         """
@@ -108,7 +108,7 @@ class IndexedImages(Dataset[Any]):
         return f"data, image {index}"
 
     def _at_once(self, indices: Sequence[int]) -> Any:
-        """Return the images at these places without their items, or None where the data set has no way to."""
+        """Return the images at these indices without their items, or None if the data set cannot do that."""
         data: Any = self.data
         while type(data) is Subset:
             data, indices = data.dataset, [int(data.indices[index]) for index in indices]
@@ -189,7 +189,7 @@ def takes_any_size(*views: Any) -> bool:
 
 
 def numbered(labels: Sequence[int | str]) -> Tensor:
-    """Return classes as integers (N,): their own, or where they are names, their place in alphabetical order."""
+    """Return classes as integers (N,): integers stay, and names become their place in alphabetical order."""
     if all(isinstance(label, int) for label in labels):
         return torch.tensor(labels, dtype=torch.int64, device="cpu")
     places = {name: place for place, name in enumerate(sorted(set(map(str, labels))))}
@@ -203,7 +203,7 @@ def _gives_batches(kind: type) -> bool:
 
 
 def _as_tensor(image: Any) -> Any:
-    """Return arrays and pictures of PIL as tensors (C, H, W), and all else as it is."""
+    """Return arrays and PIL images as tensors (C, H, W), and all else unchanged."""
     pil = sys.modules.get("PIL.Image")  # where nobody has loaded PIL, there are no pictures
     if pil is not None and isinstance(image, pil.Image):
         if image.mode not in PICTURE_MODES:

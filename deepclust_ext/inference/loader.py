@@ -1,4 +1,4 @@
-"""Batches of a data set, loaded ahead by other processes where there are any."""
+"""Batches of a data set, loaded ahead by worker processes if there are any."""
 
 import signal
 from collections.abc import Generator, Iterable
@@ -11,7 +11,7 @@ from deepclust_ext.inference.images import IndexedImages
 
 
 class _Safe(Dataset[Any]):
-    """Images whose errors come as batches: of those that a worker raises torch makes a message with its traceback."""
+    """Images whose errors are returned as batches; torch would put a worker's traceback into the message."""
 
     def __init__(self, images: IndexedImages) -> None:
         self._images = images
@@ -31,14 +31,14 @@ class Loader:
     """Batches of a data set, at each call in another order.
 
     Images are loaded on the CPU, whatever torch's default device is: a process that loads cannot use a GPU. Each worker
-    loads two batches ahead. Their random numbers follow torch's global generator, of which each call takes one number.
+    loads two batches ahead. Their random numbers are seeded from torch's global generator, one number for each call.
 
     Args:
         images: The data set.
-        num_workers: Processes that load images; with 0 they are loaded when they are asked for.
-        device: Where batches go: for CUDA they come in pinned memory.
-        stay: Whether workers wait for the next call instead of ending. For images that are the same at every reading:
-            the random numbers of a worker that stays depend on what it has done before.
+        num_workers: Processes that load images; with 0 this process loads them when they are needed.
+        device: Where batches go; for CUDA they are in pinned memory.
+        stay: Whether workers wait for the next call instead of ending. Use it only if images are the same at every
+            reading: the random numbers of a worker that stays depend on what it has done before.
     """
 
     def __init__(

@@ -36,21 +36,21 @@ def map_images(
     gather_distributed: bool = False,
     process_group: "Group" = None,
 ) -> tuple[Tensor, ...]:
-    """Return what a function gives for all images of a data set, in its order.
+    """Return the results of a function for all images of a data set, in its order.
 
     Args:
-        function: From a batch of images (B, C, H, W) to a tuple of tensors (B, ...).
+        function: Maps a batch of images (B, C, H, W) to a tuple of tensors (B, ...).
         data: Map-style, of images or of tuples that begin with one, see :class:`IndexedImages`.
-        test_view: Of every batch, on the device; None for the images as they are. Images may differ in size where it
-            takes lists of them and says so by an attribute ``any_size``, as all views of photographs here do.
+        test_view: View of every batch, on the device; None for unchanged images. Images may differ in size if the view
+            takes lists of them and has a true attribute ``any_size``, as all views of photographs here do.
         batch_size: Images at a time.
         num_workers: Processes that load images.
         device: Where the function computes.
         with_labels: Whether to return the class of each image too, the second entry of its item, as the last tensor
             (N,), on the CPU; names are numbered in alphabetical order.
-        progress: What a bar on a terminal is called; without, there is no bar.
+        progress: Title of a bar on a terminal; "" for no bar.
         gather_distributed: Whether each rank takes some of the batches, and all get the results; not with labels.
-        process_group: These ranks; None for all.
+        process_group: The ranks; None for all.
 
     Returns:
         One tensor (N, ...) for each of the function's.
@@ -133,7 +133,7 @@ def assign(
     gather_distributed: bool = False,
     process_group: "Group" = None,
 ) -> Tensor:
-    """Return the share (N, K) of every cluster in the images of a data set, on the method's device."""
+    """Return the shares (N, K) of the clusters for the images of a data set, on the method's device."""
     (shares,) = map_images(
         lambda images: (method.assign(images),),
         data,

@@ -1,4 +1,4 @@
-"""A frozen network that embeds images: which one, with what weights, and how it sees them."""
+"""A frozen network that embeds images: its name, its weights, and the size and normalization of its images."""
 
 import hashlib
 import inspect
@@ -31,19 +31,19 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network whose weights stay as they are, from images to rows of features; nothing is downloaded.
+    """A network with fixed weights that maps images to rows of features; nothing is downloaded.
 
     Attributes:
         name: "timm:" and the name of a network of timm, or "module:function" of a function without arguments that
             returns an nn.Module.
-        weights: A file of its weights, a state dict of torch or .safetensors; None for a function that
-            returns a network with weights.
-        size: Side of the square that images are resized to; None for what timm knows of the network, or 224.
-        mean: Of each channel; None for what timm knows, or ImageNet's.
-        std: Of each channel.
-        interpolation: "bicubic" or "bilinear"; None for what timm knows, or "bicubic".
-        digest: SHA-256 of the weights; None as long as they have not been read.
-        code: SHA-256 of the function's module, "" without one.
+        weights: File of its weights, a state dict of torch or .safetensors; None for a function that returns a network
+            with weights.
+        size: Side of the square that images are resized to; None for timm's size of the network, or 224.
+        mean: Mean of each channel; None for timm's, or ImageNet's.
+        std: Standard deviation of each channel.
+        interpolation: "bicubic" or "bilinear"; None for timm's, or "bicubic".
+        digest: SHA-256 of the weights; None until they have been read.
+        code: SHA-256 of the function's module; "" without one.
 
     Raises:
         ValueError: If the name is none of these, or a setting lies outside its range.
@@ -74,7 +74,7 @@ class Pretrained:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Pretrained":
-        """Return what JSON holds of one."""
+        """Return the network that a JSON object describes."""
         numbers = {name: stored[name] and tuple(stored[name]) for name in ("mean", "std")}
         return cls(**{**stored, **numbers})
 
@@ -83,19 +83,19 @@ class Pretrained:
         return self if self.weights is None else replace(self, weights=str(Path(self.weights).resolve()))
 
     def fingerprint(self, images: str) -> str:
-        """Return a hash of the rows of images that have a fingerprint: of all that decides them but the device."""
+        """Return a hash of all that decides the rows of images, given by their fingerprint, except the device."""
         decides = {**asdict(self), "weights": None, "images": images}
         return hashlib.sha256(repr(sorted(decides.items())).encode()).hexdigest()
 
     def load(self) -> tuple["Pretrained", nn.Module]:
-        """Return this with all that was left open, and the network, in evaluation mode and float32, on the CPU.
+        """Return this with all settings filled in, and the network, in evaluation mode and float32, on the CPU.
 
         Raises:
             FileNotFoundError: If there is no file of weights.
             ImportError: If timm or the module cannot be imported.
             TypeError: If the function returns no network, or the network no floating tensor.
-            ValueError: If there is no such network, the weights are not those of it or not those of before, a part
-                stays in training mode, or the network does not map images to finite rows, the same each time.
+            ValueError: If there is no such network, the weights do not fit it or have changed, a part stays in training
+                mode, or the network does not map images to finite rows, the same each time.
         """
         with torch.random.fork_rng(devices=()):  # first weights are drawn, and then replaced
             network, found = self._with_weights()
@@ -142,11 +142,11 @@ class Pretrained:
         device: torch.device | str = "cpu",
         **loop: Any,
     ) -> Tensor:
-        """Return the rows (N, D) of images, float32 on the CPU; NaN where the network gives them.
+        """Return the rows (N, D) of images, float32 on the CPU; NaN where the network returns NaN.
 
         Args:
-            network: Of :meth:`load`, as are these settings.
-            images: Map-style, of ``mean``'s number of channels.
+            network: Result of :meth:`load`, together with these settings.
+            images: Map-style, with as many channels as ``mean``.
             device: Where the network computes.
             **loop: Other arguments of :func:`deepclust_ext.inference.map_images`.
 

@@ -1,4 +1,4 @@
-"""A trained method as one function, from images to rows and clusters."""
+"""A trained method as one function that maps images to rows and clusters."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +28,16 @@ def center_shares(
 
 
 class Trained(nn.Module):
-    """A trained method, from images to rows and shares of clusters.
+    """A trained method that maps images to rows and shares of clusters.
 
-    The cluster of an image is where its shares are largest. That share is its confidence, which orders images by how
-    clear they are; it is no probability that somebody has calibrated.
+    The cluster of an image is its largest share. That share is its confidence, which shows how clear the image is; it
+    is no calibrated probability.
 
     Args:
-        method: Trained; on its device.
-        test_view: From a batch of images to what the method takes; None for the images as they are.
-        centers: (K, D) of spherical k-means on the method's rows, which a method without a cluster head needs for
-            shares: these are softmax(cosines with the centers / 0.1).
+        method: The trained method, on its device.
+        test_view: Maps a batch of images to the method's input; None for unchanged images.
+        centers: (K, D), centers of spherical k-means on the method's rows. A method without a cluster head needs them:
+            its shares are softmax(cosines with the centers / 0.1).
 
     Raises:
         ValueError: If the method has no cluster head and there are no centers.
@@ -66,7 +66,7 @@ class Trained(nn.Module):
         self,
         views: Tensor,  # (B, C, H, W), what the test view makes of images
     ) -> tuple[Tensor, Tensor]:
-        """Return rows (B, D) and shares (B, K) as a call does, of images that the test view has seen already."""
+        """Return rows (B, D) and shares (B, K) like a call, for the output of the test view."""
         rows, *shares = (part.float() for part in self.method.outputs(views))
         return rows, shares[0] if self.centers is None else center_shares(rows, self.centers)
 
@@ -76,7 +76,7 @@ class Trained(nn.Module):
         *,
         batch_size: int = 512,
     ) -> Tensor:
-        """Return the shares (N, K) of the clusters by centers in images whose rows are known, on the CPU."""
+        """Return the shares (N, K) of the clusters, by centers, for known rows, on the CPU."""
         assert self.centers is not None
         return torch.cat([center_shares(part.float(), self.centers).cpu() for part in rows.split(batch_size)])
 

@@ -1,4 +1,4 @@
-"""Weights of a network from a local file, all of them and no others; no code in the file is executed."""
+"""All weights of a network from a local file, and no others; no code in the file is executed."""
 
 import hashlib
 import sys
@@ -22,7 +22,7 @@ _NAMED = 3  # keys in a message
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a .safetensors file, or of a state dict that ``torch.save`` has written, on the CPU.
 
-    The state dict may be an entry of what the file holds, "state_dict" or "model" or the only one of its kind.
+    The state dict may also be an entry of the file's object: "state_dict", "model" or the like, or the only one.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -49,15 +49,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def weights_of(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return the weights that a file has for a network, without the prefix that their names have there.
+    """Return the weights that a file has for a network, without the prefix of their names in the file.
 
-    That is where all of the network's names are found behind one prefix, such as "backbone."; entries with another one
-    are of other modules, counted and left out. Otherwise it is the part that all names begin with, such as "module.".
+    If all of the network's names are found after one prefix, such as "backbone.", that is the prefix; entries with
+    another prefix belong to other modules, and are counted and left out. Otherwise the prefix is the part that all
+    names begin with, such as "module.".
 
     Args:
-        network: Whose names are looked for.
-        state: Of :func:`read_weights`.
-        path: Of the file, for messages.
+        network: The network whose names are looked for.
+        state: Result of :func:`read_weights`.
+        path: Path of the file, for messages.
 
     Raises:
         ValueError: If several parts of the file fit.
@@ -83,11 +84,11 @@ def weights_of(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> d
 
 
 def load_weights(network: nn.Module, found: Mapping[str, Tensor], path: Path) -> None:
-    """Give a network weights by their names, in its own dtypes.
+    """Load weights into a network by their names, in its own dtypes.
 
     Raises:
-        ValueError: If some are missing, left over, of another shape, or whole numbers where the network has none; names
-            the file and the first of each.
+        ValueError: If weights are missing, left over, of another shape, or integers where the network has floats; the
+            message names the file and the first of each.
     """
     own = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     faults = {

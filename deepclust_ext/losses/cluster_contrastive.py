@@ -17,33 +17,32 @@ if TYPE_CHECKING:
 
 
 class ClusterContrastiveLoss(nn.Module):
-    r"""Tell each cluster of one view from all other clusters, by who belongs to it, and keep all clusters in use.
+    r"""Contrast each cluster with all other clusters, by the samples that belong to it, and keep all clusters in use.
 
     The vectors are the K columns of the assignment matrices: how much each of the B samples belongs to the cluster. The
-    positive of a column is the same cluster in the other view, the negatives are the other 2K - 2 columns. Added is
+    positive of a column is the same cluster in the other view; the negatives are the other 2K - 2 columns. Added is
 
     .. math::
         \sum_{views} \Big( \log K + \sum_k p_k \log p_k \Big)
 
-    times ``entropy_weight``, with :math:`p` the mean assignment of the view: 0 when all clusters are used equally,
-    :math:`\log K` when one takes everything. An empty cluster, a column of zeros, gets no gradient; loss and gradients
-    stay finite. Only for assignments that are float16 themselves, the gradient of a nearly empty cluster, which is
-    about 1 over the norm of its column, may be above 65504 and so infinite: take float32 ones, as softmax gives under
-    autocast.
+    times ``entropy_weight``, where :math:`p` is the mean assignment of the view. For each view the sum is 0 when all
+    clusters are used equally, and :math:`\log K` when one takes everything. An empty cluster, a column of zeros, gets
+    no gradient; loss and gradients stay finite. There is one exception. The gradient of a nearly empty cluster is about
+    1 over the norm of its column, and in float16 assignments this may exceed 65504 and become infinite. So use float32
+    assignments, as softmax gives under autocast.
 
     A column of few samples says little: the first batch below ``4 K`` gives a RuntimeWarning, once per module.
 
-    Keep the temperature of 1, the papers' value: the lower it is, the more only the most similar column counts.
+    Keep the temperature of 1, the papers' value. The lower it is, the more only the most similar column counts.
 
     Source: Contrastive Clustering, https://arxiv.org/abs/2009.09687, section "Cluster-level Contrastive Head".
 
     Args:
         temperature: Divides the cosines between columns. A parameter of shape () is learned with the rest.
-        entropy_weight: Weight of the second term; below 1 where clusters are known to be of unequal size.
-        gather_distributed: The columns are those of the samples of all ranks. What travels are the 2K x 2K products of
-            columns. Every rank returns the loss of the whole batch, and under DistributedDataParallel every parameter
-            gets its gradient: gradients add up over the ranks, each of which returns the same loss, and their mean is
-            taken.
+        entropy_weight: Weight of the second term; take less than 1 if clusters are known to be of unequal size.
+        gather_distributed: Whether columns are those of the samples of all ranks. Ranks exchange the 2K x 2K products
+            of columns. Every rank returns the loss of the whole batch. Under DistributedDataParallel, which takes the
+            mean over the ranks, every parameter gets the gradient of that loss.
         process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class ContrastiveLoss(nn.Module):
     """Module form of :func:`deepclust_ext.fused_contrastive_loss`, with its arguments, defaults and errors.
 
-    Begin with the defaults, which are NT-Xent. A large batch or a queue allows a lower temperature, down to 0.1. Try
-    ``hardness`` up to 1 once that runs, with a ``debias`` of about 1 / K, since near negatives are often false ones.
+    Begin with the defaults, which are NT-Xent. A large batch or a queue allows a lower temperature, down to 0.1. Once
+    that works, try ``hardness`` up to 1, with a ``debias`` of about 1 / K, because near negatives are often false ones.
 
     Source: NT-Xent, https://arxiv.org/abs/2002.05709, equation 1; hardness and debias,
     https://arxiv.org/abs/2010.04592; queue, https://arxiv.org/abs/1911.05722, equation 1; class weights,
@@ -33,13 +33,13 @@ class ContrastiveLoss(nn.Module):
 
     Args:
         temperature: Divides the cosines. A parameter of shape () is learned with the rest.
-        hardness: How much the hardest negatives are preferred; 0 is NT-Xent.
-        debias: τ⁺ of the paper, no temperature: the assumed probability that a negative is of the anchor's class.
+        hardness: How much more near negatives weigh than far ones; 0 is NT-Xent.
+        debias: The assumed probability that a negative belongs to the anchor's class; τ⁺ in the paper, no temperature.
         class_temperature: Divides the products of class vectors.
         normalize: Divide every row of the features by its L2 norm first.
         reduction: "mean", "sum" or "none".
-        gather_distributed: Negatives are the rows of all ranks: the mean over the ranks of what they return is then the
-            loss of the whole batch, and under DistributedDataParallel every parameter gets its gradient; see
+        gather_distributed: Whether negatives are the rows of all ranks. The mean over the ranks of what they return is
+            then the loss of the whole batch, and under DistributedDataParallel every parameter gets its gradient; see
             :func:`deepclust_ext.distributed.fused_contrastive_loss`.
         process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
@@ -85,7 +85,7 @@ class ContrastiveLoss(nn.Module):
         queue: Tensor | None = None,  # (M, D)
         class_queue: Tensor | None = None,  # (M, K)
     ) -> Tensor:
-        """Return the loss: () or by ``reduction`` (2B,), with a queue (B,)."""
+        """Return the loss: (), or with reduction "none" (2B,), with a queue (B,)."""
         loss = fused_contrastive_loss
         if self.gather_distributed:
             loss = partial(distributed.fused_contrastive_loss, process_group=self.process_group)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class HSDLoss(nn.Module):
     """Module form of :func:`deepclust_ext.fused_hsd_loss`, with its arguments, defaults and errors.
 
-    Keep the temperature of 0.5 for rows of norm 1, whose distances are at most 2. Ask for the statistics while you set
-    up a run: a collapsed batch has a loss of ln 2 and no weights.
+    Keep the temperature of 0.5 for rows of norm 1, whose distances are at most 2. Use ``return_stats`` while you set up
+    a run: they show a collapsed batch, which has a loss of ln 2 and no weights.
 
     Source: "Hardness-aware self-distillation", HaDis, arXiv 2401.14038.
 
@@ -25,9 +25,9 @@ class HSDLoss(nn.Module):
         normalize: Divide every row by its L2 norm first.
         reduction: "mean", "sum" or "none".
         return_stats: Also return :class:`deepclust_ext.HSDStats`, which tells a converged batch from a collapsed one.
-        gather_distributed: Pairs are mined among the rows of all ranks: the mean over the ranks of what they return is
-            then the loss of the whole batch, and under DistributedDataParallel every parameter gets its gradient; see
-            :func:`deepclust_ext.distributed.fused_hsd_loss`.
+        gather_distributed: Whether pairs are mined among the rows of all ranks. The mean over the ranks of what they
+            return is then the loss of the whole batch, and under DistributedDataParallel every parameter gets its
+            gradient; see :func:`deepclust_ext.distributed.fused_hsd_loss`.
         process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
@@ -37,7 +37,7 @@ class HSDLoss(nn.Module):
     Example:
         >>> import torch
         >>> rows = torch.eye(3)
-        >>> float(HSDLoss()(rows, rows))  # nothing to learn from a teacher that one equals: ln 2, without gradient
+        >>> float(HSDLoss()(rows, rows))  # a student equal to its teacher has nothing to learn: ln 2, without gradient
         0.6931...
     """
 
@@ -64,7 +64,7 @@ class HSDLoss(nn.Module):
         teacher: Tensor,  # (N, D)
         student: Tensor,  # (N, D)
     ) -> Tensor | tuple[Tensor, HSDStats]:
-        """Return the loss, () or (N,) by ``reduction``, and the statistics if they were asked for."""
+        """Return the loss, (), or with reduction "none" (N,); with ``return_stats`` the pair of loss and statistics."""
         temperature, normalize, reduction = self.temperature, self.normalize, self.reduction
         if self.gather_distributed:
             result: Tensor | tuple[Tensor, HSDStats] = distributed.fused_hsd_loss(

@@ -19,7 +19,7 @@ EXPECTED = "(B, R, P) with at least one patch of at least two values"
 
 
 class MaskedPatchLoss(nn.Module):
-    r"""Mean squared error of predicted patches, each compared with the patch less its mean, over its deviation.
+    r"""Mean squared error of predicted patches, each compared with its patch normalized by mean and deviation.
 
     For the values :math:`x_{ij}` of masked patch :math:`i`, with mean :math:`\mu_i` and unbiased variance
     :math:`\sigma^2_i`, and their predictions :math:`y_{ij}`, the loss is the mean over all :math:`i, j` of
@@ -27,19 +27,19 @@ class MaskedPatchLoss(nn.Module):
     .. math::
         \Big( y_{ij} - \frac{x_{ij} - \mu_i}{\sqrt{\sigma^2_i + 10^{-6}}} \Big)^2
 
-    It is for the masked patches alone: what the network saw must not be among the rows. A patch of one color has zeros
-    to be predicted. In PICI this is the partial information self-discrimination (PISD), of images as the network gets
-    them, normalized by the mean and deviation of the data set.
+    Pass the masked patches alone: patches that the network saw must not be among the rows. For a patch of one color the
+    target is 0. In PICI this is the partial information self-discrimination (PISD).
 
-    Give images as the network gets them, and patches large enough to have structure: 16 pixels at 224.
+    Take the patches from the images that the network gets, normalized by the mean and deviation of the data set. Choose
+    patches that are large enough to have structure, such as 16 pixels at 224.
 
-    Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377; PICI,
-    https://arxiv.org/abs/2401.13503.
+    Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377, "Reconstruction
+    target"; PICI, https://arxiv.org/abs/2401.13503.
 
     Args:
-        gather_distributed: The mean is over the patches of all ranks, some of which may have none: a rank returns its
-            own sum times P / N, for P ranks of N values in all, so that the mean over the ranks is the loss of the
-            whole batch, and so are the gradients under DistributedDataParallel.
+        gather_distributed: Whether the mean is over the patches of all ranks, some of which may have none. A rank
+            returns its own sum times P / N, for P ranks with N values in all. So the mean over the ranks is the loss of
+            the whole batch, and under DistributedDataParallel every parameter gets its gradient.
         process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:

@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 
 class MatchedLabelLoss(nn.Module):
-    r"""Ask for the share of each sample's own cluster.
+    r"""Cross entropy of each sample's shares of the clusters to its label.
 
-    With :math:`c_i` the shares of sample :math:`i` in the clusters and :math:`l_i` its label, the loss is the mean of
+    With :math:`c_i` the shares of sample :math:`i` and :math:`l_i` its label, the loss is the mean of
 
     .. math::
         -\log c_{i, l_i}
 
-    Label and cluster have to mean the same: :func:`deepclust_ext.cluster.match_labels` renames the labels of k-means so
-    that they do. A sample whose label lies outside ``0 .. K - 1`` takes no part; where none does, the loss is 0. A
-    share below the smallest normal number of its dtype counts as that number and has no gradient, so that the loss is
-    finite for a share of 0.
+    Labels must name the clusters of the shares: :func:`deepclust_ext.cluster.match_labels` renames the labels of
+    k-means so that they do. A sample whose label is outside ``0 .. K - 1`` takes no part; if no sample takes part, the
+    loss is 0. The loss is finite even for a share of 0: a share below the smallest normal number of its dtype counts as
+    that number, and has no gradient.
 
-    Match the labels anew whenever k-means runs again, since it numbers its clusters by chance.
+    Match the labels again whenever k-means has run, because it numbers its clusters arbitrarily.
 
     In PICI this is the cross-level interaction (CLI). Source: https://arxiv.org/abs/2401.13503.
 
     Args:
-        gather_distributed: The mean is over the samples of all ranks that take part: a rank returns its own sum times
-            P / N, for P ranks of N such samples in all, so that the mean over the ranks is the loss of the whole batch,
-            and so are the gradients under DistributedDataParallel.
+        gather_distributed: Whether the mean is over the samples of all ranks that take part. A rank returns its own sum
+            times P / N, for P ranks with N such samples in all. So the mean over the ranks is the loss of the whole
+            batch, and under DistributedDataParallel every parameter gets its gradient.
         process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
@@ -41,7 +41,7 @@ class MatchedLabelLoss(nn.Module):
 
     Example:
         >>> shares = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
-        >>> float(MatchedLabelLoss()(shares, torch.tensor([0, 2])).exp())  # 1 / 0.25; cluster 2 is none of them
+        >>> float(MatchedLabelLoss()(shares, torch.tensor([0, 2])).exp())  # 1 / 0.25; there is no cluster 2
         4.0
     """
 

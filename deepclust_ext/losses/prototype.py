@@ -15,24 +15,23 @@ if TYPE_CHECKING:
 
 
 class PrototypeLoss(nn.Module):
-    r"""Pull the two views' centroids of one cluster together, push the centroids of different clusters apart.
+    r"""Pull the two views' centroids of one cluster together, and push the centroids of different clusters apart.
 
-    With :math:`\mu_q, \mu_k` the normalized means of the normalized rows per cluster, the logits are
-    :math:`\mu_q \mu_q^\top / \tau` with :math:`\mu_q \cdot \mu_k / \tau` on the diagonal. The loss is the mean cross
-    entropy to the diagonal over the clusters that occur in the batch (prototypical contrastive loss of HaDis, arXiv
-    2401.14038). Rows whose label lies outside ``0 .. num_clusters - 1`` take no part.
+    With :math:`\mu_q, \mu_k` the normalized means of the normalized rows of each cluster, the logits are :math:`\mu_q
+    \mu_q^\top / \tau` with :math:`\mu_q \cdot \mu_k / \tau` on the diagonal. The loss is the mean cross entropy to the
+    diagonal over the clusters that occur in the batch (prototypical contrastive loss of HaDis, arXiv 2401.14038). Rows
+    whose label lies outside ``0 .. num_clusters - 1`` take no part.
 
-    Every shape is fixed by the arguments, so nothing waits for the device. The loss is finite for empty clusters; it
-    is exactly 0 with one cluster and with none.
+    All shapes follow from the arguments, so nothing waits for the device. The loss is finite for empty clusters, and
+    exactly 0 if at most one cluster occurs in the batch.
 
-    Keep the temperature of 0.5, and take batches with several rows of each cluster: a centroid of one row is that row.
+    Keep the temperature of 0.5, and use batches with several rows of each cluster: a centroid of one row is that row.
 
     Args:
         temperature: Divides the logits. A parameter of shape () is learned with the rest.
-        gather_distributed: The centroids are those of the samples of all ranks. What travels are the K sums of rows of
-            both views. Every rank returns the loss of the whole batch, and under DistributedDataParallel every
-            parameter gets its gradient: gradients add up over the ranks, each of which returns the same loss, and their
-            mean is taken.
+        gather_distributed: Whether centroids are those of the samples of all ranks. Ranks exchange the K sums of rows
+            of both views. Every rank returns the loss of the whole batch. Under DistributedDataParallel, which takes
+            the mean over the ranks, every parameter gets the gradient of that loss.
         process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
@@ -68,7 +67,7 @@ class PrototypeLoss(nn.Module):
 
         Raises:
             ValueError: If a shape or device does not fit, ``num_clusters`` is below 1, or a learned temperature is not
-                above 0; on CUDA, where looking at it would wait, the loss is then NaN.
+                above 0. (On CUDA, where checking it would wait for the device, the loss is NaN instead.)
             TypeError: If an argument is no dense tensor, rows are of an unsupported dtype, or labels no integers.
         """
         _check(query, key, labels)

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 class SinkhornKnopp(nn.Module):
     """Module form of :func:`deepclust_ext.sinkhorn_knopp`, with its arguments, defaults and errors.
 
-    For scores that are cosines begin with the defaults, SwAV's. A smaller ``epsilon`` makes assignments harder and
-    needs more iterations until clusters are equally large; with a ``tolerance`` and many iterations they are.
+    For scores that are cosines begin with the defaults, which are SwAV's. A smaller ``epsilon`` makes assignments
+    harder, but takes more iterations until clusters are equally large. Set a ``tolerance`` and many iterations to be
+    sure of it.
 
     Source: https://arxiv.org/abs/1306.0895; the order of the steps, https://arxiv.org/abs/2006.09882, equation 5.
 
     Args:
-        epsilon: Smoothness; the smaller, the harder the assignments.
-        num_iters: Iterations; with ``tolerance`` at most.
-        tolerance: How far the clusters' sums may be from their shares where a problem stops early.
+        epsilon: Smoothness; the smaller it is, the harder the assignments.
+        num_iters: Number of iterations; with ``tolerance`` the largest number.
+        tolerance: A problem stops early once its clusters' sums differ from their shares by at most this.
         differentiable: Let the gradient of the iterations reach the scores.
-        gather_distributed: The samples are those of all ranks, each of which gets the rows of its own; see
-            :func:`deepclust_ext.distributed.sinkhorn_knopp`.
+        gather_distributed: Whether clusters are equally large over the samples of all ranks. Each rank gets the
+            assignments of its own samples; see :func:`deepclust_ext.distributed.sinkhorn_knopp`.
         process_group: The ranks, a ProcessGroup or a DeviceMesh of one dimension; all by default.
 
     Raises:
@@ -37,8 +38,8 @@ class SinkhornKnopp(nn.Module):
 
     Example:
         >>> import torch
-        >>> scores = torch.tensor([[0.9, 0.5], [0.8, 0.1]])  # both samples prefer cluster 0
-        >>> SinkhornKnopp()(scores).argmax(dim=1)  # but clusters are equally large
+        >>> scores = torch.tensor([[0.9, 0.5], [0.8, 0.1]])  # both samples prefer cluster 0,
+        >>> SinkhornKnopp()(scores).argmax(dim=1)  # but clusters must be equally large
         tensor([1, 0])
     """
 

@@ -27,11 +27,11 @@ class OptimizerSettings:
 
     Attributes:
         name: "sgd" or "adam".
-        lr: Learning rate at its peak, for batches of ``lr_batch_size`` images.
-        lr_batch_size: The rate is proportional to the batch size, and ``lr`` belongs to this one; None for a rate that
-            is the same for every batch size.
-        momentum: Of SGD.
-        weight_decay: Of every parameter, biases and batch normalization included.
+        lr: Peak learning rate, for batches of ``lr_batch_size`` images.
+        lr_batch_size: The batch size that ``lr`` is for; the rate is proportional to the batch size. None for the same
+            rate at every batch size.
+        momentum: Momentum of SGD; 0 for Adam.
+        weight_decay: Weight decay of every parameter, including biases and batch normalization.
 
     Raises:
         TypeError: If a value is no number.
@@ -64,25 +64,25 @@ class OptimizerSettings:
 
 
 class ClusteringMethod(nn.Module, ABC):
-    """A module that :class:`deepclust_ext.training.Trainer` can train; clusters are k-means on the rows of ``embed``.
+    """A module that :class:`deepclust_ext.training.Trainer` can train; k-means on the rows of ``embed`` gives clusters.
 
-    A method keeps every argument of its constructor but ``backbone`` as an attribute of the same name: checkpoints
-    record them, but for ``gather_distributed`` and ``process_group``, which :meth:`set_ranks` keeps.
+    A method stores every argument of its constructor except ``backbone`` as an attribute of the same name. Checkpoints
+    record these, except ``gather_distributed`` and ``process_group``, which :meth:`set_ranks` stores.
 
     Attributes:
         num_views: How many views of an image ``training_step`` takes.
-        terms: The losses that a phase of a run may ask for, by name; the first is the whole loss.
+        terms: Names of the losses that a phase of a run may ask for; the first is the whole loss.
         labelled_terms: Those of ``terms`` that need pseudo-labels.
-        matches_labels: Whether pseudo-labels get the numbers of those clusters of the head that they fit best, over all
+        matches_labels: Whether pseudo-labels are renumbered to match the clusters of the method's own head, over all
             images at once.
-        default_optimizer: The paper's, or where that is not known, this package's.
-        uses_progress: Whether ``after_step`` goes by the share of the run; a run of a method that does not can be
-            resumed for more epochs.
-        axes: The statistics of ``training_step`` that may share an axis in a figure, by what the axis shows. Every
-            statistic has its place in one of them.
-        num_clusters: K, of pseudo-labels and final clusters.
+        default_optimizer: The paper's optimizer, or this package's if that is not known.
+        uses_progress: Whether ``after_step`` depends on the progress of the run. If not, a run can be resumed for more
+            epochs.
+        axes: Which statistics of ``training_step`` share an axis in a figure, by what the axis shows. Every statistic
+            belongs to one axis.
+        num_clusters: K, the number of pseudo-labels and of final clusters.
         gather_distributed: Whether a batch is that of all ranks together.
-        process_group: Which ranks; None for all.
+        process_group: The ranks; None for all.
     """
 
     num_views: ClassVar[int]
@@ -97,7 +97,7 @@ class ClusteringMethod(nn.Module, ABC):
     process_group: "Group" = None
 
     def set_ranks(self, gather_distributed: bool, process_group: "Group") -> dict[str, Any]:
-        """Keep which ranks have a batch together, and return it as arguments of losses."""
+        """Store which ranks share a batch, and return it as arguments for losses."""
         self.gather_distributed = check_ranks(gather_distributed, process_group)
         self.process_group = process_group
         return {"gather_distributed": gather_distributed, "process_group": process_group}
@@ -126,14 +126,14 @@ class ClusteringMethod(nn.Module, ABC):
             pseudo_labels: Clusters of the images, for the terms that need them.
             index: Which images of the data set these are.
             terms: One of the class's ``terms``; None for the first.
-            epoch: Passes over the data behind this step, fractional.
+            epoch: Passes over the data before this step, fractional.
         """
 
     def chosen_terms(self, terms: str | None, pseudo_labels: Tensor | None) -> str:
         """Return the terms of a step, the first where None is given.
 
         Raises:
-            ValueError: If they are unknown, or need pseudo-labels and there are none.
+            ValueError: If the terms are unknown, or need pseudo-labels and there are none.
         """
         terms = self.terms[0] if terms is None else terms
         if terms not in self.terms:
@@ -143,7 +143,7 @@ class ClusteringMethod(nn.Module, ABC):
         return terms
 
     def check_data(self, sizes: Mapping[str, int]) -> None:
-        """Require that the method can learn from data sets of so many images, by name; "images" is to be clustered.
+        """Require that the method can learn from data sets of these sizes, by name; "images" is the one to cluster.
 
         Raises:
             ValueError: If it cannot.
@@ -158,17 +158,17 @@ class ClusteringMethod(nn.Module, ABC):
 
     @abstractmethod
     def inference_network(self) -> nn.Module:
-        """Return the parts of this method that rows and clusters come from, as one module that shares their weights.
+        """Return the parts of this method that make rows and clusters, as one module that shares their weights.
 
-        It maps images (B, C, H, W) to a tuple of unit rows (B, D) and, where the method has a cluster head, the shares
-        (B, K) of every cluster. It is what is exported, so torch's own operators are all that it calls.
+        It maps images (B, C, H, W) to a tuple of unit rows (B, D) and, if the method has a cluster head, the shares (B,
+        K) of the clusters. Because it is exported, it may call only torch's own operators.
         """
 
     def outputs(
         self,
         images: Tensor,  # (B, C, H, W)
     ) -> tuple[Tensor, ...]:
-        """Return what the inference network gives, without gradient, in evaluation mode."""
+        """Return the inference network's outputs, without gradient, in evaluation mode."""
         network = self.inference_network()
         with evaluation(network):
             results: tuple[Tensor, ...] = network(images)
@@ -186,11 +186,11 @@ class ClusteringMethod(nn.Module, ABC):
         """Return what is wrong with an epoch's mean terms, or None."""
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Return what learns, with the learning rate of each group where the rate of most is ``lr``."""
+        """Return the parameters to train, in groups with their learning rates; that of most parameters is ``lr``."""
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad], "lr": lr}]
 
     def make_optimizer(self, batch_size: int, settings: OptimizerSettings | None = None) -> Optimizer:
-        """Return an optimizer of what learns.
+        """Return an optimizer of the parameters to train.
 
         Args:
             batch_size: Images of a step.
@@ -203,14 +203,14 @@ class ClusteringMethod(nn.Module, ABC):
         return Adam(groups, weight_decay=settings.weight_decay)
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the method was built with: every argument of its constructor but the backbone and the ranks."""
+        """Return the arguments of the method's constructor, except for the backbone and the ranks."""
         others = ("self", "backbone", *SURROUNDINGS)
         names = [name for name in inspect.signature(type(self).__init__).parameters if name not in others]
         return {name: getattr(self, name) for name in names}
 
 
 class ClusterHeadMethod(ClusteringMethod):
-    """A method that learns the clusters themselves: they are the largest entries of ``assign``."""
+    """A method that learns the clusters themselves: an image's cluster is its largest share in ``assign``."""
 
     def assign(
         self,

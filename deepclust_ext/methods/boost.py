@@ -38,48 +38,49 @@ GIVEN = ("backbone", "feature_dim", "num_clusters")
 class Boost(ClusteringMethod):
     r"""A second stage on the network of a trained run (the form of DCBoost, NeurIPS 2025, arXiv 2511.21193).
 
-    The network is what rows of the trained method come from: its backbone and head, the teacher's of HaDis. Of a method
-    with a cluster head both heads count, since that of CLC knows clusters that its rows do not: the row is
-    :math:`(z, \sqrt{c}) / \sqrt{2}`, with the unit row :math:`z` and the shares :math:`c`, whose roots have length 1.
-    :meth:`start_from` takes over the weights. The student goes on from them, the target is its exponential moving
-    average, and the predictor begins as the identity, so that the first steps find the rows as they were.
+    The network is the part of the trained method that makes rows: backbone and head; of HaDis, those of the teacher. If
+    there is a cluster head, both heads count, because CLC's rows do not represent what its cluster head knows. Then the
+    row is :math:`(z, \sqrt{c}) / \sqrt{2}`, with the unit row :math:`z` and the shares :math:`c`. (:math:`\sqrt{c}` has
+    length 1.) :meth:`start_from` copies the weights. The student starts from them, and the target is its exponential
+    moving average. The predictor begins as the identity, so the first steps see the rows unchanged.
 
-    What could be read of the paper are its abstract and summary: high-confidence images by the consistency of an
-    adaptive number of nearest neighbors within the batch, and :math:`L = L_{pos} + L_{neg} + L_{ins}` on them, for
-    compact clusters, separate clusters, and the views of an image. How k adapts, the form of each term and all numbers
-    are this package's choice, as follows.
+    Only the abstract and a summary of the paper could be read. They name high-confidence images, found by the
+    consistency of an adaptive number of nearest neighbors within the batch, and the loss :math:`L = L_{pos} + L_{neg} +
+    L_{ins}` on them, for compact clusters, separate clusters, and the views of an image. How k adapts, the form of each
+    term and all numbers are this package's choice, as follows.
 
-    Pseudo-labels are k-means' on the target's rows of all images, every epoch. In a batch, with the target's mean row
-    of both views, the depth :math:`d_i` of an image is how many of its nearest neighbors, from the first on, have its
-    label. In each cluster k is the largest number, of ``num_neighbors`` at most, that ``reliable_share`` of its images
-    reach: clusters that are well apart are asked for more. An image is reliable where :math:`d_i \ge k`. With the
-    student's row :math:`q` of one view, the target's :math:`t` of the other and :math:`p = \mathrm{predictor}(q)`,
+    Pseudo-labels come from k-means on the target's rows of all images, in every epoch. In a batch, nearness is that of
+    the target's mean rows of both views. The depth :math:`d_i` of an image is the number of its nearest neighbors,
+    counted from the first until one has another label. For each cluster, k is the largest number, up to
+    ``num_neighbors``, such that a share ``reliable_share`` of its images have :math:`d_i \ge k`; it is at least 1. So
+    more is asked of well separated clusters. Images with :math:`d_i \ge k` are reliable. With the student's row
+    :math:`q` of one view, the target's :math:`t` of the other and :math:`p = \mathrm{predictor}(q)`, the losses are
 
     * instance: :math:`-2 \cos(p, t)`;
     * neighbor: :math:`-2 \cos(p, s)`, where :math:`s` is the row of a reliable neighbor in the batch plus noise, drawn
-      by :func:`deepclust_ext.diffused_neighbor_gather`. An image that is not reliable, as those in a wrong cluster are,
-      is drawn to the reliable ones nearest to it, whatever their label;
+      by :func:`deepclust_ext.diffused_neighbor_gather`. So an image that is not reliable, for example in a wrong
+      cluster, is pulled to the nearest reliable images, whatever their label;
     * prototype: :class:`~deepclust_ext.losses.PrototypeLoss` of :math:`q` and :math:`t`, of reliable images alone.
 
     The total is the mean over both directions of instance + ``neighbor_weight`` x neighbor + ``prototype_weight`` x
     prototype. Final clusters are those of k-means on the target's rows.
 
     Args:
-        backbone: That of the trained method.
-        feature_dim: Width of its output.
+        backbone: A backbone like that of the trained method.
+        feature_dim: Width of the backbone's output.
         num_clusters: K.
         base: Name of the trained method's class: HaDis, SACC, PICI or CLC.
-        base_model: Arguments that it was built with, as its recipe has them; None for its defaults.
+        base_model: Arguments that the trained method was built with, as in its recipe; None for its defaults.
         hidden_dim: Hidden width of the predictor.
         momentum: Share of the old target kept at each update.
-        noise_std: Of the noise on the neighbor's row, which has length 1.
-        temperature: Of the prototype loss.
-        num_neighbors: Neighbors that are asked at most, and that one is drawn from.
-        neighbor_temperature: Of the probabilities that they are drawn by, a softmax of cosines.
-        reliable_share: Share of each cluster that is to be reliable at least, if agreement about the first neighbor
-            allows it.
-        neighbor_weight: Of the neighbor loss.
-        prototype_weight: Of the prototype loss.
+        noise_std: Standard deviation of the noise on the neighbor's row, which has length 1.
+        temperature: Temperature of the prototype loss.
+        num_neighbors: Largest k, and number of neighbors that one is drawn from.
+        neighbor_temperature: Temperature of the neighbors' probabilities, a softmax of cosines.
+        reliable_share: Share of each cluster that is reliable at least, if enough images agree with their first
+            neighbor.
+        neighbor_weight: Weight of the neighbor loss.
+        prototype_weight: Weight of the prototype loss.
         gather_distributed: Whether the batch is that of all ranks together, as
             :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
             ranks, which gives those of one process with the whole batch.
@@ -87,7 +88,7 @@ class Boost(ClusteringMethod):
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If a number is out of range, the base is unknown, or does not take its arguments.
+        ValueError: If a number is out of range, or the base is unknown or does not take its arguments.
     """
 
     num_views = 2
@@ -153,7 +154,7 @@ class Boost(ClusteringMethod):
         """Take over the weights of a trained method's network.
 
         Raises:
-            ValueError: If it is not of the class ``base`` or one of its subclasses, or was built with other arguments.
+            ValueError: If it is no ``base`` or subclass of it, or was built with other arguments.
         """
         if not isinstance(trained, BASES[self.base]):
             raise ValueError(f"start: expected the network of {self.base}, got that of {type(trained).__name__}")
@@ -213,7 +214,7 @@ class Boost(ClusteringMethod):
         labels: Tensor,  # (b,)
         batch: WholeBatch,
     ) -> tuple[Sequence[Tensor], Tensor, dict[str, Tensor]]:
-        """Return two noisy rows (b, D) of reliable neighbors, labels (b,) with -1 for who is none, and statistics."""
+        """Return two noisy rows (b, D) of reliable neighbors, labels (b,), -1 if not reliable, and statistics."""
         rows, labels = batch.rows(l2_normalize(targets[0] + targets[1], dim=1)), batch.rows(labels)
         own = torch.arange(len(rows), device=rows.device)
         _, near = nearest_neighbors(rows, rows, k=self.num_neighbors, exclude=own)
@@ -233,7 +234,7 @@ class Boost(ClusteringMethod):
         return batch.own(samples).unbind(dim=1), trusted, statistics
 
     def after_step(self, progress: float = 0.0) -> None:
-        """Move the target towards the student; its batch-norm statistics are its own."""
+        """Move the target towards the student, except for its batch-norm statistics."""
         update_average(self.target, self.student, self.momentum)
 
     def inference_network(self) -> nn.Module:
@@ -248,7 +249,7 @@ class Boost(ClusteringMethod):
 
 
 class EmbeddingNetwork(nn.Module):
-    """From images to unit rows: those of a trained network, with the roots of its shares where it has a cluster head.
+    """Maps images to the unit rows of a trained network; with a cluster head the roots of its shares are part of them.
 
     Args:
         network: Of a trained method; its parts are shared.
@@ -275,7 +276,7 @@ class EmbeddingNetwork(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Rows plus what an MLP adds to them, which is nothing at first."""
+    """Adds the output of an MLP to rows; the output is 0 at first."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -299,7 +300,8 @@ def reliable_images(
 ) -> tuple[Tensor, Tensor]:
     """Return which images are reliable (B,), and how many neighbors each cluster is asked for (K,).
 
-    Those are as many, at least one, as agree with their image, from the first on, for ``share`` of its cluster.
+    An image's depth is the number of its neighbors, from the first on, that have its label. A cluster is asked for the
+    largest number, at least 1, that a share ``share`` of its images reach.
     """
     agree = (labels[near.clamp(min=0)] == labels.unsqueeze(1)) & (near >= 0)
     depth = agree.to(torch.int64).cumprod(dim=1).sum(dim=1)
@@ -319,7 +321,7 @@ def _distance(
 
 
 def _base(name: str, model: Mapping[str, Any]) -> Any:
-    """Return the class of a trained method, which has to take these arguments."""
+    """Return the class of a trained method; it must take these arguments."""
     if name not in BASES:
         raise ValueError(f"base: expected one of {', '.join(BASES)}, got {name!r}")
     known = [key for key in inspect.signature(BASES[name]).parameters if key not in (*GIVEN, *SURROUNDINGS)]

@@ -1,4 +1,4 @@
-"""CLC: instances contrasted with a queue, weighted by clusters that are kept equally large."""
+"""CLC: images are contrasted with a queue, weighted by clusters that are kept equally large."""
 
 import copy
 import math
@@ -27,34 +27,34 @@ class CLC(ClusterHeadMethod):
 
     The paper's second version calls the method CDC, "Contrastive Representation Disentanglement for Clustering".
 
-    A backbone with two heads represents an image as :math:`(z^c, z^n)`: logits of its cluster, and what tells it from
-    the other images. An exponential moving average of the whole network gives :math:`(k^c, k^n)` for the other view.
-    Both go into a queue, as the keys of MoCo v2 do. With
+    A backbone with two heads represents an image as :math:`(z^c, z^n)`: the logits of its cluster, and a row that
+    distinguishes it from other images. The exponential moving average of the whole network gives the keys :math:`(k^c,
+    k^n)` of the other view. Both go into a queue, as the keys of MoCo v2 do. With
 
     .. math::
         p = softmax(z^c / \tau_p) \qquad q = SinkhornKnopp(k^c / \epsilon)
 
-    where the clusters are equally large over the keys of the batch and the queue together, every anchor has to tell its
-    other view from the queue by
+    where the clusters are equally large over the keys of batch and queue together, every anchor is contrasted with its
+    other view and the queue by the logits
 
     .. math::
         logit_{ij} = \cos(z^n_i, k^n_j) / \tau + p_i \cdot q_j / \tau_c
 
-    so that negatives of the anchor's cluster, the hard ones, weigh more. Every image is an anchor twice, once by each
-    view, and both keys enter the queue. An image's cluster is the largest entry of :math:`z^c`.
+    So negatives of the anchor's cluster, the hard ones, weigh more. Every image is an anchor twice, once in each view,
+    and both keys enter the queue. An image's cluster is the largest entry of :math:`z^c`.
 
-    Of the paper only the abstract was at hand: temperatures, :math:`\epsilon` and the heads are this package's choice,
-    and so is one addition, ``swap_weight`` times the swapped prediction :math:`-\sum_k q_k \log p_k` of SwAV (arXiv
-    2006.09882, equation 2). Without it the clusters become what :math:`z^n` leaves over, since the logit is a sum of
-    both: accuracy 0.52 instead of 0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
+    Only the abstract of the paper was available. Temperatures, :math:`\epsilon` and the heads are this package's
+    choice, and so is one addition, ``swap_weight`` times the swapped prediction :math:`-\sum_k q_k \log p_k` of SwAV
+    (arXiv 2006.09882, equation 2). Without it the clusters represent only what :math:`z^n` does not, because the logit
+    is a sum of both: accuracy is 0.52 instead of 0.96 on the digits (docs/clc.md). Published ACC: ImageNet-1k 53.4.
 
     With ``terms="instance"`` a step has the contrast of the rows alone, :math:`\cos(z^n_i, k^n_j) / \tau`. After a
-    phase of it clusters begin with features that already tell images apart. ``terms="labels"`` adds the cross entropy
-    of :math:`p` to pseudo-labels, in place of codes: a short phase of it starts the clusters with those of k-means on
-    the rows, since what they commit themselves to first they keep.
+    phase of it, clusters start from features that already distinguish images. ``terms="labels"`` adds the cross entropy
+    of :math:`p` to pseudo-labels, in place of codes. A short phase of it starts the clusters with those of k-means on
+    the rows, which helps because the head tends to keep its first clusters.
 
-    The class vectors of the queue are not stored but come fresh from the one Sinkhorn-Knopp that also gives the
-    batch's. Before the queue is full, only the keys that it holds count; the very first step has no negatives.
+    The class vectors of the queue are not stored: in each step one Sinkhorn-Knopp computes them together with those of
+    the batch. Before the queue is full, only the keys that it holds count; the very first step has no negatives.
 
     Args:
         backbone: Maps (B, C, H, W) to (B, ``feature_dim``).
@@ -62,13 +62,13 @@ class CLC(ClusterHeadMethod):
         num_clusters: K, the width of the cluster head.
         hidden_dim: Hidden width of both heads.
         embedding_dim: Output width of the instance head.
-        queue_size: Keys that are remembered.
-        momentum: Share of the old momentum network kept at each update; lower where an epoch has few steps.
-        temperature: Tau.
-        class_temperature: Tau_c.
-        cluster_temperature: Tau_p.
-        epsilon: Smoothness of Sinkhorn-Knopp. Below ``cluster_temperature`` codes are sharper than assignments, which
-            makes these commit themselves; the smaller, the sooner.
+        queue_size: Number of keys in the queue.
+        momentum: Share of the old momentum network kept at each update; take less if an epoch has few steps.
+        temperature: Tau, which divides the cosines of the rows.
+        class_temperature: Tau_c, which divides the products of class vectors.
+        cluster_temperature: Tau_p, which divides the logits of the clusters.
+        epsilon: Smoothness of Sinkhorn-Knopp. Below ``cluster_temperature`` codes are sharper than assignments and make
+            these sharper too; the smaller it is, the sooner.
         num_iters: Iterations of Sinkhorn-Knopp.
         swap_weight: Weight of the swapped prediction.
         gather_distributed: Whether the batch is that of all ranks together, as
@@ -232,7 +232,7 @@ class CLC(ClusterHeadMethod):
         self.num_enqueued = end
 
     def get_extra_state(self) -> Tensor:
-        """Return how many keys the queue has ever taken in: a number of the host, which no step has to wait for."""
+        """Return how many keys the queue has ever taken in: a number on the host, so no step waits for the device."""
         return torch.tensor(self.num_enqueued, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -250,7 +250,7 @@ class CLC(ClusterHeadMethod):
         return InferenceNetwork(online.backbone, online.instance_head, shares)
 
     def collapse_warning(self, terms: dict[str, float]) -> str | None:
-        """Return an explanation when the features are one point, few clusters lead, or none differs, or None."""
+        """Return an explanation if the features are one point, or few clusters or none stand out; else None."""
         if terms["feature_spread"] < 0.01:
             return f"with a feature spread of {terms['feature_spread']:.2g} the features have collapsed to a point"
         if "balance" not in terms:  # of the instance loss alone, which leaves the clusters as they are
@@ -327,10 +327,11 @@ def code_statistics(
     batch: WholeBatch | None = None,
     queued: int = 0,
 ) -> dict[str, Tensor]:
-    """Mean entropy of the codes, clusters that lead in some row of scores, and how evenly they do.
+    """Return the mean entropy of the codes, how many clusters lead in some row of scores, and how evenly they lead.
 
-    The balance is 0 where one cluster leads in every row and 1 where all lead equally often; clusters in excess of the
-    rows do not count. Scores, not codes, tell: Sinkhorn-Knopp makes codes even of anything.
+    A cluster leads in a row if its score is the largest. The balance is 0 if one cluster leads in every row and 1 if
+    all lead equally often; clusters in excess of the rows do not count. It is computed from scores, because
+    Sinkhorn-Knopp makes all codes even.
 
     Args:
         scores: Of batch and queue, of which each rank has a part.

@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 class HaDis(ClusteringMethod):
     r"""Deep clustering by hardness-aware self-distillation (arXiv 2401.14038).
 
-    A student (backbone, projector, predictor) learns from an exponential moving average of its backbone and projector,
-    the teacher. For one direction, with the student's projected row :math:`q` of one view, the teacher's row :math:`k`
-    of the other view and :math:`p = \mathrm{predictor}(q + \sigma\epsilon)`, the three losses of the paper are
+    A student (backbone, projector, predictor) learns from a teacher, the exponential moving average of its backbone and
+    projector. For one direction, let :math:`q` be the student's projected row of one view, :math:`k` the teacher's row
+    of the other view, and :math:`p = \mathrm{predictor}(q + \sigma\epsilon)`. The three losses of the paper are
 
     * DSA, diffused-sampling alignment: :math:`-2 \cos(p, k)`, in the self-plus-noise form of the authors' code;
     * HSD: :class:`~deepclust_ext.losses.HSDLoss` with teacher :math:`k` and student :math:`p`;
-    * prototypes: :class:`~deepclust_ext.losses.PrototypeLoss` of :math:`q` and :math:`k`, before noise and predictor,
-      on batch centroids by pseudo-label.
+    * prototypes: :class:`~deepclust_ext.losses.PrototypeLoss` of :math:`q` (before noise and predictor) and :math:`k`,
+      on the centroids of each pseudo-label in the batch.
 
     The total is the mean over both directions of DSA + ``hsd_weight`` x HSD + ``prototype_weight`` x prototypes. During
     warm-up, ``terms="warmup"``, there are no pseudo-labels: noise, neighbors and prototype loss are off. Defaults are
     the paper's for CIFAR-10. The noise is :func:`deepclust_ext.diffused_neighbor_gather` with no neighbors. Both linear
-    layers of the predictor begin as N(0, 0.01) without bias, which the size of the first steps depends on.
+    layers of the predictor begin with weights N(0, 0.01) and biases 0; the size of the first steps depends on this.
 
-    With a ``bank_size`` DSA aligns :math:`p = \mathrm{predictor}(q)` with a sample near :math:`k` instead: of
-    the ``num_neighbors`` images whose entries in a bank are nearest to :math:`k`, its own left out, one is drawn, and
-    noise added. The sample is the teacher's side because a bank has no gradient for the student's. The bank has an
-    entry for every image, the normalized mean of the teacher's unit rows of both views when the image was last seen;
-    it is part of the state, and needs ``index``, as the trainer passes it.
+    With a ``bank_size`` DSA aligns :math:`p = \mathrm{predictor}(q)` with a sample near :math:`k` instead. It is drawn
+    from the ``num_neighbors`` entries of a bank that are nearest to :math:`k`, except for the image's own, and noise is
+    added. The sample replaces the teacher's row, because entries of the bank give the student no gradient. The bank has
+    an entry for every image: the normalized mean of the teacher's unit rows of both views, when the image was last
+    seen. It is part of the state, and needs ``index``, which the trainer passes.
 
     Published NMI / ACC / ARI: CIFAR-10 86.9 / 93.0 / 86.2, CIFAR-20 56.8 / 56.3 / 41.1, STL-10 69.6 / 73.9 / 62.3,
     ImageNet-10 88.4 / 94.9 / 89.2, ImageNet-Dogs 49.6 / 55.0 / 37.6 (ResNet, 1000 epochs).
@@ -60,20 +60,20 @@ class HaDis(ClusteringMethod):
     Args:
         backbone: Maps (B, C, H, W) to (B, ``feature_dim``).
         feature_dim: Width of the backbone's output.
-        num_clusters: K, of pseudo-labels and final clusters.
+        num_clusters: K, the number of pseudo-labels and of final clusters.
         hidden_dim: Hidden width of projector and predictor.
         embedding_dim: Output width of projector and predictor.
         momentum: Share of the old teacher kept at each update.
-        momentum_rises: Whether that share rises to 1 over the run, as the authors have it for CIFAR-20; see
+        momentum_rises: Whether that share rises to 1 over the run, as the authors do for CIFAR-20; see
             :func:`~deepclust_ext.methods.shared.rising_momentum`.
-        noise_std: The sigma of DSA.
+        noise_std: Standard deviation sigma of the noise in DSA.
         temperature: Temperature of HSD and of the prototype loss.
         hsd_weight: Weight of HSD.
         prototype_weight: Lambda; the paper takes 0.05 for CIFAR-20 and ImageNet-10.
         predictor_lr_scale: The predictor's learning rate, as a multiple of the others'.
-        bank_size: How many images the data set has, for DSA with neighbors; 0 for DSA with the row itself.
-        num_neighbors: Neighbors that DSA draws from.
-        neighbor_temperature: Of their probabilities, a softmax of cosines.
+        bank_size: Number of images in the data set, for DSA with neighbors; 0 for DSA with the row itself.
+        num_neighbors: Number of neighbors that DSA draws from.
+        neighbor_temperature: Temperature of their probabilities, a softmax of cosines.
         gather_distributed: Whether the batch is that of all ranks together, as
             :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
             ranks, which gives those of one process with the whole batch.
@@ -156,8 +156,8 @@ class HaDis(ClusteringMethod):
 
         Raises:
             TypeError: If a view is not floating.
-            ValueError: If there are not exactly two views of the same images, ``terms`` is unknown, all terms are asked
-                for without ``pseudo_labels``, or neighbors without ``index``.
+            ValueError: If there are not exactly two views of the same images, ``terms`` is unknown, or
+                ``pseudo_labels`` or, with a bank, ``index`` are missing.
         """
         check_views(views, self.num_views)
         warm_up = self.chosen_terms(terms, pseudo_labels) == "warmup"
@@ -219,7 +219,7 @@ class HaDis(ClusteringMethod):
         index: Tensor,  # (B,)
         batch: WholeBatch,
     ) -> Tensor:
-        """Return a bank's row near each key with noise (B, D), the key itself with noise where the bank is empty."""
+        """Return a row of the bank near each key, plus noise (B, D); the key itself plus noise if the bank is empty."""
         samples, _ = diffused_neighbor_gather(
             batch.placed(keys),
             self.bank.to(keys.dtype),
@@ -244,7 +244,7 @@ class HaDis(ClusteringMethod):
         self.in_bank[index] = True
 
     def check_data(self, sizes: Mapping[str, int]) -> None:
-        """Require a bank with an entry for every image, and then no other data set, whose places it would mix up.
+        """Require that a bank has an entry for every image, and that there is no other data set to mix up with it.
 
         Raises:
             ValueError: If there is an image without an entry, or there are more clusters than images.
@@ -259,7 +259,7 @@ class HaDis(ClusteringMethod):
             raise ValueError(f"bank_size: expected 0 where phases pass through {others} too, got {self.bank_size}")
 
     def after_step(self, progress: float = 0.0) -> None:
-        """Move the teacher towards the student; its batch-norm statistics are its own."""
+        """Move the teacher towards the student, except for its batch-norm statistics."""
         momentum = rising_momentum(self.momentum, progress) if self.momentum_rises else self.momentum
         update_average(self.teacher, self.student, momentum)
 
@@ -287,7 +287,7 @@ class HaDis(ClusteringMethod):
 
 
 def predictor(dim: int, hidden_dim: int) -> nn.Sequential:
-    """Return an MLP whose linear layers both begin with weights N(0, 0.01) and biases 0, as the authors have it."""
+    """Return an MLP whose linear layers both begin with weights N(0, 0.01) and biases 0, as the authors' does."""
     layers = mlp(dim, hidden_dim, dim)
     for layer in layers:
         if isinstance(layer, nn.Linear):
@@ -301,7 +301,7 @@ def with_noise(
     noise_std: float,
     batch: WholeBatch | None = None,
 ) -> Tensor:
-    """Return rows (B, D) with normal noise, which goes by their place in the batch of all ranks."""
+    """Return rows (B, D) with normal noise, drawn by their place in the batch of all ranks."""
     placed = rows if batch is None else batch.placed(rows)
     noisy = diffused_neighbor_gather(placed, placed, num_neighbors=0, noise_std=noise_std)[0].squeeze(1)
     return noisy if batch is None else batch.own(noisy)

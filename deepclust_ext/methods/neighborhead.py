@@ -33,31 +33,31 @@ LOSS_MOMENTUM = 0.99
 class NeighborHead(ClusterHeadMethod):
     r"""Self-distilled heads on pairs of neighbors (the form of TEMI, BMVC 2023, arXiv 2303.17896).
 
-    The backbone is frozen and in evaluation mode: features in, features out. H heads, each with a teacher that is its
-    exponential moving average, give shares of K clusters by a softmax over ``temperature``. Of a row :math:`x` and one
-    of its neighbors :math:`x'` a student's shares :math:`q_s` of one and its teacher's :math:`q_t` of the other have
-    the pointwise mutual information
+    The backbone is frozen and in evaluation mode. Each of H heads, the students, has a teacher, which is its
+    exponential moving average. They give shares of K clusters by a softmax over ``temperature``. Let :math:`x` be a row
+    and :math:`x'` one of its neighbors. The student's shares :math:`q_s` of one and the teacher's :math:`q_t` of the
+    other have the pointwise mutual information
 
     .. math::
         pmi(x, x') = \log \sum_k \frac{(q_s(k|x) \, q_t(k|x'))^\beta}{\tilde q_t(k)}
 
-    with :math:`\tilde q_t` the running mean of the teacher's shares. Below 1 beta rewards shares that are spread over
-    several clusters, and so splits large clusters; at 1 sizes are free. The weight of a pair says how likely its rows
-    share a cluster, so that a false neighbor counts less:
+    with :math:`\tilde q_t` the running mean of the teacher's shares. With beta below 1, shares that are spread over
+    several clusters are rewarded, so large clusters are split; at 1 sizes are free. The weight of a pair says how
+    likely it is that its rows share a cluster, so a false neighbor counts less:
 
     .. math::
         w(x, x') = \frac{1}{H} \sum_h \sum_k q^h_t(k|x) \, q^h_t(k|x')
         \qquad
         loss = -\frac{1}{2 H B} \sum_{h, pairs} w(x, x') (pmi^h(x, x') + pmi^h(x', x))
 
-    ``terms="labels"``, an addition, has the cross entropy of the students' shares to pseudo-labels of the image, for
-    both rows, as the loss: a short phase of it starts the heads with the clusters of k-means.
+    ``terms="labels"`` is an addition to the paper: the loss is the cross entropy of the students' shares of both rows
+    to the image's pseudo-label. A short phase of it starts the heads with the clusters of k-means.
 
     An image's cluster is the largest share of the teacher of the head whose loss has been least. Rows are the
-    backbone's features themselves, so that k-means on rows is what the heads have to beat.
+    backbone's features themselves, so k-means on rows is the result that the heads have to beat.
 
-    The matrices of all heads' shares of a batch are never in memory together: blocks of pairs give the loss and, at
-    once, its gradient. ``backward`` scales that.
+    The shares of a whole batch are never in memory together. The loss and its gradient are computed at once, by blocks
+    of pairs; ``backward`` only scales the gradient.
 
     Args:
         backbone: Maps (B, C, H, W) to (B, ``feature_dim``); its weights stay.
@@ -67,8 +67,8 @@ class NeighborHead(ClusterHeadMethod):
         hidden_dim: Hidden width of a head; 0 for heads without hidden layers, one prototype for each cluster.
         embedding_dim: Width of a head before its last layer; without hidden layers it is ``feature_dim``.
         momentum: Share of the old teacher kept at each update.
-        beta: Exponent.
-        temperature: Of both softmaxes, over cosines times a scale for each cluster, which is learned.
+        beta: Exponent in the information.
+        temperature: Temperature of both softmaxes, over cosines times a learned scale for each cluster.
         distribution_momentum: Share of the old running mean kept at each step.
         gather_distributed: Whether the batch is that of all ranks together, as
             :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
@@ -228,7 +228,7 @@ class Head(nn.Module):
         self,
         features: Tensor,  # (B, D)
     ) -> Tensor:
-        """Return logits (B, K), not yet over the temperature."""
+        """Return logits (B, K), not yet divided by the temperature."""
         return linear(self.embed(features), self.weight)
 
 
@@ -237,13 +237,13 @@ def parts_of(
     features: Tensor,  # (B, D)
     unit: Tensor | None,  # (B, E) the head's rows where they are known
 ) -> tuple[Tensor, Tensor]:
-    """Return unit rows (B, E) of a head and the weight (K, E) of its last layer, whose product are logits."""
+    """Return unit rows (B, E) of a head and the weight (K, E) of its last layer; their product is the logits."""
     assert isinstance(head, Head)
     return head.embed(features) if unit is None else unit, head.weight
 
 
 class _Shares(nn.Module):
-    """From features to the shares of the clusters."""
+    """Maps features to shares of the clusters."""
 
     def __init__(self, head: nn.Module, temperature: float) -> None:
         super().__init__()

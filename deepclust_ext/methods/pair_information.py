@@ -48,9 +48,9 @@ def pair_information(
 ) -> Tensor:
     r"""Return the mean over pairs and directions, (), of w log sum_k (q_s q_t)^beta / q(k); TEMI, section 3.
 
-    With logits s and t, over the temperature, it is :math:`lse(\beta s + c) - \beta \, lse(s)`, where
-    :math:`c = \beta (t - lse(t)) - \log q`. Its gradient by s is :math:`\beta (softmax(\beta s + c) - softmax(s))`,
-    which is at hand where the value is: both are computed block by block, and no share outlives its block.
+    With s and t the logits over the temperature, the logarithm is :math:`lse(\beta s + c) - \beta \, lse(s)`, where
+    :math:`c = \beta (t - lse(t)) - \log q`. Its gradient by s is :math:`\beta (softmax(\beta s + c) - softmax(s))`.
+    Value and gradient are computed together, block by block, so shares are kept only within a block.
     """
     with torch.autocast(rows.device.type, enabled=False):
         wide = torch.promote_types(rows.dtype, torch.float32)
@@ -114,7 +114,7 @@ def _logits(
     block: slice,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return logits over the temperature of the first and of the second rows of some pairs."""
+    """Return the logits, over the temperature, of the first and of the second rows of some pairs."""
     pairs, wide = len(rows) // 2, torch.promote_types(rows.dtype, torch.float32)
     sides = rows[block], rows[block.start + pairs : block.stop + pairs]
     with torch.autocast(rows.device.type, enabled=False):

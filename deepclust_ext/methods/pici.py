@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 class PICI(ClusterHeadMethod):
     r"""Partial information clustering (arXiv 2401.13503): a masked autoencoder with two heads.
 
-    A vision transformer sees some patches of two views of every image, one weak and one strong, each view with a mask
-    of its own. A decoder predicts the pixels of the other patches; an instance head and a cluster head work on the
-    class token. The losses of the paper are
+    A vision transformer sees some patches of two views of every image, one weak and one strong. Each view has its own
+    mask. A decoder predicts the pixels of the other patches. An instance head and a cluster head work on the class
+    token. The losses of the paper are
 
-    * PISD, from partial information to the whole: :class:`~deepclust_ext.losses.MaskedPatchLoss`, mean of both views;
-    * PICD, for what both views agree on: :class:`~deepclust_ext.losses.ContrastiveLoss` of the instance head's rows
+    * PISD, which predicts the whole from a part: :class:`~deepclust_ext.losses.MaskedPatchLoss`, mean of both views;
+    * PICD, which makes both views agree: :class:`~deepclust_ext.losses.ContrastiveLoss` of the instance head's rows
       plus :class:`~deepclust_ext.losses.ClusterContrastiveLoss` of the cluster head's assignments;
-    * CLI, for what instances tell of clusters: :class:`~deepclust_ext.losses.MatchedLabelLoss`, the cross entropy of
-      the assignments of both views to pseudo-labels, mean of both. These are k-means' on the instance rows, which the
-      trainer matches over the whole data set to the cluster head's own.
+    * CLI, which teaches the cluster head what the instance rows show: :class:`~deepclust_ext.losses.MatchedLabelLoss`,
+      the cross entropy of the assignments to pseudo-labels, mean of both views. Pseudo-labels come from k-means on the
+      instance rows; the trainer matches them over the whole data set to the clusters of the cluster head.
 
-    Each is the loss of a phase of the run: ``terms="reconstruction"`` is PISD alone, ``terms="all"`` PICD + PISD, and
-    ``terms="labels"`` PICD + CLI, for which the decoder does not run. Rows and clusters of whole images, and with them
-    the pseudo-labels, are made without masks. An image's cluster is the largest entry of its assignment. The first
-    batch below 4 K gives a RuntimeWarning.
+    A phase of the run chooses among them: ``terms="reconstruction"`` is PISD alone, ``terms="all"`` PICD + PISD, and
+    ``terms="labels"`` PICD + CLI, for which the decoder does not run. Rows, clusters and pseudo-labels are those of
+    whole images, without masks. An image's cluster is the largest entry of its assignment. The first batch below 4 K
+    gives a RuntimeWarning.
 
     Defaults are the paper's, with the network of
     :class:`~deepclust_ext.backbones.masked_autoencoder.VisionTransformer`. Published NMI / ACC / ARI: RSOD
@@ -52,19 +52,19 @@ class PICI(ClusterHeadMethod):
 
     Args:
         backbone: A :class:`~deepclust_ext.backbones.masked_autoencoder.VisionTransformer`.
-        feature_dim: Its width.
+        feature_dim: Width of the backbone's tokens.
         num_clusters: K, the width of the cluster head.
         hidden_dim: Hidden width of both heads; None for ``feature_dim``.
         embedding_dim: Output width of the instance head.
         hidden_share: Share of the patches that the backbone does not see in training, rounded to a whole number of
-            them, of which at least one is seen and one hidden.
+            patches. At least one patch is seen and one hidden.
         decoder_width: Width of the decoder's tokens.
-        decoder_depth: Its blocks.
-        decoder_heads: Of each of its attentions.
+        decoder_depth: Number of the decoder's blocks.
+        decoder_heads: Number of heads in each attention of the decoder.
         instance_temperature: Temperature of the instance loss.
         cluster_temperature: Temperature of the cluster loss.
-        entropy_weight: Weight of the entropy term within the cluster loss, which asks for clusters of equal size; below
-            1 where they are known to be unequal.
+        entropy_weight: Weight of the entropy term within the cluster loss, which favors clusters of equal size; take
+            less than 1 if they are known to be unequal.
         checkpointing: Keep for the backward pass only what enters each block of encoder and decoder, and compute the
             rest a second time: less memory for the same loss and gradients.
         gather_distributed: Whether the batch is that of all ranks together, as

@@ -26,10 +26,10 @@ class SACC(ClusterHeadMethod):
     .. math::
         inst(w_1, w_2) + inst(w_2, s) + \sigma \, (clu(w_1, w_2) + clu(w_1, s) + clu(w_2, s))
 
-    With ``terms="instance"`` a step has the first two alone, as for STL-10's unlabeled images. ``terms="labels"``,
-    which is no part of the paper, has the cross entropy of the assignments to pseudo-labels in place of the cluster
-    losses: a short phase of it starts the cluster head with the clusters that k-means finds in the rows. An image's
-    cluster is the largest entry of its assignment. The first batch below 4 K gives a RuntimeWarning.
+    With ``terms="instance"`` a step has only the first two, as for STL-10's unlabeled images. ``terms="labels"``, which
+    is not in the paper, replaces the cluster losses by the mean cross entropy of the assignments to pseudo-labels. A
+    short phase of it starts the cluster head with the clusters that k-means finds in the rows. An image's cluster is
+    the largest entry of its assignment. The first batch below 4 K gives a RuntimeWarning.
 
     Defaults are the paper's. Published NMI / ACC / ARI: CIFAR-10 76.5 / 85.1 / 72.4, CIFAR-20 44.8 / 44.3 / 28.2,
     STL-10 69.1 / 75.9 / 62.6, ImageNet-10 87.7 / 90.5 / 84.3, ImageNet-Dogs 45.5 / 43.7 / 28.5 (ResNet-34, images of
@@ -44,8 +44,8 @@ class SACC(ClusterHeadMethod):
         instance_temperature: Temperature of the instance loss.
         cluster_temperature: Temperature of the cluster loss.
         cluster_weight: Sigma; the paper takes 0.5 for CIFAR-100.
-        entropy_weight: Weight of the entropy term within the cluster loss, which asks for clusters of equal size; below
-            1 where they are known to be unequal.
+        entropy_weight: Weight of the entropy term within the cluster loss, which favors clusters of equal size; take
+            less than 1 if they are known to be unequal.
         gather_distributed: Whether the batch is that of all ranks together, as
             :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
             ranks, which gives those of one process with the whole batch.

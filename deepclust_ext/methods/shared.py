@@ -1,4 +1,4 @@
-"""What several methods are made of."""
+"""Parts that several methods share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def as_input(
     """Return images (B, C, H, W) in the dtype of a network's weights.
 
     Raises:
-        TypeError: If the images are not floating: of integers it is not known what white is.
+        TypeError: If the images are not floating: for integers it is not known which value is white.
     """
     if not images.is_floating_point():
         raise TypeError(
@@ -82,7 +82,7 @@ class InferenceNetwork(nn.Module):
 
 @torch.no_grad()
 def update_average(average: nn.Module, online: nn.Module, momentum: float) -> None:
-    """Keep ``momentum`` of every averaged weight and take the rest from online; batch statistics are each one's own."""
+    """Keep a share ``momentum`` of every averaged weight and take the rest from ``online``; batch statistics stay."""
     for old, new in zip(average.parameters(), online.parameters(), strict=True):
         old.lerp_(new, 1 - momentum)
 
@@ -100,11 +100,11 @@ def spread(
     features: Tensor,  # (B, D)
     batch: WholeBatch | None = None,
 ) -> dict[str, Tensor]:
-    """Total variance of the unit rows (0 = one point, 1 = even) and the number of directions that carry it.
+    """Return the total variance of the unit rows (0 = one point, 1 = even) and how many directions carry it.
 
     Args:
-        features: At hand.
-        batch: Which the features are of; None where they are all.
+        features: Features of this rank.
+        batch: The batch that the features are a part of; None if they are all of it.
     """
     rows = l2_normalize(features.float(), dim=1)
     count = len(rows) if batch is None else batch.count(rows)
@@ -125,11 +125,11 @@ def usage(
     assignments: Tensor,  # (B, K)
     batch: WholeBatch | None = None,
 ) -> dict[str, Tensor]:
-    """Clusters in use, as the exponential of the mean assignment's entropy, and the mean of the largest share.
+    """Return the clusters in use, as the exponential of the mean assignment's entropy, and the mean largest share.
 
     Args:
-        assignments: Of the images at hand.
-        batch: Which they are of; None where they are all.
+        assignments: Assignments of this rank's images.
+        batch: The batch that they are a part of; None if they are all of it.
     """
     shares = assignments.float()
     mean, confidence = shares.mean(dim=0), shares.amax(dim=1).mean()

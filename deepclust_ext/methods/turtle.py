@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class TURTLE(ClusterHeadMethod):
     r"""A labeling that max-margin classifiers agree with (the form of TURTLE, ICML 2024, arXiv 2406.07236).
 
-    The backbone is frozen and in evaluation mode: features in, features out. They are those of one network, or of
-    several side by side. In each space :math:`s` a head gives shares of K clusters, by a softmax over ``temperature``
-    :math:`\tau` of the cosines of a unit row :math:`z_s` with prototypes, each times a scale. The labeling q, which the
-    paper calls :math:`\tau`, is their mean:
+    The backbone is frozen and in evaluation mode. Features are those of one network, or of several side by side. In
+    each feature space :math:`s` a head gives shares of K clusters: a softmax, with ``temperature`` :math:`\tau`, of the
+    cosines of a unit row :math:`z_s` with prototypes, each times a scale. The labeling q (which the paper calls
+    :math:`\tau`) is their mean:
 
     .. math::
         q(x) = \frac{1}{S} \sum_s q_s(x)
@@ -34,19 +34,19 @@ class TURTLE(ClusterHeadMethod):
         q_s(x) = \mathrm{softmax}(a \cos(\theta_s, z_s) / \tau)
 
     At each step a linear classifier :math:`w_s` in each space makes some steps of gradient descent on its cross entropy
-    to the labeling, from where the last step left it. On clusters that can be separated, gradient descent tends to the
-    classifier of largest margin. The heads then learn, with the classifiers held still, what these find easy:
+    to the labeling, starting where the last step ended. On separable clusters, gradient descent tends to the classifier
+    with the largest margin. Then, with the classifiers held constant, the heads learn a labeling that these find easy:
 
     .. math::
         loss = \sum_s CE(w_s z_s, q) - \gamma \sum_s H(\mathrm{mean}_x \, q_s(x))
 
-    With gamma at 1 sizes are free, above it large clusters are split, below it small ones vanish.
+    With gamma at 1 sizes are free; above 1 large clusters are split, below 1 small ones vanish.
 
-    ``terms="labels"``, an addition, has the cross entropy of the heads' shares to pseudo-labels as the loss: a short
-    phase of it starts the heads with the clusters of k-means. The classifiers follow the heads there too.
+    ``terms="labels"`` is an addition to the paper: the loss is the cross entropy of the heads' shares to pseudo-labels.
+    A short phase of it starts the heads with the clusters of k-means. The classifiers learn in that phase too.
 
-    An image's cluster is the largest share of the labeling. Rows are the backbone's features themselves, so that
-    k-means on rows is what the heads have to beat.
+    An image's cluster is the largest share of the labeling. Rows are the backbone's features themselves, so k-means on
+    rows is the result that the heads have to beat.
 
     Args:
         backbone: Maps (B, C, H, W) to (B, ``feature_dim``); its weights stay.
@@ -54,8 +54,8 @@ class TURTLE(ClusterHeadMethod):
         num_clusters: K.
         spaces: Widths of the feature spaces that stand side by side in a row, in this order; None for one.
         gamma: Weight of the entropy.
-        inner_steps: Steps of the classifiers within a step of the heads.
-        temperature: Of the heads' softmax.
+        inner_steps: Number of steps of the classifiers in each step of the heads.
+        temperature: Temperature of the heads' softmax.
         gather_distributed: Whether the batch is that of all ranks together, as
             :class:`~deepclust_ext.training.Trainer` shares it out. Loss and gradients are then to be averaged over the
             ranks, which gives those of one process with the whole batch.
@@ -174,7 +174,7 @@ class TURTLE(ClusterHeadMethod):
 
 
 class Labeling(nn.Module):
-    """From features to the mean of the shares that the heads of all feature spaces give."""
+    """Maps features to the mean of the shares that the heads of all feature spaces give."""
 
     def __init__(self, widths: Sequence[int], num_clusters: int, temperature: float) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ def _entropy(
     shares: Tensor,  # (b, K) at hand
     batch: WholeBatch,
 ) -> Tensor:
-    """Return the entropy of the mean shares of all ranks' batch, whose gradient over the ranks is that of one."""
+    """Return the entropy of the mean shares over all ranks; its gradients, averaged over ranks, are those of one."""
     own = batch.weight * shares.mean(dim=0)
     mean = batch.mean(own).detach() + (own - own.detach())
     # Where a share is 0 in this precision the logarithm would make the gradient NaN.

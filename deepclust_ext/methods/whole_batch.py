@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class WholeBatch:
-    """The batch of a step over all ranks, of which this one has a part, or all of it.
+    """The batch of a step over all ranks; this rank has a part of it, or all of it.
 
-    Gradients and losses of a step are averaged over the ranks. So a mean over the images at hand counts times
-    ``weight``, and is then part of the mean over all images, however unequal the parts are.
+    Gradients and losses of a step are averaged over the ranks. So multiply a mean over this rank's images by
+    ``weight``: the average over the ranks is then the mean over all images, however unequal the parts are.
 
     Args:
-        images: At hand, one row for each; on every rank at least one.
+        images: This rank's images, one row for each; at least one on every rank.
         gather_distributed: Whether there are other ranks.
-        process_group: These ranks; None for all.
+        process_group: The ranks; None for all.
 
     Attributes:
-        weight: Number of ranks times the share of the images at hand; 1 on one rank.
-        start: Place of the first image at hand.
+        weight: Number of ranks times this rank's share of the images; 1 on one rank.
+        start: Place of this rank's first image in the batch.
         total: Number of all images.
     """
 
@@ -68,7 +68,7 @@ class WholeBatch:
         self,
         rows: Tensor,  # (N, ...) the same on all ranks
     ) -> Tensor:
-        """Return those rows that are this rank's to work on; in the order of the ranks they are all."""
+        """Return this rank's part of some rows; the parts of all ranks, in their order, are all rows."""
         if self._shards is None:
             return rows
         ranks, rank = len(self._shards.sizes), self._shards.rank
@@ -78,14 +78,14 @@ class WholeBatch:
         self,
         rows: Tensor,  # (n, ...)
     ) -> Tensor:
-        """Return the rows (N, ...) whose parts each rank has worked on, without gradient."""
+        """Return all rows (N, ...) from the parts of all ranks, see :meth:`part`, without gradient."""
         return rows if self._shards is None else gather_rows(rows, self._group, with_gradient=False)
 
     def placed(
         self,
         rows: Tensor,  # (b, ...)
     ) -> Tensor:
-        """Return the rows behind as many zeros as images stand before them: an op then draws for each by its place."""
+        """Return the rows after a zero row for each image before them, so that an op draws for each by its place."""
         return rows if not self.start else pad(rows, (0, 0) * (rows.dim() - 1) + (self.start, 0))
 
     def own(
@@ -93,7 +93,7 @@ class WholeBatch:
         rows: Tensor,  # (V B, ...) or of :meth:`placed`
         views: int = 1,
     ) -> Tensor:
-        """Return those of the rows that are of the images at hand, (V b, ...), each view below the other."""
+        """Return the rows of this rank's images, (V b, ...), one view after the other."""
         if self._shards is None:
             return rows
         return torch.cat([view[self.start : self.start + self._own] for view in rows.chunk(views)])

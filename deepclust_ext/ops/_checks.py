@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-#: Of a run: that of numpy's global generator.
+#: The largest seed of a run is that of numpy's global generator.
 LARGEST_SEED = 2**32 - 1
 
-#: What ops take: 64 bits.
+#: Ops take integers of 64 bits.
 LARGEST_INTEGER = 2**63 - 1
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -86,9 +86,10 @@ def check_like(
     rows: int | None = None,
     columns: int | None = None,
 ) -> None:
-    """Require a tensor of two dimensions, dtype (except under autocast) and device as another, already checked one.
+    """Require a tensor of two dimensions, with the dtype (except under autocast) and device of a checked one.
 
-    `rows` and `columns` are the sizes that it must have; without `columns` any above 0, without `rows` any.
+    `rows` and `columns` are the sizes that it must have. Without `rows` there may be any number of rows, without
+    `columns` any number of columns above 0.
 
     Raises:
         TypeError: It is no dense tensor, or of another dtype.
@@ -148,7 +149,7 @@ def check_rows_of_bank(
 ) -> None:
     """Require indices of rows of the bank or -1; ValueError otherwise.
 
-    They are looked at where that waits for nothing: on the CPU, outside of compilers and transforms.
+    Values are checked only where that waits for nothing: on the CPU, outside of compilers and transforms.
     """
     if exclude is None or not len(exclude) or not can_look_at(exclude):
         return
@@ -203,7 +204,7 @@ def check_fraction(value: object, name: str) -> float:
 def check_temperature(value: float | Tensor, name: str = "temperature") -> float | Tensor:
     """Return a finite number above 0 as a float, or a 0-dimensional floating tensor.
 
-    The value of a tensor is looked at where that waits for nothing: on the CPU, outside of compilers and transforms.
+    The value of a tensor is checked only where that waits for nothing: on the CPU, outside of compilers and transforms.
 
     Raises:
         TypeError: It is neither a number nor a floating tensor.
@@ -222,7 +223,7 @@ def check_temperature(value: float | Tensor, name: str = "temperature") -> float
 
 
 def can_look_at(tensor: Tensor) -> bool:
-    """Return whether a tensor has values, and reading them neither waits for a device nor breaks a trace."""
+    """Return whether a tensor has values that can be read without waiting for a device or breaking a trace."""
     return (
         tensor.device.type == "cpu"
         # Subclasses with rules of their own, such as fake tensors, which have no values outside of their mode either.
@@ -240,7 +241,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def plain(temperature: float | Tensor) -> float:
-    """Return a temperature as the number that it is now, to print it."""
+    """Return the current value of a temperature, to print it."""
     return temperature.item() if isinstance(temperature, Tensor) else temperature
 
 
@@ -249,7 +250,7 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
 
     Raises:
         TypeError: It is no integer, or a bool.
-        ValueError: It is out of range; ``condition`` says when the range is that.
+        ValueError: It is out of range; ``condition`` says, for the message, when that range applies.
     """
     # The common case is told by its type: the rest costs more.
     if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
@@ -268,7 +269,7 @@ def check_seed(value: object, name: str = "seed") -> int:
 
 
 def check_bool(value: object, name: str) -> bool:
-    """Return True or False; TypeError for what is only taken for one of them, such as None, 0 or "no"."""
+    """Return True or False; TypeError for all else, even None, 0 or "no"."""
     if value is not True and value is not False:
         raise TypeError(f"{name}: expected True or False, got {value!r:.80}")
     return value

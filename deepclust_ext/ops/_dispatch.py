@@ -1,10 +1,10 @@
-"""Calls of the native ops that have a gradient: straight, or by a way that compilers and torch.func can follow.
+"""Calls of the native ops that have a gradient: directly, or in a way that compilers and torch.func can follow.
 
-torch.compile turns a number that changes between calls into a symbol, which an argument of type float cannot carry: the
-number of one call would stand in the graph of all others. So an op with numbers has a second overload, ``symbolic``, in
-which they are 0-dimensional tensors. And torch.func refuses autograd functions that are written in C++, so under its
-transforms the same kernels run within one that is written in Python. Both are made from the op's schema, where names
-tell what stands where, and both take tens of microseconds, so that other calls do without.
+torch.compile turns a number that changes between calls into a symbol. An argument of type float cannot carry a symbol:
+the graph would keep the number of the first call. So an op with numbers has a second overload, ``symbolic``, in which
+they are 0-dimensional tensors. torch.func refuses autograd functions that are written in C++. So under its transforms
+the same kernels run within an autograd function that is written in Python. Both are made from the op's schema, by the
+names of its arguments. Both take tens of microseconds, so other calls do not use them.
 """
 
 import re
@@ -20,7 +20,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def call(name: str, *arguments: Any) -> tuple[Tensor, ...]:
-    """Call an op with all of its arguments and return all of its outputs, one alone in a tuple too."""
+    """Call an op with all of its arguments and return all of its outputs, always as a tuple."""
     outputs = _call(name, arguments)
     return (outputs,) if isinstance(outputs, Tensor) else outputs
 
@@ -40,7 +40,7 @@ def _call(name: str, arguments: Sequence[Any]) -> Tensor | tuple[Tensor, ...]:
 
 
 def has_symbol(name: str, arguments: Sequence[Any]) -> bool:
-    """Return, while a compiler traces, whether a number is another one in other calls."""
+    """Return, while a compiler traces, whether a number may change between calls."""
     from torch.fx.experimental.symbolic_shapes import has_static_value  # slow to import, and rarely needed
 
     return not all(arguments[i] is None or has_static_value(arguments[i]) for i in _NUMBERS[name])
@@ -95,7 +95,7 @@ def _function(
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
 ) -> type[torch.autograd.Function]:
-    """Return an op as an autograd function for torch.func; vmap calls it for one example after the other."""
+    """Return an op as an autograd function for torch.func; vmap calls it for one example after another."""
 
     def vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
         calls = [
@@ -140,7 +140,7 @@ def _no_second_derivative(backward: torch._ops.OpOverload) -> Callable[..., Any]
 
 
 def _define_symbolic(name: str) -> torch._ops.OpOverload:
-    """Define the overload ``symbolic`` of an op, unless it takes no numbers, and return it, or else the op."""
+    """Define and return the overload ``symbolic`` of an op; an op without numbers is returned itself."""
     op: torch._ops.OpOverload = getattr(torch.ops.deepclust_ext, name).default
     numbers = _positions_of_numbers(op)
     if not numbers:

@@ -38,18 +38,18 @@ def augment_views(
     Each image runs through, in this order and in float32:
 
     ======== ===========================================================================================================
-    values   v / 255 of uint8, v / 65535 of uint16, floating ones as they are
+    values   v / 255 for uint8, v / 65535 for uint16; floating values are not changed
     crop     the rows and columns of its box
-    resize   bilinear with antialias, as ``torch.nn.functional.interpolate``; nothing where the crop has that size
+    resize   bilinear with antialias, as ``torch.nn.functional.interpolate``; skipped if the crop has that size
     flip     left and right
     move     bilinear: a pixel at [x, y] from the middle comes from ``matrix @ [x, y, 1]``, 0 from outside the image
     steps    in the image's own order, see below
     values   (v - mean) / std of each channel
     ======== ===========================================================================================================
 
-    A step is a number, its place in ``deepclust_ext.data.STEPS``, and a strength f. Each is torchvision's function of
-    that name on a floating image v in [0, 1]. y is the gray value 0.2989 r + 0.587 g + 0.114 b, or of images without
-    three channels the mean of the channels:
+    A step is given by a number, its index in ``deepclust_ext.data.STEPS``, and a strength f. Each is torchvision's
+    function of that name on a floating image v in [0, 1]. y is the gray value 0.2989 r + 0.587 g + 0.114 b, or for
+    images without three channels the mean of the channels:
 
     ============= ======================================================================================================
     none          v
@@ -64,32 +64,33 @@ def augment_views(
     autocontrast  each channel's smallest value to 0 and largest to 1
     equalize      each channel's histogram of 256 levels spread evenly
     sharpness     clamp(f v + (1 - f) s), s smoothed by 3 x 3 weights of 1 and 5 in the middle, border excepted
-    rotate        by f degrees, counterclockwise; the nearest pixel, 0 from outside; so also the next four
+    rotate        by f degrees, counterclockwise; like the next four it takes the nearest pixel, and 0 from outside
     shear_x       rows shifted by f times their distance from the top; shear_y: columns, from the left
     shift_x       by f pixels to the right; shift_y: down
     gamma         v^f
     ============= ======================================================================================================
 
-    Saturation, hue and gray leave images without three channels as they are. The results are constants: no gradient
-    reaches the images. They do not depend on the number of threads.
+    Saturation, hue and gray do not change images without three channels. The results are constants: no gradient reaches
+    the images. They do not depend on the number of threads.
 
     Args:
-        images: Of 1 to 64 channels and of one size, or a sequence of any sizes; uint8, uint16, or floating. B may be 0
-            for one tensor.
+        images: A tensor of images of one size, or a sequence of images of any sizes; 1 to 64 channels; uint8, uint16 or
+            floating. B may be 0 for a tensor.
         size: Height and width of the views, or one number for both.
-        boxes: Top, left, height and width in pixels of the part of each image that its view shows; by default all. A
-            box beyond its image is an error on the CPU; on CUDA, where checking would wait for the device, it is cut.
+        boxes: Top, left, height and width in pixels of the part of each image that its view shows; by default the whole
+            image. A box beyond its image is an error on the CPU. On CUDA, where checking would wait for the device, the
+            box is clipped.
         flips: Which views are mirrored; by default none.
-        matrices: By default none. A number that is not finite, here or in ``strengths``, is an error on the CPU; on
-            CUDA the pixels of that view are undefined.
-        steps: Numbers of steps, S for each image; by default none. An unknown number is an error on the CPU and no step
-            on CUDA.
+        matrices: Where the pixels come from, see *move*; by default nothing is moved. A number that is not finite, here
+            or in ``strengths``, is an error on the CPU; on CUDA the pixels of that view are undefined.
+        steps: Numbers of steps, S for each image; by default none. An unknown number is an error on the CPU, and is
+            skipped on CUDA.
         strengths: One for each step.
-        blur_kernel: Odd.
-        mean: One number for each channel; with ``std``.
+        blur_kernel: Side of the blur's kernel in pixels; odd.
+        mean: One number for each channel; given together with ``std``. By default views are not normalized.
         std: One positive number for each channel.
-        dtype: Of the views: float32, float16 or bfloat16.
-        channels_last: Whether the views lie in memory with the channels last.
+        dtype: Dtype of the views: float32, float16 or bfloat16.
+        channels_last: Whether the views have the memory format ``torch.channels_last``.
 
     Returns:
         The views (B, C, height, width).
@@ -136,7 +137,7 @@ def augment_views(
 
 
 def _parts(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Return the images as tensors (n, C, H, W)."""
+    """Return the images as a list of tensors (n, C, H, W)."""
     if isinstance(images, Tensor):
         check_tensor(images, "images")
         return [images]
@@ -244,7 +245,7 @@ def _check_values(
     steps: Tensor | None,  # (B, S)
     strengths: Tensor | None,  # (B, S)
 ) -> None:
-    """Require boxes within their images, known steps and finite numbers; by NumPy, which small calls feel less."""
+    """Require boxes within their images, known steps and finite numbers; by NumPy, which is faster in small calls."""
     if boxes is not None and len(boxes):
         sides = np.array([part.shape[2:] for part in parts])
         if len(parts) > 1:

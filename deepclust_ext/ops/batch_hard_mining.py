@@ -19,36 +19,37 @@ def batch_hard_mining(
 ) -> HardPairs:
     r"""Find the hardest positive and the hardest negative of every anchor, without any N x N matrix.
 
-    Row i of both inputs is the same sample seen by the teacher and by the student. With rows t and s, divided by their
-    L2 norm if ``normalize``:
+    Row i of both inputs is the same sample, seen by the teacher and by the student. Let t and s be the rows, divided by
+    their L2 norm if ``normalize``:
 
     .. math::
         DT_{ij} = \sqrt{\max(|t_i - t_j|^2, 10^{-12})} \qquad D_{ij} = \sqrt{\max(|t_i - s_j|^2, 10^{-12})}
 
-    The negatives of anchor i are the columns j with :math:`DT_{ij} > D_{ii}`, its positives are all others, itself
-    included. The hardest positive is the farthest by D, the hardest negative the nearest; ties go to the lowest index.
+    The negatives of anchor i are the columns j with :math:`DT_{ij} > D_{ii}`. Its positives are all others, including
+    itself. The hardest positive is the farthest by D, the hardest negative the nearest; ties go to the lowest index.
 
-    The six results can be used by any loss; all four distances carry gradients to both inputs (0 where a distance is
-    clamped). Half-precision inputs are computed in float32. Under autocast inputs are cast to float32, as for
-    ``torch.cdist``. Results do not depend on the number of threads.
+    Any loss can use the results. All four distances carry gradients to both inputs (0 where a distance is clamped).
+    Half-precision inputs are computed in float32. Under autocast inputs are cast to float32, as for ``torch.cdist``.
+    Results do not depend on the number of threads.
 
     Args:
         teacher: Features (N, D), float16, bfloat16, float32 or float64. N may be 0.
         student: Features (N, D), same dtype and device.
-        normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
-            type (about 1e19 in float32) count as not finite. A row whose norm is below 1e-12 gets gradient 0.
-        first_row: The first anchor, 0 to N. Pairs of fewer anchors are those that these have among all, to the bit.
-        num_rows: The number R of anchors, all from the first one on by default.
+        normalize: Divide rows by max(L2 norm, 1e-12) first. A row whose norm is below 1e-12 gets gradient 0. Without
+            ``normalize``, rows whose squares overflow the accumulation type (about 1e19 in float32) count as not
+            finite.
+        first_row: The first anchor, 0 to N. Each anchor has the same pair, to the bit, however many anchors there are.
+        num_rows: R, the number of anchors; by default all from ``first_row`` on.
 
     Returns:
-        ``HardPairs`` of six (R,) tensors: ``positive_index`` and ``negative_index`` (int64, -1 where an anchor has
-        none), and in the input dtype ``positive_distance``, ``negative_distance`` (teacher-student),
-        ``positive_teacher_distance`` and ``negative_teacher_distance`` (teacher-teacher); distances of absent pairs
-        are 0. If any input element is NaN or Inf, every index is -1 and every distance NaN.
+        ``HardPairs``, six tensors (R,). ``positive_index`` and ``negative_index`` are int64, -1 where an anchor has
+        none. ``positive_distance`` and ``negative_distance`` (teacher-student), ``positive_teacher_distance`` and
+        ``negative_teacher_distance`` (teacher-teacher) have the input dtype, and are 0 for absent pairs. If any input
+        element is NaN or Inf, every index is -1 and every distance NaN.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
-        ValueError: The shapes or devices do not fit.
+        ValueError: Shapes or devices do not fit, or ``first_row`` or ``num_rows`` is out of range.
 
     Example:
         >>> teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -76,7 +77,7 @@ def _check(
     first_row: int,
     num_rows: int | None,
 ) -> tuple[int, int | None]:
-    """Return the range of the anchors, None as it is where it is all."""
+    """Return the checked range of the anchors; None stays None and means all."""
     check_feature_pair(teacher, student, "teacher", "student")
     if type(first_row) is int and first_row == 0 and num_rows is None:  # the common case
         return 0, None
@@ -91,7 +92,7 @@ def fake_pair_gradient(
     want_teacher: bool,
     want_student: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes of the gradients to both inputs; one that is not wanted is empty."""
+    """Return gradients of the right shapes for both inputs; one that is not wanted is empty."""
     return (
         teacher.new_empty(teacher.shape if want_teacher else (0,)),
         student.new_empty(student.shape if want_student else (0,)),

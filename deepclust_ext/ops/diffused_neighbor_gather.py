@@ -34,49 +34,49 @@ def diffused_neighbor_gather(
 ) -> tuple[Tensor, Tensor]:
     r"""Draw samples near each query: one of its nearest neighbors in a bank, by cosine, plus noise.
 
-    Of the ``num_neighbors`` rows of the bank nearest to the query by cosine, each sample draws one, independently, with
-    probability
+    Each sample draws one of the ``num_neighbors`` rows of the bank that are nearest to the query by cosine,
+    independently, with probability
 
     .. math::
         p_j = \exp(\cos_j / temperature) / \sum_l \exp(\cos_l / temperature)
 
-    and is that row, as it stands in the bank, plus ``noise_std`` times a standard normal number for each element,
-    divided by max(L2 norm, 1e-12) if ``normalize``. With ``num_steps`` > 1 the sample first walks on along the bank's
-    own neighbors: it draws again among those nearest to the row it has drawn, that row itself left out.
+    The sample is that row, not normalized, plus ``noise_std`` times a standard normal number for each element. With
+    ``normalize`` it is then divided by max(L2 norm, 1e-12). With ``num_steps`` > 1 the sample walks on before noise is
+    added: in each further step it draws again among the rows nearest to the row that it has drawn, except that row.
 
-    With ``num_neighbors=0`` nothing is drawn and the sample is the query itself plus noise: the diffused sampling of
+    With ``num_neighbors=0`` nothing is drawn, and the sample is the query itself plus noise: the diffused sampling of
     the HaDis authors' code. ``bank``, ``exclude`` and ``valid`` are not read then.
 
-    The gradient reaches the rows of the bank that were drawn and, where the sample is the query itself, the query. The
-    choice has none. Half-precision inputs are computed in float32; under autocast inputs are cast to float32. Memory
-    beyond the results is of the order of B k, and for further steps of B S (k + D); the bank is streamed.
+    The gradient reaches the rows of the bank that were drawn, and the query where the sample is the query itself. The
+    probabilities get none. Half-precision inputs are computed in float32; under autocast inputs are cast to float32.
+    Memory beyond the results is of the order of B k, and of B S (k + D) for further steps; the bank is streamed.
 
-    Random numbers come from a counter-based generator (Philox4x32-10) under a seed that each call draws from
-    ``generator``. The same seed draws the same indices on every device and number of threads, and in the plain-PyTorch
-    reference, unless two probabilities differ by less than rounding; what a query draws does not depend on how many
-    queries there are.
+    Random numbers come from a counter-based generator (Philox4x32-10) with a seed that each call draws from
+    ``generator``. The same seed draws the same indices on every device, with any number of threads, and in the
+    plain-PyTorch reference, unless two probabilities differ by less than rounding. What a query draws does not depend
+    on the other queries.
 
     Args:
         query: Rows (B, D), float16, bfloat16, float32 or float64; D > 0. B may be 0.
         bank: Rows (M, D) of the same dtype and device. M may be 0.
-        num_neighbors: How many neighbors to draw among, 0 to 256; with ``exclude`` and several steps to 255.
-        temperature: Of the softmax; above 0. The smaller, the more often the nearest.
+        num_neighbors: How many neighbors to draw from, 0 to 256; at most 255 with ``exclude`` and several steps.
+        temperature: Temperature of the softmax; above 0. The smaller it is, the more often the nearest row is drawn.
         noise_std: Standard deviation of the noise; at least 0.
         num_steps: Steps of the walk, at least 1.
-        num_samples: S, samples of each query, at least 1; drawn with replacement.
-        exclude: For every query the index of one row of the bank never to draw, such as its own entry, int64; -1 for
-            none. A number that is no row of the bank is an error on the CPU, and on CUDA and in compiled code, where
-            looking would wait, it is none.
-        valid: Which rows of the bank count, bool; the others may hold anything, NaN too. All by default.
+        num_samples: S, the number of samples for each query, at least 1; drawn with replacement.
+        exclude: For every query the index of one row of the bank that is never drawn, such as its own entry, int64; -1
+            for none. An index that is no row of the bank is an error on the CPU. On CUDA and in compiled code, where
+            checking would wait for the device, it excludes nothing.
+        valid: Which rows of the bank count, bool; by default all. The others may hold anything, even NaN.
         normalize: Divide the samples by their L2 norm. A sample whose norm is below 1e-12 gives gradient 0.
-        generator: Where the seed comes from: a generator on the CPU, whatever the device of the query; torch's default
-            one (``torch.manual_seed``) without it. torch.compile takes no generators: leave it out there.
+        generator: Where the seed comes from: a generator on the CPU, whatever the device of the query; by default
+            torch's own (``torch.manual_seed``). torch.compile takes no generators: leave it out there.
 
     Returns:
-        The pair of samples (B, S, D), in the input dtype, and indices (B, S) int64 of the rows of the bank they were
-        drawn from. A sample that finds no candidate stays where it is; one that never found any has index -1 and is
-        the query itself plus noise. A query with a NaN or Inf has index -1 and samples NaN; one in a valid row of the
-        bank gives that to all queries. With ``normalize``, a sample that is not finite is NaN.
+        The pair of samples (B, S, D), in the input dtype, and the indices (B, S) int64 of the rows that were drawn. A
+        sample that finds no candidate in a step stays where it is. If it never finds one, its index is -1, and it is
+        the query itself plus noise. A query with a NaN or Inf has index -1 and samples NaN; a NaN or Inf in a valid row
+        of the bank does this to all queries. With ``normalize``, a sample that is not finite is NaN.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.

@@ -37,59 +37,60 @@ def fused_contrastive_loss(
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Tell every anchor's positive from its negatives, the hard ones weighing more, without any N x N matrix.
+    r"""Contrast every anchor's positive with its negatives, where hard ones may weigh more, without any N x N matrix.
 
-    Two views: all 2B rows of ``z_a`` and ``z_b`` are anchors. The positive of a row is its other view, its negatives
-    are the other 2B - 2 rows. With a ``queue`` (MoCo form) the anchors are ``z_a``, the positives ``z_b``, and the
-    negatives are the rows of the queue. With rows z, divided by their L2 norm if ``normalize``, and class vectors c:
+    Without a ``queue`` all 2B rows of ``z_a`` and ``z_b`` are anchors. The positive of a row is its other view, its
+    negatives are the other 2B - 2 rows. With a ``queue`` (as in MoCo) the anchors are ``z_a``, the positives ``z_b``,
+    and the negatives are the rows of the queue. Let z be the rows, divided by their L2 norm if ``normalize``, and c the
+    class vectors:
 
     .. math::
         s_{ij} = z_i \cdot z_j / \tau + c_i \cdot c_j / \tau_c \qquad
         loss_i = -s_{ip} + \log(\exp(s_{ip}) + G_i)
 
     where :math:`\tau` is ``temperature``, :math:`\tau_c` is ``class_temperature`` and p is the positive. With R
-    negatives, :math:`\beta` = ``hardness`` and :math:`\tau^+` = ``debias``, which is no temperature,
+    negatives, :math:`\beta` = ``hardness`` and :math:`\tau^+` = ``debias`` (which is no temperature),
 
     .. math::
         G_i = R \sum_{neg} \exp((1 + \beta) s_{ij}) / \sum_{neg} \exp(\beta s_{ij}) \qquad
         G_i \leftarrow \max((G_i - \tau^+ R \exp(s_{ip})) / (1 - \tau^+), R \exp(-1 / \tau))
 
-    the second step for :math:`\tau^+ > 0` only. With ``hardness`` = 0, G is the plain sum: NT-Xent, as in SimCLR, and
-    with a queue InfoNCE, as in MoCo. With class vectors every pair is weighted by
-    :math:`\exp(c_i \cdot c_j / \tau_c)`, as in CLC: negatives that share the anchor's cluster, the hard
-    ones, weigh more. The gradient goes through all weights, to everything that requires one, the queue included.
+    where the second step is made only for :math:`\tau^+ > 0`. With ``hardness`` = 0, G is the plain sum: the loss is
+    NT-Xent, as in SimCLR, or with a queue InfoNCE, as in MoCo. Class vectors weight every pair by :math:`\exp(c_i \cdot
+    c_j / \tau_c)`, as in CLC. So negatives that share the anchor's cluster, the hard ones, weigh more. The gradient
+    goes through all weights to every input that requires one, including the queue.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32, as for torch's own losses.
-    Scores may be of any size, so any temperature is safe. Results do not depend on the number of threads. Second
+    No temperature is too low: exponentials do not overflow. Results do not depend on the number of threads. Second
     derivatives raise ``RuntimeError``.
 
     Args:
         z_a: Features (B, D) of one view, float16, bfloat16, float32 or float64. B may be 0 or 1.
         z_b: Features (B, D) of the other view, row i being the same sample; same dtype and device.
-        temperature: Divides the cosines; above 0. It may be a floating tensor (), such as a parameter that is learned,
-            which receives a gradient; a value that is not positive is an error on the CPU, and on CUDA and in compiled
-            code, where looking would wait, the loss is NaN. Memory is then that of a copy of the rows more.
-        hardness: How much the hardest negatives are preferred, at least 0. Published values are 0.5 to 2.
-        debias: τ⁺, the assumed probability that a negative is of the anchor's class, in [0, 1).
-        class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; not normalized. Same dtype and
-            device as ``z_a``; with ``class_b``.
+        temperature: Divides the cosines; above 0. It may be a floating tensor (), such as a learned parameter, which
+            receives a gradient. This takes the memory of another copy of the rows. A tensor that is not positive is an
+            error on the CPU. On CUDA and in compiled code, where checking would wait for the device, the loss is NaN.
+        hardness: How much more near negatives weigh than far ones, at least 0. Published values are 0.5 to 2.
+        debias: τ⁺, the assumed probability that a negative belongs to the anchor's class, in [0, 1).
+        class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; they are not normalized. Same dtype
+            and device as ``z_a``; given together with ``class_b``.
         class_b: Class vectors (B, K) of ``z_b``.
         class_temperature: Divides the products of class vectors; above 0.
         queue: Negatives (M, D) for all anchors. M may be 0.
         class_queue: Class vectors (M, K) of the queue; required with ``queue`` and class vectors.
-        normalize: Divide the rows of ``z_a``, ``z_b`` and ``queue`` by max(L2 norm, 1e-12) first. Without it, rows
-            whose squares over ``temperature`` overflow the accumulation type count as not finite. A row whose norm is
-            below 1e-12 has no direction and gets gradient 0, where torch's ``normalize`` gives it 1e12 times what
-            comes in.
+        normalize: Divide the rows of ``z_a``, ``z_b`` and ``queue`` by max(L2 norm, 1e-12) first. A row whose norm is
+            below 1e-12 has no direction and gets gradient 0; torch's ``normalize`` would multiply its gradient by 1e12.
+            Without ``normalize``, rows whose squares over ``temperature`` overflow the accumulation type count as not
+            finite.
         reduction: "mean" over anchors, "sum", or "none" for the losses of all anchors: (2B,), ``z_a`` first, or with a
-            queue (B,). Mean and sum of no anchor are 0, as is the loss of an anchor without negatives.
+            queue (B,). The loss of an anchor without negatives is 0, and so are mean and sum over no anchors.
 
     Returns:
         The loss, in the input dtype. If any input element is NaN or Inf, losses and gradients are NaN.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
-        ValueError: A shape, device or number does not fit, or class vectors are given for a part of the rows only.
+        ValueError: A shape, device or number does not fit, or only some of the rows have class vectors.
 
     Example:
         >>> views = torch.eye(3), torch.eye(3)
@@ -160,9 +161,9 @@ def _keeps_gradient(
     queue: Tensor | None,  # (M, D)
     class_queue: Tensor | None,  # (M, K)
 ) -> bool:
-    """Return whether forward is to compute the anchors' gradient too: where nothing else takes the queue backward.
+    """Return whether forward computes the anchors' gradient too: if the queue and its class vectors need none.
 
-    Scores of a queue are needed once then, not twice. On CUDA the backward pass computes them again.
+    Then the scores of the queue are computed once, not twice. On CUDA the backward pass computes them again.
     """
 
     def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -191,10 +192,10 @@ def _with_tensor_temperature(
     normalize: bool,
     reduction: str,
 ) -> Tensor:
-    r"""Divide the rows by the root of the temperature in torch, whose autograd finds its gradient.
+    r"""Divide the rows by the square root of the temperature in torch, so that autograd finds its gradient.
 
-    Nothing but the scores depends on the temperature, except for the lower limit of the debiased negatives, and those
-    follow from an anchor's loss l without debiasing: :math:`G / \exp(s_p) = \exp(l) - 1`.
+    Only the scores depend on the temperature, and the lower limit of the debiased negatives. So debiasing is done here
+    too. It starts from an anchor's loss l without debiasing: :math:`G / \exp(s_p) = \exp(l) - 1`.
     """
     wide = torch.promote_types(z_a.dtype, torch.float32)
     temperature = temperature.to(torch.promote_types(temperature.dtype, wide))
@@ -233,7 +234,7 @@ def _with_tensor_temperature(
 def unit_rows(
     rows: Tensor,  # (N, D)
 ) -> Tensor:
-    """Return the rows over max(L2 norm, 1e-12), without overflow; a row below that has no gradient."""
+    """Return the rows divided by max(L2 norm, 1e-12), without overflow; a row of smaller norm has no gradient."""
     largest = rows.detach().abs().amax(dim=1, keepdim=True)
     rows_of_one = rows / largest.masked_fill(largest == 0, 1)
     norms = torch.linalg.vector_norm(rows_of_one, dim=1, keepdim=True)

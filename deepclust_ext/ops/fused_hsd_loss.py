@@ -42,19 +42,19 @@ def fused_hsd_loss(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HSDStats]:
-    r"""Pull every student to its hardest positive and push it from its hardest negative, weighted by their hardness.
+    r"""Compute the hardness-aware self-distillation loss, from the hardest positive and negative of every anchor.
 
-    On the pairs p, n and distances D (teacher-student), DT (teacher-teacher) of :func:`batch_hard_mining`:
+    It uses the pairs p, n and distances D (teacher-student), DT (teacher-teacher) of :func:`batch_hard_mining`:
 
     .. math::
         w^p_i = \max(D_{ip} - DT_{ip}, 0) \qquad w^n_i = \max(DT_{in} - D_{in}, 0) \qquad
         loss_i = \log(1 + \exp((w^p_i D_{ip} - w^n_i D_{in}) / temperature))
 
-    which is the cross entropy of the logits (w^n D_n, w^p D_p) / temperature with target 0. The weights are constants;
-    the gradient reaches the two mined student rows, and the teacher if it requires one. An absent pair has logit 0.
+    This is the cross entropy of the logits (w^n D_n, w^p D_p) / temperature with target 0. The weights are constants.
+    The gradient reaches the two mined student rows, and the teacher if it requires one. An absent pair has logit 0.
 
-    A collapsed batch, or a student equal to its teacher, gives exactly log 2 = 0.6931 with zero gradient, and the loss
-    alone does not tell the two apart: ``return_stats=True`` does, at no cost.
+    The loss is exactly log 2 = 0.6931 with zero gradient both for a collapsed batch and for a student equal to its
+    teacher. ``return_stats=True`` tells which it is, at no cost.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32, as for torch's own losses.
     Results do not depend on the number of threads. Second derivatives raise ``RuntimeError``.
@@ -63,17 +63,18 @@ def fused_hsd_loss(
         teacher: Features (N, D) of the teacher, float16, bfloat16, float32 or float64. N may be 0.
         student: Features (N, D) of the student, row i being the same sample; same dtype and device.
         temperature: Divides the logits; above 0. The published value is 0.5. It may be a floating tensor (), such as a
-            parameter that is learned, which receives a gradient; a value that is not positive is an error on the CPU,
-            and on CUDA and in compiled code, where looking would wait, the loss is NaN.
-        normalize: Divide rows by max(L2 norm, 1e-12) first. Without it, rows whose squares overflow the accumulation
-            type (about 1e19 in float32) count as not finite. A row whose norm is below 1e-12 gets gradient 0.
-        reduction: "mean" over anchors, "sum", or "none" for the (N,) losses. Mean and sum of no anchor are 0.
+            learned parameter, which receives a gradient. A tensor that is not positive is an error on the CPU. On CUDA
+            and in compiled code, where checking would wait for the device, the loss is NaN.
+        normalize: Divide rows by max(L2 norm, 1e-12) first. A row whose norm is below 1e-12 gets gradient 0. Without
+            ``normalize``, rows whose squares overflow the accumulation type (about 1e19 in float32) count as not
+            finite.
+        reduction: "mean" over anchors, "sum", or "none" for the losses (N,). Mean and sum over no anchors are 0.
         return_stats: Also return :class:`HSDStats`.
 
     Returns:
         The loss, () or (N,), in the input dtype; with ``return_stats`` the pair (loss, stats). The stats are
-        0-dimensional tensors on the same device, so that reading them is the caller's choice. If any input element is
-        NaN or Inf, losses, distances and gradients are NaN.
+        0-dimensional tensors on the same device; nothing waits for the device until you read them. If any input element
+        is NaN or Inf, losses, distances and gradients are NaN.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
@@ -85,8 +86,8 @@ def fused_hsd_loss(
         >>> print(f"{loss:.4f} {stats.zero_negative_weight:.2f}")
         0.6931 1.00
 
-    Source: HaDis, https://arxiv.org/abs/2401.14038; class ``HSD`` of its published code is
-    :class:`deepclust_ext.compat.HSD`.
+    Source: HaDis, https://arxiv.org/abs/2401.14038. :class:`deepclust_ext.compat.HSD` replaces the class ``HSD`` of its
+    published code.
     """
     check_feature_pair(teacher, student, "teacher", "student")
     temperature = check_temperature(temperature)
@@ -117,7 +118,7 @@ def _with_tensor_temperature(
     normalize: bool,
     reduction: str,
 ) -> tuple[Tensor, HSDStats]:
-    """Mine natively and do the rest, which is small, in torch, whose autograd finds the gradient to the temperature."""
+    """Mine natively and do the rest, which is small, in torch, so that autograd finds the temperature's gradient."""
     wide = torch.promote_types(teacher.dtype, torch.float32)
     pairs = batch_hard_mining(teacher.to(wide), student.to(wide), normalize=normalize)
     loss, stats = hsd_loss_of_pairs(pairs, temperature, reduction)

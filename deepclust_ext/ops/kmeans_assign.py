@@ -1,4 +1,4 @@
-"""kmeans_assign and kmeans_update, the two halves of a k-means iteration, and kmeans_step, both; no N x K matrix."""
+"""kmeans_assign and kmeans_update, the two halves of a k-means iteration, and kmeans_step, a whole one."""
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ def kmeans_assign(
     .. math::
         d(x, y) = 1 - x \cdot y / (\max(|x|, 10^{-12}) \max(|y|, 10^{-12}))
 
-    Matrix products only narrow the choice; distances are summed over squared differences, so that an offset that rows
-    and centroids share costs no digits. Ties go to the lowest index; results do not depend on the number of threads.
+    Matrix products only narrow the choice. Distances are summed over squared differences, so an offset that rows and
+    centroids share costs no precision. Ties go to the lowest index; results do not depend on the number of threads.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. The results are
-    constants: they never require a gradient, so that ``backward`` through them alone raises ``RuntimeError``.
+    constants: they never require a gradient, so ``backward`` through them alone raises ``RuntimeError``.
 
     Args:
         features: Rows (N, D), float16, bfloat16, float32 or float64; D > 0. N may be 0.
@@ -36,7 +36,7 @@ def kmeans_assign(
 
     Returns:
         The pair of labels (N,) int64 and distances (N,) in the input dtype. A row with a NaN or Inf gets label -1 and
-        distance NaN; a NaN or Inf in a centroid gives that to all rows.
+        distance NaN; a NaN or Inf in a centroid does this to all rows.
 
     Raises:
         TypeError: An argument is no tensor, or of an unsupported or different dtype.
@@ -70,8 +70,8 @@ def kmeans_update(
         num_clusters: K, at least 1.
 
     Returns:
-        The pair of sums (K, D), float32, or float64 for float64, and counts (K,) int64; constants as those of
-        :func:`kmeans_assign`.
+        The pair of sums (K, D), float32, or float64 for float64, and counts (K,) int64. Like those of
+        :func:`kmeans_assign` they are constants.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
@@ -97,14 +97,15 @@ def kmeans_step(
     *,
     metric: str = "euclidean",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Make one of Lloyd's iterations: assign all rows, then move every center amid its rows.
+    r"""Make one of Lloyd's iterations: assign all rows, then move every center to the middle of its rows.
 
     .. math::
         s_c = \sum_{label_i = c} x_i \qquad y'_c = s_c / n_c \quad \text{or} \quad y'_c = s_c / |s_c|
 
-    for the metric ``"euclidean"``, and for ``"cosine"``, whose rows should be of norm 1. A center without rows stays.
-    The same as :func:`kmeans_assign` and :func:`kmeans_update` in turn, but rows are read once, and distances are
-    computed only where they have to decide. Under autocast half-precision inputs are cast to float32.
+    The first form is for the metric ``"euclidean"``, the second for ``"cosine"``, where rows should have norm 1. A
+    center without rows stays. The result is that of :func:`kmeans_assign` and then :func:`kmeans_update`, but rows are
+    read only once, and distances are computed only where they decide. Under autocast half-precision inputs are cast to
+    float32.
 
     Args:
         features: Rows (N, D), float16, bfloat16, float32 or float64; D > 0. N may be 0.
@@ -113,8 +114,8 @@ def kmeans_step(
 
     Returns:
         Labels (N,) int64; centers (K, D), float32, or float64 for float64; counts (K,) int64; and the change (2,)
-        float64: the squared distance of all centers together from the old ones, and the number of empty clusters.
-        All are constants as those of :func:`kmeans_assign`.
+        float64: the sum of the squared distances of all centers from the old ones, and the number of empty clusters.
+        Like those of :func:`kmeans_assign` all are constants.
 
     Raises:
         TypeError: An argument is no tensor, or of an unsupported or different dtype.

@@ -16,30 +16,30 @@ def kmeans_seed(
 ) -> Tensor:
     r"""Choose K rows as first centers by greedy k-means++.
 
-    The cost of a row is its squared Euclidean or its cosine distance from the nearest row chosen so far, times its
-    weight. Every further center is, of C rows drawn with probabilities proportional to their costs, the one that leaves
-    the least total cost:
+    The cost of a row is its weight times its squared Euclidean or its cosine distance from the nearest row chosen so
+    far. For every further center, C candidate rows are drawn with probabilities proportional to their costs. The one
+    that leaves the least total cost is chosen:
 
     .. math::
         c_t = \arg\min_{j \in J_t} \sum_i w_i \min(d(x_i, x_j), \min_{s<t} d(x_i, x_{c_s})) \qquad
         P(j \in J_t) \propto w_j \min_{s<t} d(x_j, x_{c_s})
 
-    Costs are added up as 64-bit integers, to which one scale brings them, so that the same numbers choose the same rows
-    on any number of threads. Ties go to the first candidate. On the CPU, products in 16-bit integers exclude most rows,
-    with certainty, as nearer to the row that they have. The other distances are computed by differences, as
-    :func:`~deepclust_ext.kmeans_assign` does it.
+    Costs are scaled to 64-bit integers before they are added up. So the same random numbers choose the same rows with
+    any number of threads. Ties go to the first candidate. On the CPU, products of 16-bit integers rule out most rows: a
+    bound proves that they are nearer to a center that they have. The other distances are computed by differences, as in
+    :func:`~deepclust_ext.kmeans_assign`.
 
     Args:
         features: Rows (N, D), float16, bfloat16, float32 or float64; N > 0, D > 0. Squared distances must not overflow.
-        uniform: Random numbers (K, C) in [0, 1), float64; row t draws the candidates of center t. Of the first row one
-            number counts: it draws the first center by weight.
+        uniform: Random numbers (K, C) in [0, 1), float64; row t draws the candidates of center t. Of the first row only
+            the first number is used: it draws the first center by weight.
         metric: ``"euclidean"`` or ``"cosine"``.
         weights: Weights (N,), float64, none negative and one above 0; None for equal ones. Whole numbers choose the
             rows that as many copies of each would.
 
     Returns:
-        The places (K,) of the chosen rows, int64, a constant. Rows may repeat where there are fewer than K distinct
-        ones. A NaN or Inf in a row gives -1 in all places.
+        The indices (K,) of the chosen rows, int64, a constant. Rows may repeat if there are fewer than K distinct ones.
+        If a row has a NaN or Inf, all indices are -1.
 
     Raises:
         TypeError: An argument is no tensor or of an unsupported dtype.
@@ -50,8 +50,8 @@ def kmeans_seed(
         >>> kmeans_seed(features, torch.tensor([[0.3], [0.6]], dtype=torch.float64)).tolist()
         [1, 3]
 
-    Source: D. Arthur and S. Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007, with the several
-    candidates of its conclusion.
+    Source: D. Arthur and S. Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007; several candidates
+    are proposed in its conclusion.
     """
     _check(features, uniform, metric, weights)
     if not _extension.uses_native(features.device.type):

@@ -23,27 +23,27 @@ def nearest_neighbors(
     .. math::
         cosine(q, x) = q \cdot x / (\max(|q|, 10^{-12}) \max(|x|, 10^{-12}))
 
-    The bank is streamed: beyond inputs and outputs, the CPU takes memory of the order of B k and a tile for every
-    thread, CUDA also a copy of the rows as its tensor cores read them. Ties go to the lowest index, and results do not
-    depend on the number of threads. CUDA compares up to 512 rows whose cosines with a query nearly tie by exact
-    cosines; of more, any may be taken that rounding does not tell from the nearest.
+    The bank is streamed. Beyond inputs and outputs, the CPU takes memory of the order of B k and a tile for every
+    thread; CUDA also takes a copy of the rows in the form that its tensor cores read. Ties go to the lowest index, and
+    results do not depend on the number of threads. On CUDA up to 512 rows with nearly equal cosines are compared by
+    exact cosines. If there are more, any of the rows may be taken that rounding cannot distinguish from the nearest.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. The results are
-    constants: they never require a gradient, so that ``backward`` through them alone raises ``RuntimeError``.
+    constants: they never require a gradient, so ``backward`` through them alone raises ``RuntimeError``.
 
     Args:
         query: Rows (B, D), float16, bfloat16, float32 or float64; D > 0. B may be 0.
         bank: Rows (M, D) of the same dtype and device. M may be 0.
         k: How many neighbors, 1 to 256.
-        exclude: For every query the index of one row of the bank that is not to be among its neighbors, such as its
-            own entry, int64; -1 for none. A number that is no row of the bank is an error on the CPU, and on CUDA and
-            in compiled code, where looking would wait, it is none.
-        valid: Which rows of the bank count, bool; the others may hold anything, NaN too. All by default.
+        exclude: For every query the index of one row of the bank that must not be among its neighbors, such as its own
+            entry, int64; -1 for none. An index that is no row of the bank is an error on the CPU. On CUDA and in
+            compiled code, where checking would wait for the device, it excludes nothing.
+        valid: Which rows of the bank count, bool; by default all. The others may hold anything, even NaN.
 
     Returns:
-        The pair of cosines (B, k), in the input dtype, descending, and indices (B, k) int64 of rows of the bank. With
-        fewer than k candidates, the rest are cosine -inf and index -1. A query with a NaN or Inf gets cosines NaN and
-        indices -1; one in a valid row of the bank gives that to all queries.
+        The pair of cosines (B, k), in the input dtype, descending, and indices (B, k) int64 of rows of the bank. If
+        there are fewer than k candidates, the remaining places have cosine -inf and index -1. A query with a NaN or Inf
+        gets cosines NaN and indices -1; a NaN or Inf in a valid row of the bank does this to all queries.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
@@ -75,7 +75,7 @@ def check_neighbors(
     exclude: Tensor | None,  # (B,)
     valid: Tensor | None,  # (M,)
 ) -> int:
-    """Raise the errors of the contract, but for what the values of ``exclude`` are; return k."""
+    """Raise the errors of the contract, except for the values of ``exclude``; return k."""
     check_query_and_bank(query, bank, exclude, valid)
     return check_integer(k, "k", 1, MAX_NEIGHBORS)
 

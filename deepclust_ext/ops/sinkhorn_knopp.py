@@ -66,15 +66,15 @@ def sinkhorn_knopp(
         v_k \leftarrow c_k / \sum_n u_n \exp(s_{nk} / \epsilon) \qquad
         u_n \leftarrow r_n / \sum_k v_k \exp(s_{nk} / \epsilon)
 
-    from u = 1, clusters first and samples last, as SwAV does; the marginals r (samples) and c (clusters) are 1/N and
-    1/K, or as given, so that by default every row of the result sums to 1. The iterates are SwAV's wherever those are
-    finite. Ours are finite for every finite score and epsilon: exponentials are taken relative to potentials that
-    follow the iteration, so nothing overflows and no cluster runs empty.
+    The iteration starts from u = 1 and normalizes clusters first and samples last, as in SwAV. The marginals r
+    (samples) and c (clusters) are 1/N and 1/K unless they are given, so by default every row of the result sums to 1.
+    The iterates are SwAV's wherever those are finite. Ours are finite for every finite score and epsilon: exponentials
+    are taken relative to potentials that follow the iteration, so nothing overflows and no cluster becomes empty.
 
-    Scores may be masked by any finite number far below the others, -1e9 or the lowest of the dtype: the result is 0
-    there, and as SwAV's elsewhere. A sample or cluster of such scores alone, for which SwAV's loop is NaN, counts from
-    its own largest score, as in exact arithmetic. A sample whose scores are all far above those of the others, by 1e9
-    for example, takes digits from them on CUDA.
+    To mask scores, set them to a finite number far below the others, such as -1e9 or the lowest of the dtype. The
+    result is 0 there, and equal to SwAV's elsewhere. If all scores of a sample or cluster are that low, SwAV's loop is
+    NaN; here only the differences from its own largest score count, as in exact arithmetic. On CUDA, a sample whose
+    scores are all far above those of the others, for example by 1e9, costs the others precision.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. Results do not depend on
     the number of threads. Second derivatives raise ``RuntimeError``.
@@ -82,30 +82,31 @@ def sinkhorn_knopp(
     Args:
         scores: Similarities (..., N, K) of samples and clusters, such as cosines; float16, bfloat16, float32 or
             float64. Each (N, K) is a problem of its own.
-        epsilon: Smoothness; above 0. The smaller, the harder the assignments.
-        num_iters: Iterations, at least 1; with ``tolerance`` at most.
-        sample_marginals: Shares (N,), or (..., N) per problem, of the samples; at least 0, divided by their sum. A
-            sample of share 0 takes no part and gets a row of zeros.
-        cluster_marginals: Shares (K,), or (..., K) per problem, of the clusters; likewise.
-        tolerance: Stop a problem once its clusters' sums differ by at most this from their shares, added up over the
-            clusters; at least 0.
-        differentiable: Let the gradient of the iterations that were made reach ``scores``; memory for it is of the
-            order of ``num_iters`` (N + K). Marginals get none. Without it the result is constant.
+        epsilon: Smoothness; above 0. The smaller it is, the harder the assignments.
+        num_iters: Number of iterations, at least 1; with ``tolerance`` the largest number.
+        sample_marginals: Shares (N,), or (..., N) per problem, of the samples; at least 0. They are divided by their
+            sum. A sample of share 0 takes no part and gets a row of zeros.
+        cluster_marginals: Shares (K,), or (..., K) per problem, of the clusters, in the same way.
+        tolerance: Stop a problem early once its clusters' sums differ from their shares by at most this, as the sum of
+            absolute differences; at least 0.
+        differentiable: Let the gradient of the iterations that were made reach ``scores``. It takes memory of the order
+            of ``num_iters`` (N + K). Marginals get no gradient. Without it the result is constant.
         return_num_iters: Also return how many iterations every problem took.
-        out: Memory for the result, such as that of the call before: of the shape, dtype and device of the result,
-            contiguous, and apart from the inputs in memory. Large results are faster then, where new memory is handed
-            out page by page, and on the CPU nothing else of their size is needed in float32 and float64, unless scores
-            are masked or not contiguous. Only where no gradient is recorded, and not within the transforms of
-            ``torch.func``.
+        out: Memory for the result, such as the result of the call before. It must have the shape, dtype and device of
+            the result, be contiguous, and share no memory with the inputs. Large results are faster with it, because
+            new memory costs page faults. On the CPU nothing else of that size is then needed in float32 and float64,
+            unless scores are masked or not contiguous. It is allowed only where no gradient is recorded, and not within
+            the transforms of ``torch.func``.
 
     Returns:
-        The assignments (..., N, K) in the input dtype, in ``out`` where it is given; with ``return_num_iters`` the pair
-        of these and the iterations (...) int64. A problem with a NaN or Inf in scores or shares, a negative share or no
-        positive one is NaN.
+        The assignments (..., N, K) in the input dtype, in ``out`` if it is given; with ``return_num_iters`` the pair of
+        these and the iterations (...) int64. A problem is NaN if scores or shares have a NaN or Inf, or if a share is
+        negative or none is positive.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.
-        ValueError: A shape, device or number does not fit; ``out`` meets an input in memory, or a gradient is recorded.
+        ValueError: A shape, device or number does not fit, or ``out`` shares memory with an input or is given although
+            a gradient is recorded.
         RuntimeError: ``out`` within a transform of ``torch.func``.
 
     Example:
@@ -162,7 +163,7 @@ def _write(
     tolerance: float | None,
     out: Tensor,  # (..., N, K)
 ) -> Tensor:
-    """Let the op write its assignments, and return the iterations used."""
+    """Let the op write its assignments into ``out``, and return the iterations used."""
     arguments = (scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance)
     if torch.compiler.is_compiling() and has_symbol("sinkhorn_knopp", arguments):
         assignments, used, _ = call(
@@ -266,7 +267,7 @@ def _check_out(
 
 
 def _meet(first: Tensor, second: Tensor) -> bool:
-    """Return whether the memory from the first to the last element of one tensor meets that of the other."""
+    """Return whether the memory from the first to the last element of one tensor overlaps that of the other."""
     if not first.numel() or not second.numel():
         return False
     ends = []

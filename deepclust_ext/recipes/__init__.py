@@ -1,4 +1,4 @@
-"""Recipes: all that decides a run of a method on a data set, one YAML file each, named METHOD-DATASET."""
+"""Recipes: all settings of a run of a method on a data set, one YAML file each, named METHOD-DATASET."""
 
 from deepclust_ext.recipes.files import changed, completed, dump, load, names
 from deepclust_ext.recipes.schema import Recipe

@@ -1,4 +1,4 @@
-"""The recipe of a second stage: what it learns from is the trained run's, how it learns is that of boost-digits."""
+"""The recipe of a second stage: data and network come from the trained run, all else from boost-digits."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,10 +13,10 @@ OF_THE_RUN = ("model.base", "model.base_model", "backbone")
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Require settings that a second stage has of its own.
+    """Require settings that a second stage may choose itself.
 
     Raises:
-        ValueError: If one is that of the trained run.
+        ValueError: If a setting is fixed by the trained run.
     """
     for key, value in settings.items():
         if any(f"{key}.".startswith(f"{part}.") for part in OF_THE_RUN):
@@ -28,11 +28,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def boost_recipe(trained: Recipe) -> Recipe:
     """Return the recipe of a second stage after a run of another.
 
-    Images, network and test view are those of the run, and its first and its last view: of SACC a weak one and the
-    strong one.
+    Images, network, test view, and the first and last view are those of the run: of SACC a weak view and the strong
+    one.
 
     Raises:
-        ValueError: If the run was of a method whose network cannot be boosted.
+        ValueError: If the method of the run cannot be boosted.
     """
     if trained.method not in BASES:
         raise ValueError(f"run: expected one of {', '.join(BASES)}, whose network learns, got one of {trained.method}")

@@ -1,4 +1,4 @@
-"""From a recipe to what trains."""
+"""Makes method, views and trainer from a recipe."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def make_method(recipe: Recipe, **ranks: Any) -> ClusteringMethod:
-    """Return the recipe's method with new weights, from torch's global generator, on the CPU.
+    """Return the recipe's method on the CPU, with new weights drawn by torch's global generator.
 
     Args:
         recipe: All settings.
@@ -48,7 +48,7 @@ def make_views(recipe: Recipe) -> list[nn.Module]:
 
 
 def fit_neighbors(views: Sequence[nn.Module], data: Dataset[Any]) -> None:
-    """Find the neighbors in a data set that views draw from; views of the same settings share them."""
+    """Find the neighbors in a data set that views draw from; views with the same settings share them."""
     found: dict[tuple[int, int], NeighborView] = {}
     for part in (part for view in views for part in view.modules()):
         if isinstance(part, NeighborView):
@@ -57,7 +57,7 @@ def fit_neighbors(views: Sequence[nn.Module], data: Dataset[Any]) -> None:
 
 
 def make_test_view(recipe: Recipe) -> nn.Module | None:
-    """Return the view for pseudo-labels, clusters and scores; None where images are taken as they are."""
+    """Return the view for pseudo-labels, clusters and scores; None for unchanged images."""
     return None if recipe.test_view is None else make_view(**recipe.test_view)
 
 
@@ -75,10 +75,10 @@ def make_config(recipe: Recipe, **settings: Any) -> TrainConfig:
 
 
 def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]) -> None:
-    """Require as many images as the recipe is of, its channels, and views that give the size which the network sees.
+    """Require the recipe's number of images and channels, and views that give the size that the network sees.
 
     Raises:
-        ValueError: Names what differs.
+        ValueError: If something differs; the message names it.
     """
     expected, as_in = recipe.data, f"as {recipe.title} has it"
     if isinstance(data, Mapping) and len(data) > 1 and takes_places(*make_views(recipe)):
@@ -126,16 +126,16 @@ def make_trainer(
         recipe: All settings.
         data: The images, or several data sets by name, see :class:`deepclust_ext.training.Trainer`.
         out: Folder for checkpoint and history.
-        seed: Of everything random, the first weights too; below 2^32.
+        seed: Seed of everything random, including the first weights; below 2^32.
         device: Where to train.
         gather_distributed: Whether several ranks train together, see :class:`deepclust_ext.training.Trainer`.
-        process_group: These ranks; None for all.
-        **settings: Others of :class:`deepclust_ext.training.TrainConfig` that change no recipe: ``num_workers``,
-            ``precision``, ``compile``.
+        process_group: The ranks; None for all.
+        **settings: Other settings of :class:`deepclust_ext.training.TrainConfig` that are not in a recipe:
+            ``num_workers``, ``precision``, ``compile``.
 
     Raises:
         ImportError: If the backbone needs torchvision and there is none.
-        ValueError: If the recipe does not fit the method, or the images are not those that it is of.
+        ValueError: If the recipe does not fit the method or the images.
     """
     config = make_config(recipe, seed=seed, **settings)
     check_images(recipe, data)

@@ -1,4 +1,4 @@
-"""From what YAML holds to dataclasses: unknown keys and wrong types are errors that say what to write."""
+"""Makes dataclasses from YAML: unknown keys and wrong types are errors that say what to write."""
 
 import difflib
 import math
@@ -16,12 +16,12 @@ WORDS: dict[Any, str] = {float: "a finite number", int: "an integer", str: "text
 
 
 def build(kind: type[T], values: Any, where: str) -> T:
-    """Return a dataclass of values that YAML gave.
+    """Return a dataclass made from YAML values.
 
     Args:
         kind: The dataclass; its annotations say what a value may be.
-        values: A mapping of its fields' names.
-        where: Of the values, for messages.
+        values: A mapping from its fields' names.
+        where: Place of the values in the file, for messages.
 
     Raises:
         ValueError: If a key is unknown or missing, or a value is of the wrong type or out of range.
@@ -48,13 +48,13 @@ def check_keys(values: Any, known: Sequence[str], where: str) -> None:
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
-    """Return the known word that is most like one, as a question, or nothing."""
+    """Return the most similar known word, as a question, or ""."""
     matches = difflib.get_close_matches(str(word), list(known), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def check(value: Any, kind: Any, where: str) -> Any:
-    """Return a value as its annotation has it, an integer as float too where that is meant.
+    """Return a value in the type of its annotation; an integer may stand for a float.
 
     Raises:
         ValueError: If it is of another type.
@@ -100,7 +100,7 @@ def _check_union(value: Any, kinds: Sequence[Any], where: str) -> Any:
 
 
 def _trap(value: Any, kind: Any) -> str:
-    """Return where YAML reads something else than most people would, or nothing."""
+    """Return a hint if YAML reads the value differently than most people expect, else ""."""
     if isinstance(value, bool) and kind is not bool:
         return "; YAML reads on, off, yes and no without quotes as true and false"
     if isinstance(value, str) and kind in (int, float):

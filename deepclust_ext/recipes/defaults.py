@@ -1,4 +1,4 @@
-"""A recipe for images that nobody has tuned one for, by a short table of what they are (docs/defaults.md)."""
+"""A default recipe for images without a tuned one, from a short table of kinds of images (docs/defaults.md)."""
 
 import math
 from typing import Any
@@ -37,18 +37,19 @@ SCHEDULES = {"HaDis": (64, 10, 0, 90), "SACC": (256, 30, 10, 80), "PICI": (64, 6
 def default_recipe(
     images: Images, num_clusters: int, *, method: str | None = None, device: torch.device | str | None = None
 ) -> tuple[Recipe, list[str]]:
-    """Return a recipe chosen by the images, and why, a line for each choice.
+    """Return a recipe chosen by the images, and the reasons, a line for each choice.
 
-    Nothing but a sample of pixels, sizes, the number of images and the device decides; labels are not read.
+    The choice depends only on a sample of pixels, on sizes, on the number of images and on the device; labels are not
+    read.
 
     Args:
-        images: To cluster. They may differ in size.
+        images: The images to cluster. They may differ in size.
         num_clusters: K.
         method: "HaDis", "SACC", "PICI" or "CLC"; None for HaDis.
         device: Where to train; None for a GPU if there is one.
 
     Returns:
-        The recipe, complete in itself, and the reasons.
+        The complete recipe, and the reasons.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -146,7 +147,7 @@ def _batch_reason(count: int, num_clusters: int) -> str:
 
 
 def _batch_size(usual: int, count: int, num_clusters: int) -> int:
-    """Return the usual batch; smaller for few images, and four images a cluster at least where the count allows."""
+    """Return the usual batch; less for few images, but at least four images for each cluster if there are enough."""
     steps = 7  # an epoch at least
     fitting = min(1 << int(math.log2(max(count // steps, 8))), max(count // 2, 2))
     enough = 4 * num_clusters
@@ -168,10 +169,10 @@ def _epochs(method: str, large: bool, count: int, size: int, on_gpu: bool) -> tu
 
 
 def seconds_per_image(size: int) -> float:
-    """Return the CPU seconds that an epoch takes for each image of a side, with the small network, for all methods.
+    """Return the CPU seconds of an epoch for each image of this side, with the small network, for all methods.
 
-    An upper bound. Measured on one thread of a Zen 3 core that had other work beside it, at 28 pixels, for which this
-    is 2.0 ms: HaDis 1.7, SACC 0.9, CLC 1.0.
+    This is an upper bound: it gives 2.0 ms for 28 pixels, where one thread of a busy Zen 3 core took 1.7 ms for HaDis,
+    0.9 for SACC and 1.0 for CLC.
     """
     return 1.2e-3 + 1.0e-6 * size**2
 
@@ -217,9 +218,9 @@ def _views(method: str, kind: str, size: int, *, resized: bool) -> tuple[dict[st
 
 
 def _model(method: str, large: bool, steps: int, batch_size: int) -> dict[str, Any]:
-    """Return the arguments of a method whose epochs have so many steps: an average must not lag behind by epochs.
+    """Return the arguments of a method by the number of steps of an epoch: averages must not lag behind by epochs.
 
-    A large network has the heads of the papers, the small networks have smaller ones.
+    A large network has the heads of the papers, a small one has smaller heads.
     """
     if method == "PICI":
         decoder = {"decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}

@@ -1,4 +1,4 @@
-"""A recipe for frozen features: heads on rows and their neighbors, by how many rows and clusters there are."""
+"""A default recipe for frozen features: heads on rows and their neighbors, by the number of rows and clusters."""
 
 import math
 from collections.abc import Callable
@@ -29,10 +29,10 @@ STARTS = ((1e10, 10), (1e11, 3), (math.inf, 1))
 
 
 def features_recipe(features: Features, num_clusters: int, *, method: str | None = None) -> tuple[Recipe, list[str]]:
-    """Return a recipe chosen by the number of rows and clusters, and why, a line for each choice.
+    """Return a recipe chosen by the number of rows and clusters, and the reasons, a line for each choice.
 
     Args:
-        features: To cluster; values and labels are not read.
+        features: The features to cluster; values and labels are not read.
         num_clusters: K.
         method: "NeighborHead", "HaDis", "CLC" or "TURTLE"; None for NeighborHead.
 
@@ -81,7 +81,7 @@ def features_recipe(features: Features, num_clusters: int, *, method: str | None
 
 
 def _model(method: str, steps: int, batch_size: int) -> dict[str, Any]:
-    """Return the arguments of a method whose epochs have so many steps: an average must not lag behind by epochs."""
+    """Return the arguments of a method by the number of steps of an epoch: averages must not lag behind by epochs."""
     widths = {"hidden_dim": 128, "embedding_dim": 32}
     if method == "HaDis":
         return {**widths, "prototype_weight": 1.0, "momentum": round(min(max(1 - 0.3 / steps, 0.9), 0.996), 4)}

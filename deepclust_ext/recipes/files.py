@@ -27,7 +27,7 @@ def names(ending: str = "") -> list[str]:
     """Return the names of the bundled recipes, METHOD-DATASET, in alphabetical order.
 
     Args:
-        ending: Of those to return, such as "-digits".
+        ending: Ending of the names to return, such as "-digits".
     """
     return sorted(path.stem for path in FOLDER.glob(f"*{ending}.yaml"))
 
@@ -36,12 +36,12 @@ def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe
     """Return a recipe.
 
     Args:
-        name: Of a bundled recipe, or the path of a file, which ends in ".yaml".
+        name: Name of a bundled recipe, or path of a file that ends in ".yaml".
         overrides: New values by dotted keys, such as {"optimizer.lr": 0.1}.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TypeError: If the name is none.
+        TypeError: If the name is neither text nor a path.
         ValueError: If there is no such recipe, the file is no YAML, a key is unknown, missing or given twice, or a
             value is of the wrong type or out of range.
     """
@@ -82,14 +82,14 @@ def _checked(values: Any, overrides: Mapping[str, Any], path: Path) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """Return a recipe as YAML, which :func:`load` reads back; all that has a default is written out."""
+    """Return a recipe as YAML text, which :func:`load` reads back; defaults are written out."""
     values = asdict(completed(recipe))
     del values["name"]
     return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
 
 
 def completed(recipe: Recipe) -> Recipe:
-    """Return a recipe with the defaults of its method's constructor and optimizer in it."""
+    """Return a recipe with the defaults of its method's constructor and optimizer filled in."""
     kind = method_class(recipe.method)
     parameters = inspect.signature(kind.__init__).parameters
     defaults = {name: entry.default for name, entry in parameters.items() if name not in GIVEN}
@@ -97,14 +97,14 @@ def completed(recipe: Recipe) -> Recipe:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as YAML's safe dumper takes it: lists instead of tuples."""
+    """Return a value in the form that YAML's safe dumper takes: lists instead of tuples."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def method_named(name: object) -> str:
-    """Return the name of a method's class from a name in any letters; ValueError if there is none."""
+    """Return the name of a method's class from a name in upper or lower case; ValueError if there is none."""
     known = {each.lower(): each for each in _classes()}
     if str(name).lower() not in known:
         begin_anew = ", ".join(each for each in known if each != "boost")  # which goes on from a run
@@ -113,7 +113,7 @@ def method_named(name: object) -> str:
 
 
 def _classes() -> dict[str, type[ClusteringMethod]]:
-    """Return every class of deepclust_ext.methods that is a method, by its name; no list is kept."""
+    """Return every method class in deepclust_ext.methods by its name."""
     return {
         key: entry
         for key, entry in vars(methods).items()
@@ -177,7 +177,7 @@ def _override(values: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which by itself takes the last of two values of one key without a word."""
+    """YAML's safe loader, which refuses a key that is given twice; by itself it silently takes the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node."""

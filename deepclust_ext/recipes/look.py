@@ -1,4 +1,4 @@
-"""What images show, told from a sample of them: gray or colored, on a plain ground or not, with an up or without."""
+"""What a sample of images shows: gray or colored, on a plain ground or not, with an up or without."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class Look:
     Attributes:
         sides: Median height and width.
         gray: Whether no image has a color.
-        plain: Median share of pixels that are as the ground, see :func:`plain_share`.
-        up: By how much more often images are alike upright than turned, see :func:`up_margin`; None for too few.
+        plain: Median share of pixels that belong to a plain ground, see :func:`plain_share`.
+        up: How much more often neighbors are upright than turned, see :func:`up_margin`; None for too few images.
     """
 
     sides: tuple[int, int]
@@ -55,8 +55,9 @@ def look(images: Images) -> Look:
 def plain_share(images: Sequence[Tensor]) -> float:
     """Return the median over images (C, H, W) of the share of pixels near the darkest or the brightest.
 
-    Strokes lie on a plain ground, which is one end of the range: 0.5 to 0.8 of the pixels of scanned digits are within
-    a sixteenth of the range of it. Photographs and textures have few such pixels, below 0.2 in the median.
+    Strokes are drawn on a plain ground, which is one end of the range: 0.5 to 0.8 of the pixels of scanned digits are
+    within a sixteenth of the range from that end. Photographs and textures have few such pixels, below 0.2 in the
+    median.
     """
     shares = []
     for image in images:
@@ -74,13 +75,12 @@ def thumbnail(image: Tensor) -> Tensor:
 def up_margin(
     thumbnails: Tensor,  # (N, C, 4, 4)
 ) -> float:
-    """Return by how much more often an image's neighbors are upright than turned by the likeliest quarter turn.
+    """Return how much more often an image's neighbors are upright than turned by the most frequent other turn.
 
-    Without an up, the images are as likely turned as not: among the thumbnails of all images in all four turns, the
-    neighbors of one image are as often upright as turned by any other angle, a quarter each. So this is near 0 for
-    patches of textures and images from above, and up to 1 where all images stand upright. It is the two-sample test by
-    nearest neighbors (Schilling, Journal of the American Statistical Association 81, 1986) between images and turned
-    images, with the difference of shares as the size of the effect.
+    Neighbors are found among the thumbnails of all images in all four turns. If images have no up, each turn makes up a
+    quarter of the neighbors. So the result is near 0 for patches of textures and images from above, and up to 1 if all
+    images are upright. It is the two-sample test by nearest neighbors (Schilling, Journal of the American Statistical
+    Association 81, 1986) between images and turned images, with the difference of shares as the size of the effect.
     """
     centered = thumbnails - thumbnails.mean(dim=(1, 2, 3), keepdim=True)
     turned = torch.stack([torch.rot90(centered, turns, (2, 3)) for turns in range(4)])

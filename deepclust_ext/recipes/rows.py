@@ -1,4 +1,4 @@
-"""A recipe for rows of features instead of images: a perceptron, and noise for views."""
+"""A recipe for rows of features instead of images: a perceptron, and views made by noise."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def rows_recipe(count: int, columns: int, num_clusters: int, *, method: str) -> Recipe:
     """Return a recipe for standardized rows, as images (``columns``, 1, 1).
 
-    Nobody has tuned it: where rows are embeddings of a network already, k-means on them is what it has to beat.
+    It has not been tuned: if rows are embeddings of a network already, compare it with k-means on them.
 
     Args:
         count: N.

@@ -16,11 +16,11 @@ class Data:
     Attributes:
         dataset: Name of the data set.
         protocol: Which part of it is clustered.
-        images: How many these are.
+        images: Number of images in that part.
         num_clusters: K.
-        size: Side in pixels of what the network sees.
-        channels: Of the images.
-        unlabelled: How many images without labels a phase can pass through, by the name "unlabelled".
+        size: Side in pixels of the images that the network sees.
+        channels: Number of channels of the images.
+        unlabelled: Number of images without labels that a phase can train on, by the name "unlabelled".
     """
 
     dataset: str
@@ -37,8 +37,8 @@ class Backbone:
     """The network; see :func:`deepclust_ext.backbones.load_backbone`.
 
     Attributes:
-        name: Such as resnet18, or "module:function".
-        stem: Of a ResNet, "cifar" or "imagenet"; None for the one of the image size.
+        name: Name of a network, such as resnet18, or "module:function".
+        stem: Stem of a ResNet, "cifar" or "imagenet"; None to choose it by the image size.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of a paper in percent, where there are any, and which."""
+    """Published figures in percent, if there are any."""
 
     nmi: float | None = None
     acc: float | None = None
@@ -57,24 +57,24 @@ class Published:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides a run but its seed.
+    """All settings of a run except its seed.
 
     Attributes:
         method: Name of the method's class.
         data: The images.
         backbone: The network.
         views: One for each view of the method: a name and settings for :func:`deepclust_ext.data.make_view`.
-        batch_size: Images of a step.
-        phases: What happens, in order.
-        model: Arguments of the method's constructor but for the backbone, its width and K.
-        test_view: For pseudo-labels, clusters and scores, as a view; None for the images as they are.
-        optimizer: None for the method's default.
-        learning_rate: Its course.
-        kmeans: Of pseudo-labels and final clusters.
-        sync_batch_norm: Whether batch normalization goes by the images of all ranks; see
+        batch_size: Number of images of a step.
+        phases: The phases of the run, in order.
+        model: Arguments of the method's constructor, except for the backbone, its width and K.
+        test_view: The view for pseudo-labels, clusters and scores; None for unchanged images.
+        optimizer: The optimizer; None for the method's default.
+        learning_rate: The course of the learning rate.
+        kmeans: Settings of k-means for pseudo-labels and final clusters.
+        sync_batch_norm: Whether batch normalization uses the images of all ranks; see
             :class:`deepclust_ext.training.TrainConfig`.
-        published: Figures to compare with.
-        name: That of the file.
+        published: Published figures to compare with.
+        name: Name of the recipe's file.
     """
 
     method: str
@@ -94,7 +94,7 @@ class Recipe:
 
     @property
     def title(self) -> str:
-        """What messages call it; that of a run's folder, recipe.yaml, has no name of its own."""
+        """Name in messages; recipe.yaml in a run's folder has no name of its own."""
         return "the recipe" if self.name in ("", "recipe") else f"the recipe {self.name}"
 
     @property
@@ -103,5 +103,5 @@ class Recipe:
         return sum(phase.epochs for phase in self.phases)
 
     def with_epochs(self, epochs: int) -> "Recipe":
-        """Return the recipe of a run of so many epochs, which the phases share as before."""
+        """Return the recipe with another number of epochs, in the same proportions of the phases."""
         return replace(self, phases=scaled(self.phases, epochs))

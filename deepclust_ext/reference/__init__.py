@@ -1,8 +1,8 @@
 """Plain-PyTorch definitions of every op.
 
-These functions are the only other place where the mathematics is written down: tests take them in float64 as the truth,
-benchmarks time them as the rival, and the ops fall back to them where no native kernel exists. They build every N x N
-matrix, work on any device and in any floating dtype, and are differentiable by autograd.
+Besides the kernels, only these functions contain the mathematics. Tests take them in float64 as the truth, benchmarks
+time them as a rival, and the ops fall back to them where there is no native kernel. They build every N x N matrix, work
+on any device and in any floating dtype, and are differentiable by autograd.
 """
 
 from deepclust_ext.reference.augment_views import augment_views

@@ -1,4 +1,4 @@
-"""Autocast, of whose products in half precision the references make none, as the native ops."""
+"""Autocast: like the native ops, the references make no products in half precision under it."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 def float32_under_autocast(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Let a function cast its tensors of half precision to float32 where autocast is on, and compute without it."""
+    """Let a function cast its tensors of half precision to float32 if autocast is on, and compute without autocast."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> _Result:

@@ -54,7 +54,7 @@ def scores_of(
     class_temperature: float,
     normalize: bool,
 ) -> tuple[Tensor, Tensor, int]:
-    """Return the scores of the positives (R,), those of all pairs (R, C), -inf where no negative, and their number."""
+    """Return the scores of the positives (R,), those of the negatives (R, C), elsewhere -inf, and their number."""
     if normalize:
         z_a, z_b = l2_normalize(z_a, dim=1), l2_normalize(z_b, dim=1)
         queue = None if queue is None else l2_normalize(queue, dim=1)
@@ -82,7 +82,7 @@ def log_sums(
     scores: Tensor,  # (R, C) -inf where the column is no negative of the row
     hardness: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logarithms of both sums over the negatives of a row, (R,) each; without hardness the second is 0."""
+    """Return the logarithms of both sums over each row's negatives, (R,) each; without hardness the second is 0."""
     log_sum = ((1 + hardness) * scores).logsumexp(dim=1)
     return log_sum, (hardness * scores).logsumexp(dim=1) if hardness > 0 else torch.zeros_like(log_sum)
 

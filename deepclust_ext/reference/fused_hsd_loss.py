@@ -12,9 +12,9 @@ from deepclust_ext.reference.temperature import positive_or_nan
 
 
 class HSDStats(NamedTuple):
-    """What tells a converged batch from a collapsed one; every field is a 0-dimensional tensor without gradient.
+    """Statistics that distinguish a converged batch from a collapsed one, as 0-dimensional tensors without gradient.
 
-    Shares are of all anchors; mean distances are over the anchors that have such a pair (0 if none has).
+    Shares are those of all anchors; mean distances are over the anchors that have such a pair (0 if none has).
     """
 
     zero_negative_weight: Tensor  # share of anchors whose negative carries no weight

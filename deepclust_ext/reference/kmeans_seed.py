@@ -57,7 +57,7 @@ def costs(
 def integer_scale(
     values: Tensor,  # (..., N) float64, none negative
 ) -> Tensor:
-    """Return by what to multiply values so that they hardly lose as integers, yet the sum of a row fits int64, ()."""
+    """Return the factor () that makes values integers with little loss, while the sum of a row still fits int64."""
     return 2.0 ** (62 - values.shape[-1].bit_length()) / values.amax().clamp(min=1e-280)  # which leaves it finite
 
 
@@ -66,7 +66,7 @@ def _drawn(
     scale: Tensor,  # () of integer_scale
     uniform: Tensor,  # (C,) float64, in [0, 1)
 ) -> Tensor:
-    """Return the places (C,) that uniform numbers fall on, each as often as its share says."""
+    """Return the indices (C,) that uniform numbers choose, each in proportion to its share."""
     cumulative = (shares * scale).long().cumsum(dim=0)
     drawn = (uniform * cumulative[-1]).long()
     # Where all shares are 0 the search ends behind the last row.

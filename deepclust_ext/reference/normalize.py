@@ -13,9 +13,9 @@ def l2_normalize(
 ) -> Tensor:
     """Divide rows by max(L2 norm, 1e-12), with gradient 0 at rows whose norm is below that.
 
-    torch's own ``normalize`` gives such a row, mostly one of zeros, a gradient of 1e12 times what comes in, beside
-    which clipping by the norm of all gradients leaves nothing of any other row. And where squares or the norm overflow,
-    in float32 from about 1e19 on and in float16 from 65504 on, it gives a row of zeros.
+    torch's own ``normalize`` multiplies the gradient of such a row, which is mostly a row of zeros, by 1e12. Clipping
+    by the norm of all gradients then leaves nothing of any other row. And if squares or the norm overflow, in float32
+    from about 1e19 on and in float16 from 65504 on, torch's result is a row of zeros.
     """
     if not rows.shape[dim]:
         return rows.clone()

@@ -39,14 +39,14 @@ def philox(
 
 
 def uniform(seed: Tensor, rows: int, samples: int, step: int, device: torch.device) -> Tensor:
-    """Return the numbers in [0, 1), (rows, samples) float64, that every sample of every row draws with at a step."""
+    """Return a number in [0, 1) for each sample of each row at a step, (rows, samples) float64."""
     row, sample = _counters(rows, samples, device)
     words = philox((torch.full_like(sample, step), sample, row & _LOW, row >> 32 | _DRAW), seed)
     return (words[0] << 21 | words[1] >> 11).double() * 2.0**-53
 
 
 def normal(seed: Tensor, rows: int, samples: int, count: int, device: torch.device) -> Tensor:
-    """Return standard normal numbers (rows, samples, count) float64, four by four from one counter (Box-Muller)."""
+    """Return standard normal numbers (rows, samples, count) float64, four from each counter (Box-Muller)."""
     row, sample = (x.unsqueeze(-1) for x in _counters(rows, samples, device))
     block = torch.arange((count + 3) // 4, device=device)
     words = [word.double() for word in philox((block, sample, row & _LOW, row >> 32), seed)]

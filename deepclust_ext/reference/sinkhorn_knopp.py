@@ -75,7 +75,7 @@ def scaled_scores(
     tops: Tensor,  # (..., 1, K) of :func:`largest_by_cluster`
     has_cluster: Tensor,  # (..., K) bool, shares above 0
 ) -> Tensor:
-    """Return s / epsilon, far from 0 with what potentials take up removed: they would lose their digits beside it."""
+    """Return s / epsilon; scores far from 0 are shifted, as potentials allow, so that these keep their precision."""
     largest = torch.finfo(scores.dtype).max / 2  # so that no sum with a mask overflows
     no_cluster = ~has_cluster.unsqueeze(-2)
     # A column counts from its largest score.
@@ -109,5 +109,5 @@ def log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:
 
 
 def nan_if_not_finite(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Return 0 for each of the other dimensions, NaN where a value is NaN or infinite."""
+    """Reduce dimensions to 0, or to NaN if a value is NaN or infinite."""
     return (0 * values.detach()).sum(dim=dims, keepdim=True)

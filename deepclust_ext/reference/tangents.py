@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 
 
 def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
-    """Raise NotImplementedError, as the native op does, for a forward-mode tangent, which would vanish unsaid."""
+    """Raise NotImplementedError, as the native op does, for a forward-mode tangent, which would silently vanish."""
     if torch.compiler.is_compiling():
         return
     for tensor in tensors:

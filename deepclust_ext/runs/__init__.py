@@ -1,4 +1,4 @@
-"""Whole runs: from images to a folder that holds all there is to know of one, and back from such a folder."""
+"""Whole runs: from images to a folder that holds everything about the run, and back from such a folder."""
 
 from deepclust_ext.runs.folder import Run, load, open_run
 from deepclust_ext.runs.source import Source

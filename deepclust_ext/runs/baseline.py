@@ -1,4 +1,4 @@
-"""What heads on frozen features have to beat: spherical k-means on the same rows."""
+"""The baseline for heads on frozen features: spherical k-means on the same rows."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,10 +23,10 @@ def kmeans_baseline(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Return how spherical k-means does on features, the best of the recipe's starts for final clusters.
+    """Return results of spherical k-means on features, the best of the recipe's starts for final clusters.
 
-    That is ``starts``; ``agreement``, the normalized mutual information with the run's clusters; and where there are
-    labels ``scores``, as the run has them.
+    These are ``starts``; ``agreement``, the normalized mutual information with the run's clusters; and, if there are
+    labels, ``scores`` like those of the run.
     """
     rows = features.stored()
     settings = recipe.kmeans
@@ -50,7 +50,7 @@ def kmeans_baseline(
 
 
 def in_words(baseline: Mapping[str, Any]) -> str:
-    """Return a line for people."""
+    """Return a line of text for the user."""
     starts = baseline["starts"]
     text = f"spherical k-means on the features, {'one start' if starts == 1 else f'best of {starts} starts'}: "
     if "scores" in baseline:

@@ -12,8 +12,8 @@ class Board:
     """Writes the records of epochs for TensorBoard; without its package it does nothing.
 
     Args:
-        folder: For its files.
-        written: Whether there shall be files.
+        folder: Folder for TensorBoard's files.
+        written: Whether to write files.
     """
 
     def __init__(self, folder: Path, *, written: bool = True) -> None:
@@ -28,10 +28,10 @@ class Board:
             self._writer.close()
 
     def write(self, record: Mapping[str, float], found: Mapping[str, float]) -> Mapping[str, float]:
-        """Write the record of an epoch and what was found after it, and return the latter.
+        """Write the record of an epoch and the values found after it, and return the latter.
 
         Raises:
-            OSError: If it cannot be written; names the folder.
+            OSError: If it cannot be written; the message names the folder.
         """
         if self._written and self._writer is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter

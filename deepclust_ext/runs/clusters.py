@@ -23,10 +23,10 @@ def write_clusters(
     images: Dataset[Any],
     shares: Tensor,  # (N, K)
 ) -> None:
-    """Write a CSV file: path, cluster, confidence, and the second cluster, which is empty where there is one alone.
+    """Write a CSV file: path, cluster, confidence, and second cluster, which is empty if there is only one cluster.
 
     Raises:
-        OSError: If it cannot be written; names it.
+        OSError: If it cannot be written; the message names it.
     """
     text = StringIO(newline="")
     writer = csv.writer(text)
@@ -42,14 +42,14 @@ def check_into(folder: Path, sources: Sequence[str]) -> None:
     """Require a folder that images can be sorted into, before they are read.
 
     Args:
-        folder: Where; must not exist, or be empty, and not lie among the images.
+        folder: The folder to sort into. It must be empty or not exist, and must not be among the images.
         sources: Folders and files that the images come from.
 
     Raises:
         FileExistsError: If the folder is not empty.
         NotADirectoryError: If something else is in its way.
         PermissionError: If nothing can be written there.
-        ValueError: If the folder lies among the images.
+        ValueError: If the folder is among the images.
     """
     check_writable(folder, "into")
     if folder.is_dir() and any(folder.iterdir()):
@@ -84,9 +84,9 @@ def sort_files(
     """Sort the files of images into a folder for each cluster, after :func:`check_into` and :func:`check_sorting`.
 
     Args:
-        folder: Where.
-        images: Of files, unless ``mode`` is "list".
-        shares: Of the clusters; the largest decides.
+        folder: The folder to sort into.
+        images: Images from files, unless ``mode`` is "list".
+        shares: Shares of the clusters; the largest decides.
         mode: "symlink" for links to the files, "copy" for copies, "list" for a text file of paths per cluster.
 
     Raises:

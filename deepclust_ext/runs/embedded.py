@@ -1,4 +1,4 @@
-"""Images as the rows that a frozen network gives of them: embedded once, and kept in the folder of a run."""
+"""Images as rows of a frozen network: embedded once, and kept in the folder of a run."""
 
 import os
 import shutil
@@ -24,15 +24,15 @@ from deepclust_ext.training.ranks import Ranks
 
 
 class EmbeddedImages(Features):
-    """Rows of features that stand for images, which are still there for pictures and files.
+    """Rows of features that stand for images; the images are still used for pictures and files.
 
-    Names and classes are those of the images. What cannot be read as an image, and rows with NaN or infinity, are left
-    out and listed in ``skipped``.
+    Names and classes are those of the images. Unreadable images, and rows with NaN or infinity, are left out and listed
+    in ``skipped``.
 
     Args:
         rows: One for each image.
         images: The images.
-        network: What gave the rows.
+        network: The network that made the rows.
     """
 
     item = "image"
@@ -64,19 +64,19 @@ def embed_images(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
 ) -> EmbeddedImages:
-    """Return images as rows of a network, which runs only where no folder has these rows already.
+    """Return images as rows of a network, which runs only if no folder has these rows already.
 
-    All ranks of ``torch.distributed`` share the images, where it is initialized.
+    If ``torch.distributed`` is initialized, all ranks share the images.
 
     Args:
-        open_images: From a number of channels that gray images get, or None, to the images.
-        network: Of a run, with the digest of its weights, or as a user names it, and then loaded before any image.
-        folder: Where the rows are kept, as features-FINGERPRINT.npy; one of another folder beside is taken too.
+        open_images: Opens the images; its argument is the number of channels that gray images get, or None.
+        network: The network of a run, with the digest of its weights, or one named by the user, which is loaded first.
+        folder: Where the rows are kept, as features-FINGERPRINT.npy; a file in a neighboring folder is used too.
         device: Where the network computes.
         num_workers: Processes that load images.
 
     Raises:
-        OSError: If the rows cannot be kept; names the file.
+        OSError: If the rows cannot be kept; the message names the file.
         ValueError: If the file of rows is damaged, the images have other channels than the network takes, or the
             network gives something else than rows; see also :meth:`Pretrained.load`.
     """
@@ -114,7 +114,7 @@ class _Kept:
         self.path, self.fingerprint = folder / f"features-{fingerprint[:16]}.npy", fingerprint
 
     def take_from_beside(self) -> None:
-        """Link or copy the file from a folder beside, where one has it and this has not."""
+        """Link or copy the file from a neighboring folder, if one has it and this one does not."""
         if self.path.exists():
             return
         for other in sorted(self.path.absolute().parents[1].glob(f"*/{self.path.name}")):
@@ -143,7 +143,7 @@ class _Kept:
 
 
 def _noted(features: EmbeddedImages, where: str) -> EmbeddedImages:
-    """Return features with a note of what gave them, and where they are."""
+    """Return features with a note that names their network and says where they are."""
     network = features.network
     mean, std = (", ".join(f"{value:g}" for value in values or ()) for values in (network.mean, network.std))
     seen = f"{network.size} x {network.size} pixels, {network.interpolation}, mean {mean}, std {std}"

@@ -1,4 +1,4 @@
-"""A trained network as one file that needs this package no more: ONNX, a program of torch.export, or weights."""
+"""A trained network as one file that works without this package: ONNX, a program of torch.export, or weights."""
 
 import copy
 import json
@@ -34,10 +34,10 @@ Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class ExportedNetwork(nn.Module):
-    """All that :class:`~deepclust_ext.inference.Trained` does but resizing, of plain modules, on the CPU in float32.
+    """What :class:`~deepclust_ext.inference.Trained` does, except for resizing, as plain modules on the CPU in float32.
 
     Args:
-        trained: Whose weights are copied: contiguous, and in evaluation mode.
+        trained: The method; its weights are copied, contiguous and in evaluation mode.
 
     Raises:
         ValueError: If its test view is of another kind than "resize", or a part stays in training mode.
@@ -74,7 +74,7 @@ class ExportedNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return unit rows (B, D) and shares (B, K), both NaN for an image that is not finite.
 
-        Other runtimes lose NaN on the way, in max-pooling for one.
+        Other runtimes may lose NaN, for example in max-pooling.
         """
         finite = images.isfinite().flatten(1).all(dim=1, keepdim=True)
         views = images if self.mean is None or self.std is None else (images - self.mean) / self.std
@@ -88,7 +88,7 @@ def check_target(path: Path, format: str, *, overwrite: bool = False) -> None:
 
     Raises:
         FileExistsError: If there is a file and it must not be overwritten.
-        ImportError: If the format needs a package that is missing; names the extra.
+        ImportError: If the format needs a package that is missing; the message names the extra.
         NotADirectoryError: If something else lies where the file's folder has to be.
         PermissionError: If nothing can be written there.
         ValueError: If the format is unknown, or the file's name ends otherwise.
@@ -111,25 +111,25 @@ def check_target(path: Path, format: str, *, overwrite: bool = False) -> None:
 
 
 def export(run: Run, path: Path, *, format: str, overwrite: bool = False) -> dict[str, Any]:
-    """Write a run's network as a file, compare what the file gives with ours, and return what is known of it.
+    """Write a run's network as a file, compare the file's results with the run's, and return facts about the file.
 
     Args:
-        run: As :func:`~deepclust_ext.runs.open_run` gives it.
-        path: Of the file.
+        run: Result of :func:`~deepclust_ext.runs.open_run`.
+        path: Path of the file.
         format: "onnx", "torch" for a program of ``torch.export``, or "safetensors" for the weights alone.
         overwrite: Whether to replace a file.
 
     Returns:
-        Shape, dtype and range of ``images``, how they are scaled and resized before and normalized within, shapes of
-        ``rows`` and ``shares``, method, backbone and versions; the file's path and bytes, and its largest difference
-        from ours. All but these last three are in the file too.
+        Shape, dtype and range of ``images``, how they must be scaled and resized, how the network normalizes them, the
+        shapes of ``rows`` and ``shares``, method, backbone and versions; the file's path and bytes, and its largest
+        difference from the run. All except the last three are in the file too.
 
     Raises:
         FileExistsError: See :func:`check_target`.
         ImportError: See :func:`check_target`.
-        RuntimeError: If the network cannot be traced, needs operators that are not torch's, or the file's results lie
-            more than 1e-4 from ours.
-        ValueError: See :func:`check_target` and :class:`ExportedNetwork`; or if ONNX cannot hold so much.
+        RuntimeError: If the network cannot be traced, needs operators that are not torch's, or the file's results
+            differ from the run's by more than 1e-4.
+        ValueError: See :func:`check_target` and :class:`ExportedNetwork`; also if the network is too large for ONNX.
     """
     check_target(path, format, overwrite=overwrite)
     network = ExportedNetwork(run.trained)
@@ -157,7 +157,7 @@ def export(run: Run, path: Path, *, format: str, overwrite: bool = False) -> dic
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """Return the facts of :func:`export` for a person to read."""
+    """Return the facts of :func:`export` as text."""
     shapes = {name: " x ".join(map(str, facts[name])) for name in ("images", "rows", "shares")}
     method = "bicubic, then kept between 0 and 1" if facts["resize"] == "bicubic" else facts["resize"]
     scale = "the largest value of their type" if facts["scale"] == "type" else "percentiles of the run's images"
@@ -277,7 +277,7 @@ def _load_weights(network: ExportedNetwork, path: Path) -> Function:
 
 
 def _largest_difference(run: Function, ours: Function, shape: torch.Size) -> float:
-    """Return how far the rows and shares of two functions lie apart at most, NaN if either gives NaN."""
+    """Return the largest difference between rows and shares of two functions, NaN if either gives NaN."""
     generator = torch.Generator("cpu").manual_seed(0)
     differences = []
     for count in BATCHES:
@@ -289,7 +289,7 @@ def _largest_difference(run: Function, ours: Function, shape: torch.Size) -> flo
 
 @dataclass(frozen=True)
 class Format:
-    """How a file of a format ends, the packages beyond torch that it needs, and how it is written and loaded."""
+    """A file format: its suffix, the packages beyond torch that it needs, and how it is written and loaded."""
 
     suffix: str
     packages: tuple[str, ...]

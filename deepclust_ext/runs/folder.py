@@ -49,14 +49,14 @@ RESULTS = (CENTERS_NAME, CLUSTERS_NAME, REPORT_NAME, FIGURE_NAME)
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder has it.
+    """A run, read from its folder.
 
     Attributes:
         path: The folder.
-        recipe: All settings but the seed.
-        trained: The method after its last checkpoint, from images to rows and shares of clusters.
+        recipe: All settings except the seed.
+        trained: The method of the last checkpoint, which maps images to rows and shares of clusters.
         history: One record of mean terms per epoch.
-        record: What ``run.json`` holds.
+        record: Content of ``run.json``.
     """
 
     path: Path
@@ -67,10 +67,10 @@ class Run:
 
     @property
     def source(self) -> Source:
-        """Where the run's images lie.
+        """Where the run's images are.
 
         Raises:
-            ValueError: If they were in memory alone.
+            ValueError: If they were only in memory.
         """
         return recorded_source(self.path, self.record)
 
@@ -81,21 +81,21 @@ class Run:
 
     @property
     def item(self) -> str:
-        """What messages call what was clustered: "image", or "row" of a file of features."""
+        """Name of an item in messages: "image", or "row" for a file of features."""
         return "row" if self.holds_features and self._network is None else "image"
 
     @property
     def _network(self) -> Pretrained | None:
-        """What has embedded the run's images, if anything has."""
+        """The frozen network that has embedded the run's images, or None."""
         return None if self.record.get("source") is None else self.source.network
 
     def images(self, *data: str | os.PathLike[str], labels: str | None = None, **settings: Any) -> Dataset[Any]:
-        """Return the run's own images, or others, read as those were.
+        """Return the run's own images, or others that are read in the same way.
 
         Args:
-            *data: Folders and files; none for the run's own.
-            labels: As of :class:`Source`; None for the run's own where these are its images.
-            **settings: What else :class:`deepclust_ext.data.Images` takes.
+            *data: Folders and files; none for the run's own images.
+            labels: See :class:`Source`; None for the run's own labels if these are its images.
+            **settings: Other arguments of :class:`deepclust_ext.data.Images`.
 
         Raises:
             FileNotFoundError: If there is no such folder or file.
@@ -156,12 +156,12 @@ def open_run(
 
     Args:
         path: The folder.
-        device: Where the method shall compute.
-        weights: Where the weights of the run's frozen network lie, if no longer where they did.
+        device: Where the method computes.
+        weights: New place of the weights of the run's frozen network, if the file has moved.
 
     Raises:
         FileNotFoundError: If there is no such folder, or it holds no run.
-        ValueError: If a file of it is damaged, or weights are given and it has no network that reads some.
+        ValueError: If a file in it is damaged, or weights are given and the run has no network that reads weights.
     """
     path = Path(path)
     if not (path / RECIPE_NAME).is_file():
@@ -183,7 +183,7 @@ def open_run(
 
 
 def move_weights(path: Path, record: dict[str, Any], weights: str | os.PathLike[str]) -> None:
-    """Let a record have another file of the weights of its network.
+    """Set another file for the weights of the network in a record.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -199,12 +199,12 @@ def move_weights(path: Path, record: dict[str, Any], weights: str | os.PathLike[
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Trained:
-    """Return the trained method of a run's folder, from images to rows and shares of clusters; see :func:`open_run`."""
+    """Return the trained method of a run's folder; it maps images to rows and shares, see :func:`open_run`."""
     return open_run(path, device=device).trained
 
 
 def recorded_source(path: Path, record: Mapping[str, Any]) -> Source:
-    """Return where a run's images lie, as its record has it; ValueError if they were in memory alone."""
+    """Return where a run's images are, from its record; ValueError if they were only in memory."""
     stored = record.get("source")
     if stored is None:
         raise ValueError(f"data: expected images, since {path} was given its own in memory, got none")
@@ -244,7 +244,7 @@ def holds_run(path: Path) -> bool:
 
 
 def own_images(path: Path, source: Source, **settings: Any) -> Dataset[Any]:
-    """Return the images of the run in a folder; where they have gone, the error says how the run learns where to."""
+    """Return the images of the run in a folder; if they have moved, the error says how to tell the run."""
     try:
         return source.open(**settings)
     except FileNotFoundError as error:
@@ -270,8 +270,7 @@ def fit_centers(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the centers (K, D) of the final spherical k-means of a method without a cluster head, on the CPU.
 
-    With them come the rows (N, D) of the images, which it was made of, on the method's device. Ranks share the images,
-    and all get the results.
+    Also return the rows (N, D) of the images, on the method's device. Ranks share the images, and all get the results.
     """
     (rows,) = map_images(
         lambda views: (method.embed(views),),
@@ -291,7 +290,7 @@ def fit_centers(
 
 
 def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mapping[str, Any]) -> torch.Tensor:
-    """Return the centers that the run has left, or where it has not ended yet those of its images' rows now."""
+    """Return the centers that the run has written, or if it has not ended, those of its images' current rows."""
     if (path / CENTERS_NAME).is_file():
         centers = torch.from_numpy(np.array(map_array(path / CENTERS_NAME)))
         if centers.dim() != 2 or len(centers) != method.num_clusters or not centers.isfinite().all():

@@ -1,4 +1,4 @@
-"""What a run says: on standard error, and with more in its train.log."""
+"""The messages of a run: on standard error, and with more detail in its train.log."""
 
 import logging
 import sys
@@ -24,7 +24,7 @@ def logged(path: Path) -> Iterator[None]:
     """Append what the package logs, warnings included, to a file for a while.
 
     Raises:
-        OSError: If it cannot be written; names it.
+        OSError: If it cannot be written; the message names it.
     """
     with named(path):
         handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=False)

@@ -1,4 +1,4 @@
-"""What a folder of images or a file of features holds, for people and programs."""
+"""Describes a folder of images or a file of features, for users and programs."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ LISTED = 10
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """Return what images hold, JSON-serializable.
+    """Return a description of images, JSON-serializable.
 
-    That is ``images``, ``channels``, ``dtype`` of what methods see, ``kinds`` as stored (height, width, bands, type and
-    count), ``classes`` with their sizes if there are labels, ``skipped`` with reasons, ``notes`` and ``fingerprint``;
-    of features their number ``features`` too.
+    It has ``images``, ``channels``, the ``dtype`` that methods see, the stored ``kinds`` (height, width, bands, type
+    and count), ``classes`` with their sizes if there are labels, ``skipped`` with reasons, ``notes`` and
+    ``fingerprint``. For features it also has their number, ``features``.
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
@@ -45,7 +45,7 @@ def describe(source: Source) -> dict[str, Any]:
 
 
 def format_description(found: Mapping[str, Any]) -> str:
-    """Return what :func:`describe` found for a person to read."""
+    """Return the description of :func:`describe` as text."""
     channels = counted(found["channels"], "channel")
     lines = [f"{counted(found['images'], 'image')}, seen with {channels} of {found['dtype']}"]
     if "features" in found:  # of which the first note says all this

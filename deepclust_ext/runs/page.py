@@ -1,4 +1,4 @@
-"""The page of a run."""
+"""The report of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,17 @@ def write_page(
     shares: Tensor,  # (N, K)
     path: Path | None = None,
 ) -> Path:
-    """Write ``report.html``, one file that needs no network, and return where it is.
+    """Write ``report.html``, one file that works offline, and return its path.
 
     Args:
-        run: Whose page it is.
-        images: That were clustered.
-        rows: Of the images.
-        shares: Of the clusters in each image.
+        run: The run.
+        images: The images that were clustered.
+        rows: Rows of the images.
+        shares: Shares of the clusters for each image.
         path: Where to write; None for the run's folder.
 
     Raises:
-        OSError: If it cannot be written; names it.
+        OSError: If it cannot be written; the message names it.
     """
     path = run.path / REPORT_NAME if path is None else path
     labels, classes = labels_of(images)

@@ -1,4 +1,4 @@
-"""From what a user names to what a run needs: images, a recipe for them, and why it is this one."""
+"""Prepares a run from the user's arguments: images, a recipe for them, and the reasons for it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,13 +29,13 @@ from deepclust_ext.training.files import RECIPE_NAME, RECORD_NAME
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a user may say of a recipe; None is left to the defaults.
+    """What a user may ask of a recipe; None leaves it to the defaults.
 
     Attributes:
         num_clusters: K.
-        method: Its name, in any letters.
+        method: Name of the method, in upper or lower case.
         recipe: Name of a bundled recipe, or the path of a file.
-        epochs: Of all phases together, which share them as before.
+        epochs: Epochs of all phases together; their proportions stay.
         overrides: New values by dotted keys.
     """
 
@@ -48,7 +48,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What :func:`deepclust_ext.runs.train` takes."""
+    """Arguments for :func:`deepclust_ext.runs.train`."""
 
     recipe: Recipe
     images: Dataset[Any]
@@ -75,7 +75,7 @@ def read_settings(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float | None:
-    """Return what people write as a number and YAML reads as text, such as 1e-3, or None."""
+    """Return a number that YAML reads as text, such as 1e-3, or None."""
     try:
         number = float(text)
     except ValueError:
@@ -95,8 +95,8 @@ def prepare(
     """Return images and a recipe for them.
 
     Args:
-        source: Where the images lie.
-        wishes: What the user says of the recipe.
+        source: Where the images are.
+        wishes: What the user asks of the recipe.
         cache_folder: Where rows of a network are kept, and decoded images that are too many for memory.
         score_every: Epochs between two scores, for which labels are needed; 0 for none.
         device: Where a network embeds images.
@@ -104,7 +104,7 @@ def prepare(
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
-        ValueError: If there is no image, a wish is unknown, K is missing, or there are no labels for scores.
+        ValueError: If there is no image, a wish cannot be met, K is missing, or there are no labels for scores.
     """
     check_labels(source, score_every)
     if wishes.recipe is None and wishes.num_clusters is None:
@@ -143,17 +143,17 @@ def prepare_to_resume(
 
     Args:
         path: The folder.
-        wishes: What the user says of the recipe: epochs and overrides alone.
-        given: Where the images lie now, if they have been moved, and labels; the rest is as it was.
-        weights: Where the weights of the run's frozen network lie now, if they have been moved.
+        wishes: What the user asks of the recipe: only epochs and overrides.
+        given: Where the images are now, if they have moved, and labels; all else stays as it was.
+        weights: Where the weights of the run's frozen network are now, if they have moved.
         score_every: Epochs between two scores, for which labels are needed; 0 for none.
         device: Where a network embeds images, if their rows are gone.
         num_workers: Processes that load images for it.
 
     Raises:
-        FileNotFoundError: If the folder holds no run, or its images have gone.
-        ValueError: If a wish would make it another run, its images were in memory alone, there are no labels, or
-            weights are given and the run has no network that reads some.
+        FileNotFoundError: If the folder holds no run, or its images are missing.
+        ValueError: If a wish would make it another run, its images were only in memory, there are no labels, or weights
+            are given and the run has no network that reads weights.
     """
     if not (path / RECIPE_NAME).is_file():
         raise FileNotFoundError(f"resume: expected a run in {path}, got a folder without {RECIPE_NAME}")
@@ -191,10 +191,10 @@ def prepare_to_resume(
 
 
 def with_unlabelled(recipe: Recipe, source: Source, images: Dataset[Any]) -> Any:
-    """Return the images, or where a recipe has more of them without labels, both by name.
+    """Return the images; if the recipe also has images without labels, return both by name.
 
     Raises:
-        ValueError: If these images belong to no data set that has others.
+        ValueError: If these images belong to no data set that has such images.
     """
     if not recipe.data.unlabelled:
         return images
@@ -215,7 +215,7 @@ def _cached(source: Source, folder: Path | None) -> dict[str, Any]:
 def _checked(source: Source, wishes: Wishes) -> Recipe | None:
     """Require wishes that a recipe can follow, before images are read; return the named recipe, or None for a default.
 
-    What only the images can tell is left open: whether there are fewer of them than clusters.
+    Whether there are enough images for the clusters cannot be checked here.
     """
     named = None if wishes.recipe is None else _named(wishes)
     if named is None:
@@ -236,7 +236,7 @@ def _checked(source: Source, wishes: Wishes) -> Recipe | None:
 
 
 def _check_parts(recipe: Recipe) -> None:
-    """Require settings, views and a network that there are."""
+    """Require that settings, views and network exist."""
     make_config(recipe), make_views(recipe), make_test_view(recipe)
     check_backbone(recipe.backbone.name, recipe.backbone.stem)
 
@@ -259,7 +259,7 @@ def _named(wishes: Wishes) -> Recipe:
 
 
 def _fitted(recipe: Recipe, source: Source, images: Any, wishes: Wishes) -> Recipe:
-    """Return a named recipe for these images: of others than its own data set it takes their number and channels."""
+    """Return a named recipe for these images; for another data set than its own, it takes their number and channels."""
     own = {} if source.is_named and recipe.data.dataset == source.data[0] else _facts(source, images)
     if not images[0][0].is_floating_point():
         own |= _integers(recipe)
@@ -267,7 +267,7 @@ def _fitted(recipe: Recipe, source: Source, images: Any, wishes: Wishes) -> Reci
 
 
 def _integers(recipe: Recipe) -> dict[str, Any]:
-    """Return what a recipe without a test view needs for images of integers: a view that makes 0 to 1 of them."""
+    """Return the view that a recipe without a test view needs for integer images: it scales them to 0 to 1."""
     return {} if recipe.test_view is not None else {"test_view": {"name": "resize", "size": recipe.data.size}}
 
 

@@ -1,4 +1,4 @@
-"""A look at a run after each epoch that needs no labels, and one that does where there are some."""
+"""Checks of a run after each epoch: one without labels, and scores if there are labels."""
 
 from collections.abc import Mapping, Sized
 from typing import Any, ClassVar, cast
@@ -21,15 +21,15 @@ BEFORE = "probe_clusters"
 
 
 class Probe:
-    """What :meth:`deepclust_ext.training.Trainer.fit` calls after each epoch.
+    """Called by :meth:`deepclust_ext.training.Trainer.fit` after each epoch.
 
-    From some hundred images at equal distances it takes ``probe_rank``, the effective rank of their rows, which falls
-    towards 1 in a collapse; ``probe_clusters``, the exponential of the entropy of their clusters' sizes, which is K if
-    all are equal; and ``probe_agreement``, the share of images that have stayed in their cluster since the epoch
-    before, on the best matching of both. A method without a cluster head gets clusters by k-means, one start.
+    It examines up to 512 images at equal distances. ``probe_rank`` is the effective rank of their rows, which falls
+    towards 1 in a collapse. ``probe_clusters`` is the exponential of the entropy of their clusters' sizes, which is K
+    if all are equal. ``probe_agreement`` is the share of images that have stayed in their cluster since the epoch
+    before, on the best matching of both. A method without a cluster head gets clusters by k-means with one start.
 
     Args:
-        trainer: Of the run.
+        trainer: The trainer of the run.
         labels: (N,) true classes, or None.
         every: Epochs between two scores of all images by labels, ``acc`` and ``nmi``; 0 for none.
     """

@@ -1,4 +1,4 @@
-"""Where the time of an epoch goes."""
+"""Measures where the time of an epoch goes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

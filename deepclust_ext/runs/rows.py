@@ -1,4 +1,4 @@
-"""Rows of images as files."""
+"""Writes rows of images to files."""
 
 import csv
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ def write_rows(
     rows: Tensor,  # (N, D)
     names: Sequence[str],
 ) -> list[Path]:
-    """Write rows and names as a path ends, .npz, .npy with a list of names, or .csv, and return the files.
+    """Write rows and names by the path's ending, .npz, .npy with a list of names, or .csv, and return the files.
 
     Raises:
-        OSError: If a file cannot be written; names it.
-        ValueError: If the ending is another.
+        OSError: If a file cannot be written; the message names it.
+        ValueError: If the path has another ending.
     """
     values = np.ascontiguousarray(rows.numpy())
     kind = path.suffix.removeprefix(".")

@@ -1,4 +1,4 @@
-"""A run on labeled images beside what it has to beat: a table of scores, and a figure."""
+"""A run on labeled images, compared with baselines: a table of scores, and a figure."""
 
 import os
 from collections.abc import Mapping
@@ -37,10 +37,10 @@ def train_scored(
         out: The folder.
         options: As of ``train``.
         source: As of ``train``.
-        baselines: Scores of other clusters of these images, for the table, by the name of what gave them.
+        baselines: Scores of other clusterings of these images, for the table, by the name of each.
 
     Raises:
-        FileNotFoundError: As ``train``, like all others.
+        FileNotFoundError: As ``train``, like all other errors.
     """
     untrained = _evaluate(make_trainer(recipe, images, out, seed=options.seed).method, images, recipe, options)
     run = train(recipe, images, out, options, source=source)
@@ -85,7 +85,7 @@ def _print_scores(clusters: Mapping[str, ClusterScores], evaluations: Mapping[st
 
 
 def _draw(run: Run, images: Dataset[Any]) -> str:
-    """Draw the figure and return how to mention it: its path, or why there is none."""
+    """Draw the figure and return a text about it: its path, or why there is none."""
     from deepclust_ext.evaluation.plots import save_overview
 
     path = run.path / FIGURE_NAME

@@ -21,7 +21,7 @@ _UNLABELLED = "labels: expected 'folders', 'own' or a CSV file with the columns 
 
 
 def check_labels(run: Run, data: Sequence[str], labels: str | None) -> None:
-    """Require labels of a run's own images, or of others, as far as can be told before they are opened.
+    """Require labels of a run's own images, or of others, as far as this is known before they are opened.
 
     Raises:
         ValueError: If there are none.
@@ -35,10 +35,10 @@ def score_run(
 ) -> dict[str, Any]:
     """Return the scores of a run's clusters and rows on labeled images, JSON-serializable.
 
-    Those are ``acc``, ``nmi``, ``ari``, ``silhouette`` and ``sizes`` of the run's clusters; ``knn_accuracy``, the share
-    of images whose class the weighted vote of 20 neighbors names; ``kmeans``, the same as of the clusters for k-means
-    on these images' rows; ``images``, ``classes`` and ``clusters``, which count them. Ranks share the images, and all
-    but rank 0 return nothing.
+    These are ``acc``, ``nmi``, ``ari``, ``silhouette`` and ``sizes`` of the run's clusters; ``knn_accuracy``, the share
+    of images whose class wins the weighted vote of 20 neighbors; ``kmeans``, the scores of k-means on these images'
+    rows; and the numbers of ``images``, ``classes`` and ``clusters``. Ranks share the images, and only rank 0 returns
+    scores.
 
     Raises:
         TypeError: If the seed is no integer.
@@ -65,7 +65,7 @@ def score_run(
 
 
 def format_scores(scores: Mapping[str, Any], item: str) -> str:
-    """Return scores for a person to read, who calls an image ``item``."""
+    """Return scores as text, in which an image is called ``item``."""
     counts = (("images", item), ("classes", "class"), ("clusters", "cluster"))
     lines = [", ".join(counted(scores[name], noun) for name, noun in counts)]
     named = {"clusters of the run": scores} | ({"k-means on its rows": scores["kmeans"]} if "kmeans" in scores else {})

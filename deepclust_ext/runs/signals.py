@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a run to end its step, to save, and to say how to go on."""
+"""SIGINT and SIGTERM ask a run to end its step, to save its state, and to say how to resume."""
 
 import os
 import signal
@@ -16,8 +16,8 @@ from deepclust_ext.training.stop import Stopped
 def stopping(trainer: Trainer) -> Iterator[None]:
     """Let the first SIGINT or SIGTERM stop a run after its step, and a second one end the process at once.
 
-    What is then raised has the exit status that the signal asks for, 130 or 143, as its attribute ``status``. Outside
-    the main thread signals cannot be caught, and stay as they are.
+    The exception that is then raised has the signal's exit status, 130 or 143, as its attribute ``status``. Outside the
+    main thread signals cannot be caught, and keep their handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

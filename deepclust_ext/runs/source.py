@@ -1,4 +1,4 @@
-"""Where the images or features of a run lie, and how they are read: what makes the same of the same files again."""
+"""Where the images or features of a run are, and how they are read, so that they can be read in the same way again."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +26,14 @@ class Source:
     Attributes:
         data: Folders, files and lists, see :func:`deepclust_ext.data.load_images`; or files of features, see
             :func:`deepclust_ext.data.load_features`; or the one name of a data set.
-        root: The folder that holds the data set, for a name.
-        size: Side of the square that images are resized to; None for the images as they are.
+        root: The folder that holds a data set given by name.
+        size: Side of the square that images are resized to; None for no resizing.
         scale: "type" or "percentile", see :class:`deepclust_ext.data.Images`.
-        labels: "folders", "own" for those that an .npz file holds, the key of one of its arrays, or the path of a CSV
-            file; for scores alone. A data set by its name has its own, with "own" and with None.
-        network: What embeds the images, where rows of it are clustered instead; None for the images themselves.
-        range: What "percentile" has measured before, on these images or on those of a run; None to measure it.
+        labels: "folders", "own" for those in an .npz file, the key of one of its arrays, or the path of a CSV file; for
+            scores alone. A data set given by name has its own labels, for "own" and for None.
+        network: The frozen network whose rows are clustered instead of the images; None for the images themselves.
+        range: The range that "percentile" has measured before, on these images or on those of a run; None to measure
+            it.
     """
 
     data: tuple[str, ...]
@@ -45,17 +46,17 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What the images are called: the data set, or the first folder or file."""
+        """Name of the images: that of the data set, or of the first folder or file."""
         return self.data[0] if self.is_named else Path(self.data[0]).resolve().stem or "images"
 
     @property
     def is_named(self) -> bool:
-        """Whether this is a data set by its name."""
+        """Whether this is a data set given by name."""
         return self.root is not None or (self.data == (BUNDLED,) and not Path(BUNDLED).exists())
 
     @property
     def holds_features(self) -> bool:
-        """Whether this is rows of features, of a network or by the headers of files; ValueError if only some are."""
+        """Whether these are rows of features, of a network or by the files' headers; ValueError if only some are."""
         return self.network is not None or self._are_features
 
     @property
@@ -77,10 +78,10 @@ class Source:
         """Return the images.
 
         Args:
-            device: Where a network embeds them, if there is one and it has not done so before.
+            device: Where a network embeds them, if there is one and the rows are not there yet.
             num_workers: Processes that load images for it.
-            **settings: What else :class:`deepclust_ext.data.Images` takes; features take nothing of it, and rows of a
-                network stay in a ``cache_folder``.
+            **settings: Other arguments of :class:`deepclust_ext.data.Images`. Features ignore them, but rows of a
+                network are kept in the ``cache_folder``.
 
         Raises:
             FileNotFoundError: If there is no such folder or file.
@@ -135,17 +136,17 @@ def check_labels(source: Source, score_every: int | None) -> None:
 
 
 def names_of(images: Dataset[Any]) -> list[str]:
-    """Return what each image of a data set is called, its place where the data set has no names."""
+    """Return the name of each image of a data set, or its index if the data set has no names."""
     names = getattr(images, "names", None)
     return list(names) if names is not None else [f"image {index}" for index in range(len(images))]  # type: ignore[arg-type]
 
 
 def labels_of(images: Dataset[Any]) -> tuple[Any, list[str] | None]:
-    """Return the labels (N,) of a data set and the names of its classes, or None for what it does not have."""
+    """Return the labels (N,) of a data set and the names of its classes, each None if there are none."""
     labels, classes = getattr(images, "labels", None), getattr(images, "classes", None)
     return labels, None if classes is None else list(classes)
 
 
 def file_of(images: Dataset[Any], index: int) -> Path | None:
-    """Return the file of an image, or None where there is no file of it alone."""
+    """Return the file of an image, or None if it has no file of its own."""
     return images.path(index) if isinstance(images, Images | Features) else None

@@ -1,4 +1,4 @@
-"""What a sweep leaves: a table and a figure."""
+"""Writes the results of a sweep: a table and a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ def write_sweep(folder: Path, results: Sequence[SweepScores], *, trained: int) -
 
     Args:
         folder: Made if there is none.
-        results: For each K.
-        trained: The K that the rows were learnt with, which the figure marks.
+        results: Scores for each K.
+        trained: The K that the rows were learned with, which the figure marks.
 
     Raises:
-        OSError: If a file cannot be written; names it.
+        OSError: If a file cannot be written; the message names it.
     """
     table, figure = folder / TABLE_NAME, folder / FIGURE_NAME
     write_text(table, csv_of(results))

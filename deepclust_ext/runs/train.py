@@ -1,4 +1,4 @@
-"""From images and a recipe to a folder that holds the trained method, its clusters, scores, log and page."""
+"""Trains by a recipe, and writes a folder with the trained method, its clusters, scores, log and report."""
 
 import json
 import os
@@ -49,17 +49,17 @@ from deepclust_ext.training.stop import Stopped
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is told beside its recipe.
+    """Options of a run in addition to its recipe.
 
     Attributes:
-        seed: Of everything random, below 2^32.
+        seed: Seed of everything random, below 2^32.
         device: Where to train, such as "cpu" or "cuda".
         num_workers: Processes that load images.
         precision: "fp32" or "bf16", see :class:`deepclust_ext.training.TrainConfig`.
-        compile: Whether torch.compile makes the training step.
+        compile: Whether torch.compile compiles the training step.
         resume: Continue the run that the folder holds.
         overwrite: Replace the run that the folder holds.
-        score_every: Epochs between two scores by labels, which then are needed; 0 for none.
+        score_every: Epochs between two scores, which need labels; 0 for none.
         profile: Whether to print where the time of an epoch goes.
 
     Raises:
@@ -91,31 +91,31 @@ def train(
     reasons: tuple[str, ...] = (),
     start: Run | None = None,
 ) -> Run:
-    """Train a method, and leave in a folder all there is to know of the run.
+    """Train a method, and write everything about the run into a folder.
 
-    That is ``recipe.yaml``, which repeats the run, ``run.json``, ``history.jsonl``, ``checkpoint.pt``, ``train.log``,
-    ``clusters.csv``, ``report.html``, and for a method without a cluster head ``centers.npy``. All ranks of
-    ``torch.distributed`` train together, where it is initialized; rank 0 alone writes and scores.
+    The folder gets ``recipe.yaml``, which repeats the run, ``run.json``, ``history.jsonl``, ``checkpoint.pt``,
+    ``train.log``, ``clusters.csv``, ``report.html``, and for a method without a cluster head ``centers.npy``. If
+    ``torch.distributed`` is initialized, all ranks train together, and only rank 0 writes and scores.
 
     Args:
         recipe: All settings.
-        images: Map-style, of images or of tuples that begin with one; labels, as an attribute, are for scores alone.
-            Or several data sets by name, see :class:`deepclust_ext.training.Trainer`.
+        images: Map-style, of images or of tuples that begin with one; an attribute ``labels`` is for scores alone. Or
+            several data sets by name, see :class:`deepclust_ext.training.Trainer`.
         out: The folder.
-        options: What else there is to tell.
-        source: Where the images lie, so that they can be opened again; None if they are in memory alone.
-        reasons: Why the recipe is this one, for the log.
-        start: The run whose weights Boost goes on from, which is not needed afterwards; None for all other methods.
+        options: Other options; None for the defaults.
+        source: Where the images are, so that they can be opened again; None if they are only in memory.
+        reasons: The reasons for this recipe, for the log.
+        start: The run whose weights Boost starts from, which is not needed afterwards; None for all other methods.
 
     Raises:
         FileNotFoundError: If there is nothing to resume.
-        FileExistsError: If the folder is not empty, and its run is neither to be resumed nor to be overwritten.
+        FileExistsError: If the folder is not empty, and its run is neither resumed nor overwritten.
         FloatingPointError: If a loss or a weight is not finite.
         KeyboardInterrupt: If the user interrupts, see :func:`deepclust_ext.runs.signals.stopping`.
-        OSError: If a file cannot be written; names it.
+        OSError: If a file cannot be written; the message names it.
         RuntimeError: If another run uses the folder.
-        ValueError: If the recipe does not fit the images, the run to resume was another, or there is no start for
-            Boost, or one for another method.
+        ValueError: If the recipe does not fit the images, the run to resume has other settings, or ``start`` is missing
+            for Boost or given for another method.
     """
     options = options or Options()
     since, path = time.perf_counter(), Path(out)
@@ -197,7 +197,7 @@ def train(
 
 
 def _start(trainer: Trainer, start: Run | None, *, resume: bool) -> dict[str, str]:
-    """Give Boost the weights of a run, and return what the record says of it; nothing for other methods."""
+    """Give Boost the weights of a run, and return the record's entry about it; nothing for other methods."""
     method = trainer.method
     if not isinstance(method, Boost):
         if start is not None:
@@ -214,7 +214,7 @@ def _start(trainer: Trainer, start: Run | None, *, resume: bool) -> dict[str, st
 
 
 def recorded_options(path: Path) -> Options:
-    """Return what a run was told; FileNotFoundError or ValueError where the folder does not say."""
+    """Return the options of a run; FileNotFoundError or ValueError if the folder does not have them."""
     config = read_record(path)["config"]
     return Options(**{field.name: config[field.name] for field in fields(Options) if field.name in config})
 
@@ -245,7 +245,7 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
 
 @contextmanager
 def _marked(path: Path, record: dict[str, Any], ranks: Ranks) -> Iterator[None]:
-    """Say how a run that is stopped goes on, and write down that it was."""
+    """Say how a stopped run can be resumed, and record that it was stopped."""
     try:
         yield
     except Stopped:
@@ -256,7 +256,7 @@ def _marked(path: Path, record: dict[str, Any], ranks: Ranks) -> Iterator[None]:
 
 
 def _clear(folder: RunFolder) -> None:
-    """Remove what a run has left; other files stay."""
+    """Remove the files of a run; other files stay."""
     folder.clear()
     for file in (folder.path / BOARD_NAME).glob("events.out.tfevents.*"):
         remove(file)
@@ -278,7 +278,7 @@ def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trai
 
 
 def _say_how_long(trainer: Trainer) -> None:
-    """Print an estimate; that of the epochs behind corrects it after each."""
+    """Print an estimate of the time; after each epoch the measured time corrects it."""
     steps = sum(phase.epochs * trainer.steps_per_epoch(phase) for phase in trainer.config.phases)
     seconds = seconds_of_a_step(trainer)
     time = f"{counted(steps, 'step')} of {1000 * seconds:.0f} ms: about {in_words(steps * seconds)}"
@@ -287,7 +287,7 @@ def _say_how_long(trainer: Trainer) -> None:
 
 
 def _record(trainer: Trainer, options: Options, source: Source | None, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what run.json holds while the run goes on."""
+    """Return the content of run.json during the run."""
     device = torch.device(options.device)
     if source is not None:
         source = replace(source.resolved(), range=getattr(trainer.data["images"], "range", None))
@@ -321,7 +321,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def closing_words(run: Run) -> str:
-    """Return what a person wants to know after a run."""
+    """Return a summary for the user after a run."""
     sizes, record = run.record["sizes"], run.record
     used = sum(size > 0 for size in sizes)
     found = f"{counted(record['images'], run.item)} in {used} of {counted(len(sizes), 'cluster')}"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def synchronize_batch_norm(method: nn.Module, process_group: "Group" = None) -> None:
     """Let every batch normalization of a method take mean and variance over the images of all ranks.
 
-    On CUDA that is torch's ``SyncBatchNorm``, which refuses the CPU, and there :class:`RankBatchNorm`. Parameters and
-    buffers are the same tensors by the same names as before.
+    On CUDA that is torch's ``SyncBatchNorm``; on the CPU, which that refuses, it is :class:`RankBatchNorm`. Parameters
+    and buffers stay the same tensors with the same names.
     """
     on_cuda = next(method.parameters()).device.type == "cuda"
     for parent in list(method.modules()):
@@ -34,11 +34,11 @@ def synchronize_batch_norm(method: nn.Module, process_group: "Group" = None) -> 
 
 
 class RankBatchNorm(_BatchNorm):
-    """A batch normalization over the images of all ranks, however many of them each rank has.
+    """A batch normalization over the images of all ranks, whatever number each rank has.
 
     Args:
-        norm: Whose parameters and buffers it takes.
-        process_group: The ranks; None for all, with which it can be copied.
+        norm: The normalization whose parameters and buffers it takes.
+        process_group: The ranks; None for all. Only with None can the module be copied.
     """
 
     def __init__(self, norm: _BatchNorm, process_group: "Group" = None) -> None:
@@ -49,7 +49,7 @@ class RankBatchNorm(_BatchNorm):
         self.process_group = process_group
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Take any number of dimensions: the normalization that this one replaces has had its own."""
+        """Accept any number of dimensions, because this may replace a normalization of any."""
 
     def forward(
         self,

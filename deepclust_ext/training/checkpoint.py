@@ -1,4 +1,4 @@
-"""What tells a run from another one, and what a resumed run needs beside its weights: settings, data, generators."""
+"""How runs are told apart, and what a resumed run needs besides its weights: settings, data, generators."""
 
 import functools
 import hashlib
@@ -64,15 +64,15 @@ def check_resumed(
     """Require that a run of these settings can go on from a checkpoint's state.
 
     Args:
-        state: Of the checkpoint.
+        state: State in the checkpoint.
         own: Settings of the run.
-        path: Of the checkpoint.
-        last_phase: Place of the last phase.
-        fixed_epochs: Why that one may not have more epochs than before; None where it may.
-        other_versions: Whether the checkpoint may be of other versions.
+        path: Path of the checkpoint.
+        last_phase: Index of the last phase.
+        fixed_epochs: Why the last phase may not have more epochs than before; None if it may.
+        other_versions: Whether the checkpoint may be from other versions.
 
     Raises:
-        ValueError: If anything differs; names it and both values.
+        ValueError: If anything differs; the message names it and both values.
     """
     stored = state["settings"]
     unknown = _not_known_to(stored, own)
@@ -102,7 +102,7 @@ def check_resumed(
 
 
 def _not_known_to(stored: Mapping[str, Setting], own: Mapping[str, Setting]) -> list[str]:
-    """Return one's own settings that a checkpoint of this version would hold too, whatever their values."""
+    """Return the run's own settings that the checkpoint, from an older version, does not have."""
     always = {"kmeans", "learning_rate", *(["method"] if stored.get("method") == own["method"] else [])}
     if any(name.startswith("recipe.") for name in stored):
         always.add("recipe")
@@ -122,7 +122,7 @@ def _not_known_to(stored: Mapping[str, Setting], own: Mapping[str, Setting]) -> 
 
 
 def _with_epochs_of(stored: Mapping[str, Setting], own: Mapping[str, Setting], phase: int) -> dict[str, Setting]:
-    """Return stored settings with the number of epochs of the last phase as one's own, if that is more."""
+    """Return stored settings with the run's own number of epochs of the last phase, if that is larger."""
     if own["epochs"] <= stored["epochs"]:  # type: ignore[operator]
         return dict(stored)
     names = ("epochs", f"phases.{phase}.epochs", f"recipe.phases.{phase}.epochs")
@@ -151,7 +151,7 @@ def run_settings(config: TrainConfig, method: ClusteringMethod, others: Mapping[
 
 
 def flatten(value: Any, name: str) -> dict[str, Setting]:
-    """Return settings by dotted names; what is no number, text or container of them counts by its description."""
+    """Return settings by dotted names; a value that is no number, text or container is replaced by its description."""
     if is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, functools.partial):
@@ -168,7 +168,7 @@ def flatten(value: Any, name: str) -> dict[str, Setting]:
 
 
 def describe(value: Any) -> str:
-    """Return what tells a view from another one: its representation, without places in memory."""
+    """Return a text that distinguishes views: the representation without memory addresses."""
     if isinstance(value, torch.nn.Module):
         return repr(value)
     kind = value if hasattr(value, "__qualname__") else type(value)
@@ -176,12 +176,12 @@ def describe(value: Any) -> str:
 
 
 def fingerprint(data: Dataset[Any]) -> dict[str, Setting]:
-    """Return what tells a data set from another one.
+    """Return facts that distinguish data sets.
 
-    That is the number of images, the first one's shape and dtype, the names of all where the data set has them, as
-    ``names``, and the values of up to ``SAMPLE`` images, from the first to the last at equal distances. Values do not
-    count where an image is not the same at every reading. All values count where the data set knows a hash of them, as
-    ``fingerprint``, and of a TensorDataset; of others values elsewhere go unseen.
+    These are the number of images, the first one's shape and dtype, all ``names`` if the data set has them, and the
+    values of up to ``SAMPLE`` images, from the first to the last at equal distances. Values are left out if an image
+    differs at every reading. All values are compared for a TensorDataset, and if the data set has a hash of them as
+    ``fingerprint``; for other data sets changes in other images are not noticed.
     """
     images = IndexedImages(data)
     first, _ = images[0]
@@ -242,11 +242,11 @@ def random_state(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
-    """Set every generator to a state of :func:`random_state`; warns of those of GPUs that are not there.
+    """Set every generator to a state of :func:`random_state`; warns if it has states of more GPUs than there are.
 
     Args:
-        state: What was returned.
-        device: Where the run draws now, which goes on from where it drew.
+        state: Result of :func:`random_state`.
+        device: Where the run draws now; its generator continues that of the device where the run drew before.
     """
     torch.set_rng_state(state["torch"])
     devices = torch.cuda.device_count()
@@ -267,7 +267,7 @@ def restore_random_state(state: dict[str, Any], device: torch.device | None = No
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the floating tensors that hold a number which is not finite; waits for the device once."""
+    """Return the names of the floating tensors that have a number that is not finite; waits for the device once."""
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floating:
         return []

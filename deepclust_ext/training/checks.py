@@ -1,4 +1,4 @@
-"""What would fail only after hours, or leave an empty run behind, asked before the first step."""
+"""Checks before the first step of what would otherwise fail after hours, or leave an empty run behind."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +47,7 @@ def check_generators(views: Sequence[Callable[[Any], torch.Tensor]]) -> None:
 
 
 def check_sizes(name: str, images: IndexedImages) -> None:
-    """Require images of one size where a view takes no others, as far as the data set itself tells.
+    """Require images of one size if a view needs that, as far as the data set itself tells.
 
     Raises:
         ValueError: If they differ in size.
@@ -60,7 +60,7 @@ def check_sizes(name: str, images: IndexedImages) -> None:
 
 
 def check_as_they_are(images: IndexedImages) -> None:
-    """Require images that a network can take without a test view, as far as the first and the data set itself tell.
+    """Require images that a network can take without a test view, as far as the first one and the data set tell.
 
     Raises:
         TypeError: If they are integers.
@@ -82,7 +82,7 @@ def check_fit(
     *,
     as_they_are: bool,
 ) -> None:
-    """Require data sets, views and phases that fit the method; without a test view images that it takes as they are.
+    """Require data sets, views and phases that fit the method; without a test view also images that it can take.
 
     Raises:
         TypeError: As :func:`check_as_they_are`.
@@ -104,7 +104,7 @@ def check_fit(
 
 
 def check_ranks(config: TrainConfig, count: int) -> None:
-    """Require a batch with enough images for so many ranks: batch normalization needs two where it is a rank's own.
+    """Require enough images in a batch for the ranks; with batch normalization by rank each needs two.
 
     Raises:
         ValueError: If there are fewer.

@@ -18,12 +18,12 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class KMeansSettings:
-    """Of the spherical k-means that gives pseudo-labels and, without a cluster head, the final clusters.
+    """Settings of the spherical k-means that gives pseudo-labels and, without a cluster head, the final clusters.
 
     Attributes:
-        n_init: Starts for pseudo-labels, of which the best counts. The authors of HaDis have 10.
-        final_n_init: Starts for the final clusters.
-        max_iter: Iterations of a start at most.
+        n_init: Number of starts for pseudo-labels; the best is kept. The authors of HaDis take 10.
+        final_n_init: Number of starts for the final clusters.
+        max_iter: Largest number of iterations of a start.
         tol: When a start ends, see :class:`deepclust_ext.cluster.KMeans`.
 
     Raises:
@@ -62,18 +62,18 @@ class TrainConfig:
 
     Attributes:
         phases: What happens, in order.
-        batch_size: Images of a step. What does not fill a batch is left out of the epoch, so that batch normalization
-            never sees a batch of one image; the order is new in every epoch, so no image stays out.
-        learning_rate: Its course over the run.
-        optimizer: None for the method's default.
-        kmeans: Of pseudo-labels and final clusters.
-        seed: Of torch, numpy, python, the order of the images and k-means; below 2^32, as numpy has it.
-        num_workers: Processes that load images, each two batches ahead; the one setting that changes nothing in the
-            result, unless the data set draws random numbers itself.
+        batch_size: Images of a step. Images that do not fill a last batch are left out of the epoch, so that batch
+            normalization never sees a batch of one image. The order is new in every epoch, so no image is always out.
+        learning_rate: The course of the learning rate over the run.
+        optimizer: The optimizer; None for the method's default.
+        kmeans: Settings of k-means for pseudo-labels and final clusters.
+        seed: Seed of torch, numpy, python, the order of the images and k-means; below 2^32, as numpy requires.
+        num_workers: Processes that load images, each two batches ahead. This setting alone does not change the result,
+            unless the data set draws random numbers itself.
         precision: "fp32", or "bf16" for training steps under torch's autocast to bfloat16; weights stay in float32.
-        compile: Whether torch.compile makes the training step.
-        sync_batch_norm: Whether batch normalization goes by the images of all ranks. Without, each rank goes by its
-            own, and the result depends on the number of ranks; on one rank it is the same.
+        compile: Whether torch.compile compiles the training step.
+        sync_batch_norm: Whether batch normalization uses the images of all ranks. Otherwise each rank uses its own, and
+            the result depends on the number of ranks.
 
     Raises:
         TypeError: If a value is of another type.

@@ -60,13 +60,13 @@ os.register_at_fork(after_in_child=_close_inherited_locks)
 class RunFolder:
     """The folder of one run, locked for this process within a ``with`` block; blocks may be nested.
 
-    The lock ends with the process, however it ends, so a dead run never stands in the way.
+    The lock ends with the process, however that ends, so a dead run never blocks the folder.
 
     Args:
         path: The folder; made when it is locked.
 
     Attributes:
-        begun: Files of a run that this process has written already, which :meth:`clear` leaves.
+        begun: Files of the run that this process has already written; :meth:`clear` keeps them.
 
     Raises:
         RuntimeError: On entering, if another run holds the folder.
@@ -92,7 +92,7 @@ class RunFolder:
             self._release()
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Require what a run needs of its folder: a checkpoint to resume, or else none unless it may be overwritten.
+        """Require a checkpoint if the run is resumed, and otherwise none, unless it may be overwritten.
 
         Raises:
             FileNotFoundError: If there is nothing to resume.
@@ -112,13 +112,13 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Remove the files of a run but those that have been begun."""
+        """Remove the files of a run, except for those in ``begun``."""
         for name in RUN_FILES:
             if name not in self.begun:
                 remove(self.path / name)
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint, and keep the one before it; a folder that was removed meanwhile is made again."""
+        """Write a checkpoint, and keep the one before it; if the folder was removed meanwhile, it is made again."""
         if not (self.path / LOCK_NAME).exists():
             self._release()
             self._lock()
@@ -206,7 +206,7 @@ def check_writable(folder: Path, option: str) -> None:
 
 @contextmanager
 def named(what: Path | str) -> Iterator[None]:
-    """Let an OSError of what writes or removes a file begin with what that is, in one line."""
+    """Let an OSError from writing or removing a file begin with the file's name, in one line."""
     try:
         yield
     except OSError as error:
@@ -227,7 +227,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """Yield where to write; after the block that file takes the place of ``path``, and after an error there is none.
+    """Yield a path to write to; after the block that file replaces ``path``, and after an error it is removed.
 
     Args:
         path: Holds either the old file or the whole new one, whatever interrupts.

@@ -16,7 +16,7 @@ from deepclust_ext.training.ranks import Ranks
 
 
 class Batch(NamedTuple):
-    """Images of one data set, this rank's part of those of a step, and what a method makes of them."""
+    """This rank's images of a step, from one data set, and the terms to train them with."""
 
     data: str
     terms: str | None
@@ -38,7 +38,8 @@ def epoch_batches(
 ) -> Generator[Batch, None, None]:
     """Yield the batches of an epoch, one data set after the other.
 
-    The order is drawn for the batches of all ranks, so it is the same for any number of them, and no image comes twice.
+    The order is drawn for the batches of all ranks. So it is the same for any number of ranks, and no image comes
+    twice.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     for name, terms in phase.passes.items():
@@ -66,7 +67,7 @@ def views_of(
     views: Sequence[View],
     ranks: Ranks,
 ) -> list[Tensor]:
-    """Return the views that the images have in the batch of all ranks; of a view that cannot tell, a rank's own."""
+    """Return the views that the images have in the batch of all ranks; views that cannot do this draw for the rank."""
     made = []
     with part_of_batch(batch.start, len(batch.all_places)):
         for view in views:

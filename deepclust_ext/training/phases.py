@@ -1,4 +1,4 @@
-"""The phases of a run: how long, on which data, by which terms, with which pseudo-labels."""
+"""The phases of a run: for how long, on which data, with which terms and which pseudo-labels to train."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,14 +18,14 @@ class Phase:
     """A part of a run.
 
     Attributes:
-        name: For messages and checkpoints.
-        epochs: How many; 0 leaves the phase out.
-        passes: What an epoch goes through, in this order: the name of a data set, and the method's terms on it, None
-            for its first. The name of the data set that is clustered is "images".
-        pseudo_labels: When k-means labels the images anew: "never", "once" (before the first epoch of the phase), or
-            before every so many epochs, the first included.
-        resample: Whether an epoch draws as many images as it has otherwise with replacement, each with the weight
-            1 / (size of its cluster), so that all clusters are seen equally often.
+        name: Name for messages and checkpoints.
+        epochs: Number of epochs; 0 leaves the phase out.
+        passes: What an epoch goes through, in this order: for the name of each data set the method's terms on it, None
+            for the method's first. The data set that is clustered is called "images".
+        pseudo_labels: When k-means labels the images: "never", "once" (before the first epoch of the phase), or a
+            number n for before the first epoch and every n epochs.
+        resample: Whether an epoch draws its images with replacement, each with the weight 1 / (size of its cluster), so
+            that all clusters are seen equally often. The number of images stays the same.
 
     Raises:
         TypeError: If a value is of another type.
@@ -103,7 +103,7 @@ def locate(phases: Sequence[Phase], epoch: int) -> tuple[int, int]:
 
 
 def scaled(phases: Sequence[Phase], epochs: int) -> tuple[Phase, ...]:
-    """Return the phases of a run of so many epochs, which they share as before; the last has what rounding leaves.
+    """Return the phases of a run of ``epochs`` epochs in the same proportions; the last takes the rounding.
 
     Raises:
         ValueError: If the phases have no epoch to share by.

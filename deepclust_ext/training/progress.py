@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, a line for each epoch elsewhere."""
+"""What a user sees of a run: a bar on a terminal, a line for each epoch elsewhere."""
 
 import logging
 import sys
@@ -22,11 +22,11 @@ class Progress:
     """A bar of the steps of a run with images or rows per second and the time that is left, or a line for each epoch.
 
     Args:
-        epochs: Of the whole run.
-        steps: Of the whole run.
-        done: Steps behind it already.
-        data: What is passed through.
-        shown: Whether a person sees anything, as of one rank of several.
+        epochs: Epochs of the whole run.
+        steps: Steps of the whole run.
+        done: Steps that are already done.
+        data: The data that the run goes through.
+        shown: Whether to show anything; only one of several ranks does.
     """
 
     def __init__(self, epochs: int, steps: int, done: int, data: Dataset[Any], *, shown: bool = True) -> None:
@@ -43,7 +43,7 @@ class Progress:
         self._bar.close()
 
     def end_step(self, images: int) -> None:
-        """Take in a step of so many images."""
+        """Count a step with this number of images."""
         self._images += images
         self._done += 1
         self._bar.update()

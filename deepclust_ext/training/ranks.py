@@ -1,4 +1,4 @@
-"""What the ranks of a run do together: gradients, decisions, state, and what one of them does for all."""
+"""What the ranks of a run do together: gradients, decisions, state, and work that one rank does for all."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,26 +20,26 @@ Resource = TypeVar("Resource", bound=AbstractContextManager[Any])
 
 
 class LostRankError(RuntimeError):
-    """A rank cannot go on because another one has failed, which says why itself."""
+    """A rank cannot continue because another one has failed; that one reports the reason."""
 
 
 class Ranks:
     """The ranks of a run, or this process alone.
 
-    There is no ``DistributedDataParallel``: it averages what goes through its own forward alone, and a method is
-    trained by ``training_step``; it gives all ranks the buffers of rank 0 at each step, banks and queues among them;
-    and it has to be told of parameters that a phase leaves out. One sum of all gradients after the backward pass has
-    none of this, and what a step logs travels with it.
+    Gradients are averaged by one sum after the backward pass, and what a step logs travels with it. Why not
+    ``DistributedDataParallel``? It works only through its own forward, but a method is trained by ``training_step``. At
+    each step it would give all ranks the buffers of rank 0, including banks and queues. And it has to be told which
+    parameters a phase leaves out.
 
     Args:
-        gather_distributed: Whether there may be others.
-        process_group: Which; None for all.
+        gather_distributed: Whether there may be other ranks.
+        process_group: The ranks; None for all.
 
     Attributes:
         group: Their process group; None for this process alone.
-        count: How many there are.
-        rank: The place of this one.
-        first: Whether it is the one that writes and shows.
+        count: Number of ranks.
+        rank: Index of this rank.
+        first: Whether this is the rank that writes and prints.
     """
 
     def __init__(self, gather_distributed: bool = True, process_group: "Group" = None) -> None:
@@ -48,7 +48,7 @@ class Ranks:
         self.first = self.rank == 0
 
     def inference(self) -> dict[str, Any]:
-        """Return the arguments of functions of the room of inference and of ``KMeans`` that share their work."""
+        """Return the arguments that let functions of inference and ``KMeans`` share their work among the ranks."""
         return {"gather_distributed": self.count > 1, "process_group": self.group}
 
     def part(self, total: int) -> slice:
@@ -78,7 +78,7 @@ class Ranks:
         return {name: mean.view(()) for name, mean in zip(terms, parts[len(gradients) :], strict=True)}
 
     def any(self, asked: bool) -> bool:
-        """Return whether some rank has been asked, the same on all."""
+        """Return whether ``asked`` is true on some rank; all ranks get the same answer."""
         if self.count == 1:
             return asked
         answer = torch.tensor([asked], dtype=torch.uint8, device=self._device)
@@ -86,7 +86,7 @@ class Ranks:
         return bool(answer)
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """Give all ranks what rank 0 has."""
+        """Give all ranks the tensors of rank 0."""
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), group=self.group, group_src=0)
@@ -112,16 +112,16 @@ class Ranks:
 
     @contextmanager
     def held_by_first(self, resource: Resource) -> Iterator[Resource]:
-        """Let rank 0 hold a resource for a while; the others go on when it has it."""
+        """Let rank 0 hold a resource for a while; the others continue once it has it."""
         with ExitStack() as stack:
             self.on_first(lambda: stack.enter_context(resource))
             yield resource
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Let this rank draw random numbers of its own for a while, and leave all generators as they are on all ranks.
+        """Let this rank draw its own random numbers for a while; afterwards generators are equal on all ranks again.
 
-        The global generator moves on by one number.
+        The global generator advances by one number.
         """
         if self.count == 1:
             yield
@@ -136,7 +136,7 @@ class Ranks:
 
     @property
     def _device(self) -> torch.device:
-        """Where numbers of the host travel: the CPU where the group has a backend for it."""
+        """Device by which host numbers travel: the CPU if the group has a backend for it."""
         kinds = [] if self.group is None else [device.type for device in self.group._device_types]
         return torch.device("cpu" if "cpu" in kinds else "cuda")
 

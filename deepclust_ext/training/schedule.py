@@ -10,7 +10,7 @@ SCHEDULES = ("constant", "warmup_cosine")
 
 @dataclass(frozen=True)
 class LearningRate:
-    r"""The share of the peak learning rate, by the epoch, fractional within one.
+    r"""The share of the peak learning rate as a function of the epoch, which may be fractional.
 
     "constant" is 1. "warmup_cosine" rises linearly from 0 to 1 over ``warmup`` epochs, and is then
 
@@ -18,17 +18,17 @@ class LearningRate:
         floor + (1 - floor) \frac{1 + \cos(\pi (e - warmup) / horizon)}{2}
 
     up to the end of the horizon, and ``floor`` after it. The authors of HaDis have a warm-up of 50 epochs and a horizon
-    of 1000 in a run of 1000, which so ends at 0.62 % of the peak and not at 0.
+    of 1000 in a run of 1000 epochs. So their run ends at 0.62 % of the peak and not at 0.
 
     Attributes:
         name: "constant" or "warmup_cosine".
         warmup: Epochs of the linear rise.
         floor: Share of the peak at the end of the horizon.
-        horizon: Epochs that the cosine falls over; None for all that the run has after the warm-up.
+        horizon: Number of epochs over which the cosine falls; None for all epochs after the warm-up.
 
     Raises:
         TypeError: If a value is no number.
-        ValueError: If a value is out of range, or is given to "constant", which has no use for it.
+        ValueError: If a value is out of range, or "constant" is given a value that it does not use.
     """
 
     name: str = "constant"
@@ -47,7 +47,7 @@ class LearningRate:
 
     @property
     def open_ended(self) -> bool:
-        """Whether the course is the same in a run of more epochs."""
+        """Whether the rates of the first epochs stay the same in a run with more epochs."""
         return self.name == "constant" or self.horizon is not None
 
     def factor(self, epoch: float, epochs: int) -> float:

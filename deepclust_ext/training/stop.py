@@ -7,11 +7,11 @@ class Stopped(KeyboardInterrupt):
     """A run that was asked to stop has saved its state.
 
     Args:
-        where: In the run.
-        checkpoint: That holds it.
+        where: Where in the run it stopped.
+        checkpoint: The file with the state.
 
     Attributes:
-        status: With which a program ends, as after SIGINT.
+        status: Exit status for the program, as after SIGINT.
     """
 
     status = 130

@@ -1,4 +1,4 @@
-"""What the steps of an epoch logged: means, and a halt at the first loss that is not finite."""
+"""Means of what the steps of an epoch log, and an error at the first loss that is not finite."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ STEPS_BETWEEN_LOOKS = 64
 
 @dataclass
 class Step:
-    """A step as a message has to name it."""
+    """A step, as messages name it."""
 
     number: int  # from 0, in the whole run
     epoch: int  # from 1
@@ -32,15 +32,15 @@ class Step:
 
 
 class Tally:
-    """Sums of the terms of an epoch, which stay on the device, and the steps since the last look at their losses.
+    """Sums of the terms of an epoch, which stay on the device, and the steps whose losses have not been checked.
 
     Args:
-        state: Of an epoch that was stopped, as :meth:`state` returns it; None for the beginning of one.
-        device: Where its sums go on.
+        state: State of an epoch that was stopped, see :meth:`state`; None at the beginning of an epoch.
+        device: Where the sums are.
 
     Attributes:
-        steps: How many have been taken in.
-        last: The last of them since this was made.
+        steps: Number of steps added.
+        last: The last step that was added to this object.
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None, device: torch.device | str = "cpu") -> None:
@@ -52,16 +52,16 @@ class Tally:
         self.last: Step | None = None
 
     def state(self) -> dict[str, Any]:
-        """Return what :class:`Tally` goes on from; waits for the device."""
+        """Return the state to continue from; waits for the device."""
         sums = {name: total.detach().cpu() for name, total in self._sums.items()}
         return {"steps": self.steps, "sums": sums, "counts": dict(self._counts)}
 
     def add(self, step: Step) -> None:
-        """Take in a step.
+        """Add a step.
 
         Raises:
-            FloatingPointError: If the loss of a step since the last look is not finite; names that step, its terms and
-                its images.
+            FloatingPointError: If the loss of a step since the last check is not finite; the message names that step,
+                its terms and its images.
         """
         for name, term in step.terms.items():
             self._sums[name] = self._sums[name] + term if name in self._sums else term

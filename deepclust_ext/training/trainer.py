@@ -50,9 +50,9 @@ STAGES = ("data", "augment", "forward", "loss", "backward", "optimizer", "k-mean
 class Trainer:
     """Train a method on the images of a data set; labels that the data set also returns are dropped unseen.
 
-    A method with ``gather_distributed`` is trained by all ranks of its process group together, each of which has a
-    trainer of the same arguments: a rank takes its part of every batch. The order of the images, their views and all
-    noise are the same for any number of ranks. Rank 0 alone writes and shows.
+    A method with ``gather_distributed`` is trained by all ranks of its process group. Each has a trainer with the same
+    arguments, and takes its part of every batch. The order of the images, their views and all noise are the same for
+    any number of ranks. Only rank 0 writes and prints.
 
     Args:
         method: What to train. It stays on its device, and batches are moved there.
@@ -62,15 +62,15 @@ class Trainer:
             all have an attribute ``any_size``.
         config: Settings.
         out: Folder for checkpoint and history, as a path or text; made if missing.
-        test_view: From a batch to a batch, for pseudo-labels and clusters; None for the images as they are.
-        recipe: Where the settings come from, to be kept in the checkpoints and compared like them.
+        test_view: From a batch to a batch, for pseudo-labels and clusters; None for unchanged images.
+        recipe: Where the settings come from; stored in the checkpoints and compared like the settings.
 
     Attributes:
         folder: The folder ``out``, which ``fit`` locks.
-        ranks: Those that train.
+        ranks: The ranks that train.
         optimizer: The method's; its learning rates are the peak of the schedule until the first step.
         history: One record of mean terms per epoch. A term has its mean over the steps that log it.
-        stop: Whether to stop: a signal handler sets it. The step under way ends, the state is saved, ``fit`` raises.
+        stop: Set it to True, as in a signal handler, to stop: the step ends, the state is saved, and ``fit`` raises.
         kept: What ``after_epoch`` keeps from one epoch to the next, by name; checkpoints hold it.
 
     Raises:
@@ -137,17 +137,17 @@ class Trainer:
     ) -> list[dict[str, float]]:
         """Train to the last epoch and return the history.
 
-        A resumed run continues where the checkpoint was written exactly as if it had never stopped. It may have more
-        epochs in its last phase than before where neither learning rate nor method depends on their number. There is a
-        checkpoint before the first step, after every epoch and at a stop; the one before the last is kept beside it.
+        A resumed run continues from the checkpoint exactly as if it had never stopped. Its last phase may have more
+        epochs than before if neither learning rate nor method depends on their number. Checkpoints are written before
+        the first step, after every epoch and at a stop; the one before the last is kept too.
 
         Args:
             resume: Continue from the checkpoint in ``out``.
             overwrite: Remove the run that ``out`` holds before the first step.
-            other_versions: Continue even where the checkpoint is of another version of this package, torch or numpy;
-                the result may then differ from that of a run that never stopped.
-            after_epoch: Called with each epoch's record, before the checkpoint; what it returns joins the record. It
-                must leave the global random state as it is.
+            other_versions: Continue even if the checkpoint is of another version of this package, torch or numpy; the
+                result may then differ from that of a run that never stopped.
+            after_epoch: Called with each epoch's record, before the checkpoint; its result is added to the record. It
+                must not change the global random state.
 
         Raises:
             FileNotFoundError: If there is no checkpoint to resume from.
@@ -157,7 +157,7 @@ class Trainer:
             ValueError: If the checkpoint cannot be read, or was written with other settings, data or versions.
             FloatingPointError: If a loss or a weight is not finite; the checkpoint is that of the epoch before.
             OSError: If a file cannot be written; names it.
-            KeyboardInterrupt: If the user interrupts; says where the run can be resumed. After ``stop`` it is a
+            KeyboardInterrupt: If the user interrupts; the message says how to resume. After ``stop`` it is a
                 ``Stopped``.
         """
         checks.check_trainable(self.method)
@@ -187,7 +187,7 @@ class Trainer:
         return self.history
 
     def _begin(self) -> None:
-        """Write the first checkpoint over what the folder holds; what cannot be read again is refused at once."""
+        """Write the first checkpoint over what the folder holds; a state that cannot be read again is refused here."""
         self.folder.clear()
         self.folder.save(self._state())
         self.folder.load()
@@ -220,7 +220,7 @@ class Trainer:
         return sum(len(self._images[name]) // self.config.batch_size for name in phase.passes)
 
     def settings(self) -> dict[str, Setting]:
-        """Return all that decides the run but the versions, by dotted names."""
+        """Return all that decides the run, except the versions, by dotted names."""
         views, data = {"views": list(self.views), "test_view": self.test_view}, {"data": self._fingerprints}
         return run_settings(self.config, self.method, {**views, **data, "recipe": self.recipe})
 
@@ -254,7 +254,7 @@ class Trainer:
         return sum(self.steps_per_epoch(self.config.phases[locate(self.config.phases, i)[0]]) for i in range(epoch))
 
     def _train_epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
-        """Train for an epoch, or for what is left of one, and return its mean terms."""
+        """Train for an epoch, or for the rest of one, and return its mean terms."""
         start = time.perf_counter()
         index, epoch_in_phase = locate(self.config.phases, epoch)
         phase = self.config.phases[index]

@@ -129,10 +129,11 @@ void sum_exponentials(ContrastiveTile<T>& tile, T hardness, const Shift& shift,
   }
 }
 
-// Adds sums relative to `shift` to the sums of an anchor.
+// Adds sums of exp((1 + hardness) (s - shift)) and exp(hardness (s - shift)) to the sums of an anchor, which has a
+// shift of its own: the larger of both shifts stays, and the sums of the other are scaled to it.
 template <typename T>
 void add_to_anchor(const PackedContrastive<T>& in, T shift, double sum, double weight_sum, LogSums<T>& total) {
-  if (sum == 0 && weight_sum == 0) return;  // then the shift may say nothing
+  if (sum == 0 && weight_sum == 0) return;  // nothing to add; the shift may have no meaning
   if (shift > total.shift) {
     const double change = total.shift > -std::numeric_limits<T>::infinity() ? double(total.shift) - shift : 0.0;
     total.sum *= std::exp((1.0 + in.hardness) * change);
@@ -147,7 +148,7 @@ void add_to_anchor(const PackedContrastive<T>& in, T shift, double sum, double w
   total.weight_sum += weight_sum;
 }
 
-// Multiplies the kept rows of an anchor by what a change of its shift does to its exponentials.
+// Scales the kept rows of an anchor, which are rows times exponentials, from one shift of the exponentials to another.
 template <typename T>
 void rescale_kept(const PackedContrastive<T>& in, T from, T to, const KeptRows<T>& kept, int64_t anchor) {
   T* rows[2] = {kept.sum, kept.weight_sum};
@@ -159,12 +160,16 @@ void rescale_kept(const PackedContrastive<T>& in, T from, T to, const KeptRows<T
   }
 }
 
+// sum_tile with and without hardness. A score serves two anchors: the row of the tile, and its column. Their sums of
+// exponentials are taken relative to a shift: one bound for all scores where there is one, and otherwise the largest
+// score of each anchor so far.
 template <bool kWeighted, typename T>
 void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T* pair_rows, LogSums<T>* row_sums,
                  LogSums<T>* column_sums, T* positive, const KeptRows<T>& kept) {
   constexpr int64_t kLanes = VecOf<T>::kLanes;
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  // The scores of the tile. Those of positives are written down; they and those of rows with themselves are taken out.
+  // Step 1: the scores of the tile. Scores of positives are stored in `positive`. They, and those of rows with
+  // themselves, are set to -infinity, so that they are in no sum.
   ContrastiveTile<T> tile(in, pair, pair_rows);
   tile.take_out_positives(in, [&](int64_t r, int64_t c) {
     positive[tile.row + r] = tile.scores[r * kTileColumns + c];
@@ -174,7 +179,8 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
   T by_row[2 * kTileRows];
   T by_column[2 * kTileColumns];
   alignas(64) T weights[kWeighted ? kTileRows * kTileColumns : 1];
-  // Sums over columns of exponentials, and where rows are kept, of rows times exponentials.
+  // Sums of exponentials for the anchors in columns. If rows are kept (for a queue that needs no gradient), also sums
+  // of rows times exponentials, which become the anchors' gradient.
   const auto sum_columns = [&](const auto& shift) {
     if (kept.sum == nullptr) {
       sum_exponentials<kWeighted, false, true>(tile, hardness, shift, by_row, by_column);
@@ -189,7 +195,8 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
                         in.stride);
     }
   };
-  // Where one bound holds for all scores: exponentials relative to it, each for the anchors in its row and its column.
+  // Step 2, if one bound holds for all scores: exponentials relative to it. Each is computed once, and serves the
+  // anchor in its row and the one in its column.
   if (in.bounded) {
     const auto shift = [&](int64_t, int64_t) __attribute__((always_inline)) { return broadcast(in.bound); };
     if (pair.for_rows && pair.for_columns) {
@@ -199,7 +206,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     } else {
       sum_columns(shift);
     }
-    // To the sums over negatives of exp((1 + hardness) s) and exp(hardness s) of the anchors that the pair is for.
+    // They are added to the anchors' sums over negatives of exp((1 + hardness) s) and exp(hardness s).
     for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
       add_to_anchor(in, in.bound, by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), row_sums[r]);
     }
@@ -209,7 +216,7 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     return;
   }
   T shift[kTileRows > kTileColumns ? kTileRows : kTileColumns];
-  // Without such a bound, the largest score so far of every anchor in a row.
+  // Step 2, without such a bound, for the anchors in rows: their shift is the largest score so far.
   for (int64_t r = 0; pair.for_rows && r < tile.rows; ++r) {
     Vec<T> largest = broadcast(row_sums[r].shift);
     for (int64_t c = 0; c < tile.padded; c += kLanes) {
@@ -217,9 +224,9 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
       largest = score > largest ? score : largest;
     }
     const T own = max_lanes<T>(largest);
-    shift[r] = own == -kInfinity ? T(0) : own;  // no negative so far
+    shift[r] = own == -kInfinity ? T(0) : own;  // -infinity: the anchor has had no negative so far
   }
-  // The sums of these anchors, relative to it.
+  // Their sums, relative to that shift.
   if (pair.for_rows) {
     sum_exponentials<kWeighted, true, false>(
         tile, hardness, [&](int64_t r, int64_t) __attribute__((always_inline)) { return broadcast(shift[r]); }, by_row,
@@ -229,7 +236,8 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     add_to_anchor(in, shift[r], by_row[r], kWeighted ? by_row[kTileRows + r] : T(0), row_sums[r]);
   }
   if (!pair.for_columns) return;
-  // The largest score so far of every anchor in a column.
+  // Step 3, without such a bound, for the anchors in columns: their exponentials have another shift, so they are
+  // computed again. First the shift, the largest score so far.
   for (int64_t c = 0; c < tile.padded; ++c) {
     shift[c] = c < tile.columns ? column_sums[c].shift : T(0);
   }
@@ -241,16 +249,17 @@ void sum_tile_as(const PackedContrastive<T>& in, const BlockPair& pair, const T*
     }
   }
   for (int64_t c = 0; c < tile.padded; ++c) shift[c] = shift[c] == -kInfinity ? T(0) : shift[c];
-  // What has been kept of rows for them, relative to it from now on.
+  // Kept rows are scaled from the old shift to the new one.
   for (int64_t c = 0; c < tile.columns; ++c) rescale_kept(in, column_sums[c].shift, shift[c], kept, c);
-  // The sums of these anchors.
+  // Then their sums.
   sum_columns([&](int64_t, int64_t c) __attribute__((always_inline)) { return load(shift + c); });
   for (int64_t c = 0; c < tile.columns; ++c) {
     add_to_anchor(in, shift[c], by_column[c], kWeighted ? by_column[kTileColumns + c] : T(0), column_sums[c]);
   }
 }
 
-// Adds the exponentials of a tile to the sums of the anchors that the pair is for; notes positive scores.
+// Adds the exponentials of a tile to the sums of the anchors in its rows, its columns or both, as `pair` says, and
+// stores the scores of positives.
 template <typename T>
 void sum_tile(const PackedContrastive<T>& in, const BlockPair& pair,
               const T* pair_rows,       // (pair.rows and a panel more, stride)

@@ -12,7 +12,7 @@
 
 namespace deepclust::contrastive {
 
-// A block has 8 warps with 4 rows each. So it looks up once for 32 rows whether all rows are finite.
+// A block has 8 warps with 4 rows each. So it finds out only once for 32 rows whether all inputs are finite.
 constexpr int kFinishThreads = 256;
 constexpr int kRowsPerFinishBlock = 32;
 
@@ -29,27 +29,29 @@ struct ContrastiveFinishArguments {
   void* gradient[kContrastiveInputs];
 };
 
-// Adds up a row's sums and the part of its positive pair, and carries them through the scaling and the normalization
-// x / max(|x|, 1e-12): (g - n (n.g)) / |x|, or g / 1e-12 below the bound; by a warp.
+// Computes the gradient of one row of the inputs, by a warp. First the gradient g of the packed row: the sums that the
+// kernel before has left, plus the part of its positive pair. Then through the scaling and the normalization
+// n = x / max(|x|, 1e-12), whose gradient is (g - n (n.g)) / |x|, or 0 for a row that is shorter than 1e-12.
 template <class P, class Input>
 __device__ void finish_row(const ContrastiveFinishArguments<P>& in, const ContrastiveInputs& inputs, int64_t row,
                            bool finite) {
   using T = typename P::Accumulator;
   const ContrastiveArguments<P>& packed = in.packed;
-  // The input that the row is of, and its gradients.
+  // Step 1: which input the row belongs to, and where its gradients go.
   const int group = row < packed.batch ? kViewA : row < 2 * packed.batch ? kViewB : kQueue;
   const int64_t index = row - group * packed.batch;
   Input* gradient = static_cast<Input*>(in.gradient[group == kQueue ? 4 : group]);
   Input* class_gradient = static_cast<Input*>(in.gradient[group == kQueue ? 5 : 2 + group]);
   if (gradient == nullptr && class_gradient == nullptr) return;
-  // dloss/ds of the positive pair: with two views, of both anchors in it.
+  // Step 2: dloss/ds of the positive pair. With two views both of its rows are anchors, and the slopes add up.
   T pair_slope = 0;
   if (group != kQueue) {
     const T* slopes = in.anchor_values + kPositiveSlope * packed.anchors;
     pair_slope = packed.two_views ? slopes[index] + slopes[packed.batch + index] : slopes[index];
   }
   const int64_t partner = group == kViewA ? row + packed.batch : row - packed.batch;
-  // The gradient by element k of the packed row: sums over columns, split by split, and the positive pair.
+  // Step 3: the gradient by element k of the packed row, g_k: sums over columns, added split by split, and the part of
+  // the positive pair, slope times the partner's element.
   const auto sum_of = [&](int64_t k) {
     T sum = 0;
     for (const auto& owners : in.owners) {
@@ -64,7 +66,7 @@ __device__ void finish_row(const ContrastiveFinishArguments<P>& in, const Contra
   };
   const T nan = Limits<T>::kNan;
   const int lane = threadIdx.x % 32;
-  // Features: through 1 / sqrt(temperature) and the normalization.
+  // Step 4, for features: through 1 / sqrt(temperature) and the normalization. `along` is n.g.
   if (gradient != nullptr) {
     const Input* z = static_cast<const Input*>(inputs.features[group]) + index * inputs.depth;
     const T inverse_norm = packed.inverse_norm[row];
@@ -80,7 +82,7 @@ __device__ void finish_row(const ContrastiveFinishArguments<P>& in, const Contra
       gradient[index * inputs.depth + k] = narrow<Input>(value);
     }
   }
-  // Class vectors: through 1 / sqrt(class_temperature).
+  // Step 4, for class vectors: through 1 / sqrt(class_temperature).
   if (class_gradient != nullptr) {
     const T factor = static_cast<T>(1 / sqrt(inputs.options.class_temperature));
     for (int64_t k = lane; k < inputs.classes; k += 32) {

@@ -18,14 +18,14 @@ namespace deepclust::contrastive {
 // A quad packs the two rows of a pair, or a row of the queue. A block is small, so that 256 pairs still make 8 blocks.
 constexpr int kPrepareThreads = 128;
 constexpr int kRowsPerPrepareBlock = kPrepareThreads / 4;
-// At most so many thread blocks share the columns of a row: what they leave is added up one after the other, by the
-// last block or the last kernel, which should not show beside the columns.
+// At most so many thread blocks share the columns of a row. The last block, or the last kernel, adds up their parts one
+// after the other; with more parts that would take noticeable time.
 constexpr int kMaxSplits = 16;
-// Scores times 1 + hardness within this bound need no maximum: their exponentials neither overflow nor vanish, nor do
-// the inverse sums over them times a gradient.
+// If scores times 1 + hardness are within this bound, no maximum is needed: neither their exponentials nor a gradient
+// over the sum of exponentials can overflow or underflow.
 constexpr double kMaxUnshiftedExponent = 30;
-// Rows split in two float16 parts get a norm of 2^7: elements stay below the largest float16, low parts above the
-// smallest, so that the two have 22 bits.
+// Rows that are split into two float16 parts are scaled to a norm of about 2^7. Then elements stay below the largest
+// float16 and low parts above the smallest, so both parts together have 22 bits.
 constexpr int kSplitExponent = 7;
 
 enum Group { kViewA, kViewB, kQueue };
@@ -78,13 +78,15 @@ struct ContrastiveGradientArguments {
 template <class P>
 constexpr bool kKeepsElements = P::kParts == 1 && sizeof(typename P::Element) == 2;
 
-// Packs a row and returns its squared norm, infinite if the row is not finite; by a quad.
+// Packs a row, by a quad of lanes: writes its elements in the parts that the products read, and the scale that makes
+// the row of these parts. Returns its squared norm, or infinity if the row is not finite.
 template <class P, class Input>
 __device__ typename P::Accumulator pack_row(const ContrastiveArguments<P>& in, const ContrastiveInputs& inputs,
                                             int group, int64_t index, int64_t row) {
   using T = typename P::Accumulator;
   using Element = typename P::Element;
-  // The row is z / max(|z|, 1e-12) / sqrt(temperature), c / sqrt(class_temperature).
+  // Step 1: the factors. The row is z / max(|z|, 1e-12) / sqrt(temperature), followed by c / sqrt(class_temperature),
+  // so the product of two rows is their score.
   const Input* z = static_cast<const Input*>(inputs.features[group]) + index * inputs.depth;
   const Input* c = static_cast<const Input*>(inputs.class_vectors[group]);
   if (c != nullptr) c += index * inputs.classes;
@@ -92,17 +94,17 @@ __device__ typename P::Accumulator pack_row(const ContrastiveArguments<P>& in, c
   const double inverse_norm = inputs.normalize ? 1 / larger(norm.value, kMinNorm) : 1;
   const double factor = inverse_norm / sqrt(inputs.options.temperature);
   const double class_factor = 1 / sqrt(inputs.options.class_temperature);
-  // Its squared norm, which bounds scores.
+  // Step 2: its squared norm. The largest of all rows bounds every score.
   const double size = norm.value * factor, class_size = class_norm.value * class_factor;
   const double squares = size * size + class_size * class_size;
   const bool finite = norm.finite && class_norm.finite && squares <= Limits<T>::kMax;
   constexpr bool kKeeps = kKeepsElements<P>, kIsSplit = P::kParts == 2;
-  // The power of two by which elements are divided, so that two float16 parts have all their bits. Of bfloat16 elements
-  // products could overflow.
+  // Step 3: the power of two by which elements are divided. For two float16 parts it gives them all their bits. For
+  // bfloat16 elements it keeps products from overflowing.
   int exponent = 0;
   if (kIsSplit && finite && squares > 0) exponent = ilogb(sqrt(squares)) - kSplitExponent;
   if (std::is_same<Element, __nv_bfloat16>::value && finite && norm.value > 0) exponent = ilogb(norm.value);
-  // Elements: what the first part rounds off is left to the second.
+  // Step 4: the elements. The first part is the rounded element, and the second is what the rounding has cut off.
   const T own_factor = kKeeps ? T(1) : static_cast<T>(factor);
   for (int64_t chunk = quad_lane(); chunk < in.row_depth / Chunk<Element>::kCount; chunk += 4) {
     Chunk<Element> parts[P::kParts];
@@ -125,7 +127,7 @@ __device__ typename P::Accumulator pack_row(const ContrastiveArguments<P>& in, c
 #pragma unroll
     for (int p = 0; p < P::kParts; ++p) parts[p].store(in.part[p] + row * in.row_depth, chunk);
   }
-  // The factor that makes the row of its elements.
+  // Step 5: the scale, by which the sum of the parts is multiplied to get the row.
   if (quad_lane() == 0) {
     in.inverse_norm[row] = static_cast<T>(inverse_norm);
     in.scale[row] = static_cast<T>(ldexp(kKeeps ? factor : 1.0, exponent));

@@ -206,7 +206,7 @@ cudaError_t launch_gradient(const ContrastiveInputs& inputs, const ContrastivePl
 ContrastivePlan plan_contrastive_loss(const ContrastiveInputs& inputs, int multiprocessors) {
   ContrastivePlan plan = plan_rows(inputs);
   const int64_t anchors = inputs.anchors();
-  // Large blocks load less for each product, small ones are more; a few splits of large blocks fill the device.
+  // Large blocks load less for each product, but there are fewer of them. With many rows they still fill the device.
   const bool many_rows = divide_up(anchors, 128) >= larger(3, multiprocessors / 5);
   int blocks_per_multiprocessor = 0;
   for_products(plan.products, [&](auto p) {
@@ -221,24 +221,27 @@ ContrastivePlan plan_contrastive_loss(const ContrastiveInputs& inputs, int multi
   return plan;
 }
 
+// Plans the passes of the backward pass. In a pass, each row of a range owns a gradient, and a thread block sums it
+// over a part of the columns (a split), for one chunk of the elements of a packed row.
 ContrastivePlan plan_contrastive_gradient(const ContrastiveInputs& inputs, const bool (&wanted)[kContrastiveInputs],
                                           int multiprocessors) {
   ContrastivePlan plan = plan_rows(inputs);
   const int64_t batch = inputs.batch,
                 features = for_products(plan.products, [](auto p) -> int64_t { return kChunkFeatures<decltype(p)>; });
-  // Chunks of a packed row's elements in which some gradient is wanted.
+  // Step 1: which chunks of a packed row's elements need a gradient. Features come first, then class vectors.
   const bool want_features = wanted[0] || wanted[1] || wanted[4], want_classes = wanted[2] || wanted[3] || wanted[5];
   plan.first_chunk = static_cast<int>(want_features ? 0 : inputs.depth / features);
   plan.last_chunk = static_cast<int>(divide_up(inputs.depth + (want_classes ? inputs.classes : 0), features));
-  // Thread blocks that the device runs at once, for each chunk.
+  // Step 2: how many thread blocks the device runs at once, for each of these chunks.
   const int64_t room =
       int64_t{multiprocessors} * kBackwardBlocksPerMultiprocessor / (plan.last_chunk - plan.first_chunk);
-  // A pass sums, for the rows that own a gradient, over their columns.
+  // Adds a pass: `count` rows from `first_row` on own gradients, which are sums over `columns` columns.
   const auto add_pass = [&](int64_t first_row, int64_t count, int64_t first_column, int64_t columns) {
     if (count == 0 || columns == 0) return;
     plan.blocks[plan.passes++] = plan_blocks(first_row, count, first_column, columns, 16 * kOwnerWarps, room);
   };
-  // Two views: the wanted ones over all rows. A queue: anchors over it, and it over the anchors.
+  // Step 3: the passes. With two views there is one: the rows of the wanted views, over all rows. With a queue there
+  // are up to two: the anchors over the queue, and the queue over the anchors.
   const bool want_a = wanted[0] || wanted[2], want_b = wanted[1] || wanted[3], want_queue = wanted[4] || wanted[5];
   if (inputs.two_views) {
     if (inputs.options.negatives > 0) {

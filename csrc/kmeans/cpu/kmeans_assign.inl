@@ -62,10 +62,10 @@ struct PanelAssigner {
   const T* rows;  // (count, depth) normalized for the cosine
   int64_t count;
   T inverse_norm[kWidth];
-  T margin[kWidth];       // by how much a score may be off, twice
-  T score[kWidth];        // the best so far
+  T margin[kWidth];       // twice the largest error of a score: scores further apart are ordered with certainty
+  T score[kWidth];        // the best score so far
   int64_t label[kWidth];  // the nearest centroid so far, -1 for none
-  double near[kWidth];    // how near it is; NaN where no other came close
+  double near[kWidth];    // how near it is (see closeness); NaN while no other centroid came close enough to ask
 
   DEEPCLUST_INLINE bool is_short(int64_t r) const { return in.cosine && !(inverse_norm[r] < T(1 / kMinNorm)); }
 
@@ -84,8 +84,8 @@ struct PanelAssigner {
     label[r] = c;
   }
 
-  // Finds margins of scores whose terms err by up to `term` times the norm of a row, besides their sums' rounding;
-  // false if one is infinite. That of a row with NaN is NaN.
+  // Sets the margins, for scores that err by up to `term` times the norm of the row, plus the rounding of their sums.
+  // False if a margin is infinite. The margin of a row with NaN is NaN.
   bool set_margins(const T* squared_norm /* (kPanelColumns,) */, T term) {
     bool finite = true;
     for (int64_t r = 0; r < count; ++r) {
@@ -97,15 +97,16 @@ struct PanelAssigner {
     return finite;
   }
 
-  // Whether most rows have several scores within the margin.
+  // Whether most rows have a second score within the margin of the best, so that scores alone do not decide.
   bool is_doubtful(const PanelScores<T>& found) const {
     int64_t uncertain = 0;
     for (int64_t r = 0; r < count; ++r) uncertain += found.second[r] >= found.best[r] - margin[r];
     return 2 * uncertain > count;
   }
 
-  // Considers the centroids from `begin` on whose scores are within `margin` of the best one; a row that has NaN has
-  // none.
+  // For each row, compares the centroids begin ... end - 1 whose scores are within its margin of the best score so far.
+  // If only one is, and no earlier score is either, that one becomes the label without any distance. A row with NaN has
+  // no such centroid.
   void consider_best(const PanelScores<T>& found, int64_t begin, int64_t end,
                      const T* scores  // (end - begin, kPanelColumns)
   ) {
@@ -127,8 +128,10 @@ struct PanelAssigner {
   }
 };
 
-// Labels and distances of rows first ... first + count - 1, at most kPanelColumns. `doubtful` says for how many more
-// panels bfloat16 is not worth trying.
+// Labels and distances of rows first ... first + count - 1, at most kPanelColumns of them. The rows are scored against
+// all centroids by the first of these that applies: 16-bit integers, bfloat16, products in T. Only scores that rounding
+// cannot order lead to distances. `doubtful` counts down the next panels for which the rough scores (integers,
+// bfloat16) are not tried, because they left most rows of a panel open.
 template <typename T>
 void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
                   T* workspace,  // (assign_workspace<T>(...),)
@@ -140,7 +143,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
   T* panel = workspace;
   T* normalized = panel + (in.depth > 16 ? in.depth : 16) * kWidth;
   T* scores = normalized + (in.cosine ? in.depth : 0) * kWidth;
-  // The rows, normalized for the cosine, and no centroid so far.
+  // Step 1: the rows, normalized for the cosine. No row has a centroid yet.
   PanelAssigner<T> assigner{in, in.features + first * in.depth, count, {}, {}, {}, {}, {}};
   bool finite[kWidth];
   for (int64_t r = 0; r < count; ++r) {
@@ -155,8 +158,9 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
   bool scored = false;
   T squared_norm[kWidth];
   PanelScores<T> found;
-  // Scores x.y - |y|^2 / 2 by score(begin, end), chunk by chunk, and distances of the centroids within the margin.
-  // False if the first chunk leaves most rows open.
+  // Calls score(begin, end), which computes scores x.y - |y|^2 / 2, for one chunk of centroids after the other, and
+  // compares the centroids that the margin leaves open. False if the first chunk leaves most rows open: then these
+  // scores are too rough for the panel, and finer ones are computed.
   const auto consider_all = [&](const auto& score) {
     for (int64_t begin = 0; begin < in.clusters; begin += in.chunk) {
       const int64_t end = begin + in.chunk < in.clusters ? begin + in.chunk : in.clusters;
@@ -169,7 +173,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
     }
     return true;
   };
-  // Scores from 16-bit integers, unless the panels before were left open.
+  // Step 2a: scores from 16-bit integers, unless an earlier panel was left open.
   if constexpr (std::is_same_v<T, float>) {
     if (in.integer_block != nullptr && doubtful == 0) {
       float norm[kWidth];
@@ -186,7 +190,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
     }
   }
 #if DEEPCLUST_VECTOR_BYTES == 64
-  // Scores from bfloat16, likewise.
+  // Step 2b: scores from bfloat16, under the same condition. (Inputs have blocks of integers or of bfloat16, not both.)
   if constexpr (std::is_same_v<T, float>) {
     if (in.pair_block != nullptr && doubtful == 0) {
       pack_pairs(assigner.rows, in.shift, count, in.depth, panel, squared_norm);
@@ -200,7 +204,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
     }
   }
 #endif
-  // Scores in the type of the rows, where there are none; a single centroid needs none.
+  // Step 2c: scores in the type of the rows, if there are none yet. A single centroid needs none.
   if (!scored && in.clusters > 1) {
     pack_columns(assigner.rows, in.depth, in.shift, 0, count, in.depth, panel, squared_norm);
     scored = assigner.set_margins(squared_norm, T(0));
@@ -210,7 +214,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
       assigner.consider_best(found, begin, end, scores);
     }
   }
-  // Labels: of rows without scores, or too short for a direction, by distances to all centroids.
+  // Step 3: labels. Rows without scores, and rows too short to have a direction, are compared with all centroids.
   for (int64_t r = 0; r < count; ++r) {
     const bool compares = !scored || assigner.is_short(r);
     if (compares && finite[r] && all_finite(assigner.rows + r * in.depth, in.depth)) {
@@ -218,7 +222,7 @@ void assign_panel(const AssignInputs<T>& in, int64_t first, int64_t count,
     }
     labels[first + r] = assigner.label[r];
   }
-  // Distances |x - y| or 1 - cos, also of rows whose label took none.
+  // Step 4: distances |x - y| or 1 - cos. Rows whose label was decided by scores alone compute theirs only now.
   for (int64_t r = 0; distances != nullptr && r < count; ++r) {
     double near = assigner.near[r];
     if (near != near && assigner.label[r] >= 0) near = assigner.nearness(r, assigner.label[r]);

@@ -101,7 +101,7 @@ void choose_shift(const T* teacher,  // (count, depth)
   }
 }
 
-// The search, in five phases that mine() calls in turn; what they share is memory for all rows, O(N D).
+// The search, in the five phases that mine() calls one after the other. They share memory for all rows, O(N D).
 template <typename T>
 class Search {
  public:
@@ -132,10 +132,11 @@ class Search {
         shift_(scratch_.take(depth_)),
         squared_(scratch_.take(4 * count_)) {}
 
-  // The point amid the teacher rows that both sides are packed around.
+  // Phase 1: a point amid the teacher rows, which is subtracted from teacher and student rows when they are packed.
   void center() { choose_shift(teacher_source_, count_, depth_, normalize_, scratch_.take(depth_), shift_); }
 
-  // Normalizes and packs all rows, panel by panel, with D_jj and norms; false if one is not finite.
+  // Phase 2: normalizes and packs all rows, panel by panel, and computes their D_jj and norms; false if a row is not
+  // finite.
   bool prepare_rows() {
     std::atomic<bool> finite{true};
     at::parallel_for(0, padded_ / width_, 1, [&](int64_t begin, int64_t end) {
@@ -146,7 +147,7 @@ class Search {
     return finite;
   }
 
-  // The largest norms and D_jj, by which scores bound what they leave open.
+  // Phase 3: the largest norms and D_jj, from which follow the bounds on a score's error and on a positive's distance.
   void bound_scores() {
     in_ = {.count = count_,
            .depth = depth_,
@@ -174,7 +175,7 @@ class Search {
     in_.student_norm_max = std::sqrt(in_.student_norm_max);
   }
 
-  // The hardest pairs of the anchors, block by block.
+  // Phase 4: the hardest pairs of the anchors, one block of rows after the other.
   void mine_blocks() {
     const int64_t block_rows = DEEPCLUST_SELECT(mining_block_rows<T>)(count_, depth_, at::get_num_threads());
     const int64_t blocks = divide_up(anchors_.count, block_rows);
@@ -191,7 +192,8 @@ class Search {
     });
   }
 
-  // The distances of the pairs and their inverses, from sums that the search left or that are made now.
+  // Phase 5: the distances of the pairs and their inverses. Squared distances that phase 4 has not computed are
+  // computed now.
   void measure() {
     at::parallel_for(anchors_.first, anchors_.first + anchors_.count, 64, [&](int64_t begin, int64_t end) {
       for (int64_t kind = 0; kind < 4; ++kind) {
@@ -249,11 +251,11 @@ MinedPairs mine(const at::Tensor& teacher, const at::Tensor& student, bool norma
                    at::empty({4, count}, options), at::empty({2, count}, options)};
   // Without anchors there are no pairs.
   if (count == 0 || anchors.count == 0) {
-    mined.inverse_norm.fill_(1);  // of rows that are in no pair
+    mined.inverse_norm.fill_(1);  // not used, since no row is in a pair
     return mined;
   }
   Search<T> search(teacher, student, normalize, anchors, mined);
-  // Rows around a point amid them, normalized and packed; without a pair if one is not finite.
+  // Phases 1 and 2: the rows, normalized, shifted and packed. If one is not finite, no anchor has a pair.
   search.center();
   if (!search.prepare_rows()) {
     mined.index.fill_(-1);
@@ -261,10 +263,11 @@ MinedPairs mine(const at::Tensor& teacher, const at::Tensor& student, bool norma
     mined.inverse_distance.fill_(std::numeric_limits<double>::quiet_NaN());
     return mined;
   }
-  // n_i and p_i of every anchor: scores rule out, distances decide.
+  // Phases 3 and 4: the hardest negative n_i and the hardest positive p_i of every anchor. Scores rule columns out, and
+  // exact distances decide among the others.
   search.bound_scores();
   search.mine_blocks();
-  // D and DT of the pairs, and their inverses.
+  // Phase 5: D and DT of the pairs, and their inverses.
   search.measure();
   return mined;
 }

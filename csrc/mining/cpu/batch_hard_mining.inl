@@ -301,8 +301,10 @@ struct RowMiner {
   }
 };
 
-// Mines the given rows. `expect_product` carries from block to block whether most rows needed the second product: if
-// so, only the first few try without it.
+// Mines the given rows. Every row first tries to find its pairs by a few exact tests in the order of its distances.
+// Rows that take more than `limit` tests are open, and get their row of the second product, teacher with teacher.
+// `expect_product` carries from block to block whether most rows were open. If so, only the first few rows of the block
+// try; if these stay open too, the others go to the product at once.
 template <typename T>
 void mine_rows(const MiningInputs<T>& in,
                int64_t first,  // rows first ... first + count - 1
@@ -322,11 +324,12 @@ void mine_rows(const MiningInputs<T>& in,
   T* scores = block + padded_rows * block_stride(in.depth);
   T* groups = scores + padded_rows * in.padded;
   T* teacher_scores = groups + padded_rows * 2 * group_stride;
-  // The rows of the block, around the shift.
+  // Step 1: the teacher rows of the block, packed, with the shift subtracted.
   int64_t rows[kMaxBlockRows];
   for (int64_t r = 0; r < count; ++r) rows[r] = first + r;
   pack_rows(in.teacher, rows, in.shift, count, in.depth, block);
-  // Scores of a row, and which columns can be positives: DT_ij <= D_ii implies D_ij <= D_ii + D_jj, but for rounding.
+  // The scores of a row, and a bound that says which columns can be positives: by the triangle inequality DT_ij <= D_ii
+  // implies D_ij <= D_ii + D_jj. positive_minimum is this bound on a score, lowered by what rounding may change.
   const auto scan_of = [&](int64_t r) {
     const T own = in.self_distance[first + r];
     const T norm = std::sqrt(in.teacher_norm_squared[first + r]);
@@ -340,23 +343,25 @@ void mine_rows(const MiningInputs<T>& in,
                       own,
                       T(0.5) * (norm * norm - own * own) - in.rounding * reach * reach};
   };
-  // No pairs so far, and by how much a score of the row may err.
+  // The pairs of a row: none so far, and by how much a score of the row may err.
   const auto pairs_of = [&](int64_t r) {
     const T norm = std::sqrt(in.teacher_norm_squared[first + r]) + in.student_norm_max;
     return BestPairs<T>{in.teacher_norm_squared[first + r], in.rounding * norm * norm + T(kMinSquaredDistance)};
   };
-  // Rows that try without the product in any case, and rows whose extremes are taken while their scores are in cache.
+  // How many rows try without the product in any case, and for how many rows the extremes of each group of columns are
+  // found in step 2, while the scores are in cache.
   const int64_t tries = *expect_product ? kTriesInVain : kRows;
   const int64_t prepared = *expect_product && tries < count ? tries : count;
-  // Scores of the block against all students, in chunks of whole groups that are still in cache when their extremes are
-  // taken: at most 256 KB for 64 rows.
+  // Step 2: the scores of the block against all students, in chunks of whole groups of columns. A chunk is at most 256
+  // KB for 64 rows, so it is still in cache when the extremes of its groups are found.
   constexpr int64_t kChunk = 4 * kSpan * kLanes;
   for (int64_t begin = 0; begin < in.padded; begin += kChunk) {
     const int64_t end = begin + kChunk < in.padded ? begin + kChunk : in.padded;
     score_columns(block, in.student_panels, in.student_bias, count, begin, end, in.depth, scores, in.padded);
     for (int64_t r = 0; r < prepared; ++r) scan_of(r).update_groups(begin, end);
   }
-  // n_i and p_i by tests in the order of D. Rows that stay open, and those without hope after such rows, are collected.
+  // Step 3: n_i and p_i by tests in the order of D. Open rows are collected at the front of `rows`, and so are rows
+  // that do not try because most rows before them stayed open ("hopeless").
   BestPairs<T> best[kMaxBlockRows];
   int64_t open = 0;
   for (int64_t r = 0; r < count; ++r) {
@@ -367,7 +372,7 @@ void mine_rows(const MiningInputs<T>& in,
     if (hopeless || !miner.mine_in_order(limit)) rows[open++] = first + r;
   }
   *expect_product = 2 * open > count;
-  // n_i and p_i of the open rows by the second product, their scores against all teachers.
+  // Step 4: n_i and p_i of the open rows by the second product, which gives their scores against all teachers.
   for (int64_t begin = 0; begin < open; begin += kBatch) {
     const int64_t batch = open - begin < kBatch ? open - begin : kBatch;
     pack_rows(in.teacher, rows + begin, in.shift, batch, in.depth, block);
@@ -377,7 +382,7 @@ void mine_rows(const MiningInputs<T>& in,
       RowMiner<T>{in, first + r, scan_of(r), best[r]}.mine_by_product(teacher_scores + i * in.padded);
     }
   }
-  // The pairs, and squared distances that came by the way.
+  // Step 5: the pairs, and the squared distances that the tests have computed.
   for (int64_t r = 0; r < count; ++r) {
     positive_index[first + r] = best[r].positive;
     negative_index[first + r] = best[r].negative;

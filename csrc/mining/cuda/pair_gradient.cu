@@ -1,6 +1,7 @@
-// A thread block owns a few rows and looks through all pairs for those that end in one of its rows. It lists them in
-// order, so a row that many anchors share (a hub) takes longer but gives the same sum every time; atomics would not.
-// N pairs are read by N / rows blocks, which stays far below the N^2 work of the forward pass.
+// The gradient of a distance |x_i - x_j| goes to both rows of the pair. A thread block owns a few rows. It goes through
+// the pairs of all anchors, lists in order those that end in one of its rows, and adds them up. So sums have one order,
+// and no atomics are needed; a row that many anchors share takes longer. Each block reads all 2 N indices: the N / rows
+// blocks read 2 N^2 / rows in all, far less than the work of the forward pass.
 #include "mining/cuda/pair_gradient.cuh"
 
 #include <type_traits>
@@ -16,13 +17,13 @@ namespace {
 
 // Four warps, each with two or eight of the block's rows (see rows_per_block).
 constexpr int kThreads = 128, kWarps = kThreads / 32;
-// Pairs that a warp reads in a step: four indices for a lane, loads that wait together.
+// Pairs that a warp reads in a step: four indices for each lane, whose loads wait for memory together.
 constexpr int kPairsPerWarp = 128;
 constexpr int kPairsPerStep = kWarps * kPairsPerWarp;
-// Pairs that wait to be added, 8 KB of shared memory: two steps even if all of them end in the block. Mostly few do,
-// and then a row's sums are read and written once for many steps.
+// Pairs in the list, 8 KB of shared memory: it holds two steps even if all of their pairs end in the block. Mostly few
+// do, so the sums of a row are read and written only once for many steps.
 constexpr int kListed = 1024;
-// Columns of a row that a lane adds up at a time, 128 for the warp: a common D takes one or two passes over the list.
+// Columns of a row that a lane adds up at a time, 128 for the warp: with a usual D one or two passes over the list.
 constexpr int kColumnsPerLane = 4;
 
 enum { kTeacher, kStudent };
@@ -55,12 +56,13 @@ struct PairGradientArguments {
 };
 
 struct ListedPair {
-  uint32_t pair;  // m * N + i
-  int row;        // where it ends, within the block
+  uint32_t pair;  // m * N + i: pair m (0 positive, 1 negative) of anchor i
+  int row;        // the row of the block in which it ends
 };
 
-// Adds to row `row` of the teacher's or the student's sums what the listed pairs bring, and after the last of them what
-// its own pairs bring; by a warp. A lane reads and writes the same columns every time.
+// Adds the gradients of the listed pairs that end in row `row` of the teacher or the student to the row's sums. With
+// the last of them, a teacher's row also gets those of the pairs in which it is the anchor. By a warp; a lane reads and
+// writes the same columns every time.
 template <class Element>
 __device__ void add_pairs(const PairGradientArguments<Element>& in, int which, int64_t row, int local_row,
                           const ListedPair* list, int listed, bool first, bool last) {
@@ -119,6 +121,8 @@ __device__ void finish_row(const PairGradientArguments<Element>& in, int which, 
   }
 }
 
+// A step reads kPairsPerStep pairs and lists those that end in a row of the block. When the list could overflow in the
+// next step, and after the last step, its pairs are added to the sums.
 template <class Element>
 __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGradientArguments<Element> in) {
   using T = typename PairGradientArguments<Element>::T;
@@ -127,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t first_row = int64_t{blockIdx.x} * in.rows_per_block;
   const int rows = static_cast<int>(smaller<int64_t>(in.rows_per_block, in.count - first_row));
-  // Inputs that were not finite: NaN.
+  // The search marks inputs that are not finite by the index -1. Their gradients are NaN.
   if (in.index[0][0] < 0) {
     for (int64_t k = threadIdx.x; k < rows * in.depth; k += kThreads) {
       for (int which = 0; which < 2; ++which) {
@@ -137,15 +141,16 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
     }
     return;
   }
-  // Pairs (m, i) end in row j = index[m][i] of the student, and of the teacher where |t_i - t_j| has a weight.
+  // Pair (m, i) ends in row j = index[m][i]: in row j of the student, because of |t_i - s_j|, and if |t_i - t_j| has a
+  // weight, also in row j of the teacher.
   const bool want[2] = {in.gradient[kTeacher] != nullptr, in.gradient[kStudent] != nullptr};
   const bool receives[2] = {want[kTeacher] && in.has_teacher_pairs(), want[kStudent]};
   const int64_t pairs = receives[kTeacher] || receives[kStudent] ? 2 * in.count : 0;
   int listed = 0;
   bool first = true;
   int64_t begin = 0;
-  do {  // at least once, for rows that no pair ends in
-    // The pairs of this step that end in a row of the block, each warp counting its own.
+  do {  // at least once: a row in which no pair ends still has its own pairs
+    // 1. Which pairs of this step end in a row of the block; each warp counts its own.
     int row[kPairsPerWarp / 32];
     unsigned hits[kPairsPerWarp / 32];
     int count = 0;
@@ -159,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
       hits[part] = __ballot_sync(kWholeWarp, hit);
       count += __popc(hits[part]);
     }
-    // Where those of a warp begin in the list: after those of the warps before.
+    // 2. Where the pairs of a warp begin in the list: after those of the warps before it.
     if (lane == 0) found[warp] = count;
     __syncthreads();
     int position = listed;
@@ -167,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
       if (other < warp) position += found[other];
       listed += found[other];
     }
-    // The list, in the order of (m, i).
+    // 3. They are listed, in the order of (m, i).
 #pragma unroll
     for (int part = 0; part < kPairsPerWarp / 32; ++part) {
       const int64_t pair = begin + warp * kPairsPerWarp + part * 32 + lane;
@@ -177,8 +182,8 @@ __global__ void __launch_bounds__(kThreads, 4) pair_gradient_kernel(const PairGr
       position += __popc(hits[part]);
     }
     __syncthreads();
-    // Sums of slope (row - other row) over the list, when it could overflow and at the end. Then a teacher row has its
-    // own pairs added too, and sums go through the normalization.
+    // 4. If the next step could overflow the list, and at the end: sums of slope (row - other row) over the list. At
+    // the end, a teacher's row also gets its own pairs, and sums go through the normalization.
     begin += kPairsPerStep;
     const bool last = begin >= pairs;
     if (last || listed > kListed - kPairsPerStep) {

@@ -1,6 +1,6 @@
-// The neighbors come from nearest_neighbors; what is left is to draw among them and to write the samples, B S D
-// elements with as many normal numbers. Those cost the most here, so they are computed in vectors, in float64: a
-// counter per lane.
+// The neighbors come from nearest_neighbors. This file draws among them and writes the samples, B S D elements with as
+// many normal numbers. These numbers take most of the time here, so they are computed in vectors, in float64, with a
+// counter in each lane.
 #include "neighbors/diffused_neighbor_gather.h"
 
 #include <ATen/Parallel.h>
@@ -33,7 +33,7 @@
 namespace deepclust {
 namespace {
 
-// Elements of the samples that are a task: as many normal numbers take some microseconds, more than to hand it out.
+// Elements of the samples in a task: their normal numbers take some microseconds, longer than handing out a task.
 constexpr int64_t kElementsPerTask = 4096;
 
 int64_t walkers_per_task(int64_t depth) { return std::max<int64_t>(1, kElementsPerTask / depth); }
@@ -41,7 +41,7 @@ int64_t walkers_per_task(int64_t depth) { return std::max<int64_t>(1, kElementsP
 template <typename Element>
 using Accumulator = std::conditional_t<std::is_same_v<Element, double>, double, float>;
 
-// The row in another type: itself where that is its own, else converted into `memory`.
+// The row in type T: the row itself if it has that type, else a copy in `memory`.
 template <typename T, typename Element>
 const T* row_as(const Element* row /* (depth,) */, T* memory /* (depth,) */, int64_t depth) {
   if constexpr (std::is_same_v<T, Element>) {
@@ -52,7 +52,7 @@ const T* row_as(const Element* row /* (depth,) */, T* memory /* (depth,) */, int
   }
 }
 
-// Draws among the neighbors of one row after the other; belongs to one thread.
+// Draws among the neighbors of rows, one row after the other; each thread has its own.
 template <typename Element>
 class Drawing {
  public:
@@ -64,7 +64,7 @@ class Drawing {
         row_(depth_),
         other_(depth_) {}
 
-  // Weighs the candidates of a row; false where it is not finite.
+  // Computes the weights of a row's candidates, all but `avoided`; false if the row is not finite.
   bool weigh(int64_t row, int64_t avoided) {
     constexpr double kNothing = -std::numeric_limits<double>::infinity();
     const Element* cosines = step_.cosines.const_data_ptr<Element>() + row * width_;
@@ -90,7 +90,7 @@ class Drawing {
  private:
   const int64_t* candidates_of(int64_t row) const { return step_.candidates.const_data_ptr<int64_t>() + row * width_; }
 
-  // Those of half precision are computed again, in float64: rounded, they would change the probabilities.
+  // Cosines of half precision are computed again, in float64: their rounding would change the probabilities.
   double cosine(int64_t row, int64_t candidate, Element given) {
     if constexpr (sizeof(Element) > 2) {
       return static_cast<double>(given);
@@ -106,10 +106,12 @@ class Drawing {
   std::vector<double> weights_, row_, other_;
 };
 
+// Makes one step of all walkers: each draws a neighbor of the row that it stands on, and writes that neighbor's row. In
+// the last step noise is added and the sample is normalized, if asked.
 template <typename Element>
 DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
   using T = Accumulator<Element>;
-  // In the first step all walkers of a query stand on one row, later each on its own.
+  // In the first step all walkers of a query stand on the query; later each stands on a row of its own.
   const int64_t depth = in.rows.size(1), num_samples = in.num_samples;
   const bool first_step = in.step == 0, draws = in.cosines.defined();
   const int64_t walkers_of_row = first_step ? num_samples : 1;
@@ -135,7 +137,7 @@ DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
       const int64_t row = walker / walkers_of_row, query = walker / num_samples, number = walker % num_samples;
       const Element* source = rows + row * depth;
       index[walker] = previous != nullptr ? previous[walker] : -1;
-      // Weights of the candidates, softmax(cos / temperature), and the row drawn by them.
+      // 1. The weights of the candidates, softmax(cos / temperature), and the row that is drawn by them.
       if (draws) {
         if (walker == begin || walker % walkers_of_row == 0) {
           finite = drawing->weigh(row, avoided != nullptr ? avoided[query] : -1);
@@ -146,7 +148,8 @@ DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
           source = bank + drawn * depth;
         }
       }
-      // The sample: that row, or without a draw the one it stands on, plus noise_std times normal numbers.
+      // 2. The sample: the drawn row, or without a draw the row that the walker stands on, plus noise_std times normal
+      // numbers.
       T* sample = memory.data();
       if constexpr (std::is_same_v<T, Element>) sample = sample_rows + walker * depth;
       const T* from = row_as(source, sample, depth);
@@ -155,7 +158,7 @@ DiffusedNeighborGatherOutputs gather_step(const GatherStep& in) {
       } else if (from != sample) {
         std::memcpy(sample, from, depth * sizeof(T));
       }
-      // Divided by its norm; NaN where something was not finite.
+      // 3. With `normalize` it is divided by its norm. It is NaN if the row, or now the sample, is not finite.
       bool is_number = finite;
       if (in.normalize) {
         is_number = DEEPCLUST_SELECT(normalize_rows<T>)(sample, 1, depth, true, sample, scales + walker) && finite;

@@ -15,7 +15,8 @@
 namespace deepclust {
 namespace {
 
-// The largest potential of float32 that is as exact as exponents of its size.
+// Up to this size a potential of float32 is exact enough as one number. Larger ones are read as a whole number and a
+// rest.
 constexpr double kNearPotential = 256;
 
 // Memory for problems of one size, whose gradients it computes one after the other.
@@ -34,7 +35,10 @@ class GradientSolver {
         g_before_(take(in_.stride)),
         by_cluster_(memory_.take(in_.stride)) {}
 
-  // Writes the gradient with respect to the scores.
+  // Writes the gradient with respect to the scores. Each half of an iteration is a softmax of s / epsilon plus a
+  // potential, so its gradient follows from the scores and the potentials that forward has kept. The iterations are
+  // undone from the last to the first; terms_ collects the gradient by s / epsilon, and its sums over columns are the
+  // gradient by log v.
   void gradient(const T* scores,          // (N, K)
                 const T* grad,            // (N, K)
                 const T* sample_shares,   // (N,) or null
@@ -51,7 +55,7 @@ class GradientSolver {
       return;
     }
 
-    // The scores that the potentials belong to.
+    // Step 1: the scores that the potentials belong to. Scores too large for exponents are replaced as forward did.
     in_.scores = scores;
     std::atomic<bool> fit{true};
     chunks_.for_each([&](int64_t, int64_t begin, int64_t end) {
@@ -71,7 +75,8 @@ class GradientSolver {
       is_near = is_near && std::all_of(row, row + samples + clusters,
                                        [&](T x) { return std::fabs(x) <= kNearPotential || x == -infinity; });
     }
-    // Potentials, with the logarithms of shares or without.
+    // Step 2: how potentials are read. Forward has kept log(u / r) and log(v / c), each as a number and a rest. If all
+    // are near 0, the number alone is used. With `shares` the logarithm of r or c is added, which gives log u or log v.
     const auto set = [&](const Pair& target, const T* kept, int64_t count, const T* shares) {
       for (int64_t i = 0; i < count; ++i) {
         if (is_near) {
@@ -84,32 +89,35 @@ class GradientSolver {
         target.rest[i] = std::isfinite(value) ? static_cast<T>(value - target.value[i]) : T(0);
       }
     };
-    const auto set_columns = [&](int64_t iteration, bool with_shares, const Pair& target) {  // log v, or log(v / c)
+    const auto set_columns = [&](int64_t iteration, bool with_shares, const Pair& target) {  // log v or log(v / c)
       set(target, row_of(iteration) + samples, clusters, with_shares ? c.data() : nullptr);
     };
-    const auto set_rows = [&](int64_t iteration, bool with_shares, const Pair& target) {  // likewise of u, at first 1
+    const auto set_rows = [&](int64_t iteration, bool with_shares, const Pair& target) {  // log u or log(u / r)
       if (iteration >= 0) {
         set(target, row_of(iteration), samples, with_shares ? r.data() : nullptr);
         return;
       }
+      // Before the first iteration u is 1, or 0 for a sample without a share.
       for (int64_t n = 0; n < samples; ++n) target.value[n] = r[n] > 0 ? T(0) : -infinity;
       std::fill(target.rest, target.rest + samples, T(0));
     };
     const auto view = [&](const Pair& pair) { return SinkhornPotential<T>{pair.value, is_near ? nullptr : pair.rest}; };
 
-    // N P and the last u: N P_nk (grad_nk - the row's mean by P).
+    // Step 3: through the result N P and the last u, which together are a softmax of each row. Its gradient is
+    // N P_nk (grad_nk - mean of grad over the row, weighted by P).
     set_columns(used - 1, true, g_);
     set_rows(used - 1, true, f_);
     chunks_.for_each([&](int64_t chunk, int64_t begin, int64_t end) {
       DEEPCLUST_SELECT(start_gradient<T>)(back, grad, view(f_), view(g_), begin, end, chunks_.fill(chunk, T(0)));
     });
     for (int64_t iteration = used - 1; iteration >= 0; --iteration) {
-      // The gradient by log v_k: the column's sum of all terms so far.
+      // Step 4: the gradient by log v_k is the sum of all terms of column k so far.
       chunks_.merge();
       for (int64_t k = 0; k < clusters; ++k) by_cluster_[k] = static_cast<T>(chunks_.sums()[k]);
 
-      // v_k = c_k / sum_n u_n exp(s_nk / epsilon), with the u before; u_n = r_n / sum_k v_k exp(s_nk / epsilon), with
-      // the v before: log u, log(v / c) and log v of these.
+      // Step 5: the potentials of this iteration. It has computed v_k = c_k / sum_n u_n exp(s_nk / epsilon) from the u
+      // of the iteration before, and that u_n = r_n / sum_k v_k exp(s_nk / epsilon) from the v before. So log(v / c) is
+      // needed of this v, log u and log(u / r) of the u before, and log v of the v before.
       const bool is_first = iteration == 0;
       set_columns(iteration, false, g_);
       set_rows(iteration - 1, true, f_);
@@ -118,7 +126,8 @@ class GradientSolver {
         set_rows(iteration - 1, false, f_before_);
       }
 
-      // Through this v and the u before it; at the first v all terms are there, by s / epsilon.
+      // Step 6: through this v and the u before it. After the first v, which came from u = 1, the terms are complete:
+      // over epsilon they are the gradient.
       chunks_.for_each([&](int64_t chunk, int64_t begin, int64_t end) {
         DEEPCLUST_SELECT(gradient_through_iteration<T>)(back, view(f_), view(g_), view(f_before_), view(g_before_),
                                                         begin, end, is_first ? nullptr : chunks_.fill(chunk, T(0)));
@@ -147,7 +156,7 @@ class GradientSolver {
   Pair f_, f_before_;       // (N,) log u and log(u / r) of the iteration before
   Pair g_, g_before_;       // (stride,) log v or log(v / c) of the iteration at hand, log v of the one before
   T* by_cluster_;           // (stride,) the gradient by log v
-  std::vector<T> bounded_;  // (N, K) scores, where those given are too large
+  std::vector<T> bounded_;  // (N, K) scores that replace the given ones if these are too large
 };
 
 }  // namespace
