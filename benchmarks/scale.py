@@ -101,6 +101,20 @@ def mining_seconds(gpus: int) -> float:
     return IMAGES * IMAGES * gpus * forward + mining_floors.predict_backward(IMAGES * gpus, DIMS, "float32", CARD)
 
 
+def mining_seconds_in_blocks(gpus: int) -> float:
+    """Return the seconds of the HSD loss where anchors go round, with the exchanges.
+
+    A block is all rows of a GPU, which are columns beside the host's. At worst no two anchors share a row of a pair.
+    """
+    count = 65536
+    pair = mining_floors.predict_forward(count, DIMS, "float32", CARD)[0] / count**2
+    view = IMAGES * DIMS * ELEMENT
+    answers = IMAGES * 2 * (ELEMENT + WIDE)
+    round_trip = in_turn(2 * view, gpus, 2 * IMAGES * IMAGES * gpus * pair) + ring(answers, gpus)
+    decision = 3 * IMAGES * IMAGES * pair + mining_floors.predict_backward(3 * IMAGES, DIMS, "float32", CARD)
+    return round_trip + all_to_all(4 * view / gpus, gpus) + decision + all_to_all(2 * view / gpus, gpus)
+
+
 def sinkhorn_seconds() -> float:
     """Return the seconds of the sums of one GPU: over samples and over clusters, read from memory each time."""
     scores = IMAGES * CLUSTERS
@@ -153,11 +167,12 @@ def other_table() -> str:
         )
         search = neighbors_floors.predict_search(IMAGES * gpus, DIMS, "float32", rows, NEIGHBORS, CARD)[0]
         bank = by_nodes(one_view, gpus) + search + all_to_all(IMAGES * NEIGHBORS * 2 * WIDE, gpus)
-        values = (mined, columns, prototypes, sinkhorn, iteration, bank)
+        values = (mined, mining_seconds_in_blocks(gpus), columns, prototypes, sinkhorn, iteration, bank)
         lines.append([f"{gpus:,}", *map(microseconds, values)])
     titles = [
         "GPUs",
         "HSD loss",
+        "HSD loss, blocks going round",
         "columns of a cluster loss",
         "prototypes",
         "Sinkhorn",
@@ -227,10 +242,18 @@ The last column is the matrix of scores, for one GPU, that is never made.
 
 ## All others, in microseconds
 
+<<<<<<< HEAD
 HSD loss: the {IMAGES} anchors of a GPU among all rows. Cluster loss: products of 2 x {CLUSTERS:,} columns.
 Prototypes: sums of {CLUSTERS:,} clusters. Sinkhorn: {ITERATIONS} iterations, each with {CLUSTERS:,} numbers. k-means:
 one iteration on {BANK_ROWS:,} rows in all with {CLUSTERS:,} clusters. Neighbors: {NEIGHBORS} for every image of the
 step, from a bank of {BANK_ROWS:,} rows in all.
+=======
+HSD loss: the anchors of a rank among all rows, {IMAGES} of a GPU. These are gathered up to 256 MB in all; beyond that
+anchors go round, for which a column gives the worst case. Cluster loss: products of 2 x {CLUSTERS:,} columns.
+Prototypes: sums of {CLUSTERS:,} clusters. Sinkhorn: {ITERATIONS} iterations of {CLUSTERS:,} numbers each. k-means: an
+iteration on {BANK_ROWS:,} rows in all, {CLUSTERS:,} clusters. Neighbors: {NEIGHBORS} of every image of the step, in a
+bank of {BANK_ROWS:,} rows in all.
+>>>>>>> ranks
 
 {other_table()}
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import ops
-from deepclust_ext.distributed.exchange import gather_rows
+from deepclust_ext.distributed.exchange import MOST_GATHERED_BYTES, gather_rows
 from deepclust_ext.distributed.group import Shards, resolve_group, shards_of
 from deepclust_ext.distributed.log_sums import NO_SUM, NO_WEIGHT, Options, Rows, log_sums_of, positive_scores
 from deepclust_ext.distributed.shared_pairs import has_pair_kernels, sums_of_shared_pairs
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
     from deepclust_ext.distributed.group import Group
-
-#: Where no kernel takes pairs for both of their rows, so many bytes of all rows are gathered at once at most.
-MOST_GATHERED_BYTES = 256 << 20
 
 
 @torch.compiler.disable

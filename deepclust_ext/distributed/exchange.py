@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Up to so many bytes a rank sends its part to each other one; beyond, each rank merges a part of its own.
 SMALL = 65536
 
+#: So many bytes of rows of all ranks are gathered at once at most; more go round in blocks.
+MOST_GATHERED_BYTES = 256 << 20
+
 
 @torch.compiler.disable
 def gather_rows(

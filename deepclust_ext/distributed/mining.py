@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import ops
-from deepclust_ext.distributed.exchange import gather_rows, sum_over_ranks
+from deepclust_ext.distributed.chosen_rows import choose, chosen_rows
+from deepclust_ext.distributed.exchange import MOST_GATHERED_BYTES, gather_rows, sum_over_ranks
 from deepclust_ext.distributed.group import Shards, resolve_group, shards_of
+from deepclust_ext.distributed.pair_search import places_of_pairs
 from deepclust_ext.ops._checks import check_bool, check_feature_pair, check_reduction, check_temperature, result_dtype
 from deepclust_ext.reference import HardPairs, HSDStats
 from deepclust_ext.reference.fused_hsd_loss import hsd_losses_of_pairs, stats_of_sums
@@ -27,6 +29,10 @@ def batch_hard_mining(
     process_group: "Group" = None,
 ) -> HardPairs:
     """Find the hardest pairs of this rank's anchors among the rows of all ranks, as one process with all rows would.
+
+    Up to 256 MB a rank gathers the rows of all ranks once, in their dtype, and memory is O(N D). Above that anchors go
+    round in blocks, with the next block under way while one is mined, and memory is O(n D). Results and gradients are
+    the same, to the bit, and do not depend on the order in which ranks arrive.
 
     Args:
         teacher: This rank's features (n, D) of the teacher; n may differ between ranks and be 0.
@@ -61,10 +67,17 @@ def fused_hsd_loss(
 ) -> Tensor | tuple[Tensor, HSDStats]:
     """Compute :func:`deepclust_ext.fused_hsd_loss` of a batch whose samples are spread over ranks.
 
+<<<<<<< HEAD
     A rank owns its n anchors, whose pairs are mined among the rows of all ranks. The mean over the ranks of what they
     return is the loss of the whole batch, and under DistributedDataParallel every parameter gets the gradient of one
     process; see :func:`deepclust_ext.distributed.fused_contrastive_loss`. The statistics are those of the whole batch,
     the same on all ranks.
+=======
+    A rank owns its n anchors, whose pairs are mined among the rows of all ranks as by :func:`batch_hard_mining`. What
+    ``reduction`` means, and why every parameter gets the gradient of one process under DistributedDataParallel, is as
+    in :func:`deepclust_ext.distributed.fused_contrastive_loss`: the mean over the ranks of what they return is the loss
+    of the whole batch. The statistics are those of the whole batch, the same on all ranks.
+>>>>>>> ranks
 
     Args:
         teacher: This rank's features (n, D) of the teacher; n may differ between ranks and be 0.
@@ -108,7 +121,36 @@ def _mined(
     dtype: torch.dtype,
 ) -> HardPairs:
     """Return the pairs of this rank's anchors, with distances in a dtype."""
+    bytes_of_all = 2 * shards.total * teacher.shape[1] * teacher.element_size()
+    if group is not None and len(shards.sizes) > 1 and bytes_of_all > MOST_GATHERED_BYTES:
+        return _mined_in_blocks(teacher, student, normalize, shards, group, dtype)
     rows = [gather_rows(x, group, x.requires_grad, shards).to(dtype) for x in (teacher, student)]
     return ops.batch_hard_mining(
         *rows, normalize=normalize, first_row=shards.start, num_rows=shards.stop - shards.start
     )
+
+
+def _mined_in_blocks(
+    teacher: Tensor,  # (n, D)
+    student: Tensor,  # (n, D)
+    normalize: bool,
+    shards: Shards,
+    group: "ProcessGroup",
+    dtype: torch.dtype,
+) -> HardPairs:
+    """Return the same, to the bit: the op mines among own rows and those of others that may be in a pair, 3 n at most.
+
+    But for ties, that is. Gradients are its own too.
+    """
+    teacher, student = teacher.contiguous(), student.contiguous()
+    places, is_wrong = places_of_pairs(teacher, student, normalize, shards, group)
+    choice = choose(places, shards, group)
+    rows = [chosen_rows(x, choice, group).to(dtype) for x in (teacher, student)]
+    if is_wrong:  # a row of another rank is not finite
+        rows = [x + torch.nan for x in rows]
+    pairs = ops.batch_hard_mining(*rows, normalize=normalize, first_row=choice.first, num_rows=len(teacher))
+    positive, negative = (
+        torch.where(index < 0, -1, choice.places[index.clamp(min=0)])
+        for index in (pairs.positive_index, pairs.negative_index)
+    )
+    return pairs._replace(positive_index=positive, negative_index=negative)

@@ -29,15 +29,21 @@ class Turn(NamedTuple):
     sent: slice  # of this rank's samples
 
 
-def turns_of(shards: Shards) -> list[Turn]:
+def turns_of(shards: Shards, for_guests: bool = False) -> list[Turn]:
     """Return the turns of a rank, as many as all ranks have.
 
+<<<<<<< HEAD
     The ranks are in a circle, and a rank hosts those that follow it, up to half of the circle. With an even number of
     ranks, two opposite ranks are both hosts, each with half of the samples of the later one.
+=======
+    A rank is the host of those that follow it, as far as half of the way round. Two ranks opposite each other, of an
+    even number, are both hosts, each with half of the samples of the later one. Hosts that work for their guests alone
+    are hosts all the way round, each time with all samples of both.
+>>>>>>> ranks
     """
     ranks, rank, turns = len(shards.sizes), shards.rank, list[Turn]()
-    for distance in range(1, ranks // 2 + 1):
-        meetings = [_meeting(shards.sizes, host, distance) for host in range(ranks)]
+    for distance in range(1, ranks if for_guests else ranks // 2 + 1):
+        meetings = [_meeting(shards.sizes, host, distance, for_guests) for host in range(ranks)]
         count = -(-max(theirs.stop - theirs.start for _, theirs in meetings) // BLOCK)
         guest, host = (rank + distance) % ranks, (rank - distance) % ranks
         own, theirs = meetings[rank]
@@ -47,14 +53,20 @@ def turns_of(shards: Shards) -> list[Turn]:
     return turns
 
 
+<<<<<<< HEAD
 def _meeting(sizes: Sequence[int], host: int, distance: int) -> tuple[slice, slice]:
     """Return which samples of a host are paired with which of its guest's; none if either has none."""
+=======
+def _meeting(sizes: Sequence[int], host: int, distance: int, for_guests: bool) -> tuple[slice, slice]:
+    """Return which samples of a host meet which of its guest's; none if either has none."""
+>>>>>>> ranks
     guest = (host + distance) % len(sizes)
     own, theirs = slice(0, sizes[host]), slice(0, sizes[guest])
     half = sizes[max(host, guest)] // 2
-    if 2 * distance == len(sizes) and host < guest:
+    is_shared = 2 * distance == len(sizes) and not for_guests
+    if is_shared and host < guest:
         theirs = slice(0, half)
-    elif 2 * distance == len(sizes):
+    elif is_shared:
         own = slice(half, sizes[host])
     if own.start == own.stop or theirs.start == theirs.stop:
         return slice(0, 0), slice(0, 0)
@@ -76,10 +88,13 @@ class Ring:
         rows: What travels. In each entry, tensors (n, ...) of one shape travel as one, (count, samples, ...).
         shards: The numbers of samples.
         group: The ranks.
+        for_guests: Whether what a host computes is for its guests alone, so that blocks go all the way round.
     """
 
-    def __init__(self, rows: Sequence[Sequence[Tensor]], shards: Shards, group: "ProcessGroup") -> None:
-        self._rows, self._group, self._turns = rows, group, turns_of(shards)
+    def __init__(
+        self, rows: Sequence[Sequence[Tensor]], shards: Shards, group: "ProcessGroup", for_guests: bool = False
+    ) -> None:
+        self._rows, self._group, self._turns = rows, group, turns_of(shards, for_guests)
         self._under_way = [self._post(turn) for turn in self._turns[:1]]
 
     def __iter__(self) -> Iterator[tuple[Turn, list[Tensor]]]:

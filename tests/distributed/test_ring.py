@@ -15,9 +15,9 @@ SIZES = [(1,), (5, 5), (1, 8), (4, 0, 7), (3, 1, 6, 2), (0, 0), (2, 3, 0, 1, 9),
 all_sizes = pytest.mark.parametrize("sizes", SIZES, ids=str)
 
 
-def meetings_of(sizes: tuple[int, ...]) -> list[list[tuple[range, range]]]:
+def meetings_of(sizes: tuple[int, ...], for_guests: bool = False) -> list[list[tuple[range, range]]]:
     """Return for each turn the samples, counted over all ranks, that meet at each rank, as the two ranks tell them."""
-    turns = [turns_of(Shards(sizes, rank)) for rank in range(len(sizes))]
+    turns = [turns_of(Shards(sizes, rank), for_guests) for rank in range(len(sizes))]
     assert len({len(of_rank) for of_rank in turns}) == 1
     starts = [sum(sizes[:rank]) for rank in range(len(sizes))]
     found = []
@@ -45,6 +45,17 @@ def test_samples_of_two_ranks_meet_once(sizes: tuple[int, ...]) -> None:
             met[own.start : own.stop, theirs.start : theirs.stop] += 1
     expected = torch.ones_like(met) - torch.block_diag(*(torch.ones(size, size, dtype=torch.int64) for size in sizes))
     assert torch.equal(met + met.T, expected)
+
+
+@all_sizes
+def test_samples_meet_all_of_each_other_rank_where_hosts_work_for_guests(sizes: tuple[int, ...]) -> None:
+    total = sum(sizes)
+    met = torch.zeros(total, total, dtype=torch.int64)
+    for in_turn in meetings_of(sizes, for_guests=True):
+        for own, theirs in in_turn:
+            met[own.start : own.stop, theirs.start : theirs.stop] += 1
+    within = torch.block_diag(*(torch.ones(size, size, dtype=torch.int64) for size in sizes))
+    assert torch.equal(met, 1 - within)
 
 
 @pytest.mark.parametrize("ranks", range(2, 8))
