@@ -58,6 +58,7 @@ def wrong_signatures(root: Path) -> list[str]:
     """Return where arguments differ from the schema's, each as the op, the place, the argument and the difference."""
     schemas = read_schemas(root)
     wrong = [f"{op}: no schema in csrc/*/*.cpp" for op in function_names(root) if op not in schemas]
+    wrong += _wrong_integers(schemas)
     wrong += _wrong_cpp(root, schemas)
     wrong += _wrong_entries(root, schemas)
     wrong += _wrong_fakes(root, schemas)
@@ -114,6 +115,13 @@ def differences(expected: Sequence[Argument], found: Sequence[Argument], of: str
             if wanted is not None and got is not None and wanted != got:
                 wrong.append(f"{argument.name}: expected {what} {wanted or 'none'}, got {got or 'none'}")
     return wrong
+
+
+def _wrong_integers(schemas: dict[str, Schema]) -> Iterator[str]:
+    """Yield the integers that are constants to torch.compile, which would make a graph for each value."""
+    for op, schema in schemas.items():
+        for kind, name in re.findall(r"\b(int\b(?:\[\d*\])?\??) (\w+)", schema.text):
+            yield f"{op}: schema: {name}: expected type {kind.replace('int', 'SymInt')}, got {kind}"
 
 
 def _wrong_cpp(root: Path, schemas: dict[str, Schema]) -> Iterator[str]:

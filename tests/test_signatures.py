@@ -89,14 +89,14 @@ spin_backward(const at::Tensor& grad_turned,  // (N, D), one for each
       "spin(Tensor rows, float angle=0.5, Tensor? axis=None, "
       "str unit='turn', bool keep=False) -> (Tensor turned, Tensor kept)");
   m.def("spin_backward(Tensor grad_turned, Tensor rows, float angle) -> Tensor grad_rows");
-  m.def("spin_around(Tensor[] rows, int[2] size, ScalarType dtype=float32) -> Tensor");
+  m.def("spin_around(Tensor[] rows, SymInt[2] size, ScalarType dtype=float32) -> Tensor");
   m.impl("spin_backward", torch::autograd::autogradNotImplementedFallback());
 """,
     "csrc/turns/spin.h": """
 std::tuple<at::Tensor, at::Tensor> spin(const at::Tensor& rows,  // (N, D)
                                         double angle, const std::optional<at::Tensor>& axis, std::string_view unit,
                                         bool keep);
-at::Tensor spin_around(at::TensorList rows, at::IntArrayRef size, at::ScalarType dtype);
+at::Tensor spin_around(at::TensorList rows, c10::SymIntArrayRef size, at::ScalarType dtype);
 """,
     "csrc/turns/cuda/torch/spin.cpp": """
 std::tuple<at::Tensor, at::Tensor> spin_cuda(const at::Tensor& rows_input, double angle, const OptionalTensor& axis,
@@ -252,6 +252,7 @@ STUB, OPS, REFERENCE = "deepclust_ext/_C.pyi", "deepclust_ext/ops/spin.py", "dee
         ),
         # The schema.
         (CPP, "bool keep=False", "bool keep", f"spin: {OPS}, line 14: keep: left out of the call"),
+        (CPP, "SymInt[2] size", "int[2] size", "spin_around: schema: size: expected type SymInt[2], got int[2]"),
         (CPP, '"spin_around(', '"spin_twice(', "spin_around: no schema in csrc/*/*.cpp"),
     ],
 )

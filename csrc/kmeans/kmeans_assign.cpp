@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <limits>
+#include <utility>
 
 #include "core/autocast.h"
 #include "core/autograd.h"
@@ -49,9 +50,9 @@ std::tuple<at::Tensor, at::Tensor> kmeans_assign(const at::Tensor& features, con
 }
 
 std::tuple<at::Tensor, at::Tensor> kmeans_update(const at::Tensor& features, const at::Tensor& labels,
-                                                 int64_t num_clusters) {
+                                                 c10::SymInt num_clusters) {
   static const auto op = find_op<decltype(kmeans_update)>("deepclust_ext::kmeans_update");
-  return op.call(features, labels, num_clusters);
+  return op.call(features, labels, std::move(num_clusters));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step(const at::Tensor& features,
@@ -71,10 +72,10 @@ std::tuple<at::Tensor, at::Tensor> kmeans_assign_autograd(const at::Tensor& feat
 }
 
 std::tuple<at::Tensor, at::Tensor> kmeans_update_autograd(const at::Tensor& features, const at::Tensor& labels,
-                                                          int64_t num_clusters) {
+                                                          c10::SymInt num_clusters) {
   check_no_tangent("kmeans_update", features);
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return kmeans_update(features, labels, num_clusters);
+  return kmeans_update(features, labels, std::move(num_clusters));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step_autograd(const at::Tensor& features,
@@ -90,7 +91,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kmeans_step_autograd(
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
       "kmeans_assign(Tensor features, Tensor centroids, str metric='euclidean') -> (Tensor labels, Tensor distances)");
-  m.def("kmeans_update(Tensor features, Tensor labels, int num_clusters) -> (Tensor sums, Tensor counts)");
+  m.def("kmeans_update(Tensor features, Tensor labels, SymInt num_clusters) -> (Tensor sums, Tensor counts)");
   m.def(
       "kmeans_step(Tensor features, Tensor centroids, str metric='euclidean') -> (Tensor labels, Tensor centers, "
       "Tensor counts, Tensor change)");

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
 #include <string_view>
 #include <tuple>
@@ -29,7 +30,7 @@ void check_kmeans_assign(const at::Tensor& features, const at::Tensor& centroids
 // an order that depends on the sizes alone; rows whose label is not in [0, num_clusters) are left out.
 std::tuple<at::Tensor, at::Tensor> kmeans_update(const at::Tensor& features,  // (N, D)
                                                  const at::Tensor& labels,    // (N,) int64
-                                                 int64_t num_clusters);
+                                                 c10::SymInt num_clusters);
 
 // One of Lloyd's iterations: labels as by kmeans_assign; centers (K, D) in the accumulation dtype, the means of their
 // rows or for the cosine their unit sums, and the old ones where there is no row; counts (K,) int64; change (2,)

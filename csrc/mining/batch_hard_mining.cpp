@@ -4,6 +4,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <utility>
+
 #include "core/autocast.h"
 #include "core/autograd.h"
 #include "core/checks.h"
@@ -16,9 +18,9 @@ void check_batch_hard_mining(const at::Tensor& teacher, const at::Tensor& studen
 }
 
 BatchHardMiningOutputs batch_hard_mining(const at::Tensor& teacher, const at::Tensor& student, bool normalize,
-                                         int64_t first_row, std::optional<int64_t> num_rows) {
+                                         c10::SymInt first_row, std::optional<c10::SymInt> num_rows) {
   static const auto op = find_op<decltype(batch_hard_mining)>("deepclust_ext::batch_hard_mining");
-  return op.call(teacher, student, normalize, first_row, num_rows);
+  return op.call(teacher, student, normalize, std::move(first_row), std::move(num_rows));
 }
 
 namespace {
@@ -36,26 +38,26 @@ std::tuple<at::Tensor, at::Tensor> batch_hard_mining_backward(const at::Tensor& 
                                                               const at::Tensor& negative_index,    // (R,) int64
                                                               const at::Tensor& inverse_distance,  // (4, R)
                                                               const at::Tensor& inverse_norm,      // (2, N)
-                                                              bool normalize, int64_t first_row, bool want_teacher,
+                                                              bool normalize, c10::SymInt first_row, bool want_teacher,
                                                               bool want_student) {
   static const auto op = find_op<decltype(batch_hard_mining_backward)>("deepclust_ext::batch_hard_mining_backward");
   return op.call(grad_positive_distance, grad_negative_distance, grad_positive_teacher_distance,
                  grad_negative_teacher_distance, teacher, student, positive_index, negative_index, inverse_distance,
-                 inverse_norm, normalize, first_row, want_teacher, want_student);
+                 inverse_norm, normalize, std::move(first_row), want_teacher, want_student);
 }
 
 class BatchHardMining : public torch::autograd::Function<BatchHardMining> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& teacher, const at::Tensor& student,
-                               bool normalize, int64_t first_row, std::optional<int64_t> num_rows) {
+                               bool normalize, c10::SymInt first_row, std::optional<c10::SymInt> num_rows) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const auto [positive_distance, negative_distance, positive_teacher_distance, negative_teacher_distance,
                 positive_index, negative_index, inverse_distance, inverse_norm] =
-        batch_hard_mining(teacher, student, normalize, first_row, num_rows);
+        batch_hard_mining(teacher, student, normalize, first_row, std::move(num_rows));
     context->save_for_backward({teacher, student, positive_index, negative_index, inverse_distance, inverse_norm});
     context->mark_non_differentiable({positive_index, negative_index, inverse_distance, inverse_norm});
     context->saved_data["normalize"] = normalize;
-    context->saved_data["first_row"] = first_row;
+    context->saved_data["first_row"] = std::move(first_row);
     return {positive_distance, negative_distance, positive_teacher_distance, negative_teacher_distance,
             positive_index,    negative_index,    inverse_distance,          inverse_norm};
   }
@@ -67,19 +69,20 @@ class BatchHardMining : public torch::autograd::Function<BatchHardMining> {
     const auto [grad_teacher, grad_student] =
         batch_hard_mining_backward(grads[0], grads[1], grads[2], grads[3], saved[0], saved[1], saved[2], saved[3],
                                    saved[4], saved[5], context->saved_data["normalize"].toBool(),
-                                   context->saved_data["first_row"].toInt(), want_teacher, want_student);
+                                   context->saved_data["first_row"].toSymInt(), want_teacher, want_student);
     const at::Tensor none;
     return {want_teacher ? grad_teacher : none, want_student ? grad_student : none, none, none, none};
   }
 };
 
 BatchHardMiningOutputs batch_hard_mining_autograd(const at::Tensor& teacher, const at::Tensor& student, bool normalize,
-                                                  int64_t first_row, std::optional<int64_t> num_rows) {
+                                                  c10::SymInt first_row, std::optional<c10::SymInt> num_rows) {
   if (!needs_graph(teacher, student)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return batch_hard_mining(teacher, student, normalize, first_row, num_rows);
+    return batch_hard_mining(teacher, student, normalize, std::move(first_row), std::move(num_rows));
   }
-  const variable_list outputs = BatchHardMining::apply(teacher, student, normalize, first_row, num_rows);
+  const variable_list outputs =
+      BatchHardMining::apply(teacher, student, normalize, std::move(first_row), std::move(num_rows));
   return {outputs[0], outputs[1], outputs[2], outputs[3], outputs[4], outputs[5], outputs[6], outputs[7]};
 }
 
@@ -87,15 +90,15 @@ BatchHardMiningOutputs batch_hard_mining_autograd(const at::Tensor& teacher, con
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
-      "batch_hard_mining(Tensor teacher, Tensor student, bool normalize=True, int first_row=0, int? num_rows=None) -> "
-      "(Tensor positive_distance, "
-      "Tensor negative_distance, Tensor positive_teacher_distance, Tensor negative_teacher_distance, "
+      "batch_hard_mining(Tensor teacher, Tensor student, bool normalize=True, SymInt first_row=0, "
+      "SymInt? num_rows=None) -> (Tensor positive_distance, Tensor negative_distance, "
+      "Tensor positive_teacher_distance, Tensor negative_teacher_distance, "
       "Tensor positive_index, Tensor negative_index, Tensor inverse_distance, Tensor inverse_norm)");
   m.def(
       "batch_hard_mining_backward(Tensor grad_positive_distance, Tensor grad_negative_distance, "
       "Tensor grad_positive_teacher_distance, Tensor grad_negative_teacher_distance, Tensor teacher, Tensor student, "
       "Tensor positive_index, Tensor negative_index, Tensor inverse_distance, Tensor inverse_norm, bool normalize, "
-      "int first_row, bool want_teacher, bool want_student) -> (Tensor grad_teacher, Tensor grad_student)");
+      "SymInt first_row, bool want_teacher, bool want_student) -> (Tensor grad_teacher, Tensor grad_student)");
 }
 
 TORCH_LIBRARY_IMPL(deepclust_ext, Autograd, m) {

@@ -15,8 +15,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
-#include <cstdint>
 #include <optional>
 #include <tuple>
 
@@ -30,7 +30,7 @@ using BatchHardMiningOutputs =
 
 BatchHardMiningOutputs batch_hard_mining(const at::Tensor& teacher,  // (N, D)
                                          const at::Tensor& student,  // (N, D)
-                                         bool normalize, int64_t first_row, std::optional<int64_t> num_rows);
+                                         bool normalize, c10::SymInt first_row, std::optional<c10::SymInt> num_rows);
 
 void check_batch_hard_mining(const at::Tensor& teacher, const at::Tensor& student);
 

@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "core/autocast.h"
 #include "core/autograd.h"
@@ -55,13 +56,13 @@ void check_diffused_neighbor_gather(const at::Tensor& query, const at::Tensor& b
 }
 
 DiffusedNeighborGatherOutputs diffused_neighbor_gather(const at::Tensor& query, const at::Tensor& bank,
-                                                       const at::Tensor& seed, int64_t num_neighbors,
-                                                       double temperature, double noise_std, int64_t num_steps,
-                                                       int64_t num_samples, const OptionalTensor& exclude,
+                                                       const at::Tensor& seed, c10::SymInt num_neighbors,
+                                                       double temperature, double noise_std, c10::SymInt num_steps,
+                                                       c10::SymInt num_samples, const OptionalTensor& exclude,
                                                        const OptionalTensor& valid, bool normalize) {
   static const auto op = find_op<decltype(diffused_neighbor_gather)>("deepclust_ext::diffused_neighbor_gather");
-  return op.call(query, bank, seed, num_neighbors, temperature, noise_std, num_steps, num_samples, exclude, valid,
-                 normalize);
+  return op.call(query, bank, seed, std::move(num_neighbors), temperature, noise_std, std::move(num_steps),
+                 std::move(num_samples), exclude, valid, normalize);
 }
 
 DiffusedNeighborGatherOutputs walk_to_neighbors(
@@ -149,9 +150,10 @@ class DiffusedNeighborGather : public torch::autograd::Function<DiffusedNeighbor
 };
 
 DiffusedNeighborGatherOutputs diffused_neighbor_gather_autograd(const at::Tensor& query, const at::Tensor& bank,
-                                                                const at::Tensor& seed, int64_t num_neighbors,
-                                                                double temperature, double noise_std, int64_t num_steps,
-                                                                int64_t num_samples, const OptionalTensor& exclude,
+                                                                const at::Tensor& seed, c10::SymInt num_neighbors,
+                                                                double temperature, double noise_std,
+                                                                c10::SymInt num_steps, c10::SymInt num_samples,
+                                                                const OptionalTensor& exclude,
                                                                 const OptionalTensor& valid, bool normalize) {
   const auto run = [&] {
     return diffused_neighbor_gather(query, bank, seed, num_neighbors, temperature, noise_std, num_steps, num_samples,
@@ -172,8 +174,9 @@ DiffusedNeighborGatherOutputs diffused_neighbor_gather_autograd(const at::Tensor
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
-      "diffused_neighbor_gather(Tensor query, Tensor bank, Tensor seed, int num_neighbors=10, float temperature=0.1, "
-      "float noise_std=0.001, int num_steps=1, int num_samples=1, Tensor? exclude=None, Tensor? valid=None, "
+      "diffused_neighbor_gather(Tensor query, Tensor bank, Tensor seed, SymInt num_neighbors=10, float "
+      "temperature=0.1, "
+      "float noise_std=0.001, SymInt num_steps=1, SymInt num_samples=1, Tensor? exclude=None, Tensor? valid=None, "
       "bool normalize=False) -> (Tensor samples, Tensor indices, Tensor inverse_norm)");
   m.def(
       "diffused_neighbor_gather_backward(Tensor grad_samples, Tensor samples, Tensor indices, Tensor inverse_norm, "

@@ -31,8 +31,8 @@ using DiffusedNeighborGatherOutputs = std::tuple<at::Tensor, at::Tensor, at::Ten
 DiffusedNeighborGatherOutputs diffused_neighbor_gather(const at::Tensor& query,  // (B, D)
                                                        const at::Tensor& bank,   // (M, D)
                                                        const at::Tensor& seed,   // () int64 on the CPU
-                                                       int64_t num_neighbors, double temperature, double noise_std,
-                                                       int64_t num_steps, int64_t num_samples,
+                                                       c10::SymInt num_neighbors, double temperature, double noise_std,
+                                                       c10::SymInt num_steps, c10::SymInt num_samples,
                                                        const std::optional<at::Tensor>& exclude,  // (B,) int64
                                                        const std::optional<at::Tensor>& valid,    // (M,) bool
                                                        bool normalize);

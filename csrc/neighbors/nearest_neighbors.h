@@ -11,6 +11,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
 #include <optional>
 #include <tuple>
@@ -22,7 +23,7 @@ constexpr int64_t kMaxNeighbors = 256;
 // cosines (B, k) in the input dtype, indices (B, k) int64
 std::tuple<at::Tensor, at::Tensor> nearest_neighbors(const at::Tensor& query,                   // (B, D)
                                                      const at::Tensor& bank,                    // (M, D)
-                                                     int64_t k,                                 // 1 ... kMaxNeighbors
+                                                     c10::SymInt k,                             // 1 ... kMaxNeighbors
                                                      const std::optional<at::Tensor>& exclude,  // (B,) int64, -1: none
                                                      const std::optional<at::Tensor>& valid     // (M,) bool
 );

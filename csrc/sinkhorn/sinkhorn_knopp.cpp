@@ -79,18 +79,18 @@ void check_sinkhorn_knopp_out(const at::Tensor& scores, const OptionalTensor& sa
   }
 }
 
-SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores, double epsilon, int64_t num_iters,
+SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores, double epsilon, c10::SymInt num_iters,
                                     const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
                                     std::optional<double> tolerance, bool differentiable) {
   static const auto op = find_op<decltype(sinkhorn_knopp)>("deepclust_ext::sinkhorn_knopp");
-  return op.call(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable);
+  return op.call(scores, epsilon, std::move(num_iters), sample_marginals, cluster_marginals, tolerance, differentiable);
 }
 
-at::Tensor sinkhorn_knopp_out(const at::Tensor& scores, double epsilon, int64_t num_iters,
+at::Tensor sinkhorn_knopp_out(const at::Tensor& scores, double epsilon, c10::SymInt num_iters,
                               const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
                               std::optional<double> tolerance, const at::Tensor& out) {
   static const auto op = find_op<decltype(sinkhorn_knopp_out)>("deepclust_ext::sinkhorn_knopp", "out");
-  return op.call(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out);
+  return op.call(scores, epsilon, std::move(num_iters), sample_marginals, cluster_marginals, tolerance, out);
 }
 
 namespace {
@@ -113,11 +113,12 @@ at::Tensor sinkhorn_knopp_backward(const at::Tensor& grad_assignments,      // (
 class SinkhornKnopp : public torch::autograd::Function<SinkhornKnopp> {
  public:
   // Only the assignments go through the graph; `outputs` receives the rest.
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& scores, double epsilon, int64_t num_iters,
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& scores, double epsilon, c10::SymInt num_iters,
                             const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
                             std::optional<double> tolerance, SinkhornKnoppOutputs* outputs) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    *outputs = sinkhorn_knopp(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, true);
+    *outputs =
+        sinkhorn_knopp(scores, epsilon, std::move(num_iters), sample_marginals, cluster_marginals, tolerance, true);
     const auto& [assignments, used, potentials] = *outputs;
     context->save_for_backward(
         {scores, used, potentials, or_undefined(sample_marginals), or_undefined(cluster_marginals)});
@@ -140,48 +141,49 @@ class SinkhornKnopp : public torch::autograd::Function<SinkhornKnopp> {
   }
 };
 
-SinkhornKnoppOutputs sinkhorn_knopp_autograd(const at::Tensor& scores, double epsilon, int64_t num_iters,
+SinkhornKnoppOutputs sinkhorn_knopp_autograd(const at::Tensor& scores, double epsilon, c10::SymInt num_iters,
                                              const OptionalTensor& sample_marginals,
                                              const OptionalTensor& cluster_marginals, std::optional<double> tolerance,
                                              bool differentiable) {
   check_no_tangent("sinkhorn_knopp", scores, or_undefined(sample_marginals), or_undefined(cluster_marginals));
   if (!differentiable || !needs_graph(scores)) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    return sinkhorn_knopp(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, differentiable);
+    return sinkhorn_knopp(scores, epsilon, std::move(num_iters), sample_marginals, cluster_marginals, tolerance,
+                          differentiable);
   }
   SinkhornKnoppOutputs outputs;
-  std::get<0>(outputs) =
-      SinkhornKnopp::apply(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, &outputs);
+  std::get<0>(outputs) = SinkhornKnopp::apply(scores, epsilon, std::move(num_iters), sample_marginals,
+                                              cluster_marginals, tolerance, &outputs);
   return outputs;
 }
 
-at::Tensor sinkhorn_knopp_out_autograd(const at::Tensor& scores, double epsilon, int64_t num_iters,
+at::Tensor sinkhorn_knopp_out_autograd(const at::Tensor& scores, double epsilon, c10::SymInt num_iters,
                                        const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
                                        std::optional<double> tolerance, const at::Tensor& out) {
   check_no_tangent("sinkhorn_knopp", scores, or_undefined(sample_marginals), or_undefined(cluster_marginals), out);
   TORCH_CHECK_VALUE(!needs_graph(out), "out: expected a tensor that requires no gradient");
   const at::AutoDispatchBelowAutograd guard;
-  return sinkhorn_knopp_out(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out);
+  return sinkhorn_knopp_out(scores, epsilon, std::move(num_iters), sample_marginals, cluster_marginals, tolerance, out);
 }
 
 // Tells autograd that `out` changed: a backward pass that has kept it is an error then.
-at::Tensor sinkhorn_knopp_out_inplace(const at::Tensor& scores, double epsilon, int64_t num_iters,
+at::Tensor sinkhorn_knopp_out_inplace(const at::Tensor& scores, double epsilon, c10::SymInt num_iters,
                                       const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
                                       std::optional<double> tolerance, const at::Tensor& out) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   const at::Tensor used =
-      sinkhorn_knopp_out(scores, epsilon, num_iters, sample_marginals, cluster_marginals, tolerance, out);
+      sinkhorn_knopp_out(scores, epsilon, std::move(num_iters), sample_marginals, cluster_marginals, tolerance, out);
   out.unsafeGetTensorImpl()->bump_version();
   return used;
 }
 
 // As DEEPCLUST_AUTOCAST, but for `out`, which is written.
 template <c10::DeviceType kDevice>
-at::Tensor sinkhorn_knopp_out_autocast(const at::Tensor& scores, double epsilon, int64_t num_iters,
+at::Tensor sinkhorn_knopp_out_autocast(const at::Tensor& scores, double epsilon, c10::SymInt num_iters,
                                        const OptionalTensor& sample_marginals, const OptionalTensor& cluster_marginals,
                                        std::optional<double> tolerance, const at::Tensor& out) {
   const c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return sinkhorn_knopp_out(at::autocast::cached_cast(at::kFloat, scores, kDevice), epsilon, num_iters,
+  return sinkhorn_knopp_out(at::autocast::cached_cast(at::kFloat, scores, kDevice), epsilon, std::move(num_iters),
                             sample_marginals, cluster_marginals, tolerance, out);
 }
 
@@ -189,12 +191,12 @@ at::Tensor sinkhorn_knopp_out_autocast(const at::Tensor& scores, double epsilon,
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
-      "sinkhorn_knopp(Tensor scores, float epsilon=0.05, int num_iters=3, Tensor? sample_marginals=None, "
+      "sinkhorn_knopp(Tensor scores, float epsilon=0.05, SymInt num_iters=3, Tensor? sample_marginals=None, "
       "Tensor? cluster_marginals=None, float? tolerance=None, bool differentiable=False) -> (Tensor assignments, "
       "Tensor used, Tensor potentials)");
   // Not in torch's form of an out= function, which returns `out`: compilers take no op whose results alias.
   m.def(
-      "sinkhorn_knopp.out(Tensor scores, float epsilon=0.05, int num_iters=3, Tensor? sample_marginals=None, "
+      "sinkhorn_knopp.out(Tensor scores, float epsilon=0.05, SymInt num_iters=3, Tensor? sample_marginals=None, "
       "Tensor? cluster_marginals=None, float? tolerance=None, *, Tensor(a!) out) -> Tensor used");
   m.def(
       "sinkhorn_knopp_backward(Tensor grad_assignments, Tensor scores, Tensor used, Tensor potentials, float epsilon, "

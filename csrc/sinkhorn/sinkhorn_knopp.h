@@ -11,6 +11,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
 
 #include <optional>
 #include <tuple>
@@ -25,7 +26,7 @@ namespace deepclust {
 using SinkhornKnoppOutputs = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores,  // (..., N, K)
-                                    double epsilon, int64_t num_iters,
+                                    double epsilon, c10::SymInt num_iters,
                                     const std::optional<at::Tensor>& sample_marginals,   // (N,) or (..., N)
                                     const std::optional<at::Tensor>& cluster_marginals,  // (K,) or (..., K)
                                     std::optional<double> tolerance, bool differentiable);
@@ -34,7 +35,7 @@ SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores,  // (..., N, K)
 // its memory apart from that of the inputs. On the CPU, float32 and float64 take no other memory of its size, unless
 // scores are not contiguous or s / epsilon is too large for exponents. Returns the iterations used.
 at::Tensor sinkhorn_knopp_out(const at::Tensor& scores,  // (..., N, K)
-                              double epsilon, int64_t num_iters,
+                              double epsilon, c10::SymInt num_iters,
                               const std::optional<at::Tensor>& sample_marginals,   // (N,) or (..., N)
                               const std::optional<at::Tensor>& cluster_marginals,  // (K,) or (..., K)
                               std::optional<double> tolerance,

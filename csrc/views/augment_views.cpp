@@ -84,24 +84,26 @@ void check_augment_views(at::TensorList images, at::IntArrayRef size, const Opti
                    "dtype: expected float32, float16 or bfloat16, got ", dtype);
 }
 
-at::Tensor augment_views(at::TensorList images, at::IntArrayRef size, const OptionalTensor& boxes,
+at::Tensor augment_views(at::TensorList images, c10::SymIntArrayRef size, const OptionalTensor& boxes,
                          const OptionalTensor& flips, const OptionalTensor& matrices, const OptionalTensor& steps,
-                         const OptionalTensor& strengths, int64_t blur_kernel, std::optional<at::ArrayRef<double>> mean,
-                         std::optional<at::ArrayRef<double>> std, at::ScalarType dtype, bool channels_last) {
+                         const OptionalTensor& strengths, c10::SymInt blur_kernel,
+                         std::optional<at::ArrayRef<double>> mean, std::optional<at::ArrayRef<double>> std,
+                         at::ScalarType dtype, bool channels_last) {
   static const auto op = find_op<decltype(augment_views)>("deepclust_ext::augment_views");
-  return op.call(images, size, boxes, flips, matrices, steps, strengths, blur_kernel, mean, std, dtype, channels_last);
+  return op.call(images, size, boxes, flips, matrices, steps, strengths, std::move(blur_kernel), mean, std, dtype,
+                 channels_last);
 }
 
 namespace {
 
-at::Tensor augment_views_autograd(at::TensorList images, at::IntArrayRef size, const OptionalTensor& boxes,
+at::Tensor augment_views_autograd(at::TensorList images, c10::SymIntArrayRef size, const OptionalTensor& boxes,
                                   const OptionalTensor& flips, const OptionalTensor& matrices,
-                                  const OptionalTensor& steps, const OptionalTensor& strengths, int64_t blur_kernel,
+                                  const OptionalTensor& steps, const OptionalTensor& strengths, c10::SymInt blur_kernel,
                                   std::optional<at::ArrayRef<double>> mean, std::optional<at::ArrayRef<double>> std,
                                   at::ScalarType dtype, bool channels_last) {
   for (const at::Tensor& part : images) check_no_tangent("augment_views", part);
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return augment_views(images, size, boxes, flips, matrices, steps, strengths, blur_kernel, mean, std, dtype,
+  return augment_views(images, size, boxes, flips, matrices, steps, strengths, std::move(blur_kernel), mean, std, dtype,
                        channels_last);
 }
 
@@ -109,8 +111,8 @@ at::Tensor augment_views_autograd(at::TensorList images, at::IntArrayRef size, c
 
 TORCH_LIBRARY_FRAGMENT(deepclust_ext, m) {
   m.def(
-      "augment_views(Tensor[] images, int[2] size, Tensor? boxes=None, Tensor? flips=None, Tensor? matrices=None, "
-      "Tensor? steps=None, Tensor? strengths=None, int blur_kernel=23, float[]? mean=None, float[]? std=None, "
+      "augment_views(Tensor[] images, SymInt[2] size, Tensor? boxes=None, Tensor? flips=None, Tensor? matrices=None, "
+      "Tensor? steps=None, Tensor? strengths=None, SymInt blur_kernel=23, float[]? mean=None, float[]? std=None, "
       "ScalarType dtype=float32, bool channels_last=False) -> Tensor");
 }
 

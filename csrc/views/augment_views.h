@@ -16,6 +16,8 @@
 
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
+#include <c10/core/SymInt.h>
+#include <c10/core/SymIntArrayRef.h>
 
 #include <optional>
 
@@ -25,13 +27,13 @@ namespace deepclust {
 
 // (B, C, size[0], size[1]) of the dtype
 at::Tensor augment_views(at::TensorList images,                       // of (n, C, H, W), whose n add up to B
-                         at::IntArrayRef size,                        // height and width of the views
+                         c10::SymIntArrayRef size,                    // height and width of the views
                          const std::optional<at::Tensor>& boxes,      // (B, 4) int64: top, left, height, width
                          const std::optional<at::Tensor>& flips,      // (B,) bool
                          const std::optional<at::Tensor>& matrices,   // (B, 2, 3) float32
                          const std::optional<at::Tensor>& steps,      // (B, S) int64
                          const std::optional<at::Tensor>& strengths,  // (B, S) float32
-                         int64_t blur_kernel,                         // odd
+                         c10::SymInt blur_kernel,                     // odd
                          std::optional<at::ArrayRef<double>> mean,    // C numbers
                          std::optional<at::ArrayRef<double>> std,     // C positive numbers
                          at::ScalarType dtype,                        // floating, not float64

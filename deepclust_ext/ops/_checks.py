@@ -248,14 +248,19 @@ def plain(temperature: float | Tensor) -> float:
 def check_integer(value: object, name: str, low: int, high: int | None = None, condition: str = "") -> int:
     """Return an integer of at least ``low`` and at most ``high`` as Python's int, numpy's integers too.
 
+    A compiler's symbol for an integer that changes between calls stays one.
+
     Raises:
         TypeError: It is no integer, or a bool.
         ValueError: It is out of range; ``condition`` says, for the message, when that range applies.
     """
-    # The common case is told by its type: the rest costs more.
-    if type(value) is not int and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+    # The common case is told by its type: the rest costs more. To make an int of a symbol would keep this call's value.
+    if type(value) is int or isinstance(value, torch.SymInt):
+        number: int = value  # type: ignore[assignment]
+    elif isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an integer, got {value!r:.80}")
-    number = int(value)
+    else:
+        number = int(value)
     if number < low or number > (LARGEST_INTEGER if high is None else high):
         above = f"at least {low}" if number < low else "an integer of 64 bits"
         expected = above if high is None else f"{low} to {high}"

@@ -153,7 +153,8 @@ def _parts(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def _size(size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, Integral) else tuple(size) if isinstance(size, Sequence) else ()
+    is_one = isinstance(size, (Integral, torch.SymInt))
+    sides = (size, size) if is_one else tuple(size) if isinstance(size, Sequence) else ()
     if len(sides) != 2:
         raise TypeError(f"size: expected an integer, or two, got {size!r}")
     height, width = (check_integer(side, "size", 1) for side in sides)

@@ -98,8 +98,8 @@ def diffused_neighbor_gather(
     num_steps = check_integer(num_steps, "num_steps", 1, 2**31 - 1)
     num_samples = check_integer(num_samples, "num_samples", 1, 2**31 - 1)
     leaves_out = num_steps > 1 and exclude is not None  # the excluded row and the one that the walk stands on
-    condition = " with exclude and several steps" if leaves_out else ""
-    num_neighbors = check_integer(num_neighbors, "num_neighbors", 0, MAX_NEIGHBORS - leaves_out, condition)
+    most, condition = (MAX_NEIGHBORS - 1, " with exclude and several steps") if leaves_out else (MAX_NEIGHBORS, "")
+    num_neighbors = check_integer(num_neighbors, "num_neighbors", 0, most, condition)
     if num_neighbors == 0:  # nothing is read then, so that anything may be passed
         bank, exclude, valid = query, None, None
     check_query_and_bank(query, bank, exclude, valid)
