@@ -242,18 +242,11 @@ The last column is the matrix of scores, for one GPU, that is never made.
 
 ## All others, in microseconds
 
-<<<<<<< HEAD
-HSD loss: the {IMAGES} anchors of a GPU among all rows. Cluster loss: products of 2 x {CLUSTERS:,} columns.
+HSD loss: the {IMAGES} anchors of a GPU among all rows. These are gathered up to 256 MB in all; beyond that anchors
+travel, for which a column gives the worst case. Cluster loss: products of 2 x {CLUSTERS:,} columns.
 Prototypes: sums of {CLUSTERS:,} clusters. Sinkhorn: {ITERATIONS} iterations, each with {CLUSTERS:,} numbers. k-means:
 one iteration on {BANK_ROWS:,} rows in all with {CLUSTERS:,} clusters. Neighbors: {NEIGHBORS} for every image of the
 step, from a bank of {BANK_ROWS:,} rows in all.
-=======
-HSD loss: the anchors of a rank among all rows, {IMAGES} of a GPU. These are gathered up to 256 MB in all; beyond that
-anchors go round, for which a column gives the worst case. Cluster loss: products of 2 x {CLUSTERS:,} columns.
-Prototypes: sums of {CLUSTERS:,} clusters. Sinkhorn: {ITERATIONS} iterations of {CLUSTERS:,} numbers each. k-means: an
-iteration on {BANK_ROWS:,} rows in all, {CLUSTERS:,} clusters. Neighbors: {NEIGHBORS} of every image of the step, in a
-bank of {BANK_ROWS:,} rows in all.
->>>>>>> ranks
 
 {other_table()}
 

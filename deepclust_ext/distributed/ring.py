@@ -32,14 +32,9 @@ class Turn(NamedTuple):
 def turns_of(shards: Shards, for_guests: bool = False) -> list[Turn]:
     """Return the turns of a rank, as many as all ranks have.
 
-<<<<<<< HEAD
     The ranks are in a circle, and a rank hosts those that follow it, up to half of the circle. With an even number of
-    ranks, two opposite ranks are both hosts, each with half of the samples of the later one.
-=======
-    A rank is the host of those that follow it, as far as half of the way round. Two ranks opposite each other, of an
-    even number, are both hosts, each with half of the samples of the later one. Hosts that work for their guests alone
-    are hosts all the way round, each time with all samples of both.
->>>>>>> ranks
+    ranks, two opposite ranks are both hosts, each with half of the samples of the later one. Hosts that work for their
+    guests alone host all other ranks, each time with all samples of both.
     """
     ranks, rank, turns = len(shards.sizes), shards.rank, list[Turn]()
     for distance in range(1, ranks if for_guests else ranks // 2 + 1):
@@ -53,13 +48,8 @@ def turns_of(shards: Shards, for_guests: bool = False) -> list[Turn]:
     return turns
 
 
-<<<<<<< HEAD
-def _meeting(sizes: Sequence[int], host: int, distance: int) -> tuple[slice, slice]:
-    """Return which samples of a host are paired with which of its guest's; none if either has none."""
-=======
 def _meeting(sizes: Sequence[int], host: int, distance: int, for_guests: bool) -> tuple[slice, slice]:
-    """Return which samples of a host meet which of its guest's; none if either has none."""
->>>>>>> ranks
+    """Return which samples of a host are paired with which of its guest's; none if either has none."""
     guest = (host + distance) % len(sizes)
     own, theirs = slice(0, sizes[host]), slice(0, sizes[guest])
     half = sizes[max(host, guest)] // 2
