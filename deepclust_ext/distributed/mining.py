@@ -67,10 +67,10 @@ def fused_hsd_loss(
 ) -> Tensor | tuple[Tensor, HSDStats]:
     """Compute :func:`deepclust_ext.fused_hsd_loss` of a batch whose samples are spread over ranks.
 
-    A rank owns its n anchors, whose pairs are mined among the rows of all ranks as by :func:`batch_hard_mining`. The mean
-    over the ranks of what they return is the loss of the whole batch, and under DistributedDataParallel every parameter
-    gets the gradient of one process; see :func:`deepclust_ext.distributed.fused_contrastive_loss`. The statistics are
-    those of the whole batch, the same on all ranks.
+    A rank owns its n anchors, whose pairs are mined among the rows of all ranks as by :func:`batch_hard_mining`. The
+    mean over the ranks of what they return is the loss of the whole batch, and under DistributedDataParallel every
+    parameter gets the gradient of one process; see :func:`deepclust_ext.distributed.fused_contrastive_loss`. The
+    statistics are those of the whole batch, the same on all ranks.
 
     Args:
         teacher: This rank's features (n, D) of the teacher; n may differ between ranks and be 0.

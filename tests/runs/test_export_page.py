@@ -35,7 +35,7 @@ def run_of(backbone: Backbone) -> Run:
 
 
 def test_every_format_has_its_lines() -> None:
-    assert list(BLOCKS) == ["What to do before: preprocessing", "onnxruntime", "torch", "safetensors"]
+    assert list(BLOCKS) == ["Preprocessing", "onnxruntime", "torch", "safetensors"]
 
 
 def test_the_page_gives_what_ours_gives(tmp_path: Path) -> None:
