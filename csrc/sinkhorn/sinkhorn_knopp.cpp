@@ -1,11 +1,14 @@
 #include "sinkhorn/sinkhorn_knopp.h"
 
+#include <ATen/ops/amax.h>
+#include <ATen/ops/frexp.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <cstdint>
+#include <tuple>
 #include <utility>
 
 #include "core/autocast.h"
@@ -77,6 +80,13 @@ void check_sinkhorn_knopp_out(const at::Tensor& scores, const OptionalTensor& sa
   for (const auto& [name, input] : inputs) {
     TORCH_CHECK_VALUE(!input.defined() || !share_memory(out, input), "out: expected memory apart from that of ", name);
   }
+}
+
+at::Tensor to_shares(const at::Tensor& shares, at::ScalarType dtype) {
+  if (shares.scalar_type() != at::kDouble) return shares.to(dtype).contiguous();
+  const at::Tensor largest = shares.amax(-1, true);
+  const at::Tensor power = largest / (std::get<0>(at::frexp(largest)) * 2);
+  return (shares / power).to(dtype).contiguous();
 }
 
 SinkhornKnoppOutputs sinkhorn_knopp(const at::Tensor& scores, double epsilon, c10::SymInt num_iters,

@@ -12,6 +12,7 @@ from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.backbones.resnet import RESNETS, check_resnet, resnet
 from deepclust_ext.backbones.small import small_linear_network, small_network
 from deepclust_ext.backbones.stem_transformer import StemTransformer
+from deepclust_ext.ops._checks import check_size
 
 #: Name -> a network of a size and channels. Those of the digits take other sizes too, without another block for them.
 #: "flatten" leaves features as they are. "vit" is PICI's transformer, "vit-small" one for scans with a stem of
@@ -56,11 +57,12 @@ def load_backbone(name: str, image_size: int, *, channels: int = 3, stem: str | 
 
     Raises:
         ImportError: If a ResNet needs torchvision and there is none, or there is no such module.
-        TypeError: If the function returns no nn.Module, or the network no floating tensor.
-        ValueError: If the name is unknown, a stem is given to a network that has none, or the network does not map such
-            images to rows.
+        TypeError: If a size is no integer, the function returns no nn.Module, or the network no floating tensor.
+        ValueError: If the name is unknown, a size is out of range, a stem is given to a network that has none, or the
+            network does not map such images to rows.
     """
     check_backbone(name, stem)
+    image_size, channels = check_size(image_size, "image_size"), check_size(channels, "channels")
     if name in RESNETS:
         network = resnet(name, image_size, channels=channels, stem=stem)
     elif name in NETWORKS:

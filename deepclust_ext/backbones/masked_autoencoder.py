@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext.backbones.transformer import Transformer
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_integer, check_size
 
 STD = 0.02  # of the tokens that are learned
 
@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         side = _patches_of_a_side(image_size, patch_size)
         self.image_size, self.patch_size, self.num_patches = int(image_size), int(patch_size), side**2
-        self.channels = check_integer(channels, "channels", 1)
+        self.channels = check_size(channels, "channels")
         self.transformer = Transformer(width, depth, heads, mlp_ratio, checkpointing)
         self.width = int(width)
         self.embedding = nn.Linear(self.patch_size**2 * self.channels, self.width)
@@ -200,8 +200,8 @@ class MaskedDecoder(nn.Module):
         super().__init__()
         side = _patches_of_a_side(image_size, patch_size)
         self.num_patches = side**2
-        encoder_width = check_integer(encoder_width, "encoder_width", 1)
-        values = int(patch_size) ** 2 * check_integer(channels, "channels", 1)
+        encoder_width = check_size(encoder_width, "encoder_width")
+        values = int(patch_size) ** 2 * check_size(channels, "channels")
         self.transformer = Transformer(width, depth, heads, mlp_ratio, checkpointing)
         self.embedding = nn.Linear(encoder_width, int(width))
         self.mask_token = nn.Parameter(torch.empty(int(width)))
@@ -268,7 +268,7 @@ def random_masks(
         TypeError: If a number is no integer.
         ValueError: If it is out of range.
     """
-    batch, num_patches = check_integer(batch, "batch", 0), check_integer(num_patches, "num_patches", 1)
+    batch, num_patches = check_size(batch, "batch", 0), check_size(num_patches, "num_patches")
     kept = check_integer(kept, "kept", 1, num_patches)
     noise = torch.rand(batch, num_patches, generator=generator, dtype=torch.float32, device="cpu").to(device)
     order = noise.argsort(dim=1, stable=True)
@@ -285,8 +285,10 @@ def grid_positions(side: int, width: int) -> Tensor:
     Source: the code of MAE, https://arxiv.org/abs/2111.06377.
 
     Raises:
-        ValueError: If ``width`` is not a multiple of 4.
+        TypeError: If an argument is no integer.
+        ValueError: If an argument is out of range, or ``width`` is not a multiple of 4.
     """
+    side, width = check_size(side, "side"), check_size(width, "width")
     if width % 4:
         raise ValueError(f"width: expected a multiple of 4, for sines and cosines of two places, got {width}")
     frequencies = 10000.0 ** (torch.arange(width // 4, dtype=torch.float64) * (-4 / width))
@@ -298,7 +300,7 @@ def grid_positions(side: int, width: int) -> Tensor:
 
 
 def _patches_of_a_side(image_size: int, patch_size: int) -> int:
-    image_size, patch_size = check_integer(image_size, "image_size", 1), check_integer(patch_size, "patch_size", 1)
+    image_size, patch_size = check_size(image_size, "image_size"), check_size(patch_size, "patch_size")
     if image_size % patch_size:
         raise ValueError(f"patch_size: expected a divisor of image_size, which is {image_size}, got {patch_size}")
     return image_size // patch_size

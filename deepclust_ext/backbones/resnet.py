@@ -5,6 +5,8 @@ import sys
 import torch
 from torch import nn
 
+from deepclust_ext.ops._checks import check_size
+
 RESNETS = ("resnet18", "resnet34", "resnet50")
 STEMS = ("cifar", "imagenet")
 
@@ -47,11 +49,13 @@ def resnet(name: str, image_size: int, *, channels: int = 3, stem: str | None = 
 
     Raises:
         ImportError: If torchvision is missing or does not fit torch.
-        ValueError: If the name or the stem is unknown.
+        TypeError: If a size is no integer.
+        ValueError: If the name or the stem is unknown, or a size out of range.
     """
     if name not in RESNETS:
         raise ValueError(f"backbone.name: expected one of {', '.join(RESNETS)}, got {name!r}")
     check_resnet(stem)
+    image_size, channels = check_size(image_size, "image_size"), check_size(channels, "channels")
     from torchvision import models
 
     if stem is None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_integer, check_size
 
 #: Width of the linear layer, and of the blocks but the last, from the end; all further ones are as narrow as the third.
 LINEAR_WIDTH, WIDTHS = 512, (64, 32, 16)
@@ -28,9 +28,10 @@ def small_network(image_size: int, channels: int = 1, width: int = 256) -> nn.Mo
         width: Of the last block.
 
     Raises:
-        TypeError: If the size is no integer.
-        ValueError: If the size is out of range.
+        TypeError: If an argument is no integer.
+        ValueError: If an argument is out of range.
     """
+    width = check_size(width, "width")
     return _channels_last(*_blocks(image_size, channels), *_block(WIDTHS[0], width), nn.Flatten())
 
 
@@ -45,8 +46,8 @@ def small_linear_network(image_size: int, channels: int = 1) -> nn.Module:
         channels: Of the images.
 
     Raises:
-        TypeError: If the size is no integer.
-        ValueError: If the size is out of range.
+        TypeError: If an argument is no integer.
+        ValueError: If an argument is out of range.
     """
     *_, side = _sides(image_size)
     linear = nn.Linear(
@@ -68,6 +69,7 @@ def _sides(image_size: int) -> list[int]:
 def _blocks(image_size: int, channels: int) -> list[nn.Module]:
     """Return all blocks but the last, each with its halving."""
     count = len(_sides(image_size)) - 1
+    channels = check_size(channels, "channels")
     widths = [WIDTHS[min(left, len(WIDTHS) - 1)] for left in reversed(range(count))]
     layers: list[nn.Module] = []
     for before, width in zip([channels, *widths], widths, strict=False):

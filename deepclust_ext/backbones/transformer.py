@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from deepclust_ext.ops._checks import check_bool, check_integer
+from deepclust_ext.ops._checks import check_bool, check_integer, check_size
 
 EPS = 1e-6  # of the norms
 
@@ -29,8 +29,8 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, depth: int, heads: int, mlp_ratio: int, checkpointing: bool) -> None:
         super().__init__()
-        width, depth = check_integer(width, "width", 1), check_integer(depth, "depth", 1)
-        heads, mlp_ratio = check_integer(heads, "heads", 1), check_integer(mlp_ratio, "mlp_ratio", 1)
+        width, depth = check_size(width, "width"), check_integer(depth, "depth", 1)
+        heads, mlp_ratio = check_integer(heads, "heads", 1), check_size(mlp_ratio, "mlp_ratio")
         if width % heads:
             raise ValueError(f"heads: expected a divisor of width, which is {width}, got {heads}")
         self.checkpointing = check_bool(checkpointing, "checkpointing")

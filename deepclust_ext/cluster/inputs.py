@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deepclust_ext.cluster.ranks import bounds_over_ranks
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor, check_values
 from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def as_rows(
     rows = values if isinstance(values, Tensor) else _from_array(values, name)
     if rows.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got a sparse one of layout {rows.layout}")
+    check_values(rows, name)
     if rows.is_complex() or rows.is_quantized or (rows.is_floating_point() and rows.dtype not in SUPPORTED_DTYPES):
         raise TypeError(f"{name}: expected real numbers, got {rows.dtype}")
     if rows.dim() != 2 or rows.shape[1] == 0:
@@ -72,6 +73,7 @@ def checked_rows(
     metric: str,
     name: str = "features",
     group: "ProcessGroup | None" = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return rows, for cosine unit rows, in the dtype of the computation; waits for the device once.
 
@@ -80,21 +82,38 @@ def checked_rows(
     Raises:
         ValueError: A number is not finite, or so large that squared Euclidean distances are not.
     """
-    rows = features.to(torch.promote_types(features.dtype, torch.float32)).contiguous()
-    is_large = False
-    if rows.numel() or group is not None:
-        # Beyond, a squared distance may overflow; of unit rows none does.
-        limit = (torch.finfo(rows.dtype).max / (4 * rows.shape[1])) ** 0.5
-        low, high = bounds_over_ranks(rows, group)
-        is_large = not (-limit <= low <= high <= limit or low > high)
-        is_finite = math.isfinite(low) and math.isfinite(high)
-        if is_large and not (metric == "cosine" and is_finite):
-            what = f"{low:.3g} to {high:.3g}" if is_finite else "NaN or infinity"
-            within = "" if metric == "cosine" else f" within {limit:.3g}"
-            raise ValueError(f"{name}: expected finite numbers{within}, got {what}")
-    if metric != "cosine":
-        return rows
-    return l2_normalize(rows, dim=1) if is_large else normalize(rows, dim=1)  # the latter reads rows less often
+    dtype = torch.promote_types(features.dtype, torch.float32) if dtype is None else dtype
+    is_large = check_numbers(features, metric, name, group, dtype)
+    if is_large:  # of cosine: their direction is known in their own dtype, perhaps in no shorter one
+        return l2_normalize(features.to(torch.promote_types(features.dtype, dtype)), dim=1).to(dtype)
+    rows = features.to(dtype).contiguous()
+    return normalize(rows, dim=1) if metric == "cosine" else rows  # which reads rows less often
+
+
+def check_numbers(
+    features: Tensor,  # (N, D)
+    metric: str,
+    name: str,
+    group: "ProcessGroup | None",
+    dtype: torch.dtype,
+) -> bool:
+    """Return whether numbers are too large for squared Euclidean distances of a dtype, which cosines do not need.
+
+    Raises:
+        ValueError: A number is not finite, or too large for the metric.
+    """
+    if not features.numel() and group is None:
+        return False
+    # Beyond, a squared distance may overflow; of unit rows none does.
+    limit = (torch.finfo(dtype).max / (4 * features.shape[1])) ** 0.5
+    low, high = bounds_over_ranks(features, group)
+    is_large = not (-limit <= low <= high <= limit or low > high)
+    is_finite = math.isfinite(low) and math.isfinite(high)
+    if is_large and not (metric == "cosine" and is_finite):
+        what = f"{low:.3g} to {high:.3g}" if is_finite else "NaN or infinity"
+        within = "" if metric == "cosine" else f" within {limit:.3g}"
+        raise ValueError(f"{name}: expected finite numbers{within}, got {what}")
+    return is_large
 
 
 def as_weights(
@@ -111,7 +130,9 @@ def as_weights(
     if values is None:
         return None
     weights = values if isinstance(values, Tensor) else _from_array(values, "sample_weight")
-    if weights.is_complex():
+    check_tensor(weights, "sample_weight")
+    check_values(weights, "sample_weight")
+    if weights.is_complex() or weights.is_quantized:
         raise TypeError(f"sample_weight: expected real numbers, got {weights.dtype}")
     if weights.shape != rows.shape[:1]:
         raise ValueError(f"sample_weight: expected shape ({len(rows)},), one for each row, got {tuple(weights.shape)}")

@@ -18,6 +18,7 @@ from deepclust_ext.cluster.inputs import (
     as_given,
     as_rows,
     as_weights,
+    check_numbers,
     checked_rows,
     make_generator,
 )
@@ -227,7 +228,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             if not total_rows(given, group):
                 raise ValueError("features: expected at least 1 row, got 0")
             stream = self._continued(centers, metric)
-            rows = checked_rows(given.to(stream.centers), metric, group=group)
+            rows = checked_rows(given.to(stream.centers.device), metric, group=group, dtype=stream.centers.dtype)
         weights = as_weights(sample_weight, rows, group)
         weighty, positive = _weighty(rows, weights)
         if is_first:
@@ -343,7 +344,10 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             raise ValueError(f"features: expected {counted(columns, 'column')}, got {rows.shape[1]}: {peer}")
         if not isinstance(features, Tensor):
             validate_data(self, features, reset=False, skip_check_array=True)
-        return rows, centers.to(rows.device, torch.promote_types(rows.dtype, torch.float32))
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        if check_numbers(centers, self.metric, "cluster_centers_", None, dtype):
+            centers = l2_normalize(centers.to(torch.promote_types(centers.dtype, dtype)), dim=1)
+        return rows, centers.to(rows.device, dtype)
 
 
 def _weighty(

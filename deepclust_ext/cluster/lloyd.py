@@ -160,7 +160,7 @@ def first_centers(
     shape = (settings.n_clusters, rows.shape[1])
     if centers.shape != shape:
         raise ValueError(f"init: expected shape {shape}, got {tuple(centers.shape)}")
-    return checked_rows(centers.to(rows), settings.metric, "init").clone()
+    return checked_rows(centers.to(rows.device), settings.metric, "init", dtype=rows.dtype).clone()
 
 
 def _random_places(

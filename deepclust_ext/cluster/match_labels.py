@@ -4,7 +4,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from deepclust_ext.ops._checks import check_integer, check_tensor
+from deepclust_ext.ops._checks import check_labels, check_size, check_values
 
 
 def match_labels(
@@ -40,23 +40,23 @@ def match_labels(
         [0, 0, 1, 1, 1, 2]
     """
     for tensor, name in ((labels, "labels"), (reference, "reference")):
-        check_tensor(tensor, name)
-        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-            raise TypeError(f"{name}: expected an integer tensor, got {tensor.dtype}")
+        check_labels(tensor, name)
     if labels.dim() != 1:
         raise ValueError(f"labels: expected shape (N,), got {tuple(labels.shape)}")
     if reference.shape != labels.shape:
         raise ValueError(f"reference: expected shape {tuple(labels.shape)} like labels, got {tuple(reference.shape)}")
     if reference.device != labels.device:
         raise ValueError(f"reference: expected device {labels.device} like labels, got {reference.device}")
+    check_values(labels, "labels")
+    reference = reference.to(torch.int64)
     low, high = torch.stack(reference.aminmax()).tolist() if len(reference) else (0, -1)
     if low < 0:
         raise ValueError(f"reference: expected clusters of at least 0, got {low}")
-    num_clusters = high + 1 if num_clusters is None else check_integer(num_clusters, "num_clusters", 1)
+    num_clusters = high + 1 if num_clusters is None else check_size(num_clusters, "num_clusters")
     if high >= num_clusters:
         raise ValueError(f"reference: expected clusters below num_clusters, which is {num_clusters}, got {high}")
     found, places = labels.unique(return_inverse=True)
-    cells = places * num_clusters + reference.to(torch.int64)
+    cells = places * num_clusters + reference
     counts = cells.bincount(minlength=len(found) * num_clusters).view(len(found), num_clusters)
     matched, clusters = map(torch.from_numpy, linear_sum_assignment(counts.cpu().numpy(), maximize=True))
     names = torch.full((len(found),), -1, device="cpu")

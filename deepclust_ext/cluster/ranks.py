@@ -23,6 +23,7 @@ def bounds_over_ranks(
 ) -> tuple[float, float]:
     """Return the least and the greatest number on any rank; NaN if there is a NaN, infinities without numbers."""
     ends = torch.stack(values.aminmax()) if values.numel() else values.new_tensor([torch.inf, -torch.inf])
+    ends = ends.double()  # the same on all ranks
     if group is not None:
         ends = exchange(ends * ends.new_tensor([1, -1]), lambda parts: parts.amin(dim=0), group)
         ends = ends * ends.new_tensor([1, -1])

@@ -15,7 +15,7 @@ from deepclust_ext.data._checks import (
 )
 from deepclust_ext.data.draws import drawn
 from deepclust_ext.data.operations import LEVELS, OPERATIONS, operation_table
-from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, counted
+from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_size, counted
 from deepclust_ext.ops.augment_views import augment_views
 from deepclust_ext.reference.augment_views import STEPS
 
@@ -95,7 +95,7 @@ class RandomViews(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_integer(size, "size", 1)
+        check_size(size, "size")
         check_interval("scale", scale, most=1)
         check_interval("ratio", ratio)
         check_interval("blur_sigma", blur_sigma)

@@ -25,7 +25,7 @@ from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
 from deepclust_ext.data.seen import PixelRange, Seen, check_types, checksum, look_at, percentiles
 from deepclust_ext.data.side_by_side import side_by_side
 from deepclust_ext.data.stores import NO_IMAGE, Array, Store
-from deepclust_ext.ops._checks import check_integer, counted
+from deepclust_ext.ops._checks import check_size, counted
 
 _SHARE_OF_MEMORY = 0.25  # of what is free, that images may take
 
@@ -96,7 +96,7 @@ class Images(Dataset[Any]):
         _check_choice("cache", cache, ("auto", "ram", "disk", "none"))
         _check_choice("on_error", on_error, ("skip", "raise"))
         if size is not None:
-            check_integer(size, "size", 1)
+            check_size(size, "size")
         if cache == "disk" and cache_folder is None:
             raise ValueError("cache_folder: expected a folder with cache='disk', got None")
         self.store, self.size = store, size

@@ -14,7 +14,7 @@ from deepclust_ext.data.augment import RandomAffine, RandomGamma, RandomTurn
 from deepclust_ext.data.neighbors import NeighborView
 from deepclust_ext.data.noise import RandomNoise
 from deepclust_ext.data.random_views import RandomViews, check_normalization
-from deepclust_ext.ops._checks import check_integer, check_type
+from deepclust_ext.ops._checks import check_size, check_type
 from deepclust_ext.ops.augment_views import augment_views
 
 # Mean and deviation of each channel's values in [0, 1]. CIFAR's are those that most published code carries; its
@@ -90,7 +90,7 @@ class ResizeView(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        check_integer(size, "size", 1)
+        check_size(size, "size")
         if interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation: expected 'bicubic' or 'bilinear', got {interpolation!r}")
         check_normalization(mean, std)

@@ -12,8 +12,8 @@ from deepclust_ext.distributed.log_sums import NO_SUM, NO_WEIGHT, Options, Rows,
 from deepclust_ext.distributed.shared_pairs import has_pair_kernels, sums_of_shared_pairs
 from deepclust_ext.ops._checks import (
     check_bool,
-    check_non_negative,
-    check_positive,
+    check_divisor,
+    check_factor,
     check_reduction,
     check_share,
     check_temperature,
@@ -85,8 +85,8 @@ def fused_contrastive_loss(
         ValueError: As the op.
     """
     check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
-    temperature, hardness = check_temperature(temperature), check_non_negative(hardness, "hardness")
-    debias, class_temperature = check_share(debias, "debias"), check_positive(class_temperature, "class_temperature")
+    temperature, hardness = check_temperature(temperature), check_factor(hardness, "hardness")
+    debias, class_temperature = check_share(debias, "debias"), check_divisor(class_temperature, "class_temperature")
     check_bool(normalize, "normalize")
     check_reduction(reduction)
     group = resolve_group(process_group)

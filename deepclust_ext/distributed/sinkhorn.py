@@ -11,7 +11,13 @@ from deepclust_ext.distributed.exchange import exchange, sum_in_order, sum_over_
 from deepclust_ext.distributed.group import resolve_group, shards_of
 from deepclust_ext.ops._checks import check_bool, result_dtype
 from deepclust_ext.ops.sinkhorn_knopp import check_sinkhorn
-from deepclust_ext.reference.sinkhorn_knopp import largest_by_cluster, log_shares, nan_if_not_finite, scaled_scores
+from deepclust_ext.reference.sinkhorn_knopp import (
+    largest_by_cluster,
+    log_shares,
+    nan_if_not_finite,
+    power_of_two,
+    scaled_scores,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -124,7 +130,10 @@ def _log_sample_shares(
     shape = scores.shape[:-1]
     if marginals is None:
         return scores.new_full(shape, -math.log(total))
-    shares = marginals.detach().to(scores.dtype)
+    shares = marginals.detach().double()
+    largest = shares.amax(dim=-1, keepdim=True) if shape[-1] else shares.new_zeros(*shares.shape[:-1], 1)
+    largest = exchange(largest, lambda parts: parts.amax(dim=0), group)
+    shares = (shares / power_of_two(largest)).to(scores.dtype)
     sums = sum_over_ranks(shares.sum(dim=-1, keepdim=True) + nan_if_not_finite(shares, (-1,)), group)
     logarithms: Tensor = (shares / sums).log() + 0 * sums
     return logarithms.expand(shape)

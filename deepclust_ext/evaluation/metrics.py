@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
-from deepclust_ext.ops._checks import check_tensor
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor, check_values
 
 Labels: TypeAlias = ArrayLike | Tensor
 
@@ -73,8 +73,9 @@ def as_labels(name: str, labels: Labels) -> NDArray[Any]:
     """Return labels as an array; TypeError for a tensor without values of its own, or numbers that are not real."""
     if isinstance(labels, Tensor):
         check_tensor(labels, name)
-        if labels.is_meta:
-            raise TypeError(f"{name}: expected a tensor with values, got one on the device meta")
+        check_values(labels, name)
+        if labels.is_quantized or (labels.is_floating_point() and labels.dtype not in SUPPORTED_DTYPES):
+            raise TypeError(f"{name}: expected integers or names, got {labels.dtype}")
         labels = labels.detach().cpu()
         labels = (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()
     array: NDArray[Any] = np.asarray(labels)

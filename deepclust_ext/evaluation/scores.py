@@ -22,7 +22,14 @@ from deepclust_ext.evaluation.metrics import (
 from deepclust_ext.inference import device_of, map_images
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_integer, check_positive, check_tensor
+from deepclust_ext.ops._checks import (
+    SUPPORTED_DTYPES,
+    check_integer,
+    check_positive,
+    check_size,
+    check_tensor,
+    check_values,
+)
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS, nearest_neighbors
 from deepclust_ext.reference.normalize import l2_normalize
 
@@ -151,8 +158,9 @@ def knn_accuracy(
         temperature: T, positive.
 
     Raises:
-        TypeError: If ``k`` is no integer, or the rows are no floating tensor.
-        ValueError: If there are fewer than two rows, or other labels than rows, or a number is out of range.
+        TypeError: If ``k`` is no integer, or the rows are no floating tensor with values.
+        ValueError: If there are fewer than two rows, or other labels than rows, a row is not finite, or a number is out
+            of range.
     """
     _check_rows(rows)
     if len(rows) < 2:
@@ -163,7 +171,10 @@ def knn_accuracy(
     with torch.autocast(rows.device.type, enabled=False):
         rows = _wide(rows)
         cosines, neighbors = nearest_neighbors(rows, rows, k=k, exclude=own)
-    weights = ((cosines.double().cpu() - 1) / temperature).exp()
+    cosines = cosines.double().cpu()
+    if bool(cosines.isnan().any()):
+        raise ValueError("rows: expected finite numbers, got NaN or infinity")
+    weights = ((cosines - cosines[:, :1]) / temperature).exp()  # of the nearest 1, whatever the temperature
     votes = torch.zeros(len(rows), len(classes), dtype=torch.float64, device="cpu")
     true = torch.from_numpy(names)
     votes.scatter_add_(1, true[neighbors.cpu()], weights)
@@ -183,7 +194,7 @@ def score_clusters(
         ValueError: If there are other labels or clusters than rows, or clusters are not 0 to ``num_clusters`` - 1.
     """
     _check_rows(rows)
-    num_clusters = check_integer(num_clusters, "num_clusters", 1)
+    num_clusters = check_size(num_clusters, "num_clusters")
     true, found = _labels("labels", labels, len(rows)), _labels("predicted", predicted, len(rows))
     if found.dtype.kind not in "iu":
         raise TypeError(f"predicted: expected integers, got {found.dtype}")
@@ -239,6 +250,7 @@ def cosine_silhouette(
 def _check_rows(rows: object) -> None:
     check_tensor(rows, "rows")
     assert isinstance(rows, Tensor)
+    check_values(rows, "rows")
     if rows.dtype not in SUPPORTED_DTYPES:
         raise TypeError(f"rows: expected dtype float16, bfloat16, float32 or float64, got {rows.dtype}")
     if rows.dim() != 2:

@@ -20,7 +20,7 @@ from deepclust_ext.data.random_views import check_normalization
 from deepclust_ext.data.views import IMAGENET_MEAN, IMAGENET_STD, resize_view
 from deepclust_ext.inference.loop import map_images
 from deepclust_ext.inference.weights import digest_of, load_weights, read_weights, weights_of
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_size
 
 TIMM = "timm:"
 #: How a function's network sees images where nobody says so.
@@ -69,7 +69,7 @@ class Pretrained:
                 f"weights: expected a file of the weights of {self.name}, since nothing is downloaded, got none"
             )
         if self.size is not None:
-            check_integer(self.size, "image_size", 1)
+            check_size(self.size, "image_size")
         check_normalization(self.mean, self.std)
 
     @classmethod

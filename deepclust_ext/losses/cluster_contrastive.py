@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deepclust_ext import distributed
 from deepclust_ext.distributed.columns import column_contrast_and_usage
-from deepclust_ext.ops._checks import check_feature_pair, check_non_negative, check_temperature, plain
+from deepclust_ext.ops._checks import check_factor, check_feature_pair, check_temperature, plain
 from deepclust_ext.ops.fused_contrastive_loss import fused_contrastive_loss
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class ClusterContrastiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.temperature = check_temperature(temperature)
-        self.entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
+        self.entropy_weight = check_factor(entropy_weight, "entropy_weight")
         self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)
         self.process_group = process_group
         self._warned = False

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from deepclust_ext import distributed
 from deepclust_ext.ops._checks import (
     check_bool,
-    check_non_negative,
-    check_positive,
+    check_divisor,
+    check_factor,
     check_reduction,
     check_share,
     check_temperature,
@@ -68,9 +68,9 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         check_reduction(reduction)
         self.temperature = check_temperature(temperature)
-        self.hardness = check_non_negative(hardness, "hardness")
+        self.hardness = check_factor(hardness, "hardness")
         self.debias = check_share(debias, "debias")
-        self.class_temperature = check_positive(class_temperature, "class_temperature")
+        self.class_temperature = check_divisor(class_temperature, "class_temperature")
         self.normalize = check_bool(normalize, "normalize")
         self.reduction = reduction
         self.gather_distributed = distributed.check_ranks(gather_distributed, process_group)

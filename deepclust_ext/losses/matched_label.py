@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor, result_dtype
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_labels, check_tensor, result_dtype
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -92,7 +92,6 @@ def _check(shares: Tensor, labels: Tensor) -> None:
         raise ValueError(f"shares: expected shape (B, K) with K > 0, got {tuple(shares.shape)}")
     if labels.shape != shares.shape[:1]:
         raise ValueError(f"labels: expected shape ({shares.shape[0]},), got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: expected an integer tensor, got {labels.dtype}")
+    check_labels(labels, "labels")
     if labels.device != shares.device:
         raise ValueError(f"labels: expected device {shares.device} like shares, got {labels.device}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_integer, check_temperature, check_tensor, plain
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_labels, check_size, check_temperature, check_tensor, plain
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.temperature import positive_or_nan
 
@@ -71,9 +71,11 @@ class PrototypeLoss(nn.Module):
             TypeError: If an argument is no dense tensor, rows are of an unsupported dtype, or labels no integers.
         """
         _check(query, key, labels)
-        num_clusters = check_integer(num_clusters, "num_clusters", 1)
+        num_clusters = check_size(num_clusters, "num_clusters")
         temperature = positive_or_nan(check_temperature(self.temperature))
-        wide = torch.promote_types(query.dtype, torch.float32)
+        # Labels beyond int64 become negative ones, which take no part either.
+        labels = labels.to(torch.int64)
+        wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
         with torch.autocast(query.device.type, enabled=False):
             clusters = torch.arange(num_clusters, device=labels.device)
             members = (labels.unsqueeze(0) == clusters.unsqueeze(1)).to(wide)  # (K, B)
@@ -112,8 +114,7 @@ def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:
         raise ValueError(f"key: expected the shape of query {tuple(query.shape)}, got {tuple(key.shape)}")
     if labels.shape != query.shape[:1]:
         raise ValueError(f"labels: expected shape ({query.shape[0]},), got {tuple(labels.shape)}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: expected an integer tensor, got {labels.dtype}")
+    check_labels(labels, "labels")
     for tensor, name in ((key, "key"), (labels, "labels")):
         if tensor.device != query.device:
             raise ValueError(f"{name}: expected device {query.device} like query, got {tensor.device}")

@@ -20,7 +20,14 @@ from deepclust_ext.methods.sacc import SACC
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread, update_average
 from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops import diffused_neighbor_gather, nearest_neighbors
-from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_positive
+from deepclust_ext.ops._checks import (
+    check_divisor,
+    check_factor,
+    check_fraction,
+    check_integer,
+    check_positive,
+    check_size,
+)
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
 from deepclust_ext.reference.normalize import l2_normalize
 
@@ -126,17 +133,17 @@ class Boost(ClusteringMethod):
     ) -> None:
         super().__init__()
         ranks = self.set_ranks(gather_distributed, process_group)
-        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
-        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
-        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
+        self.feature_dim = check_size(feature_dim, "feature_dim")
+        self.num_clusters = check_size(num_clusters, "num_clusters")
+        self.hidden_dim = check_size(hidden_dim, "hidden_dim")
         self.momentum = check_fraction(momentum, "momentum")
-        self.noise_std = check_non_negative(noise_std, "noise_std")
-        self.temperature = check_positive(temperature, "temperature")
+        self.noise_std = check_factor(noise_std, "noise_std")
+        self.temperature = check_divisor(temperature, "temperature")
         self.num_neighbors = check_integer(num_neighbors, "num_neighbors", 1, MAX_NEIGHBORS)
         self.neighbor_temperature = check_positive(neighbor_temperature, "neighbor_temperature")
         self.reliable_share = check_fraction(reliable_share, "reliable_share")
-        self.neighbor_weight = check_non_negative(neighbor_weight, "neighbor_weight")
-        self.prototype_weight = check_non_negative(prototype_weight, "prototype_weight")
+        self.neighbor_weight = check_factor(neighbor_weight, "neighbor_weight")
+        self.prototype_weight = check_factor(prototype_weight, "prototype_weight")
         if base_model is not None and not isinstance(base_model, Mapping):
             raise TypeError(f"base_model: expected arguments by name, got {type(base_model).__name__}")
         self.base, self.base_model = base, dict(base_model or {})

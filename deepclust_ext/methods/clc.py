@@ -16,7 +16,14 @@ from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, mlp, spread, update_average
 from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops import sinkhorn_knopp
-from deepclust_ext.ops._checks import check_fraction, check_integer, check_non_negative, check_positive
+from deepclust_ext.ops._checks import (
+    check_divisor,
+    check_factor,
+    check_fraction,
+    check_integer,
+    check_positive,
+    check_size,
+)
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -118,18 +125,18 @@ class CLC(ClusterHeadMethod):
     ) -> None:
         super().__init__()
         ranks = self.set_ranks(gather_distributed, process_group)
-        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
-        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
-        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
-        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
-        self.queue_size = check_integer(queue_size, "queue_size", 1)
+        self.feature_dim = check_size(feature_dim, "feature_dim")
+        self.num_clusters = check_size(num_clusters, "num_clusters")
+        self.hidden_dim = check_size(hidden_dim, "hidden_dim")
+        self.embedding_dim = check_size(embedding_dim, "embedding_dim")
+        self.queue_size = check_size(queue_size, "queue_size")
         self.momentum = check_fraction(momentum, "momentum")
-        self.temperature = check_positive(temperature, "temperature")
-        self.class_temperature = check_positive(class_temperature, "class_temperature")
-        self.cluster_temperature = check_positive(cluster_temperature, "cluster_temperature")
+        self.temperature = check_divisor(temperature, "temperature")
+        self.class_temperature = check_divisor(class_temperature, "class_temperature")
+        self.cluster_temperature = check_divisor(cluster_temperature, "cluster_temperature")
         self.epsilon = check_positive(epsilon, "epsilon")
         self.num_iters = check_integer(num_iters, "num_iters", 1)
-        self.swap_weight = check_non_negative(swap_weight, "swap_weight")
+        self.swap_weight = check_factor(swap_weight, "swap_weight")
         self.online = _TwoHeads(backbone, feature_dim, hidden_dim, embedding_dim, num_clusters)
         self.average = copy.deepcopy(self.online).requires_grad_(False)
         self.contrastive = ContrastiveLoss(temperature, class_temperature=class_temperature, **ranks)

@@ -23,7 +23,16 @@ from deepclust_ext.methods.shared import (
 )
 from deepclust_ext.methods.whole_batch import WholeBatch
 from deepclust_ext.ops import diffused_neighbor_gather
-from deepclust_ext.ops._checks import check_bool, check_fraction, check_integer, check_non_negative, check_positive
+from deepclust_ext.ops._checks import (
+    check_bool,
+    check_divisor,
+    check_factor,
+    check_fraction,
+    check_integer,
+    check_non_negative,
+    check_positive,
+    check_size,
+)
 from deepclust_ext.ops.nearest_neighbors import MAX_NEIGHBORS
 from deepclust_ext.reference.normalize import l2_normalize
 
@@ -121,18 +130,18 @@ class HaDis(ClusteringMethod):
     ) -> None:
         super().__init__()
         ranks = self.set_ranks(gather_distributed, process_group)
-        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
-        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
-        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
-        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
+        self.feature_dim = check_size(feature_dim, "feature_dim")
+        self.num_clusters = check_size(num_clusters, "num_clusters")
+        self.hidden_dim = check_size(hidden_dim, "hidden_dim")
+        self.embedding_dim = check_size(embedding_dim, "embedding_dim")
         self.momentum = check_fraction(momentum, "momentum")
         self.momentum_rises = self.uses_progress = check_bool(momentum_rises, "momentum_rises")
-        self.noise_std = check_non_negative(noise_std, "noise_std")
-        self.temperature = check_positive(temperature, "temperature")
-        self.hsd_weight = check_non_negative(hsd_weight, "hsd_weight")
-        self.prototype_weight = check_non_negative(prototype_weight, "prototype_weight")
+        self.noise_std = check_factor(noise_std, "noise_std")
+        self.temperature = check_divisor(temperature, "temperature")
+        self.hsd_weight = check_factor(hsd_weight, "hsd_weight")
+        self.prototype_weight = check_factor(prototype_weight, "prototype_weight")
         self.predictor_lr_scale = check_non_negative(predictor_lr_scale, "predictor_lr_scale")
-        self.bank_size = check_integer(bank_size, "bank_size", 0)
+        self.bank_size = check_size(bank_size, "bank_size", 0)
         self.num_neighbors = check_integer(num_neighbors, "num_neighbors", 1, MAX_NEIGHBORS)
         self.neighbor_temperature = check_positive(neighbor_temperature, "neighbor_temperature")
         self.student = nn.Sequential(backbone, mlp(feature_dim, hidden_dim, embedding_dim))

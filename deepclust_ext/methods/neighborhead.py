@@ -20,7 +20,7 @@ from deepclust_ext.methods.shared import (
     spread,
     update_average,
 )
-from deepclust_ext.ops._checks import check_fraction, check_integer, check_positive
+from deepclust_ext.ops._checks import check_divisor, check_fraction, check_positive, check_size
 from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
@@ -114,14 +114,14 @@ class NeighborHead(ClusterHeadMethod):
     ) -> None:
         super().__init__()
         self.set_ranks(gather_distributed, process_group)
-        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
-        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
-        self.num_heads = check_integer(num_heads, "num_heads", 1)
-        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 0)
-        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
+        self.feature_dim = check_size(feature_dim, "feature_dim")
+        self.num_clusters = check_size(num_clusters, "num_clusters")
+        self.num_heads = check_size(num_heads, "num_heads")
+        self.hidden_dim = check_size(hidden_dim, "hidden_dim", 0)
+        self.embedding_dim = check_size(embedding_dim, "embedding_dim")
         self.momentum = check_fraction(momentum, "momentum")
         self.beta = check_positive(beta, "beta")
-        self.temperature = check_positive(temperature, "temperature")
+        self.temperature = check_divisor(temperature, "temperature")
         self.distribution_momentum = check_fraction(distribution_momentum, "distribution_momentum")
         self.backbone = backbone.requires_grad_(False)
         self.heads = nn.ModuleList(Head(feature_dim, hidden_dim, embedding_dim, num_clusters) for _ in range(num_heads))

@@ -19,7 +19,7 @@ from deepclust_ext.methods.shared import (
     spread,
     usage,
 )
-from deepclust_ext.ops._checks import check_bool, check_fraction, check_integer, check_non_negative, check_positive
+from deepclust_ext.ops._checks import check_bool, check_divisor, check_factor, check_fraction, check_integer, check_size
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -113,17 +113,17 @@ class PICI(ClusterHeadMethod):
         super().__init__()
         ranks = self.set_ranks(gather_distributed, process_group)
         hidden_dim = feature_dim if hidden_dim is None else hidden_dim
-        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
-        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
-        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
-        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
+        self.feature_dim = check_size(feature_dim, "feature_dim")
+        self.num_clusters = check_size(num_clusters, "num_clusters")
+        self.hidden_dim = check_size(hidden_dim, "hidden_dim")
+        self.embedding_dim = check_size(embedding_dim, "embedding_dim")
         self.hidden_share = check_fraction(hidden_share, "hidden_share")
-        self.decoder_width = check_integer(decoder_width, "decoder_width", 1)
+        self.decoder_width = check_size(decoder_width, "decoder_width")
         self.decoder_depth = check_integer(decoder_depth, "decoder_depth", 1)
         self.decoder_heads = check_integer(decoder_heads, "decoder_heads", 1)
-        self.instance_temperature = check_positive(instance_temperature, "instance_temperature")
-        self.cluster_temperature = check_positive(cluster_temperature, "cluster_temperature")
-        self.entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
+        self.instance_temperature = check_divisor(instance_temperature, "instance_temperature")
+        self.cluster_temperature = check_divisor(cluster_temperature, "cluster_temperature")
+        self.entropy_weight = check_factor(entropy_weight, "entropy_weight")
         self.checkpointing = check_bool(checkpointing, "checkpointing")
         if not isinstance(backbone, VisionTransformer):
             raise TypeError(

@@ -10,7 +10,7 @@ from torch.profiler import record_function
 from deepclust_ext.losses import ClusterContrastiveLoss, ContrastiveLoss, MatchedLabelLoss
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, collapse_of_head, mlp, spread, usage
-from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive
+from deepclust_ext.ops._checks import check_divisor, check_factor, check_size
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -83,14 +83,14 @@ class SACC(ClusterHeadMethod):
         super().__init__()
         ranks = self.set_ranks(gather_distributed, process_group)
         hidden_dim = feature_dim if hidden_dim is None else hidden_dim
-        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
-        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
-        self.hidden_dim = check_integer(hidden_dim, "hidden_dim", 1)
-        self.embedding_dim = check_integer(embedding_dim, "embedding_dim", 1)
-        self.instance_temperature = check_positive(instance_temperature, "instance_temperature")
-        self.cluster_temperature = check_positive(cluster_temperature, "cluster_temperature")
-        self.cluster_weight = check_non_negative(cluster_weight, "cluster_weight")
-        self.entropy_weight = check_non_negative(entropy_weight, "entropy_weight")
+        self.feature_dim = check_size(feature_dim, "feature_dim")
+        self.num_clusters = check_size(num_clusters, "num_clusters")
+        self.hidden_dim = check_size(hidden_dim, "hidden_dim")
+        self.embedding_dim = check_size(embedding_dim, "embedding_dim")
+        self.instance_temperature = check_divisor(instance_temperature, "instance_temperature")
+        self.cluster_temperature = check_divisor(cluster_temperature, "cluster_temperature")
+        self.cluster_weight = check_factor(cluster_weight, "cluster_weight")
+        self.entropy_weight = check_factor(entropy_weight, "entropy_weight")
         self.backbone = backbone
         self.instance_head = mlp(feature_dim, hidden_dim, embedding_dim, batch_norm=False)
         cluster_head = mlp(feature_dim, hidden_dim, num_clusters, batch_norm=False)

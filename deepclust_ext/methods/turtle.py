@@ -13,7 +13,7 @@ from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
 from deepclust_ext.methods.neighborhead import Head
 from deepclust_ext.methods.shared import InferenceNetwork, as_input, check_views, collapse_of_head, spread, usage
 from deepclust_ext.methods.whole_batch import WholeBatch
-from deepclust_ext.ops._checks import check_integer, check_non_negative, check_positive, check_type
+from deepclust_ext.ops._checks import check_divisor, check_factor, check_integer, check_size, check_type
 from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
@@ -95,14 +95,14 @@ class TURTLE(ClusterHeadMethod):
     ) -> None:
         super().__init__()
         self.set_ranks(gather_distributed, process_group)
-        self.feature_dim = check_integer(feature_dim, "feature_dim", 1)
-        self.num_clusters = check_integer(num_clusters, "num_clusters", 1)
-        self.gamma = check_non_negative(gamma, "gamma")
+        self.feature_dim = check_size(feature_dim, "feature_dim")
+        self.num_clusters = check_size(num_clusters, "num_clusters")
+        self.gamma = check_factor(gamma, "gamma")
         self.inner_steps = check_integer(inner_steps, "inner_steps", 1)
-        self.temperature = check_positive(temperature, "temperature")
+        self.temperature = check_divisor(temperature, "temperature")
         self.spaces = spaces
         widths = [feature_dim] if spaces is None else check_type(spaces, "spaces", list | tuple, "a list of widths")
-        widths = [check_integer(width, f"spaces.{place}", 1) for place, width in enumerate(widths)]
+        widths = [check_size(width, f"spaces.{place}") for place, width in enumerate(widths)]
         if sum(widths) != feature_dim:
             raise ValueError(f"spaces: expected widths that add up to feature_dim {feature_dim}, got {sum(widths)}")
         self.backbone = backbone.requires_grad_(False)

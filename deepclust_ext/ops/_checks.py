@@ -17,6 +17,12 @@ LARGEST_SEED = 2**32 - 1
 #: Ops take integers of 64 bits.
 LARGEST_INTEGER = 2**63 - 1
 
+#: Of what losses are multiplied with or divided by: float32 holds it, and one over it.
+LARGEST_FACTOR = 1e30
+
+#: Of a tensor, where a number alone decides it: 32 bits.
+LARGEST_SIZE = 2**31 - 1
+
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -27,6 +33,20 @@ def check_tensor(value: object, name: str) -> None:
     if value.layout is not torch.strided or value.is_nested:
         got = "a nested one" if value.is_nested else f"layout {value.layout}"
         raise TypeError(f"{name}: expected a dense tensor, got {got}")
+
+
+def check_values(tensor: Tensor, name: str) -> None:
+    """Require a tensor that has values; TypeError for one of the device meta."""
+    if tensor.is_meta:
+        raise TypeError(f"{name}: expected a tensor with values, got one on the device meta")
+
+
+def check_labels(labels: Tensor, name: str) -> None:
+    """Require a dense tensor of integers; TypeError otherwise."""
+    check_tensor(labels, name)
+    is_number = labels.is_floating_point() or labels.is_complex() or labels.is_quantized
+    if is_number or labels.dtype == torch.bool:
+        raise TypeError(f"{name}: expected an integer tensor, got {labels.dtype}")
 
 
 def check_feature_pair(
@@ -185,6 +205,22 @@ def check_non_negative(value: object, name: str) -> float:
     return number
 
 
+def check_divisor(value: object, name: str) -> float:
+    """Return a number from 1e-30 to 1e30 as a float; TypeError or ValueError otherwise."""
+    number = check_positive(value, name)
+    if not 1 / LARGEST_FACTOR <= number <= LARGEST_FACTOR:
+        raise ValueError(f"{name}: expected a number from {1 / LARGEST_FACTOR:g} to {LARGEST_FACTOR:g}, got {value}")
+    return number
+
+
+def check_factor(value: object, name: str) -> float:
+    """Return a number from 0 to 1e30 as a float; TypeError or ValueError otherwise."""
+    number = check_non_negative(value, name)
+    if number > LARGEST_FACTOR:
+        raise ValueError(f"{name}: expected a number of at most {LARGEST_FACTOR:g}, got {value}")
+    return number
+
+
 def check_share(value: object, name: str) -> float:
     """Return a number in [0, 1) as a float; TypeError or ValueError otherwise."""
     number = check_number(value, name)
@@ -202,23 +238,27 @@ def check_fraction(value: object, name: str) -> float:
 
 
 def check_temperature(value: float | Tensor, name: str = "temperature") -> float | Tensor:
-    """Return a finite number above 0 as a float, or a 0-dimensional floating tensor.
+    """Return a number from 1e-30 to 1e30 as a float, or a 0-dimensional floating tensor of such a one.
 
     The value of a tensor is checked only where that waits for nothing: on the CPU, outside of compilers and transforms.
 
     Raises:
         TypeError: It is neither a number nor a floating tensor.
-        ValueError: The number is out of range, the tensor has dimensions, or it is seen to be 0 or less.
+        ValueError: The number is out of range, the tensor has dimensions, or it is seen to be out of range.
     """
     if not isinstance(value, Tensor):
-        return check_positive(value, name)
+        return check_divisor(value, name)
     check_tensor(value, name)
-    if not value.is_floating_point():
+    if value.dtype not in SUPPORTED_DTYPES:
         raise TypeError(f"{name}: expected a number or a floating tensor, got a tensor of {value.dtype}")
     if value.dim():
         raise ValueError(f"{name}: expected a number or a tensor of shape (), got {tuple(value.shape)}")
-    if can_look_at(value) and value.item() <= 0:
-        raise ValueError(f"{name}: expected a number above 0, got {value.item():g}")
+    if can_look_at(value):
+        number = value.item()
+        if number <= 0:
+            raise ValueError(f"{name}: expected a number above 0, got {number:g}")
+        if not math.isnan(number):
+            check_divisor(number, name)
     return value
 
 
@@ -266,6 +306,14 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
         expected = above if high is None else f"{low} to {high}"
         raise ValueError(f"{name}: expected {expected}{condition}, got {value}")
     return number
+
+
+def check_size(value: object, name: str, low: int = 1) -> int:
+    """Return the size of a dimension that nothing has yet; TypeError or ValueError otherwise."""
+    size = check_integer(value, name, low)
+    if size > LARGEST_SIZE:
+        raise ValueError(f"{name}: expected at most {LARGEST_SIZE}, got {value}")
+    return size
 
 
 def check_seed(value: object, name: str = "seed") -> int:

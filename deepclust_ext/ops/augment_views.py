@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import can_look_at, check_bool, check_integer, check_number, check_tensor, counted
+from deepclust_ext.ops._checks import (
+    can_look_at,
+    check_bool,
+    check_integer,
+    check_number,
+    check_size,
+    check_tensor,
+    counted,
+)
 from deepclust_ext.reference.augment_views import STEPS
 
 MAX_CHANNELS = 64
@@ -157,7 +165,7 @@ def _size(size: int | tuple[int, int]) -> tuple[int, int]:
     sides = (size, size) if is_one else tuple(size) if isinstance(size, Sequence) else ()
     if len(sides) != 2:
         raise TypeError(f"size: expected an integer, or two, got {size!r}")
-    height, width = (check_integer(side, "size", 1) for side in sides)
+    height, width = (check_size(side, "size") for side in sides)
     return height, width
 
 

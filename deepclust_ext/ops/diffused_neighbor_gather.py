@@ -7,8 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import (
     check_bool,
+    check_factor,
     check_integer,
-    check_non_negative,
     check_positive,
     check_query_and_bank,
     check_rows_of_bank,
@@ -61,7 +61,7 @@ def diffused_neighbor_gather(
         bank: Rows (M, D) of the same dtype and device. M may be 0.
         num_neighbors: How many neighbors to draw from, 0 to 256; at most 255 with ``exclude`` and several steps.
         temperature: Temperature of the softmax; above 0. The smaller it is, the more often the nearest row is drawn.
-        noise_std: Standard deviation of the noise; at least 0.
+        noise_std: Standard deviation of the noise; 0 to 1e30.
         num_steps: Steps of the walk, at least 1.
         num_samples: S, the number of samples for each query, at least 1; drawn with replacement.
         exclude: For every query the index of one row of the bank that is never drawn, such as its own entry, int64; -1
@@ -94,7 +94,7 @@ def diffused_neighbor_gather(
     Source: the diffused sampling alignment of HaDis, https://arxiv.org/abs/2401.14038.
     """
     check_bool(normalize, "normalize")
-    temperature, noise_std = check_positive(temperature, "temperature"), check_non_negative(noise_std, "noise_std")
+    temperature, noise_std = check_positive(temperature, "temperature"), check_factor(noise_std, "noise_std")
     num_steps = check_integer(num_steps, "num_steps", 1, 2**31 - 1)
     num_samples = check_integer(num_samples, "num_samples", 1, 2**31 - 1)
     leaves_out = num_steps > 1 and exclude is not None  # the excluded row and the one that the walk stands on

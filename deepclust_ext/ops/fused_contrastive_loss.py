@@ -10,10 +10,10 @@ from torch.nn.functional import logsigmoid
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import (
     check_bool,
+    check_divisor,
+    check_factor,
     check_feature_pair,
     check_like,
-    check_non_negative,
-    check_positive,
     check_reduction,
     check_share,
     check_temperature,
@@ -67,15 +67,16 @@ def fused_contrastive_loss(
     Args:
         z_a: Features (B, D) of one view, float16, bfloat16, float32 or float64. B may be 0 or 1.
         z_b: Features (B, D) of the other view, row i being the same sample; same dtype and device.
-        temperature: Divides the cosines; above 0. It may be a floating tensor (), such as a learned parameter, which
-            receives a gradient. This takes the memory of another copy of the rows. A tensor that is not positive is an
-            error on the CPU. On CUDA and in compiled code, where checking would wait for the device, the loss is NaN.
-        hardness: How much more near negatives weigh than far ones, at least 0. Published values are 0.5 to 2.
+        temperature: Divides the cosines; 1e-30 to 1e30. It may be a floating tensor (), such as a learned parameter,
+            which receives a gradient. This takes the memory of another copy of the rows. A tensor that is not positive
+            is an error on the CPU. On CUDA and in compiled code, where checking would wait for the device, the loss is
+            NaN.
+        hardness: How much more near negatives weigh than far ones, 0 to 1e30. Published values are 0.5 to 2.
         debias: τ⁺, the assumed probability that a negative belongs to the anchor's class, in [0, 1).
         class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; they are not normalized. Same dtype
             and device as ``z_a``; given together with ``class_b``.
         class_b: Class vectors (B, K) of ``z_b``.
-        class_temperature: Divides the products of class vectors; above 0.
+        class_temperature: Divides the products of class vectors; 1e-30 to 1e30.
         queue: Negatives (M, D) for all anchors. M may be 0.
         class_queue: Class vectors (M, K) of the queue; required with ``queue`` and class vectors.
         normalize: Divide the rows of ``z_a``, ``z_b`` and ``queue`` by max(L2 norm, 1e-12) first. A row whose norm is
@@ -101,8 +102,8 @@ def fused_contrastive_loss(
     https://arxiv.org/abs/1911.05722; class weights, CLC, https://arxiv.org/abs/2306.05439.
     """
     check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
-    temperature, hardness = check_temperature(temperature), check_non_negative(hardness, "hardness")
-    debias, class_temperature = check_share(debias, "debias"), check_positive(class_temperature, "class_temperature")
+    temperature, hardness = check_temperature(temperature), check_factor(hardness, "hardness")
+    debias, class_temperature = check_share(debias, "debias"), check_divisor(class_temperature, "class_temperature")
     check_bool(normalize, "normalize")
     check_reduction(reduction)
     if not _extension.uses_native(z_a.device.type):
@@ -235,6 +236,8 @@ def unit_rows(
     rows: Tensor,  # (N, D)
 ) -> Tensor:
     """Return the rows divided by max(L2 norm, 1e-12), without overflow; a row of smaller norm has no gradient."""
+    # Not l2_normalize, which has torch's bits: each rounds otherwise, and for some draws of few rows debiased losses
+    # are beyond their error budget with the one or with the other.
     largest = rows.detach().abs().amax(dim=1, keepdim=True)
     rows_of_one = rows / largest.masked_fill(largest == 0, 1)
     norms = torch.linalg.vector_norm(rows_of_one, dim=1, keepdim=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_integer, check_like, check_tensor
+from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_like, check_size, check_tensor
 
 
 def kmeans_assign(
@@ -174,7 +174,7 @@ def _check_update(
         raise ValueError(f"labels: expected shape {expected}, got {tuple(labels.shape)}")
     if labels.device != features.device:
         raise ValueError(f"labels: expected device {features.device} like features, got {labels.device}")
-    return check_integer(num_clusters, "num_clusters", 1)
+    return check_size(num_clusters, "num_clusters")
 
 
 def _fake_assign(

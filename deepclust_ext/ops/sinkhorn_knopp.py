@@ -73,8 +73,7 @@ def sinkhorn_knopp(
 
     To mask scores, set them to a finite number far below the others, such as -1e9 or the lowest of the dtype. The
     result is 0 there, and equal to SwAV's elsewhere. If all scores of a sample or cluster are that low, SwAV's loop is
-    NaN; here only the differences from its own largest score count, as in exact arithmetic. On CUDA, a sample whose
-    scores are all far above those of the others, for example by 1e9, costs the others precision.
+    NaN; here only the differences from its own largest score count, as in exact arithmetic.
 
     Half-precision inputs are computed in float32; under autocast inputs are cast to float32. Results do not depend on
     the number of threads. Second derivatives raise ``RuntimeError``.

@@ -84,7 +84,8 @@ def log_sums(
 ) -> tuple[Tensor, Tensor]:
     """Return the logarithms of both sums over each row's negatives, (R,) each; without hardness the second is 0."""
     log_sum = ((1 + hardness) * scores).logsumexp(dim=1)
-    return log_sum, (hardness * scores).logsumexp(dim=1) if hardness > 0 else torch.zeros_like(log_sum)
+    least = torch.finfo(scores.dtype).tiny  # below, -inf would be NaN
+    return log_sum, (max(hardness, least) * scores).logsumexp(dim=1) if hardness > 0 else torch.zeros_like(log_sum)
 
 
 def losses_of_log_sums(

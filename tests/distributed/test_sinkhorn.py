@@ -76,6 +76,16 @@ def test_assignments_and_gradients_are_those_of_one_process(
         torch.testing.assert_close(got[place], expected[place], rtol=1e-9, atol=1e-11)
 
 
+@shards
+@pytest.mark.parametrize("unit", [1e-300, 1e300])
+def test_shares_of_float64_of_any_size(pool: Pool, ranks: int | str, sizes: list[int], unit: float) -> None:
+    scores, samples = torch.randn(sum(sizes), 5), torch.rand(sum(sizes), dtype=torch.float64)
+    expected, _, _ = run(pool, ranks, sizes, scores, samples)
+    clusters = torch.full((5,), unit, dtype=torch.float64)
+    got, _, _ = run(pool, ranks, sizes, scores, samples * unit, cluster_marginals=clusters)
+    torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_error_budget(pool: Pool, dtype: torch.dtype) -> None:
     scores = torch.randn(40, 6).to(dtype)

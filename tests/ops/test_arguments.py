@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,15 @@ def call(op: str, name: str, value: Any) -> list[Tensor]:
 FLOATS, INTEGERS, BOOLS = options(float), options(int), options(bool)
 FLOATS.append(("sinkhorn_knopp", "tolerance", 0.5))
 
+#: Numbers that float32 does not hold, and that an option refuses.
+REFUSED = {
+    "temperature": (1e-300, 1e-39, 1e39, 1e300),
+    "class_temperature": (1e-300, 1e-39, 1e39, 1e300),
+    "hardness": (1e39, 1e300),
+    "noise_std": (1e39, 1e300),
+    "debias": (1e39, 1e300),
+}
+
 
 def test_options_are_found() -> None:
     assert len(FLOATS) >= 9
@@ -81,6 +91,21 @@ def test_what_is_no_number(op: str, name: str, value: float, wrong: Any) -> None
 def test_numbers_out_of_range(op: str, name: str, value: float, wrong: float) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected a "):
         call(op, name, wrong)
+
+
+@pytest.mark.parametrize("number", [1e-300, 1e-39, 1e39, 1e300])
+@pytest.mark.parametrize(("op", "name", "value"), FLOATS)
+def test_numbers_that_float32_does_not_hold(
+    op: str, name: str, value: float, number: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are refused, or no NaN comes of them."""
+    for devices in (_extension.NATIVE_DEVICES, frozenset()):
+        monkeypatch.setattr(_extension, "NATIVE_DEVICES", devices)
+        if number in REFUSED.get(name, ()) and (op, name) != ("diffused_neighbor_gather", "temperature"):
+            with pytest.raises(ValueError, match=f"^{name}: expected a number .*, got {re.escape(str(number))}$"):
+                call(op, name, number)
+        else:
+            assert all(bool(result.isfinite().all()) for result in call(op, name, number))
 
 
 @pytest.mark.parametrize("wrong", [None, 0, 1, "no", 0.0, np.bool_(False)])

@@ -134,7 +134,7 @@ struct Shares {
 
   Shares(const OptionalTensor& shares, at::ScalarType dtype) {
     if (!shares) return;
-    tensor = shares->to(dtype).contiguous();
+    tensor = to_shares(*shares, dtype);
     values = tensor.template const_data_ptr<T>();
     step = shares->dim() > 1 ? shares->size(-1) : 0;
   }

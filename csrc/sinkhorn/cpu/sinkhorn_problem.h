@@ -30,8 +30,10 @@ constexpr double kLargestLogit = 0x1p20;
 // them, and what columns are shifted by does not make up for the other 7.
 constexpr int kMaskedLogits = 8;
 // By how much a row is below all columns' largest to be lifted. It counts nothing at first, since no type has an
-// exponential that small: exp(-746) is 0 in double.
-constexpr double kLiftedLogit = 1024;
+// exponential that small: exp(-104) is 0 in float32 and exp(-746) in double. What is lifted loses the digits that a
+// number of this size has not.
+template <typename T>
+constexpr double kLiftedLogit = sizeof(T) == 4 ? 128 : 1024;
 
 // Shares that add up to 1, followed by zeros up to whole vectors; empty if they are no shares.
 template <typename T>
@@ -88,7 +90,7 @@ bool bound_scores(SinkhornProblem<T>& in, const std::vector<T>& r, const std::ve
   }
   // A multiple of a power of two: what is lifted there has no more digits than before.
   const double unit = std::exp2(std::ceil(std::log2(epsilon)));
-  floor = (std::floor(floor / unit) - kLiftedLogit) * unit;
+  floor = unit * (std::floor(floor / unit) - kLiftedLogit<T>);
   // Rows less the centers, lifted, masked.
   bounded.resize(in.samples * in.clusters);
   const double lowest_double = std::numeric_limits<double>::lowest();

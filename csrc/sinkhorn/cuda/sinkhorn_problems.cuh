@@ -124,9 +124,12 @@ struct Problems {
   __device__ __forceinline__ T near_exponent(T score, T first, T second, T fine) const {
     return in_logits(score + (first + second), fine);
   }
-  // The same of any coarse parts, of which the larger one cancels the score, if it is as large.
+  // The same of any coarse parts. The two largest of the three numbers go first: if all cancel, these do without
+  // rounding.
   __device__ __forceinline__ T far_exponent(T score, T first, T second, T fine) const {
-    return in_logits(fabs(first) > fabs(second) ? score + first + second : score + second + first, fine);
+    const bool is_first = fabs(first) > fabs(second);
+    const T most = is_first ? first : second, least = is_first ? second : first;
+    return in_logits(fabs(score) < fabs(least) ? most + least + score : score + most + least, fine);
   }
   __device__ __forceinline__ T in_logits(T x, T fine) const {
     return fma(x, inverse_epsilon, fma(x, inverse_epsilon_rest, fine));

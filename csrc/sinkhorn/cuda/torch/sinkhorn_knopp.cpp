@@ -33,7 +33,7 @@ class SinkhornCall {
     const OptionalTensor* shares[2] = {&sample_marginals, &cluster_marginals};
     for (int side = 0; side < 2; ++side) {
       if (!*shares[side]) continue;
-      shares_[side] = (*shares[side])->to(accumulation_dtype(scores)).contiguous();
+      shares_[side] = to_shares(**shares[side], accumulation_dtype(scores));
       inputs_.shares[side] = shares_[side].const_data_ptr();
       inputs_.share_stride[side] = shares_[side].dim() > 1 ? shares_[side].size(-1) : 0;
     }
