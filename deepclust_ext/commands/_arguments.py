@@ -1,8 +1,10 @@
 """Options that several commands share."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deepclust_ext.commands._ranks import local_device
 
@@ -11,10 +13,14 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     """Return a function that reads an integer of at least ``least`` and, if given, at most ``most``."""
 
     def integer(text: str) -> int:
-        if int(text) < least or (most is not None and int(text) > most):
-            expected = f"at least {least}" if most is None else f"{least} to {most}"
+        expected = f"at least {least}" if most is None else f"{least} to {most}"
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected an integer, {expected}, got {text!r}") from None
+        if number < least or (most is not None and number > most):
             raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
-        return int(text)
+        return number
 
     return integer
 
@@ -35,14 +41,15 @@ def add_seed(parser: argparse.ArgumentParser, what: str = "everything random", d
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the folder of a run, and optional other images."""
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
-    parser.add_argument("data", metavar="DATA", nargs="*", help="other images: folders, files, lists")
+    parser.add_argument("data", metavar="DATA", nargs="*", default=[], help="other images: folders, files, lists")
 
 
 def add_out(parser: argparse.ArgumentParser, help_text: str) -> None:
     """Add the folder of a run to train, and whether to resume or overwrite the run in it."""
     parser.add_argument("--out", type=Path, help=help_text)
-    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
+    old = parser.add_mutually_exclusive_group()
+    old.add_argument("--resume", action="store_true", help="continue the run that --out holds")
+    old.add_argument("--overwrite", action="store_true", help="replace the run that --out holds")
 
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +63,31 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
         help="on several ranks, normalize by the images of all, as one process does (default: the recipe's)",
     )
     parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
+
+
+def add_set(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add settings of a recipe."""
+    parser.add_argument(
+        "--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help=f"a setting of {of}"
+    )
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Read a setting of a recipe, KEY=VALUE, whose value is YAML."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, such as optimizer.lr=0.1, got {text!r}")
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"expected YAML after {key}=, got {value!r}") from error
+    try:  # what people write as a number and YAML reads as text, such as 1e-3
+        number = float(value) if isinstance(read, str) else math.nan
+    except ValueError:
+        return key, read
+    return key, number if math.isfinite(number) else read
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_steps, at_least, device, seed
+from deepclust_ext.commands._arguments import add_device, add_set, add_steps, at_least, device, seed
 from deepclust_ext.commands._backbone import add_weights
+from deepclust_ext.commands._given import given
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -23,7 +24,7 @@ ON_RANKS = True  # of torchrun, which share the images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, or its checkpoint.pt")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of boost-digits")
+    add_set(parser, "boost-digits")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
@@ -43,15 +44,13 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.recipes import changed
     from deepclust_ext.recipes.boost import boost_recipe, check_settings
     from deepclust_ext.runs import Options, open_run, train
-    from deepclust_ext.runs.prepare import read_settings
     from deepclust_ext.runs.train import check_folder, closing_words
     from deepclust_ext.training.files import CHECKPOINT_NAME
 
     folder = args.run_folder.parent if args.run_folder.name == CHECKPOINT_NAME else args.run_folder
     out = args.out or folder.resolve().with_name(f"{folder.resolve().name}-boosted")
     check_folder(out, resume=False, overwrite=args.overwrite)
-    own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
-    overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
+    overrides = dict(args.set) | given(args, "batch_size", "sync_batch_norm")
     check_settings(overrides)
     start = open_run(folder, device=device(args), weights=args.weights)
     recipe = changed(boost_recipe(start.recipe), overrides)
@@ -59,16 +58,13 @@ def run(args: argparse.Namespace) -> int:
         recipe = recipe.with_epochs(args.epochs)
     source = start.source if args.labels is None else replace(start.source, labels=args.labels)
     images = start.images(labels=args.labels, cache_folder=out)
-    given = {
-        name: getattr(args, name) for name in ("precision", "compile", "profile") if getattr(args, name) is not None
-    }
     options = Options(
         seed=start.record["config"]["seed"] if args.seed is None else args.seed,
         device=device(args),
         num_workers=args.workers,
         score_every=args.score_every,
         overwrite=args.overwrite,
-        **given,
+        **given(args, "precision", "compile", "profile"),
     )
     reasons = (f"boosts {start.path}, {start.recipe.method} after {counted(len(start.history), 'epoch')}",)
     finished = train(recipe, images, out, options, source=source, reasons=reasons, start=start)

@@ -17,6 +17,7 @@ from typing import Any
 
 from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
 from deepclust_ext.commands._backbone import add_backbone, backbone
+from deepclust_ext.commands._given import require
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -45,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
     ending = "" if args.out is None else args.out.suffix.removeprefix(".")
     kind = args.format or ending or "npz"
-    if kind not in FORMATS or (args.out is not None and ending != kind):
-        raise ValueError(f"--out: expected a name that ends in .{kind if kind in FORMATS else 'npz'}, got {args.out}")
+    expected = f"--out: expected a name that ends in .{kind if kind in FORMATS else 'npz'}, got {args.out}"
+    require(kind in FORMATS and (args.out is None or ending == kind), expected)
     path = refuse_to_replace(args.out or Path(f"embedding.{kind}"), args.overwrite)
     if kind == "npy":
         refuse_to_replace(names_beside(path), args.overwrite)

@@ -16,19 +16,21 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_out, add_seed, add_steps, at_least, device
+from deepclust_ext.commands._arguments import add_device, add_out, add_seed, add_set, add_steps, at_least, device
 from deepclust_ext.commands._backbone import add_backbone, backbone
+from deepclust_ext.commands._given import given, require
 
 ON_RANKS = True  # of torchrun, which share the images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
-    parser.add_argument("data", metavar="DATA", nargs="*", help="folders, files, lists, arrays, or a data set's name")
+    what = "folders, files, lists, arrays, or a data set's name"
+    parser.add_argument("data", metavar="DATA", nargs="*", default=[], help=what)
     parser.add_argument("--clusters", type=at_least(1), metavar="K", help="how many (default: the recipe's)")
     parser.add_argument("--method", help="hadis, sacc, pici, clc; on features neighborhead, turtle (default: chosen)")
     parser.add_argument("--recipe", help="a bundled recipe, see `recipes`, or a file (default: chosen)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the recipe")
+    add_set(parser, "the recipe")
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
     parser.add_argument("--root", help="folder of a data set of the papers; DATA is then its name")
@@ -46,27 +48,25 @@ def run(args: argparse.Namespace) -> int:
     """Train, print where the results are, and return the exit status 0."""
     from deepclust_ext.distributed import rank_of
     from deepclust_ext.runs import Options, Source, train
-    from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume, read_settings
+    from deepclust_ext.runs.prepare import Wishes, prepare, prepare_to_resume
     from deepclust_ext.runs.train import check_folder, closing_words, recorded_options
 
-    own = {name: getattr(args, name) for name in ("batch_size", "sync_batch_norm")}
-    overrides = read_settings(args.set) | {name: value for name, value in own.items() if value is not None}
+    overrides = dict(args.set) | given(args, "batch_size", "sync_batch_norm")
     wishes = Wishes(args.clusters, args.method, args.recipe, args.epochs, overrides)
     source = Source(tuple(args.data), args.root, None, args.scale, args.labels, backbone(args, of_run=args.resume))
-    if not args.data and not args.resume:
-        raise ValueError("DATA: expected a folder of images, got none")
-    if args.resume and args.out is None:
-        raise ValueError("--out: expected the folder of the run to resume, got none")
+    known = args.resume or args.recipe or args.clusters
+    require(args.data or args.resume, "DATA: expected a folder of images, got none")
+    require(args.out or not args.resume, "--out: expected the folder of the run to resume, got none")
+    require(known, "--clusters: expected how many, since no recipe says so, got none")
     out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
     check_folder(out, resume=args.resume, overwrite=args.overwrite)
-    given = {name: getattr(args, name) for name in ("seed", "precision", "compile", "score_every", "profile")}
     options = replace(
         recorded_options(out) if args.resume else Options(),
         device=device(args),
         num_workers=args.workers,
         resume=args.resume,
         overwrite=args.overwrite,
-        **{name: value for name, value in given.items() if value is not None},
+        **given(args, "seed", "precision", "compile", "score_every", "profile"),
     )
     how = {name: getattr(options, name) for name in ("score_every", "device", "num_workers")}
     if args.resume:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from deepclust_ext.data.feature_stores import Rows, holds_features, open_rows
-from deepclust_ext.data.labels import array_classes, number_classes, read_named
+from deepclust_ext.data.labels import array_classes, in_words, number_classes, read_named
 from deepclust_ext.data.pixels import ImageError
 from deepclust_ext.data.stores import map_array
 from deepclust_ext.ops._checks import counted
@@ -307,14 +307,14 @@ def _classes(labels: Any, parts: Sequence[Rows]) -> Sequence[str] | None:
     if labels == "own":
         without = next((part.name for part in parts if part.labels is None), None)
         if without is not None:
-            raise ValueError(f"labels='own': expected one array of whole numbers beside {without}, got none or several")
+            raise ValueError(f"labels: expected one array of whole numbers beside {without}, got none or several")
         return [name for part in parts for name in array_classes(part.labels, part.count, "row")]
     path = Path(labels)
     if path.suffix == ".npy" and path.is_file():
         return array_classes(map_array(path), count, "row")
     if path.suffix != ".csv" or not path.is_file():
         raise ValueError(
-            f"labels: expected 'own', whole numbers, a .npy or a CSV file for features, got {str(labels)!r}"
+            f"labels: expected 'own', whole numbers, a .npy or a CSV file for features, got {in_words(path)}"
         )
     return read_named(path, row_names(parts))
 

@@ -1,6 +1,7 @@
 """Classes of images, which scores read and training never does."""
 
 import csv
+import os
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -39,8 +40,8 @@ def folder_classes(store: Store) -> list[str]:
     image = next((store.names[place] for place in sorted(outside) if _can_read(store, place)), None)
     if image is not None:
         raise ValueError(
-            f"labels='folders': expected every image in a folder of its class, got {image}; move it into one, or give "
-            "labels as a CSV file"
+            f"labels: expected every image in a folder of its class, got {image}; move it into one, or give labels as "
+            "a CSV file"
         )
     return ["" if place in outside else name.split("/", 1)[0] for place, name in enumerate(store.names)]
 
@@ -76,6 +77,12 @@ def read_named(path: Path, names: Sequence[str]) -> list[str]:
     if missing:
         raise ValueError(f"{path}: expected a label for every row, got none for {len(missing)}, such as {missing[0]}")
     return [classes[name] for name in names]
+
+
+def in_words(labels: str | os.PathLike[str]) -> str:
+    """Return what labels were taken for that are neither a known word nor a file of a known kind."""
+    name = os.fspath(labels)
+    return f"{name!r}, where there is no file" if Path(name).suffix and not Path(name).is_file() else repr(name)
 
 
 def _read_table(path: Path) -> dict[str, str]:

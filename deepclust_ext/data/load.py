@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepclust_ext.data.labels import array_classes, folder_classes, read_classes
+from deepclust_ext.data.labels import array_classes, folder_classes, in_words, read_classes
 from deepclust_ext.data.pixels import ImageError
 from deepclust_ext.data.sources import Images
 from deepclust_ext.data.stores import (
@@ -128,7 +128,7 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
     if path.suffix == ".npz":
         return array_classes(dict(read_npz(path, [str(labels)]))[str(labels)], len(store.names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
-        raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {str(labels)!r}")
+        raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {in_words(labels)}")
     return read_classes(Path(labels), store, path.parent if path.suffix == ".txt" else None)
 
 

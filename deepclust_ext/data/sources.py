@@ -232,7 +232,8 @@ class Images(Dataset[Any]):
             if isinstance(result, ImageError):
                 if on_error == "raise":
                     raise result
-                self.skipped.append((self.store.names[index], str(result)))
+                reason = str(result).removeprefix(f"{self.store.path(index)}: ")  # the name says it
+                self.skipped.append((self.store.names[index], reason))
             seen.append(None if isinstance(result, ImageError) else result)
         if not any(seen):
             first = f", first {self.skipped[0][0]}: {self.skipped[0][1]}" if self.skipped else ""

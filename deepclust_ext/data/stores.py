@@ -267,7 +267,11 @@ def read_npz(path: Path, keys: Sequence[str] | None) -> list[tuple[str, NDArray[
     if keys is None:
         keys = [key for key, array in arrays.items() if array.ndim in (3, 4)]
         if len(keys) != 1:
-            raise ValueError(f"{path}: expected keys, the arrays to take, as one of {names}")
+            got = ", ".join(keys) if keys else f"none among {', '.join(names)}"
+            raise ValueError(
+                f"{path}: expected one array of images, got {got}; write one to a file of its own, or in Python name "
+                "those to take by keys"
+            )
     for key in keys:
         if key not in arrays:
             raise KeyError(f"{path}: expected one of {names} as key, got {key!r}")
@@ -292,7 +296,7 @@ def read_npz_labels(path: Path, count: int) -> NDArray[Any]:
     }
     if len(found) != 1:
         got = f"{', '.join(found)}; name one of them" if found else f"none among {', '.join(arrays.files)}"
-        raise ValueError(f"labels='own': expected one array of {path} with a whole number for each image, got {got}")
+        raise ValueError(f"labels: expected one array of {path} with a whole number for each image, got {got}")
     return next(iter(found.values()))
 
 
@@ -305,7 +309,9 @@ def map_array(path: Path) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: expected an array of numbers in a whole .npy file: {error}") from error
+        # Not numpy's own message, which proposes to execute what the file holds.
+        reason = "it is another kind of file, or holds objects" if "pickle" in str(error) else error
+        raise ValueError(f"{path}: expected an array of numbers in a whole .npy file: {reason}") from error
     return array
 
 

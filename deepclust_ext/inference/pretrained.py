@@ -181,7 +181,7 @@ class Pretrained:
         if self.digest is not None and self.weights is not None and not path.exists():
             raise FileNotFoundError(
                 f"weights: expected those of {self.name}, which embeds the run's images, at {path}, found nothing; "
-                "--weights FILE says where they lie now"
+                "--weights FILE says where they lie now, to `train --resume` for good, to other commands for once"
             )
         state = None if self.weights is None else read_weights(path)
         of_timm = self.name.startswith(TIMM)

@@ -91,7 +91,7 @@ def check_images(recipe: Recipe, data: Dataset[Any] | Mapping[str, Dataset[Any]]
         count = {MAIN: expected.images, "unlabelled": expected.unlabelled}.get(name)
         if count is not None and len(images) != count:
             setting = "data.images" if name == MAIN else f"data.{name}"
-            own = f'; recipes.load(..., {{"{setting}": {len(images)}}}) is for your own'
+            own = f"; the setting {setting}={len(images)} is for your own"
             raise ValueError(f"{setting}: expected {counted(count, item_of(source))}, {as_in}, got {len(images)}{own}")
         image = images[0][0].unsqueeze(0)
         if image.shape[1] != expected.channels:

@@ -59,7 +59,7 @@ def default_recipe(
     check_type(images, "images", Images, "images of deepclust_ext.data.load_images")
     count = len(images)
     if count < 2:
-        raise ValueError(f"images: expected at least 2, got {count}")
+        raise ValueError(f"images: expected at least 2 images, got {count}")
     num_clusters = check_integer(num_clusters, "num_clusters", 1)
     if num_clusters > count:
         raise ValueError(f"num_clusters: expected 1 to {count}, the number of images, got {num_clusters}")

@@ -163,6 +163,9 @@ def _check_view(view: Any, where: str) -> None:
 def _read(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except yaml.MarkedYAMLError as error:  # whose own message takes several lines
+        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise ValueError(f"{path}: expected YAML, got: {error.problem}{line}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: expected YAML, got: {error}") from error
 

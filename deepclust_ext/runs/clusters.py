@@ -53,7 +53,7 @@ def check_into(folder: Path, sources: Sequence[str]) -> None:
     """
     check_writable(folder, "into")
     if folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"into: expected an empty folder, got {folder}, which is not")
+        raise FileExistsError(f"into: expected an empty folder, got {folder}, which is not; name another or empty it")
     for source in sources:
         if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
             raise ValueError(f"into: expected a folder outside of {source}, whose images it would double, got {folder}")

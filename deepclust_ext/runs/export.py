@@ -106,7 +106,7 @@ def check_target(path: Path, format: str, *, overwrite: bool = False) -> None:
     if path.is_dir():
         raise ValueError(f"out: expected a file, got the folder {path}")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"out: expected a new file, got {path}, which exists; overwrite replaces it")
+        raise FileExistsError(f"out: expected a new file, got {path}, which exists; --overwrite replaces it")
     check_writable(path.parent, "out")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -243,6 +244,11 @@ def holds_run(path: Path) -> bool:
         return any(is_checkpoint(path / name) for name in (CHECKPOINT_NAME, PREVIOUS_NAME))
 
 
+def resume_command(path: Path) -> str:
+    """Return the command that goes on with the run in a folder, as a shell takes it."""
+    return f"deepclust-ext train --resume --out {shlex.quote(str(path))}"
+
+
 def own_images(path: Path, source: Source, **settings: Any) -> Dataset[Any]:
     """Return the images of the run in a folder; if they have moved, the error says how to tell the run."""
     try:
@@ -253,8 +259,8 @@ def own_images(path: Path, source: Source, **settings: Any) -> Dataset[Any]:
             raise
         data = "DATA" if source.root is None else f"{source.data[0]} --root FOLDER"
         raise FileNotFoundError(
-            f"{error}; if the images of {path} have moved: deepclust-ext train --resume --out {path} {data}, by which "
-            "it takes note of where they are"
+            f"{error}; if the images of {path} have moved: {resume_command(path)} {data}, by which it takes note of "
+            "where they are"
         ) from error
 
 

@@ -61,8 +61,8 @@ def format_description(found: Mapping[str, Any]) -> str:
         largest = counted(max(sizes), "row" if "features" in found else "image")
         lines.append(f"{counted(len(sizes), 'class')} of {min(sizes)} to {largest}")
     lines += found["notes"]
-    reasons = Counter(entry["reason"].split(": ")[-1] for entry in found["skipped"])
+    reasons = Counter(entry["reason"] for entry in found["skipped"])
     for reason, count in reasons.most_common(LISTED):
-        first = next(entry["path"] for entry in found["skipped"] if entry["reason"].endswith(reason))
+        first = next(entry["path"] for entry in found["skipped"] if entry["reason"] == reason)
         lines.append(f"{count:8} skipped, such as {first}: {reason}")
     return "\n".join(lines)

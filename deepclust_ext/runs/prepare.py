@@ -1,13 +1,11 @@
 """Prepares a run from the user's arguments: images, a recipe for them, and the reasons for it."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch.utils.data import Dataset
 
 from deepclust_ext import recipes
@@ -54,33 +52,6 @@ class Prepared:
     images: Dataset[Any]
     source: Source
     reasons: tuple[str, ...]
-
-
-def read_settings(given: Sequence[str]) -> dict[str, Any]:
-    """Return settings of a recipe from KEY=VALUE, whose values are YAML.
-
-    Raises:
-        ValueError: If one has no equals sign, or its value is no YAML.
-    """
-    settings = {}
-    for entry in given:
-        key, equals, value = entry.partition("=")
-        if not key or not equals:
-            raise ValueError(f"set: expected KEY=VALUE, such as optimizer.lr=0.1, got {entry!r}")
-        try:
-            settings[key] = _number(value) if _number(value) is not None else yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"set: expected YAML after {key}=, got {value!r}") from error
-    return settings
-
-
-def _number(text: str) -> float | None:
-    """Return a number that YAML reads as text, such as 1e-3, or None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and isinstance(yaml.safe_load(text), str) else None
 
 
 def prepare(

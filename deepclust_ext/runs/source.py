@@ -16,7 +16,7 @@ from deepclust_ext.runs.embedded import embed_images
 #: The data set of the demo, which lies in no folder.
 BUNDLED = "digits"
 #: What is wrong with scores of images without labels.
-UNLABELLED = "score_every: expected 0 without labels, got {}"
+UNLABELLED = "score_every: expected none without labels, got {}; labels are 'folders', 'own' or a CSV file"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Source:
         network: The frozen network whose rows are clustered instead of the images; None for the images themselves.
         range: The range that "percentile" has measured before, on these images or on those of a run; None to measure
             it.
+
+    Raises:
+        ValueError: If a name is empty.
     """
 
     data: tuple[str, ...]
@@ -43,6 +46,10 @@ class Source:
     labels: str | None = None
     network: Pretrained | None = None
     range: PixelRange | None = None
+
+    def __post_init__(self) -> None:
+        if "" in self.data:  # as a variable of a shell that nobody has set; it would be the working folder
+            raise ValueError("data: expected folders or files, got an empty name")
 
     @property
     def name(self) -> str:

@@ -33,7 +33,7 @@ from deepclust_ext.runs.baseline import kmeans_baseline
 from deepclust_ext.runs.board import Board
 from deepclust_ext.runs.clusters import write_clusters
 from deepclust_ext.runs.estimate import seconds_of_a_step
-from deepclust_ext.runs.folder import BOARD_NAME, RESULTS, Run, fit_centers, holds_run, read_record
+from deepclust_ext.runs.folder import BOARD_NAME, RESULTS, Run, fit_centers, holds_run, read_record, resume_command
 from deepclust_ext.runs.log import logged, say
 from deepclust_ext.runs.page import write_page
 from deepclust_ext.runs.probe import Probe
@@ -238,7 +238,7 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     if found and overwrite and not holds_run(path):
         raise FileExistsError(f"out: expected an empty folder, or one with a run to overwrite, got {path}")
     if found and not overwrite:
-        goes_on = f"`deepclust-ext train --resume --out {path}` continues the run in it, overwrite replaces it"
+        goes_on = f"`{resume_command(path)}` continues the run in it, --overwrite replaces it"
         cure = f"; {goes_on}" if holds_run(path) else ""
         raise FileExistsError(f"out: expected an empty folder, got {path}, which holds {', '.join(found[:5])}{cure}")
 
@@ -251,7 +251,7 @@ def _marked(path: Path, record: dict[str, Any], ranks: Ranks) -> Iterator[None]:
     except Stopped:
         if ranks.first:
             write_record(path, {**record, "status": "stopped"})
-            say(f"to go on: deepclust-ext train --resume --out {path}")
+            say(f"to go on: {resume_command(path)}")
         raise
 
 

@@ -167,7 +167,7 @@ def test_new_images_are_embedded_by_the_same_network(folder: Path, capsys: pytes
     assert Path("again.csv").read_bytes() == Path("new.csv").read_bytes()
     save(folder / "w.pth", trained(1).state_dict())
     assert main(["cluster", str(run), "new", "--out", "other.csv"]) == 1
-    expected = f"deepclust-ext: weights: expected those of {HERE}:build that the run was trained with, sha256 "
+    expected = f"deepclust-ext: --weights: expected those of {HERE}:build that the run was trained with, sha256 "
     assert one_line(capsys).startswith(expected)
 
 
@@ -178,7 +178,7 @@ def test_weights_that_have_moved(folder: Path, capsys: pytest.CaptureFixture[str
     (folder / "w.pth").rename("moved.pth")
     assert main(["cluster", run, "new", "--out", "after.csv"]) == 1
     said = one_line(capsys)
-    assert said.startswith(f"deepclust-ext: weights: expected those of {HERE}:build")
+    assert said.startswith(f"deepclust-ext: --weights: expected those of {HERE}:build")
     assert f"at {folder / 'w.pth'}, found nothing; --weights FILE says where they lie now" in said
     moved = ["--weights", "moved.pth"]
     assert main(["cluster", run, "new", "--out", "after.csv", *moved]) == 0
@@ -195,7 +195,9 @@ def test_weights_that_have_moved(folder: Path, capsys: pytest.CaptureFixture[str
         kept.unlink(missing_ok=True)
         capsys.readouterr()
         assert main(arguments) == 1
-        assert "--weights FILE says where they lie now" in one_line(capsys)
+        expected = "--weights FILE says where they lie now, to `train --resume` for good, to other commands for once"
+        assert one_line(capsys).endswith(expected)
+        assert read_record(Path(run))["source"]["network"]["weights"] == str(folder / "w.pth")
         assert main([*arguments, *moved]) == 0
         assert kept.is_file()
     for arguments in (["report", run], ["train", "--resume", "--out", run]):  # which need the network no more
@@ -203,6 +205,8 @@ def test_weights_that_have_moved(folder: Path, capsys: pytest.CaptureFixture[str
         assert main([*arguments, "--weights", "other.pth"]) == 1
         assert "that the run was trained with, sha256 " in one_line(capsys)
     assert read_record(Path(run))["source"]["network"]["weights"] == str(folder / "moved.pth")
+    assert main(["cluster", run, "new", "--out", "again.csv"]) == 0
+    assert Path("again.csv").read_bytes() == Path("before.csv").read_bytes()
     kept.unlink()
     assert main(["report", run]) == 0  # the run knows it from then on
 
@@ -265,7 +269,7 @@ def test_a_run_goes_on_to_the_same_bits(folder: Path, capsys: pytest.CaptureFixt
     states = [open_run(folder / "runs" / name).trained.state_dict() for name in ("whole", "parts")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert main(["train", "--resume", "--out", parts, *frozen(folder)]) == 1
-    assert one_line(capsys).startswith("deepclust-ext: backbone: expected none with --resume, which goes by ")
+    assert one_line(capsys).startswith("deepclust-ext: --backbone: expected none with --resume, which goes by ")
 
 
 def test_what_is_left_out_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,7 +300,7 @@ def test_gray_images_for_a_network_of_gray_ones(tmp_path: Path, capsys: pytest.C
     (path,) = (tmp_path / "runs" / "gray").glob("features-*")
     assert np.load(path).shape == (24, SIZE * SIZE)
     assert train(tmp_path, "two", "--mean", "0.5,0.5", "--std", "0.5,0.5", network=network) == 1
-    expected = "deepclust-ext: mean: expected 1 number, one for each channel of the images, got 2"
+    expected = "deepclust-ext: --mean: expected 1 number, one for each channel of the images, got 2"
     assert one_line(capsys) == expected
 
 
@@ -319,23 +323,20 @@ def test_ranks_embed_what_one_process_embeds(tmp_path: Path, pool: Pool) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "images", "--weights", "w.pth"], "--weights: expected none without --backbone, got w.pth"),
         (
             ["train", "images", "--backbone", f"{HERE}:build", "--weights", ""],
-            "weights: expected a file, got an empty name",
+            "--weights: expected a file, got an empty name",
         ),
-        (["train", "images", "--image-size", "9"], "--image-size: expected none without --backbone, got 9"),
         (
             ["train", "images", "--backbone", "small"],
-            "backbone: expected 'timm:NAME' or 'module:function', got 'sm",
+            "--backbone: expected 'timm:NAME' or 'module:function', got 'sm",
         ),
-        (["train", "images", "--backbone", "timm:a"], "weights: expected a file of the weights of timm:a, since"),
-        (["train", "images", "NETWORK", "--method", "pici"], "method: expected one of NeighborHead, HaDis, CLC"),
-        (["train", "digits", "NETWORK"], "backbone: expected a folder or files of images, got the data set digits"),
-        (["train", "x.npy", "NETWORK"], "backbone: expected images, got features, which need no network, in x.npy"),
-        (["train", "images", "WRONG"], "weights: expected the 7 tensors of the network in wrong.pth, got 1 missing: 0"),
-        (["embed", "images", "WRONG"], "weights: expected the 7 tensors of the network in wrong.pth, got 1 missing: 0"),
-        (["embed", "images", "--std", "1,1,1"], "--std: expected none without --backbone, got (1.0, 1.0, 1.0)"),
+        (["train", "images", "--backbone", "timm:a"], "--weights: expected a file of the weights of timm:a, since"),
+        (["train", "images", "NETWORK", "--method", "pici"], "--method: expected one of NeighborHead, HaDis, CLC"),
+        (["train", "digits", "NETWORK"], "--backbone: expected a folder or files of images, got the data set digits"),
+        (["train", "x.npy", "NETWORK"], "--backbone: expected images, got features, which need no network, in x.npy"),
+        (["train", "images", "WRONG"], "--weights: expected the 7 tensors of the network in wrong.pth, got 1 missing"),
+        (["embed", "images", "WRONG"], "--weights: expected the 7 tensors of the network in wrong.pth, got 1 missing"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(
@@ -354,11 +355,30 @@ def test_what_makes_no_sense_is_one_line(
     assert CALLS == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "images", "--weights", "w.pth"], "--weights: expected none without --backbone, got w.pth"),
+        (["train", "images", "--image-size", "9"], "--image-size: expected none without --backbone, got 9"),
+        (["embed", "images", "--std", "1,1,0.5"], "--mean, --std: expected both or neither, got one"),
+        (
+            ["embed", "images", "--mean", "0,0,0", "--std", "1,1,0.5"],
+            "--mean: expected none without --backbone, got 0,0,0",
+        ),
+    ],
+)
+def test_what_is_said_of_no_network_is_the_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"deepclust-ext: {message}\n"
+
+
 def test_images_for_a_run_on_rows_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("x.npy", np.random.default_rng(0).standard_normal((30, WIDTH)).astype(np.float32))
     assert main(["train", "x.npy", "--clusters", "3", "--epochs", "1", "--out", "rows"]) == 0
     assert main(["cluster", "rows", "images", "--out", "a.csv"]) == 1
-    expected = "data: expected features, as rows was trained on, got images; embed --backbone makes rows of images"
+    expected = "DATA: expected features, as rows was trained on, got images; embed --backbone makes rows of images"
     assert one_line(capsys).startswith(f"deepclust-ext: {expected}")
 
 

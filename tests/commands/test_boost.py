@@ -103,7 +103,7 @@ def test_a_boost_that_is_killed_before_its_first_checkpoint_starts_over(
     assert main(command) == 1
     said = capsys.readouterr().err
     assert said.endswith(
-        f"; `deepclust-ext train --resume --out {out}` continues the run in it, overwrite replaces it\n"
+        f"; `deepclust-ext train --resume --out {out}` continues the run in it, --overwrite replaces it\n"
     )
 
 
@@ -113,7 +113,7 @@ def test_what_the_run_decides_is_not_set(
 ) -> None:
     assert main(["boost", str(run), "--set", setting, "--out", str(tmp_path / "new")]) == 1
     key = setting.split("=")[0]
-    expected = f"set: expected no {key}, which is that of the run to boost, the argument RUN, got "
+    expected = f"--set: expected no {key}, which is that of the run to boost, the argument RUN, got "
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -146,4 +146,4 @@ def test_without_a_run_to_start_from_nothing_is_trained(
         train(opened.recipe, opened.images(), tmp_path / "new", Options(), start=opened)
     assert main(["boost", str(tmp_path)]) == 1
     assert main(["boost", str(run), "--out", str(run)]) == 1
-    assert "out: expected an empty folder" in capsys.readouterr().err
+    assert "--out: expected an empty folder" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,61 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert "usage: deepclust-ext" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("deepclust-ext: ")
+    assert re.search(r"; see deepclust-ext( \w+)? --help\n\Z", said)
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--colour", "photos"], "unrecognized arguments: --colour"),
+        (["cluster", "run", "photos", "--colour", "red"], "unrecognized arguments: --colour"),
+        (["report", "run", "--colour", "red"], "unrecognized arguments: --colour"),
+        (["info", "all", "facts"], "unrecognized arguments: all facts"),
+        (["cluster"], "the following arguments are required: RUN"),
+        (["embed", "--json"], "the following arguments are required: RUN"),
+        (["train", "--threads", "-1", "photos"], "argument --threads: expected at least 1, got -1"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_else(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert capsys.readouterr().err == f"deepclust-ext: {message}; see deepclust-ext {arguments[0]} --help\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "said"),
+    [
+        (["train", "photos", "--clusters", "9"], "num_clusters: expected 1 to 3", "--clusters: expected 1 to 3"),
+        (["train", "photos", "--clusters=9"], "num_clusters: expected 1 to 3", "--clusters: expected 1 to 3"),
+        (["train", "photos", "--recipe", "x"], "num_clusters: expected 1 to 3", "num_clusters: expected 1 to 3"),
+        (["train", "photos", "--backbone", "no:way"], "backbone.name: expected", "--backbone: expected"),
+        (["train", "photos"], "score_every: expected none", "--score-every: expected none"),
+        (["train", "photos"], "run: expected run.json", "--out: expected run.json"),
+        (["train", "photos"], "images: expected at least 2", "DATA: expected at least 2"),
+        (["cluster", "mine"], "run: expected a folder", "RUN: expected a folder"),
+        (["recipes", "none"], "recipe: expected one of", "NAME: expected one of"),
+        (["data", "photos"], "data: expected a folder", "DATA: expected a folder"),
+        (["export", "mine"], "backbone: expected", "backbone: expected"),  # no option of this command
+        (["data", "images"], "images: expected a folder", "images: expected a folder"),  # what it is called
+        (["train", "photos", "--set", "batch_size=0"], "batch_size: expected 2", "batch_size: expected 2"),
+        (["train", "photos", "--recipe", "x"], "mean: expected 1 number, got 3", "mean: expected 1 number, got 3"),
+        (["info"], "loading:\n\tsize mismatch\n", "loading: size mismatch"),
+    ],
+)
+def test_a_message_names_the_option_in_one_line(
+    arguments: list[str], message: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise ValueError(message)
+
+    monkeypatch.setattr(importlib.import_module(f"{commands.__name__}.{arguments[0]}"), "run", run)
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"deepclust-ext: {said}\n"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +257,7 @@ def test_an_interruption_is_one_line_and_status_130(
     ("option", "message"),
     [
         (("--threads", "0"), "argument --threads: expected at least 1, got 0"),
-        (("--threads", "two"), "argument --threads: invalid integer value: 'two'"),
+        (("--threads", "two"), "argument --threads: expected an integer, at least 1, got 'two'"),
         (("--epochs", "0"), "argument --epochs: expected at least 1, got 0"),
         (("--batch-size", "-3"), "argument --batch-size: expected at least 1, got -3"),
         (("--seed", "-1"), "argument --seed: expected 0 to 4294967295, got -1"),

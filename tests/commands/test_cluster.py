@@ -156,35 +156,33 @@ def test_scores_are_those_of_the_table(run: Path, here: Path, capsys: pytest.Cap
 
 
 WRONG = [
-    (["cluster", "nowhere"], "run: expected the folder of a run, such as 'train' makes, at nowhere, got nothing"),
+    (["cluster", "nowhere"], "RUN: expected the folder of a run, such as 'train' makes, at nowhere, got nothing"),
     (["cluster", "new"], "got a folder without recipe.yaml"),
-    (["cluster", "there.csv"], "run: expected the folder of a run, such as 'train' makes, at there.csv, got a file"),
-    (["report", "there.csv"], "run: expected the folder of a run, such as 'train' makes, at there.csv, got a file"),
+    (["cluster", "there.csv"], "RUN: expected the folder of a run, such as 'train' makes, at there.csv, got a file"),
+    (["report", "there.csv"], "RUN: expected the folder of a run, such as 'train' makes, at there.csv, got a file"),
     (["cluster", "RUN", "nothing"], "nothing: expected a folder or a file of images"),
-    (["cluster", "RUN", "new", "--out", "new"], "out: expected a file to write, got the folder new"),
+    (["cluster", "RUN", "new", "--out", "new"], "--out: expected a file to write, got the folder new"),
     (["cluster", "RUN", "new", "--out", "there.csv"], "--overwrite replaces it"),
-    (["cluster", "RUN", "new", "--into", "new"], "into: expected an empty folder, got new"),
-    (["cluster", "RUN", "new", "--into", "there.csv"], "into: expected a folder, got the file there.csv"),
+    (["cluster", "RUN", "new", "--into", "new"], "--into: expected an empty folder, got new"),
+    (["cluster", "RUN", "new", "--into", "there.csv"], "--into: expected a folder, got the file there.csv"),
     (
         ["cluster", "RUN", "array.npy", "--into", "x"],
-        "into: expected images that are files of their own, got array.npy[0]",
+        "--into: expected images that are files of their own, got array.npy[0]",
     ),
-    (["cluster", "RUN", "colors"], "data: expected images of 1 channel"),
-    (["cluster", "RUN", "new", "--into", "new/sorted"], "into: expected a folder outside of new, whose images"),
-    (["embed", "RUN", "new", "--out", "rows.npy"], "out: expected no file at rows.txt, which is there"),
-    (["embed", "RUN", "new", "--format", "csv", "--out", "rows.npz"], "--out: expected a name that ends in .csv"),
+    (["cluster", "RUN", "colors"], "DATA: expected images of 1 channel"),
+    (["cluster", "RUN", "new", "--into", "new/sorted"], "--into: expected a folder outside of new, whose images"),
+    (["embed", "RUN", "new", "--out", "rows.npy"], "--out: expected no file at rows.txt, which is there"),
     (
         ["embed", "RUN", "lines", "--out", "new.npy"],
-        "out: expected a name that ends in .npz or .csv, since 'a\\nb.png'",
+        "--out: expected a name that ends in .npz or .csv, since 'a\\nb.png'",
     ),
-    (["embed", "RUN", "new", "--out", "rows.txt"], "--out: expected a name that ends in .npz, got rows.txt"),
-    (["embed", "RUN", "new", "--device", "warp"], "device: expected one that torch can use here"),
+    (["embed", "RUN", "new", "--device", "warp"], "--device: expected one that torch can use here"),
     (
         ["evaluate", "RUN", "new"],
-        "labels: expected 'folders', 'own' or a CSV file with the columns path and label, got none",
+        "--labels: expected 'folders', 'own' or a CSV file with the columns path and label, got none",
     ),
-    (["evaluate", "RUN", "new", "--labels", "own"], "labels: expected 'folders' or a CSV file, since"),
-    (["evaluate", "RUN", "new", "--labels", "x"], "labels: expected 'folders', whole numbers or a CSV file"),
+    (["evaluate", "RUN", "new", "--labels", "own"], "--labels: expected 'folders' or a CSV file, since"),
+    (["evaluate", "RUN", "new", "--labels", "x"], "--labels: expected 'folders', whole numbers or a CSV file"),
     (["evaluate", "RUN", "new", "--labels", "there.csv"], "expected the columns path and label"),
 ]
 
@@ -207,6 +205,20 @@ def test_wrong_uses_are_one_line(
     assert (here / "there.csv").read_text() == "a,b\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "csv", "--out", "rows.npz"], "expected a name that ends in .csv, got rows.npz"),
+        (["--out", "rows.txt"], "expected a name that ends in .npz, got rows.txt"),
+    ],
+)
+def test_an_ending_that_says_another_format_is_the_status_2(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["embed", "run", *options]) == 2
+    assert capsys.readouterr().err == f"deepclust-ext: --out: {message}\n"
+
+
 def test_scores_without_labels_are_refused_before_images_are_read(
     run: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,7 +234,7 @@ def test_scores_without_labels_are_refused_before_images_are_read(
     (here / "run" / "run.json").write_text(json.dumps(record))
     for arguments in (["run"], ["run", "new"], [str(run), "new"]):
         assert main(["evaluate", *arguments]) == 1
-        assert "labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
+        assert "--labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
 
 
 def test_scores_by_labels_of_the_data_themselves(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +249,7 @@ def test_scores_by_labels_of_the_data_themselves(here: Path, capsys: pytest.Capt
     assert run_json(["evaluate", "run", "--labels", "train_labels"], capsys) == own
     assert run_json(["evaluate", "run", "scans.npz", "--labels", "own"], capsys) == own
     assert main(["evaluate", "run"]) == 1
-    assert "labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
+    assert "--labels: expected 'folders', 'own' or a CSV file" in capsys.readouterr().err
     assert main([*train, "labeled", "--labels", "train_labels"]) == 0
     capsys.readouterr()
     assert run_json(["evaluate", "labeled"], capsys) == own  # by what the run's folder keeps

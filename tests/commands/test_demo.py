@@ -103,21 +103,24 @@ def test_a_second_demo_is_refused_until_it_may_overwrite(
     assert main([*small, str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert re.fullmatch(r"deepclust-ext: out: expected an empty folder, got .*, overwrite .*\n", captured.err)
+    assert re.fullmatch(r"deepclust-ext: --out: expected an empty folder, got .*, --overwrite .*\n", captured.err)
     del before["run.lock"]
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert main([*small, str(tmp_path), "--overwrite", "--seed", "1"]) == 0
     record = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
     assert record["config"]["seed"] == 1
     assert record["metrics"]["trained"]["kmeans"]["silhouette"] is None  # NaN, which is no JSON
-    assert main([*small, str(tmp_path), "--overwrite", "--resume"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main([*small, str(tmp_path), "--overwrite", "--resume"])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("deepclust-ext: argument --resume: not allowed with argument --overwrite")
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "file"
     path.touch()
     assert main([*small, str(path)]) == 1
-    assert capsys.readouterr().err == f"deepclust-ext: out: expected a folder, got the file {path}\n"
+    assert capsys.readouterr().err == f"deepclust-ext: --out: expected a folder, got the file {path}\n"
 
 
 def test_a_demo_beside_a_running_one_is_refused(

@@ -60,10 +60,10 @@ def test_json_and_the_format_by_the_ending(run: Path, here: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--out", "there.pt2"], "out: expected a new file, got there.pt2, which exists; overwrite replaces it"),
-        (["--out", "network.pkl"], "out: expected a name that ends in .onnx for onnx, got network.pkl"),
-        (["--format", "torch", "--out", "a.onnx"], "out: expected a name that ends in .pt2 for torch, got a.onnx"),
-        (["--out", "folder.pt2"], "out: expected a file, got the folder folder.pt2"),
+        (["--out", "there.pt2"], "--out: expected a new file, got there.pt2, which exists; --overwrite replaces it"),
+        (["--out", "network.pkl"], "--out: expected a name that ends in .onnx for onnx, got network.pkl"),
+        (["--format", "torch", "--out", "a.onnx"], "--out: expected a name that ends in .pt2 for torch, got a.onnx"),
+        (["--out", "folder.pt2"], "--out: expected a file, got the folder folder.pt2"),
     ],
 )
 def test_a_wrong_target_is_one_line(
@@ -80,7 +80,7 @@ def test_a_missing_package_is_named_before_the_run_is_opened(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(["export", "nowhere"]) == 1
-    expected = "format: onnx needs onnx, onnxruntime, onnxscript, and there is no onnxscript; "
+    expected = "--format: onnx needs onnx, onnxruntime, onnxscript, and there is no onnxscript; "
     assert capsys.readouterr().err == f"deepclust-ext: {expected}pip install 'deepclust_ext[export]'\n"
 
 
@@ -88,7 +88,7 @@ def test_a_folder_without_a_run_is_named(here: Path, capsys: pytest.CaptureFixtu
     (here / "empty").mkdir()
     assert main(["export", "empty", "--format", "torch"]) == 1
     assert capsys.readouterr().err.startswith(
-        "deepclust-ext: run: expected the folder of a run, such as 'train' makes, at "
+        "deepclust-ext: RUN: expected the folder of a run, such as 'train' makes, at "
     )
 
 

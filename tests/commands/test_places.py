@@ -59,7 +59,7 @@ def test_a_file_in_the_way_is_named(
     folder = wanted.replace("PLACE", "file")
     found = "the file file" if folder == "file" else f"the file {here / 'file'} in its way"
     expected = (
-        f"{option}: expected a folder, got" if folder == "file" else f"{option}: expected a folder at {folder}, got"
+        f"--{option}: expected a folder, got" if folder == "file" else f"--{option}: expected a folder at {folder}, got"
     )
     assert capsys.readouterr().err == f"deepclust-ext: {expected} {found}\n"
     assert (here / "file").read_text() == "mine"
@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_written_is_named(
     assert main(place(arguments, run, "shut")) == 1
     folder = wanted.replace("PLACE", "shut")
     found = "shut" if folder == "shut" else here / "shut"
-    expected = f"{option}: expected a folder to write to at {folder}, got {found}, in which nothing can be written"
+    expected = f"--{option}: expected a folder to write to at {folder}, got {found}, in which nothing can be written"
     assert capsys.readouterr().err == f"deepclust-ext: {expected}\n"
     assert not list((here / "shut").iterdir())
 
@@ -92,7 +92,7 @@ def test_a_run_that_cannot_be_written_is_named(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert main([command, str(run)]) == 1
-    assert f"out: expected a folder to write to at {run}, got {run}, in which" in capsys.readouterr().err
+    assert f"--out: expected a folder to write to at {run}, got {run}, in which" in capsys.readouterr().err
 
 
 def test_what_fails_while_files_are_sorted_is_one_line(

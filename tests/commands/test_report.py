@@ -56,10 +56,10 @@ def test_labels_bring_scores(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{run}", "--out", "{there}"], "out: expected no file at {there}, which is there; --overwrite replaces it"),
-        (["{run}", "--out", "{folder}"], "out: expected a file to write, got the folder {folder}"),
-        (["{folder}"], "run: expected the folder of a run, such as 'train' makes, at {folder}, got a folder without"),
-        (["{run}", "--labels", "animals"], "labels: expected 'folders', whole numbers or a CSV file, got 'animals'"),
+        (["{run}", "--out", "{there}"], "--out: expected no file at {there}, which is there; --overwrite replaces it"),
+        (["{run}", "--out", "{folder}"], "--out: expected a file to write, got the folder {folder}"),
+        (["{folder}"], "RUN: expected the folder of a run, such as 'train' makes, at {folder}, got a folder without"),
+        (["{run}", "--labels", "animals"], "--labels: expected 'folders', whole numbers or a CSV file, got 'animals'"),
     ],
 )
 def test_wrong_uses_are_one_line(
@@ -99,7 +99,7 @@ def test_images_that_have_moved_and_what_to_do(run: Path, tmp_path: Path, capsys
     assert (copied / "report.html").read_bytes() == page
     (now / "rings" / "00.png").unlink()
     assert main(["train", "--resume", "--out", str(copied), str(now)]) == 1
-    assert "data: expected 60 images, with which the run in" in capsys.readouterr().err
+    assert "DATA: expected 60 images, with which the run in" in capsys.readouterr().err
 
 
 def test_wrong_options_are_the_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_json_is_what_the_function_gives(run: Path, here: Path, capsys: pytest.C
     rows, _ = opened.trained.infer(opened.images(), batch_size=opened.recipe.batch_size)
     assert printed["sweep"] == [vars(scores) for scores in sweep(rows, [2, 3, 4], seeds=3, seed=5)]
     assert main(arguments) == 1
-    assert "out: expected no file at swept/sweep.csv, which is there; --overwrite" in capsys.readouterr().err
+    assert "--out: expected no file at swept/sweep.csv, which is there; --overwrite" in capsys.readouterr().err
     assert main([*arguments, "--overwrite"]) == 0
 
 
@@ -97,7 +97,7 @@ def test_more_clusters_than_images_are_named_before_anything_is_embedded(
 ) -> None:
     monkeypatch.setattr("deepclust_ext.inference.Trained.infer", None)
     assert main(["sweep", str(run), "--clusters", "2:61"]) == 1
-    assert capsys.readouterr().err.endswith("clusters: expected at most 60, as many as there are rows, got 61\n")
+    assert capsys.readouterr().err.endswith("--clusters: expected at most 60, as many as there are rows, got 61\n")
     assert not list(here.iterdir())
 
 
@@ -109,4 +109,4 @@ def test_one_seed_is_too_few(run: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_folder_without_a_run_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "nowhere", "--clusters", "2:3"]) == 1
-    assert capsys.readouterr().err.startswith("deepclust-ext: run: expected the folder of a run")
+    assert capsys.readouterr().err.startswith("deepclust-ext: RUN: expected the folder of a run")

@@ -116,7 +116,7 @@ def test_overwrite_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (mine / name).write_text("mine")
     for out in (mine, images):
         assert main(["train", str(images), "--recipe", str(recipe), "--out", str(out), "--overwrite"]) == 1
-        assert "out: expected an empty folder, or one with a run to overwrite" in capsys.readouterr().err
+        assert "--out: expected an empty folder, or one with a run to overwrite" in capsys.readouterr().err
     assert {path.read_text() for path in mine.iterdir()} == {"mine"}
 
 
@@ -199,31 +199,63 @@ def test_a_folder_of_any_images_needs_no_recipe(tmp_path: Path, capsys: pytest.C
 
 
 WRONG = [
-    (["train"], "DATA: expected a folder of images, got none"),
     (["train", "nowhere", "--clusters", "3"], "nowhere: expected a folder or a file of images, found nothing"),
-    (["train", "images"], "clusters: expected how many, since no recipe says so, got none"),
-    (["train", "images", "--clusters", "99", "--recipe", "small.yaml"], "num_clusters: expected 1 to 60"),
+    (["train", "images", "--clusters", "99", "--recipe", "small.yaml"], "--clusters: expected 1 to 60"),
     (
         ["train", "images", "--clusters", "3", "--method", "kmeans"],
-        "method: expected one of clc, hadis, neighborhead, pici, sacc, turtle, got 'kmeans'",
+        "--method: expected one of clc, hadis, neighborhead, pici, sacc, turtle, got 'kmeans'",
     ),
     (["train", "images", "--recipe", "hadis-cifar11"], "did you mean 'hadis-cifar10'?"),
-    (["train", "images", "--recipe", "small.yaml", "--set", "batch_size"], "set: expected KEY=VALUE"),
     (["train", "images", "--recipe", "small.yaml", "--set", "batchsize=3"], "did you mean 'batch_size'?"),
-    (["train", "images", "--recipe", "small.yaml", "--method", "sacc"], "method: expected clc, as the recipe"),
+    (["train", "images", "--recipe", "small.yaml", "--method", "sacc"], "--method: expected clc, as the recipe"),
     (
         ["train", "images", "--recipe", "small.yaml", "--device", "cuda:9"],
-        "device: expected one that torch can use here",
+        "--device: expected one that torch can use here",
     ),
-    (["train", "images", "--recipe", "small.yaml", "--score-every", "1"], "score_every: expected 0 without labels"),
-    (["train", "images", "--recipe", "small.yaml", "--out", "images"], "out: expected an empty folder, got images"),
+    (["train", "images", "--recipe", "small.yaml", "--score-every", "1"], "--score-every: expected none without"),
+    (["train", "images", "--recipe", "small.yaml", "--out", "images"], "--out: expected an empty folder, got images"),
     (
         ["train", "--resume", "--out", "images"],
-        "run: expected run.json in images, which says where the images lie, got none",
+        "--out: expected run.json in images, which says where the images lie, got none",
     ),
-    (["train", "--resume"], "--out: expected the folder of the run to resume, got none"),
     (["train", "cifar10", "--root", ".", "--clusters", "3"], "cifar-10-batches-py"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "DATA: expected a folder of images, got none"),
+        (["train", "--resume"], "--out: expected the folder of the run to resume, got none"),
+        (["train", "images"], "--clusters: expected how many, since no recipe says so, got none"),
+        (
+            ["train", "images", "--backbone", "no:way", "--std", "1,1,1"],
+            "--mean, --std: expected both or neither, got one",
+        ),
+    ],
+)
+def test_options_that_make_no_sense_together_are_the_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"deepclust-ext: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "batch_size"], "--set: expected KEY=VALUE, such as optimizer.lr=0.1, got 'batch_size'"),
+        (["--set", "=3"], "--set: expected KEY=VALUE, such as optimizer.lr=0.1, got '=3'"),
+        (["--set", "views=["], "--set: expected YAML after views=, got '['"),
+        (["--resume", "--overwrite"], "--overwrite: not allowed with argument --resume"),
+    ],
+)
+def test_options_that_cannot_be_read_are_the_status_2(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "images", *options])
+    assert capsys.readouterr().err == f"deepclust-ext: argument {message}; see deepclust-ext train --help\n"
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
@@ -248,22 +280,22 @@ def test_wrong_uses_are_one_line(
     [
         (["--recipe", "sacc-digit"], "did you mean 'sacc-digits'?"),
         (["--recipe", "nothing.yaml"], "nothing.yaml: cannot be read or written: No such file or directory"),
-        (["--recipe", "small.yaml", "--method", "sacc"], "method: expected clc, as the recipe small.yaml has it"),
+        (["--recipe", "small.yaml", "--method", "sacc"], "--method: expected clc, as the recipe small.yaml has it"),
         (["--recipe", "small.yaml", "--set", "batchsize=3"], "did you mean 'batch_size'?"),
         (["--recipe", "small.yaml", "--set", "optimizer.lr=fast"], "optimizer.lr: expected a finite number"),
         (["--recipe", "small.yaml", "--set", "batch_size=0"], "batch_size: expected at least 2"),
         (["--recipe", "small.yaml", "--set", "test_view.size=x"], "test_view.size: expected an integer"),
-        (["--recipe", "small.yaml", "--score-every", "1"], "score_every: expected 0 without labels, got 1"),
+        (["--recipe", "small.yaml", "--score-every", "1"], "--score-every: expected none without labels, got 1"),
         (["--recipe", "small.yaml", "--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
         (["--recipe", "small.yaml", "--set", "backbone.name=no.such:network"], "backbone.name: expected a module that"),
         (["--recipe", "small.yaml", "--set", "backbone.stem=cifar"], "backbone.stem: expected none for"),
         (["--clusters", "3", "--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
-        (["--clusters", "3", "--method", "kmeans"], "method: expected one of"),
+        (["--clusters", "3", "--method", "kmeans"], "--method: expected one of"),
         (["--clusters", "3", "--set", "model.width=3"], "hadis-scans.yaml.model: expected one of"),
         (["--clusters", "3", "--set", "test_view.size=0"], "size: expected at least 1"),
-        (["--clusters", "3", "--labels", "nothing.csv"], "labels: expected 'folders', whole numbers or a CSV file"),
-        (["--recipe", "small.yaml", "--out", "small.yaml"], "out: expected a folder, got the file small.yaml"),
-        (["--recipe", "small.yaml", "--device", "warp"], "device: expected one that torch can use here"),
+        (["--clusters", "3", "--labels", "nothing.csv"], "--labels: expected 'folders', whole numbers or a CSV file"),
+        (["--recipe", "small.yaml", "--out", "small.yaml"], "--out: expected a folder, got the file small.yaml"),
+        (["--recipe", "small.yaml", "--device", "warp"], "--device: expected one that torch can use here"),
     ],
 )
 def test_wrong_wishes_are_said_before_images_are_read(
@@ -288,7 +320,7 @@ def test_wrong_wishes_are_said_before_images_are_read(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--score-every", "1"], "score_every: expected 0 without labels, got 1"),
+        (["--score-every", "1"], "--score-every: expected none without labels, got 1"),
         (["--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
     ],
 )
@@ -320,7 +352,7 @@ def test_settings_that_would_make_it_another_run_are_named(run: Path, capsys: py
 def test_a_run_goes_on_with_as_many_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = str(write_images(tmp_path / "images", count=19))
     assert main(["train", images, "--resume", "--out", str(run)]) == 1
-    message = f"data: expected 60 images, with which the run in {run} began, got 57; others need a run of their own"
+    message = f"DATA: expected 60 images, with which the run in {run} began, got 57; others need a run of their own"
     assert capsys.readouterr().err.splitlines()[-1] == f"deepclust-ext: {message}"
 
 

@@ -275,7 +275,7 @@ def test_labels(tmp_path: Path) -> None:
         load_features(path, labels=tmp_path / "y.csv")
     with pytest.raises(ValueError, match="labels: expected 'own', .* for features, got 'folders'"):
         load_features(path, labels="folders")
-    with pytest.raises(ValueError, match="labels='own': expected one array of whole numbers beside rows, got none"):
+    with pytest.raises(ValueError, match="labels: expected one array of whole numbers beside rows, got none"):
         load_features(rows(), labels="own")
 
 

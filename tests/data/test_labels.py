@@ -125,11 +125,11 @@ def test_the_labels_of_an_npz_file_are_told_by_their_number(tmp_path: Path) -> N
     assert loaded.labels is not None
     assert loaded.labels.tolist() == [2, 0, 0, 1]
     np.savez(path, x=images, y=np.array([3, 1, 1, 2]), z=np.array([[3], [1], [1], [2]]))
-    with pytest.raises(ValueError, match="labels='own': expected one array of .*, got y, z; name one of them"):
+    with pytest.raises(ValueError, match="labels: expected one array of .*, got y, z; name one of them"):
         load_images(path, labels="own")
     assert load_images(path, labels="z").classes == ("1", "2", "3")
     np.savez(path, x=images, weights=np.ones(4))
-    with pytest.raises(ValueError, match="labels='own': expected one array .*, got none among x, weights"):
+    with pytest.raises(ValueError, match="labels: expected one array .*, got none among x, weights"):
         load_images(path, labels="own")
 
 

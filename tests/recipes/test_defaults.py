@@ -188,7 +188,7 @@ def test_patches_of_photographs_have_an_up_and_turned_ones_have_none() -> None:
         (5, 6, {}, ValueError, "num_clusters: expected 1 to 5, the number of images, got 6"),
         (5, 0, {}, ValueError, "num_clusters: expected .*1"),
         (5, 2.5, {}, TypeError, "num_clusters: expected"),
-        (1, 1, {}, ValueError, "images: expected at least 2, got 1"),
+        (1, 1, {}, ValueError, "images: expected at least 2 images, got 1"),
         (5, 2, {"method": "hadis"}, ValueError, "method: expected one of .*'hadis'; did you mean 'HaDis'"),
     ],
 )

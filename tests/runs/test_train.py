@@ -141,7 +141,7 @@ def test_images_that_cannot_be_opened_again(tmp_path: Path, images: Any, recipe:
     with pytest.raises(ValueError, match="data: expected images, since .* was given its own in memory, got none"):
         open_run(tmp_path / "memory").images()
     assert len(open_run(tmp_path / "memory").images(tmp_path / "images")) == 60  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="score_every: expected 0 without labels, got 3"):
+    with pytest.raises(ValueError, match="score_every: expected none without labels, got 3"):
         train(recipe, images, tmp_path / "none", Options(score_every=3))
     assert not (tmp_path / "none").exists()
 
