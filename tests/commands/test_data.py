@@ -70,6 +70,13 @@ def test_recipes_are_listed_and_printed(tmp_path: Path, capsys: pytest.CaptureFi
     ("arguments", "status", "message"),
     [
         (["data"], 2, "the following arguments are required: DATA"),
+        (["data", ""], 1, "DATA: expected folders or files, got an empty name"),
+        (
+            ["data", "labels.csv"],
+            1,
+            "ext: expected images, got none; skipped 1 file, first labels.csv: no image of a kind that Pillow reads",
+        ),
+        (["data", "objects.npy"], 1, "whole .npy file: it is another kind of file, or holds objects"),
         (["data", "nowhere"], 1, "nowhere: expected a folder or a file of images, found nothing"),
         (["data", "empty"], 1, "expected images, got none"),
         (["data", "digits"], 1, "DATA: expected a folder or a file, got digits, which lies in none"),
@@ -88,6 +95,8 @@ def test_wrong_uses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    (tmp_path / "objects.npy").write_bytes(b"no array")
     monkeypatch.chdir(tmp_path)
     if status == 2:
         with pytest.raises(SystemExit, match="2"):
