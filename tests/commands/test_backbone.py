@@ -355,25 +355,6 @@ def test_what_makes_no_sense_is_one_line(
     assert CALLS == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "images", "--weights", "w.pth"], "--weights: expected none without --backbone, got w.pth"),
-        (["train", "images", "--image-size", "9"], "--image-size: expected none without --backbone, got 9"),
-        (["embed", "images", "--std", "1,1,0.5"], "--mean, --std: expected both or neither, got one"),
-        (
-            ["embed", "images", "--mean", "0,0,0", "--std", "1,1,0.5"],
-            "--mean: expected none without --backbone, got 0,0,0",
-        ),
-    ],
-)
-def test_what_is_said_of_no_network_is_the_status_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    assert capsys.readouterr().err == f"deepclust-ext: {message}\n"
-
-
 def test_images_for_a_run_on_rows_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save("x.npy", np.random.default_rng(0).standard_normal((30, WIDTH)).astype(np.float32))
     assert main(["train", "x.npy", "--clusters", "3", "--epochs", "1", "--out", "rows"]) == 0

@@ -227,6 +227,9 @@ WRONG = [
     [
         (["train"], "DATA: expected a folder of images, got none"),
         (["train", "--resume"], "--out: expected the folder of the run to resume, got none"),
+        (["train", "images", "--weights", "w.pth"], "--weights: expected none without --backbone, got w.pth"),
+        (["train", "images", "--image-size", "9"], "--image-size: expected none without --backbone, got 9"),
+        (["embed", "images", "--mean", "0,0", "--std", "1,0.5"], "--mean: expected none without --backbone, got 0,0"),
         (["train", "images"], "--clusters: expected how many, since no recipe says so, got none"),
         (
             ["train", "images", "--backbone", "no:way", "--std", "1,1,1"],
