@@ -19,7 +19,7 @@ from deepclust_ext.evaluation import ClusterScores, Evaluation
 from deepclust_ext.training.files import RunFolder
 
 #: Scans of a demo whose scores do not matter.
-FEW = 256
+FEW = 128
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse(*options: str) -> argparse.Namespace:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a demo have the first 256 scans alone, and its recipes be of so many."""
+    """Let a demo have the first scans alone, and its recipes be of so many."""
     load = recipes.load
 
     class FewDigits(Digits):
@@ -45,7 +45,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("few")
 def test_two_epochs_write_figure_and_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    assert demo.run(parse("--epochs", "2", "--batch-size", "128", "--out", str(tmp_path))) == 0
+    assert demo.run(parse("--epochs", "2", "--batch-size", "64", "--out", str(tmp_path))) == 0
     printed = capsys.readouterr().out
     assert all(
         line in printed for line in ("k-means on pixels", "k-means, untrained network", "hadis, 2 epochs", "vote of 20")
@@ -56,9 +56,9 @@ def test_two_epochs_write_figure_and_record(tmp_path: Path, capsys: pytest.Captu
     assert sum(record["metrics"]["trained"]["kmeans"]["sizes"]) == FEW
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
-    settings = {"method": "hadis", "seed": 0, "epochs": 2, "batch_size": 128, "resume": False}
+    settings = {"method": "hadis", "seed": 0, "epochs": 2, "batch_size": 64, "resume": False}
     assert settings.items() <= record["config"].items()
-    recipe = recipes.completed(recipes.load("hadis-digits", {"batch_size": 128})).with_epochs(2)
+    recipe = recipes.completed(recipes.load("hadis-digits", {"batch_size": 64})).with_epochs(2)
     assert recipes.load(tmp_path / "recipe.yaml") == replace(recipe, name="recipe")
     assert (tmp_path / "report.html").stat().st_size > 50_000
     assert f"the page of the run, to open in a browser: {tmp_path / 'report.html'}" in printed
@@ -73,7 +73,7 @@ def test_without_matplotlib_it_says_so_and_goes_on(
     monkeypatch.delitem(sys.modules, "deepclust_ext.evaluation.plots", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    options = ("--method", method, "--epochs", "1", "--batch-size", "128", "--profile", "--out", str(tmp_path))
+    options = ("--method", method, "--epochs", "1", "--batch-size", "64", "--profile", "--out", str(tmp_path))
     assert demo.run(parse(*options)) == 0
     printed = capsys.readouterr().out
     assert all(line in printed for line in ("k-means on pixels", "k-means, untrained network", f"{method}, 1 epoch"))
@@ -91,7 +91,7 @@ def small(few: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("deepclust_ext.runs.scored.evaluate", lambda *a, **k: Evaluation(0.5, scores, None))
     monkeypatch.setattr("deepclust_ext.evaluation.plots.save_overview", lambda path, *rest: path.touch())
     monkeypatch.setattr("deepclust_ext.runs.page.report_html", lambda *arguments, **options: "a page")
-    return ["demo", "--method", "sacc", "--epochs", "1", "--batch-size", "128", "--out"]
+    return ["demo", "--method", "sacc", "--epochs", "1", "--batch-size", "64", "--out"]
 
 
 def test_a_second_demo_is_refused_until_it_may_overwrite(
