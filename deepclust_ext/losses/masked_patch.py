@@ -34,7 +34,8 @@ class MaskedPatchLoss(nn.Module):
     patches that are large enough to have structure, such as 16 pixels at 224.
 
     Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377, "Reconstruction
-    target"; PICI, https://arxiv.org/abs/2401.13503.
+    target"; PICI, https://arxiv.org/abs/2401.13503, equation 1 of its manuscript, the mean of this loss over two views,
+    see :class:`~deepclust_ext.methods.PICI`.
 
     Args:
         gather_distributed: Whether the mean is over the patches of all ranks, some of which may have none. A rank

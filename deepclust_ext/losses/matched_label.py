@@ -27,7 +27,8 @@ class MatchedLabelLoss(nn.Module):
 
     Match the labels again whenever k-means has run, because it numbers its clusters arbitrarily.
 
-    In PICI this is the cross-level interaction (CLI). Source: https://arxiv.org/abs/2401.13503.
+    In PICI this is the cross-level interaction (CLI). Source: https://arxiv.org/abs/2401.13503, equation 16 of its
+    manuscript, see :class:`~deepclust_ext.methods.PICI`.
 
     Args:
         gather_distributed: Whether the mean is over the samples of all ranks that take part. A rank returns its own sum

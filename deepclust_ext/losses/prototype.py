@@ -19,8 +19,8 @@ class PrototypeLoss(nn.Module):
 
     With :math:`\mu_q, \mu_k` the normalized means of the normalized rows of each cluster, the logits are :math:`\mu_q
     \mu_q^\top / \tau` with :math:`\mu_q \cdot \mu_k / \tau` on the diagonal. The loss is the mean cross entropy to the
-    diagonal over the clusters that occur in the batch (prototypical contrastive loss of HaDis, arXiv 2401.14038). Rows
-    whose label lies outside ``0 .. num_clusters - 1`` take no part.
+    diagonal over the clusters that occur in the batch ("prototypical contrastive learning" of HaDis, arXiv 2401.14038).
+    Rows whose label lies outside ``0 .. num_clusters - 1`` take no part.
 
     All shapes follow from the arguments, so nothing waits for the device. The loss is finite for empty clusters, and
     exactly 0 if at most one cluster occurs in the batch.
