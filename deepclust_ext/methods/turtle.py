@@ -152,8 +152,14 @@ class TURTLE(ClusterHeadMethod):
         return loss, {name: term.detach() for name, term in logged.items()}
 
     @torch.no_grad()
-    def _classified(self, place: int, rows: Tensor, labeling: Tensor, batch: WholeBatch) -> Tensor:
-        """Return logits (B, K) of a classifier after its steps towards a labeling (B, K)."""
+    def _classified(
+        self,
+        place: int,
+        rows: Tensor,  # (B, D)
+        labeling: Tensor,  # (B, K)
+        batch: WholeBatch,
+    ) -> Tensor:
+        """Return logits (B, K) of a classifier after its steps towards a labeling."""
         stored = self.get_buffer(f"classifier_{place}")
         weight, rows = stored.to(rows.dtype), pad(rows, (0, 1), value=1.0)
         sizes = batch.sum(labeling.sum(dim=0))
