@@ -38,9 +38,14 @@ def add_seed(parser: argparse.ArgumentParser, what: str = "everything random", d
     parser.add_argument("--seed", type=seed, default=default, help=help_text)
 
 
+def add_run_folder(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of a run."""
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the folder of a run, and optional other images."""
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+    add_run_folder(parser)
     parser.add_argument("data", metavar="DATA", nargs="*", default=[], help="other images: folders, files, lists")
 
 
@@ -62,7 +67,7 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="on several ranks, normalize by the images of all, as one process does (default: the recipe's)",
     )
-    parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
+    add_profile(parser)
 
 
 def add_set(parser: argparse.ArgumentParser, of: str) -> None:
@@ -90,10 +95,25 @@ def setting(text: str) -> tuple[str, Any]:
     return key, number if math.isfinite(number) else read
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add whether to print JSON."""
+    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add how many threads compute."""
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """Add whether to profile the steps."""
+    parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add where to compute, and how many processes load images."""
     parser.add_argument("--device", help='such as "cuda" (default: cuda where there is a GPU, else cpu)')
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
+    add_threads(parser)
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images (default: none)")
 
 

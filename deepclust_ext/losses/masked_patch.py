@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor, result_dtype
+from deepclust_ext.ops._checks import check_dtype, check_tensor, result_dtype
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -99,11 +99,13 @@ class MaskedPatchLoss(nn.Module):
         return f"gather_distributed={self.gather_distributed}"
 
 
-def _check(predicted: Tensor, patches: Tensor) -> None:
+def _check(
+    predicted: Tensor,  # (B, R, P)
+    patches: Tensor,  # (B, R, P)
+) -> None:
     for tensor, name in ((predicted, "predicted"), (patches, "patches")):
         check_tensor(tensor, name)
-        if tensor.dtype not in SUPPORTED_DTYPES:
-            raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        check_dtype(tensor, name)
     if predicted.dim() != 3 or predicted.shape[2] < 2:
         raise ValueError(f"predicted: expected shape {EXPECTED}, got {tuple(predicted.shape)}")
     if patches.shape != predicted.shape:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_labels, check_tensor, result_dtype
+from deepclust_ext.ops._checks import check_dtype, check_labels, check_tensor, result_dtype
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -84,11 +84,13 @@ class MatchedLabelLoss(nn.Module):
         return f"gather_distributed={self.gather_distributed}"
 
 
-def _check(shares: Tensor, labels: Tensor) -> None:
+def _check(
+    shares: Tensor,  # (B, K)
+    labels: Tensor,  # (B,)
+) -> None:
     for tensor, name in ((shares, "shares"), (labels, "labels")):
         check_tensor(tensor, name)
-    if shares.dtype not in SUPPORTED_DTYPES:
-        raise TypeError(f"shares: expected dtype float16, bfloat16, float32 or float64, got {shares.dtype}")
+    check_dtype(shares, "shares")
     if shares.dim() != 2 or shares.shape[1] == 0:
         raise ValueError(f"shares: expected shape (B, K) with K > 0, got {tuple(shares.shape)}")
     if labels.shape != shares.shape[:1]:
