@@ -95,11 +95,6 @@ def setting(text: str) -> tuple[str, Any]:
     return key, number if math.isfinite(number) else read
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add whether to print JSON."""
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
-
-
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add how many threads compute."""
     parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
@@ -134,22 +129,3 @@ def device(args: argparse.Namespace) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: expected one that torch can use here, got {name!r}: {reason}") from error
     return str(name)
-
-
-def refuse_to_replace(path: Path, overwrite: bool, option: str = "out") -> Path:
-    """Return a path to write to.
-
-    Raises:
-        FileExistsError: If there is a file, and it may not be replaced.
-        IsADirectoryError: If it is a folder.
-        NotADirectoryError: If something that is no folder is in the way of its folder.
-        PermissionError: If nothing can be written there.
-    """
-    from deepclust_ext.training.files import check_writable
-
-    if path.is_dir():
-        raise IsADirectoryError(f"{option}: expected a file to write, got the folder {path}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{option}: expected no file at {path}, which is there; --overwrite replaces it")
-    check_writable(path.parent, option)
-    return path

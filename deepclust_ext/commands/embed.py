@@ -15,9 +15,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deepclust_ext.commands._arguments import add_device, add_json, add_run, device, refuse_to_replace
+from deepclust_ext.commands._arguments import add_device, add_run, device
 from deepclust_ext.commands._backbone import add_backbone, backbone
 from deepclust_ext.commands._given import require
+from deepclust_ext.commands._output import add_json, refuse_to_replace
 
 ON_RANKS = True  # of torchrun, which share the images
 

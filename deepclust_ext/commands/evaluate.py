@@ -12,8 +12,9 @@ Example:
 
 import argparse
 
-from deepclust_ext.commands._arguments import add_device, add_json, add_run, add_seed, device
+from deepclust_ext.commands._arguments import add_device, add_run, add_seed, device
 from deepclust_ext.commands._backbone import add_weights
+from deepclust_ext.commands._output import add_json
 
 ON_RANKS = True  # of torchrun, which share the images
 

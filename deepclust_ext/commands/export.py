@@ -12,7 +12,8 @@ Example:
 import argparse
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_json, add_run_folder
+from deepclust_ext.commands._arguments import add_run_folder
+from deepclust_ext.commands._output import add_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ Example:
 
 import argparse
 
-from deepclust_ext.commands._arguments import add_json
+from deepclust_ext.commands._output import add_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

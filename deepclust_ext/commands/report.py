@@ -11,8 +11,9 @@ Example:
 import argparse
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_json, add_run_folder, device, refuse_to_replace
+from deepclust_ext.commands._arguments import add_device, add_run_folder, device
 from deepclust_ext.commands._backbone import add_weights
+from deepclust_ext.commands._output import add_json, refuse_to_replace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,16 +13,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deepclust_ext.commands._arguments import (
-    add_device,
-    add_json,
-    add_run,
-    add_seed,
-    at_least,
-    device,
-    refuse_to_replace,
-)
+from deepclust_ext.commands._arguments import add_device, add_run, add_seed, at_least, device
 from deepclust_ext.commands._backbone import add_weights
+from deepclust_ext.commands._output import add_json, refuse_to_replace
 
 
 def clusters(text: str) -> range:
