@@ -23,7 +23,7 @@ native_sources := $(shell find csrc -type f ! -name '*.md')
 formatted_sources := $(native_sources) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 ci_targets := environments test static check-cuda test-emulated test-cpu-torch asan test-slow
 
-.PHONY: setup environments demo test test-slow packaging cpu-torch-environment test-cpu-torch asan check-cuda \
+.PHONY: setup environments demo test test-slow cpu-torch-environment test-cpu-torch asan check-cuda \
 	test-emulated test-gpu lint format typecheck docs static bench ci clean
 
 setup: $(VENV)/.library $(VENV)/.tools
@@ -52,15 +52,12 @@ demo: $(VENV)/.library
 	$(bin)/deepclust-ext demo --overwrite
 
 test: setup
-	@$(if $(TESTS),,echo "The default suite takes 4 to 9 minutes on two cores; at its end stand the ten slowest tests.")
+	@$(if $(TESTS),,grep --only-matching 'the default suite, [^;]*' CONTRIBUTING.md)
 	$(pytest) $(TESTS)
 
 # A worker takes one test at a time: they last from seconds to minutes.
 test-slow: setup
 	$(pytest) --maxschedchunk 1 -m slow $(TESTS)
-
-packaging: setup
-	$(pytest) -m slow tests/packaging/test_packaging.py
 
 # The library lies in the tree, so a second build of the same tree is made in a copy: $(call copy_tree,FOLDER)
 define copy_tree

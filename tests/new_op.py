@@ -147,6 +147,11 @@ def format_files(root: Path, paths: list[Path]) -> None:
         subprocess.run(command, cwd=root, check=True)
 
 
+def trial(op: str) -> str:
+    """Return the command that builds an op and tests it: by all that concerns it, and whether it lacks a part."""
+    return f"""make test TESTS='tests/test_layout.py tests/test_signatures.py tests/ops -k "{op} or layout"'"""
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser("python -m tests.new_op", description="Write the files and entries of a new op.")
@@ -158,8 +163,7 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     print("\n".join(f"written: {path.relative_to(ROOT)}" for path in paths))
-    tests = f"tests/test_layout.py tests/test_signatures.py tests/ops -k {options.name}"
-    print(f"Build it and try it: make test TESTS='{tests}'")
+    print(f"Build it and try it: {trial(options.name)}")
     print("Keep hashes of its results: python -m tests.same_bits --write")
 
 

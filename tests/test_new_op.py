@@ -1,6 +1,7 @@
 """What tests/new_op.py writes lacks nothing and is formatted; a build of it is in tests/packaging/test_packaging.py."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.layout import ROOT, family_of, missing_parts, op_names, unsafe_launches, wrong_imports, wrong_includes
-from tests.new_op import find_fault, with_entry, write_op
+from tests.new_op import find_fault, trial, with_entry, write_op
 from tests.signatures import wrong_signatures
 
 FOLDERS = ("csrc", "deepclust_ext", "tests/ops", "tests/cuda/launches", "benchmarks/ops")
@@ -103,6 +104,13 @@ def test_of_what_is_refused_nothing_is_written(checkout: Path) -> None:
     with pytest.raises(ValueError, match="^NAME: expected a new one, got 'kmeans_step', see "):
         write_op(checkout, "kmeans_step", "turns")
     assert contents(checkout) == before
+
+
+def test_the_trial_of_an_op_is_that_of_the_page_and_tells_missing_parts() -> None:
+    assert trial("OP") in (ROOT / "CONTRIBUTING.md").read_text()
+    _, tests = shlex.split(trial("spin_rows").removeprefix("make test TESTS="))[0].split(" -k ")
+    names = shlex.split(tests)[0].split(" or ")
+    assert any(name in "tests/test_layout.py::test_every_op_has_all_its_parts" for name in names)
 
 
 def test_an_entry_goes_where_the_alphabet_says() -> None:

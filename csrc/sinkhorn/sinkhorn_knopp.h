@@ -46,8 +46,9 @@ void check_sinkhorn_knopp(const at::Tensor& scores, double epsilon, int64_t num_
                           const std::optional<at::Tensor>& sample_marginals,
                           const std::optional<at::Tensor>& cluster_marginals, std::optional<double> tolerance);
 
-// Shares as kernels take them, contiguous. Those of float64 are divided by a power of two before: no other digits, and
-// neither they in a shorter type nor their sum overflow, or vanish for being small together.
+// Shares as kernels take them, contiguous. Only their ratios count. So float64 shares are first divided by a power of
+// two that makes the largest about 1, which changes no digit. Then neither they nor their sum overflow in a shorter
+// type, and small shares do not all become 0.
 at::Tensor to_shares(const at::Tensor& shares, at::ScalarType dtype);
 
 // What is asked of `out`, once the other arguments have been checked.

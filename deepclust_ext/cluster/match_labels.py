@@ -20,7 +20,7 @@ def match_labels(
     not on the order of the samples or on the device; among several best matchings it is always the same one.
 
     In PICI this makes the labels of k-means mean clusters of the cluster head. It is done over the whole data set,
-    because a batch has too few samples. Source: https://arxiv.org/abs/2401.13503.
+    because a batch has too few samples. Source: https://arxiv.org/abs/2401.13503, equation 15 of its manuscript.
 
     Args:
         labels: Any integers.
@@ -58,6 +58,7 @@ def match_labels(
     found, places = labels.unique(return_inverse=True)
     cells = places * num_clusters + reference
     counts = cells.bincount(minlength=len(found) * num_clusters).view(len(found), num_clusters)
+    # PICI, equation 15: it takes the least cost, which is the largest count less each count.
     matched, clusters = map(torch.from_numpy, linear_sum_assignment(counts.cpu().numpy(), maximize=True))
     names = torch.full((len(found),), -1, device="cpu")
     names[matched] = clusters

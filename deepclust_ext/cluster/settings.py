@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from deepclust_ext.cluster.inputs import Rows, as_rows, check_random_state
 from deepclust_ext.distributed import resolve_group
-from deepclust_ext.ops._checks import check_integer, check_non_negative
+from deepclust_ext.ops._checks import check_integer, check_metric, check_non_negative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,6 +71,5 @@ def check_how(estimator: Any) -> tuple[str, int | None]:
         ValueError: One is out of range.
     """
     metric, batch_size = estimator.metric, estimator.batch_size
-    if not isinstance(metric, str) or metric not in ("euclidean", "cosine"):
-        raise ValueError(f"metric: expected 'euclidean' or 'cosine', got {metric!r}")
+    check_metric(metric)
     return metric, None if batch_size is None else check_integer(batch_size, "batch_size", 1)

@@ -38,9 +38,14 @@ def add_seed(parser: argparse.ArgumentParser, what: str = "everything random", d
     parser.add_argument("--seed", type=seed, default=default, help=help_text)
 
 
+def add_run_folder(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of a run."""
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the folder of a run, and optional other images."""
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+    add_run_folder(parser)
     parser.add_argument("data", metavar="DATA", nargs="*", default=[], help="other images: folders, files, lists")
 
 
@@ -62,7 +67,7 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="on several ranks, normalize by the images of all, as one process does (default: the recipe's)",
     )
-    parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
+    add_profile(parser)
 
 
 def add_set(parser: argparse.ArgumentParser, of: str) -> None:
@@ -90,10 +95,20 @@ def setting(text: str) -> tuple[str, Any]:
     return key, number if math.isfinite(number) else read
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add how many threads compute."""
+    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """Add whether to profile the steps."""
+    parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add where to compute, and how many processes load images."""
     parser.add_argument("--device", help='such as "cuda" (default: cuda where there is a GPU, else cpu)')
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
+    add_threads(parser)
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images (default: none)")
 
 
@@ -114,22 +129,3 @@ def device(args: argparse.Namespace) -> str:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: expected one that torch can use here, got {name!r}: {reason}") from error
     return str(name)
-
-
-def refuse_to_replace(path: Path, overwrite: bool, option: str = "out") -> Path:
-    """Return a path to write to.
-
-    Raises:
-        FileExistsError: If there is a file, and it may not be replaced.
-        IsADirectoryError: If it is a folder.
-        NotADirectoryError: If something that is no folder is in the way of its folder.
-        PermissionError: If nothing can be written there.
-    """
-    from deepclust_ext.training.files import check_writable
-
-    if path.is_dir():
-        raise IsADirectoryError(f"{option}: expected a file to write, got the folder {path}")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{option}: expected no file at {path}, which is there; --overwrite replaces it")
-    check_writable(path.parent, option)
-    return path

@@ -13,8 +13,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
+from deepclust_ext.commands._arguments import add_device, add_run, device
 from deepclust_ext.commands._backbone import add_weights
+from deepclust_ext.commands._output import add_json, refuse_to_replace
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--into", type=Path, metavar="DIR", help="sort the files into a folder for each cluster")
     parser.add_argument("--mode", choices=("symlink", "copy", "list"), default="symlink", help="default: %(default)s")
     add_weights(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing table")
     add_device(parser)
 

@@ -8,13 +8,15 @@ Example:
 import argparse
 from pathlib import Path
 
+from deepclust_ext.commands._output import add_json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("data", metavar="DATA", nargs="+", help="folders, files, lists, arrays, or a data set's name")
     parser.add_argument("--root", type=Path, help="folder of a data set of the papers; DATA is then its name")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label')
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

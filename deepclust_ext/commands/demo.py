@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from deepclust_ext.commands._arguments import add_out, add_seed, at_least
+from deepclust_ext.commands._arguments import add_out, add_profile, add_seed, add_threads, at_least
 
 ENDING = "-digits"  # of the recipes to choose from
 
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         defaults = ", ".join(f"{method} {numbers[name]}" for method, numbers in choices.items())
         parser.add_argument("--" + name.replace("_", "-"), type=at_least(1), help=f"{what} (default: {defaults})")
     add_out(parser, "folder for results (default: runs/demo-METHOD-seedSEED)")
-    parser.add_argument("--threads", type=at_least(1), help="CPU threads (default: torch's choice)")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes; meant for few epochs")
+    add_threads(parser)
+    add_profile(parser)
 
 
 def _read_recipes() -> dict[str, dict[str, Any]]:

@@ -15,9 +15,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deepclust_ext.commands._arguments import add_device, add_run, device, refuse_to_replace
+from deepclust_ext.commands._arguments import add_device, add_run, device
 from deepclust_ext.commands._backbone import add_backbone, backbone
 from deepclust_ext.commands._given import require
+from deepclust_ext.commands._output import add_json, refuse_to_replace
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_backbone(parser)
     parser.add_argument("--format", choices=("npz", "npy", "csv"), help="default: as --out ends, else npz")
     parser.add_argument("--out", type=Path, help="the file (default: embedding.FORMAT here)")
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_device(parser)
 

@@ -14,6 +14,7 @@ import argparse
 
 from deepclust_ext.commands._arguments import add_device, add_run, add_seed, device
 from deepclust_ext.commands._backbone import add_weights
+from deepclust_ext.commands._output import add_json
 
 ON_RANKS = True  # of torchrun, which share the images
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
     add_seed(parser, "k-means")
     add_weights(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
     add_device(parser)
 
 

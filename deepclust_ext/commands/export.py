@@ -12,13 +12,16 @@ Example:
 import argparse
 from pathlib import Path
 
+from deepclust_ext.commands._arguments import add_run_folder
+from deepclust_ext.commands._output import add_json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+    add_run_folder(parser)
     parser.add_argument("--format", choices=("onnx", "safetensors", "torch"), help="default: as --out ends, else onnx")
     parser.add_argument("--out", type=Path, help="the file (default: network.onnx, .safetensors or .pt2 here)")
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
 

@@ -6,10 +6,12 @@ Example:
 
 import argparse
 
+from deepclust_ext.commands._output import add_json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the option of the command to a parser."""
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

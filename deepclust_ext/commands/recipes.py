@@ -7,11 +7,13 @@ Example:
 
 import argparse
 
+from deepclust_ext.commands._output import add_json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="of a recipe, or the path of a file")
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,17 +11,18 @@ Example:
 import argparse
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, device, refuse_to_replace
+from deepclust_ext.commands._arguments import add_device, add_run_folder, device
 from deepclust_ext.commands._backbone import add_weights
+from deepclust_ext.commands._output import add_json, refuse_to_replace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, as `train` makes it")
+    add_run_folder(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUN)")
     parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
     add_weights(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     add_device(parser)
 

@@ -13,8 +13,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from deepclust_ext.commands._arguments import add_device, add_run, add_seed, at_least, device, refuse_to_replace
+from deepclust_ext.commands._arguments import add_device, add_run, add_seed, at_least, device
 from deepclust_ext.commands._backbone import add_weights
+from deepclust_ext.commands._output import add_json, refuse_to_replace
 
 
 def clusters(text: str) -> range:
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     add_weights(parser)
     parser.add_argument("--out", type=Path, default=Path(), help="folder for sweep.csv and sweep.png (default: here)")
-    parser.add_argument("--json", action="store_true", help="print JSON for programs to read")
+    add_json(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_device(parser)
 

@@ -131,9 +131,10 @@ def _mined_in_blocks(
     group: "ProcessGroup",
     dtype: torch.dtype,
 ) -> HardPairs:
-    """Return the same, to the bit: the op mines among own rows and those of others that may be in a pair, 3 n at most.
+    """Return the same pairs and gradients as :func:`_mined`, to the bit, without the rows of all ranks.
 
-    But for ties, that is. Gradients are its own too.
+    The op mines among own rows and those of other ranks that may be in a pair. These are 3 n rows at most, unless there
+    are ties.
     """
     teacher, student = teacher.contiguous(), student.contiguous()
     places, is_wrong = places_of_pairs(teacher, student, normalize, shards, group)

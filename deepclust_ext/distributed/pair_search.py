@@ -23,9 +23,9 @@ def places_of_pairs(
 ) -> tuple[Tensor, bool]:
     """Return rows of other ranks, (M,), among which the pairs of this rank's anchors are, and if any is not finite.
 
-    Anchors go all the way round in blocks. A rank mines those of others among its own rows, and answers with a distance
-    and an index for each. Of the answers for an anchor the best stay. Distances are roots of the squares that the op
-    compares, and two squares may have one root: so all that are as good as the best stay, and the op decides.
+    Anchors go all the way round in blocks. A rank mines the anchors of others among its own rows, and answers each with
+    a distance and an index. Of the answers for an anchor the best stay. The op compares squares, and two squares may
+    have the same root. So all answers whose distance equals the best one stay, and the op decides among them.
     """
     wide = torch.promote_types(teacher.dtype, torch.float32)
     best = teacher.new_full((2, len(teacher)), -torch.inf, dtype=wide)  # of positives, of negatives
@@ -55,11 +55,11 @@ def _mined_for(
     """Return scores (2, m), the greater the harder, and places (2, m) of pairs, -1 where there is none among own rows.
 
     Guests are columns too, which changes nothing: they are rows of the batch, and their owner knows them. They come
-    last, so that of own rows and guests as good the former are told.
+    last, so if an own row and a guest are equally hard, the own row is found.
     """
     own = [x[turn.own] for x in (teacher, student)]
     first = len(own[0])
-    # Half precision would round distances, by which more rows than needed seem to be the best.
+    # In half precision distances would be rounded, and more rows than needed would seem to be the best.
     wide = torch.promote_types(teacher.dtype, torch.float32)
     rows = [torch.cat(parts).to(wide) for parts in zip(own, guests, strict=True)]
     pairs = ops.batch_hard_mining(*rows, normalize=normalize, first_row=first, num_rows=turn.guests)

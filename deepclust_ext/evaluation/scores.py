@@ -23,7 +23,7 @@ from deepclust_ext.inference import device_of, map_images
 from deepclust_ext.inference.loop import View
 from deepclust_ext.methods import ClusterHeadMethod, ClusteringMethod
 from deepclust_ext.ops._checks import (
-    SUPPORTED_DTYPES,
+    check_dtype,
     check_integer,
     check_positive,
     check_size,
@@ -251,8 +251,7 @@ def _check_rows(rows: object) -> None:
     check_tensor(rows, "rows")
     assert isinstance(rows, Tensor)
     check_values(rows, "rows")
-    if rows.dtype not in SUPPORTED_DTYPES:
-        raise TypeError(f"rows: expected dtype float16, bfloat16, float32 or float64, got {rows.dtype}")
+    check_dtype(rows, "rows")
     if rows.dim() != 2:
         raise ValueError(f"rows: expected shape (N, D), got {tuple(rows.shape)}")
 

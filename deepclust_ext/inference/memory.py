@@ -11,12 +11,12 @@ def reused_memory() -> Iterator[None]:
     """Keep what tensors on the CPU free, for the next ones, as long as the context lasts.
 
     Without it the C library returns the large activations of a network to the system, which hands them out again page
-    by page: up to a fifth of a training step of a ResNet. Trainer and the loop over all images do this by
-    themselves; a loop of your own gains by it too. All results are the same.
+    by page. This takes up to a fifth of a training step of a ResNet. Trainer and the loop over all images enter the
+    context by themselves; a loop of your own gains by it too. All results are the same.
 
-    In use and kept together is never more than tensors had in use at once since the context began. At its end all that
-    is kept goes back. It concerns blocks of at least 1 MiB of all threads. Contexts may be within each other. It does
-    nothing without the native library.
+    Used and kept memory together never exceed what tensors used at once since the context began. At its end all kept
+    memory goes back. Only blocks of at least 1 MiB are kept, those of all threads. Contexts may be nested. Without the
+    native library it does nothing.
 
     Example:
         >>> import torch

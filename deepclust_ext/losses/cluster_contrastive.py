@@ -35,7 +35,8 @@ class ClusterContrastiveLoss(nn.Module):
 
     Keep the temperature of 1, the papers' value. The lower it is, the more only the most similar column counts.
 
-    Source: Contrastive Clustering, https://arxiv.org/abs/2009.09687, section "Cluster-level Contrastive Head".
+    Sources: Contrastive Clustering, https://arxiv.org/abs/2009.09687, section "Cluster-level Contrastive Head"; PICI,
+    equations 8 to 11 of its manuscript, see :class:`~deepclust_ext.methods.PICI`.
 
     Args:
         temperature: Divides the cosines between columns. A parameter of shape () is learned with the rest.
@@ -96,6 +97,7 @@ class ClusterContrastiveLoss(nn.Module):
             a, b = _without_gradient_of_empty(c_a), _without_gradient_of_empty(c_b)
             contrast = fused_contrastive_loss(a.T, b.T, temperature=self.temperature)
             usage = torch.stack([a.mean(dim=0), b.mean(dim=0)])
+        # PICI, equation 11: the mean of equation 8, less the entropy.
         return (contrast + self.entropy_weight * _unevenness(usage)).to(c_a.dtype)
 
     def _warn_of_a_small_batch(self, batch_size: int, num_clusters: int) -> None:
@@ -130,7 +132,7 @@ def _without_gradient_of_empty(
 def _unevenness(
     usage: Tensor,  # (2, K) mean assignments of both views
 ) -> Tensor:
-    """Return log K minus the entropy of the mean assignment, added up over the views, ()."""
+    """Return log K minus the entropy of the mean assignment (PICI, equation 9), added up over the views, ()."""
     # The clamp is for the gradient alone: xlogy(0, 0) is 0, but its derivative by the second argument is NaN.
     logs = usage.clamp(min=torch.finfo(usage.dtype).tiny)
     return usage.shape[0] * math.log(usage.shape[1]) + torch.xlogy(usage, logs).sum()

@@ -18,7 +18,8 @@ class HSDLoss(nn.Module):
     Keep the temperature of 0.5 for rows of norm 1, whose distances are at most 2. Use ``return_stats`` while you set up
     a run: they show a collapsed batch, which has a loss of ln 2 and no weights.
 
-    Source: "Hardness-aware self-distillation", HaDis, arXiv 2401.14038.
+    Source: "Hardness-aware self-distillation", HaDis, arXiv 2401.14038. The figure of the framework in the authors'
+    repository, https://github.com/Regan-Zhang/HaDis, draws the weights w^p and w^n of both pairs.
 
     Args:
         temperature: Divides both logits. A parameter of shape () is learned with the rest.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor, result_dtype
+from deepclust_ext.ops._checks import check_dtype, check_tensor, result_dtype
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -34,7 +34,8 @@ class MaskedPatchLoss(nn.Module):
     patches that are large enough to have structure, such as 16 pixels at 224.
 
     Sources: Masked Autoencoders Are Scalable Vision Learners, https://arxiv.org/abs/2111.06377, "Reconstruction
-    target"; PICI, https://arxiv.org/abs/2401.13503.
+    target"; PICI, https://arxiv.org/abs/2401.13503, equation 1 of its manuscript, the mean of this loss over two views,
+    see :class:`~deepclust_ext.methods.PICI`.
 
     Args:
         gather_distributed: Whether the mean is over the patches of all ranks, some of which may have none. A rank
@@ -98,11 +99,13 @@ class MaskedPatchLoss(nn.Module):
         return f"gather_distributed={self.gather_distributed}"
 
 
-def _check(predicted: Tensor, patches: Tensor) -> None:
+def _check(
+    predicted: Tensor,  # (B, R, P)
+    patches: Tensor,  # (B, R, P)
+) -> None:
     for tensor, name in ((predicted, "predicted"), (patches, "patches")):
         check_tensor(tensor, name)
-        if tensor.dtype not in SUPPORTED_DTYPES:
-            raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        check_dtype(tensor, name)
     if predicted.dim() != 3 or predicted.shape[2] < 2:
         raise ValueError(f"predicted: expected shape {EXPECTED}, got {tuple(predicted.shape)}")
     if patches.shape != predicted.shape:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_labels, check_tensor, result_dtype
+from deepclust_ext.ops._checks import check_dtype, check_labels, check_tensor, result_dtype
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -27,7 +27,8 @@ class MatchedLabelLoss(nn.Module):
 
     Match the labels again whenever k-means has run, because it numbers its clusters arbitrarily.
 
-    In PICI this is the cross-level interaction (CLI). Source: https://arxiv.org/abs/2401.13503.
+    In PICI this is the cross-level interaction (CLI). Source: https://arxiv.org/abs/2401.13503, equation 16 of its
+    manuscript, see :class:`~deepclust_ext.methods.PICI`.
 
     Args:
         gather_distributed: Whether the mean is over the samples of all ranks that take part. A rank returns its own sum
@@ -83,11 +84,13 @@ class MatchedLabelLoss(nn.Module):
         return f"gather_distributed={self.gather_distributed}"
 
 
-def _check(shares: Tensor, labels: Tensor) -> None:
+def _check(
+    shares: Tensor,  # (B, K)
+    labels: Tensor,  # (B,)
+) -> None:
     for tensor, name in ((shares, "shares"), (labels, "labels")):
         check_tensor(tensor, name)
-    if shares.dtype not in SUPPORTED_DTYPES:
-        raise TypeError(f"shares: expected dtype float16, bfloat16, float32 or float64, got {shares.dtype}")
+    check_dtype(shares, "shares")
     if shares.dim() != 2 or shares.shape[1] == 0:
         raise ValueError(f"shares: expected shape (B, K) with K > 0, got {tuple(shares.shape)}")
     if labels.shape != shares.shape[:1]:

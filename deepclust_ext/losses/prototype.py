@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepclust_ext import distributed
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_labels, check_size, check_temperature, check_tensor, plain
+from deepclust_ext.ops._checks import check_dtype, check_labels, check_size, check_temperature, check_tensor, plain
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.temperature import positive_or_nan
 
@@ -19,8 +19,8 @@ class PrototypeLoss(nn.Module):
 
     With :math:`\mu_q, \mu_k` the normalized means of the normalized rows of each cluster, the logits are :math:`\mu_q
     \mu_q^\top / \tau` with :math:`\mu_q \cdot \mu_k / \tau` on the diagonal. The loss is the mean cross entropy to the
-    diagonal over the clusters that occur in the batch (prototypical contrastive loss of HaDis, arXiv 2401.14038). Rows
-    whose label lies outside ``0 .. num_clusters - 1`` take no part.
+    diagonal over the clusters that occur in the batch ("prototypical contrastive learning" of HaDis, arXiv 2401.14038).
+    Rows whose label lies outside ``0 .. num_clusters - 1`` take no part.
 
     All shapes follow from the arguments, so nothing waits for the device. The loss is finite for empty clusters, and
     exactly 0 if at most one cluster occurs in the batch.
@@ -102,12 +102,15 @@ class PrototypeLoss(nn.Module):
         return f"temperature={plain(self.temperature)}, gather_distributed={self.gather_distributed}"
 
 
-def _check(query: Tensor, key: Tensor, labels: Tensor) -> None:
+def _check(
+    query: Tensor,  # (B, D)
+    key: Tensor,  # (B, D)
+    labels: Tensor,  # (B,)
+) -> None:
     for tensor, name in ((query, "query"), (key, "key"), (labels, "labels")):
         check_tensor(tensor, name)
     for tensor, name in ((query, "query"), (key, "key")):
-        if tensor.dtype not in SUPPORTED_DTYPES:
-            raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        check_dtype(tensor, name)
     if query.dim() != 2:
         raise ValueError(f"query: expected shape (B, D), got {tuple(query.shape)}")
     if key.shape != query.shape:

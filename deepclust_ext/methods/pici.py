@@ -44,6 +44,9 @@ class PICI(ClusterHeadMethod):
     whole images, without masks. An image's cluster is the largest entry of its assignment. The first batch below 4 K
     gives a RuntimeWarning.
 
+    Numbers of equations here and in the losses are those of ``Manuscript.pdf`` in the authors' repository,
+    https://github.com/Regan-Zhang/PICI. The stages are its section 3.4.
+
     Defaults are the paper's, with the network of
     :class:`~deepclust_ext.backbones.masked_autoencoder.VisionTransformer`. Published NMI / ACC / ARI: RSOD
     58.3 / 77.2 / 51.0, UC-Merced 68.1 / 63.4 / 49.2, SIRI-WHU 65.8 / 67.2 / 51.8, AID 80.0 / 74.8 / 66.3, D0-40
@@ -194,13 +197,13 @@ class PICI(ClusterHeadMethod):
         with record_function("loss"):
             parts: dict[str, Tensor] = {}
             statistics: dict[str, Tensor] = {}
-            if terms != "labels":  # PISD, the paper's "partial information self-discrimination"
+            if terms != "labels":  # PISD, the paper's "partial information self-discrimination", equation 1
                 parts["reconstruction"] = self.patch_loss(predicted, self.backbone.patches(images, hidden))
-            if terms != "reconstruction":  # PICD, at the level of instances and of clusters
+            if terms != "reconstruction":  # PICD, equation 2: at the level of instances, 6, and of clusters, 11
                 (z_1, z_2), (c_1, c_2) = rows.chunk(2), shares.chunk(2)
                 parts |= {"instance": self.instance_loss(z_1, z_2), "cluster": self.cluster_loss(c_1, c_2)}
                 statistics = usage(c_1, batch) | spread(z_1, batch)
-            if terms == "labels" and pseudo_labels is not None:  # CLI, "cross-level interaction"
+            if terms == "labels" and pseudo_labels is not None:  # CLI, "cross-level interaction", equation 16
                 parts["labels"] = self.label_loss(shares, pseudo_labels.repeat(len(views)))
             loss = torch.stack(list(parts.values())).sum()
             logged = {"loss": loss} | parts | statistics

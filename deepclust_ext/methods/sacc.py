@@ -31,7 +31,8 @@ class SACC(ClusterHeadMethod):
     short phase of it starts the cluster head with the clusters that k-means finds in the rows. An image's cluster is
     the largest entry of its assignment. The first batch below 4 K gives a RuntimeWarning.
 
-    Defaults are the paper's. Published NMI / ACC / ARI: CIFAR-10 76.5 / 85.1 / 72.4, CIFAR-20 44.8 / 44.3 / 28.2,
+    The authors' figure of the network, in https://github.com/dengxiaozhi/SACC, shows the pairs of both losses. Defaults
+    are the paper's. Published NMI / ACC / ARI: CIFAR-10 76.5 / 85.1 / 72.4, CIFAR-20 44.8 / 44.3 / 28.2,
     STL-10 69.1 / 75.9 / 62.6, ImageNet-10 87.7 / 90.5 / 84.3, ImageNet-Dogs 45.5 / 43.7 / 28.5 (ResNet-34, images of
     224 pixels, 1000 epochs, batch 200).
 
@@ -123,7 +124,8 @@ class SACC(ClusterHeadMethod):
             z_1, z_2, z_s = map(self.instance_head, features)
             c_1, c_2, c_s = map(self.cluster_head, features)
         with record_function("loss"):
-            # The pairs of views are the paper's, the losses those of Contrastive Clustering (arXiv 2009.09687).
+            # The pairs of views are those of L_instance and L_cluster in the authors' figure of the network, the losses
+            # those of Contrastive Clustering (arXiv 2009.09687).
             loss = instance = self.instance_loss(z_1, z_2) + self.instance_loss(z_2, z_s)
             logged = {"instance": instance} | usage(c_1, batch) | spread(z_1, batch)
             if terms == "all":

@@ -40,7 +40,9 @@ class TURTLE(ClusterHeadMethod):
     .. math::
         loss = \sum_s CE(w_s z_s, q) - \gamma \sum_s H(\mathrm{mean}_x \, q_s(x))
 
-    With gamma at 1 sizes are free; above 1 large clusters are split, below 1 small ones vanish.
+    With gamma at 1 sizes are free; above 1 large clusters are split, below 1 small ones vanish. By the numbers that the
+    authors' code gives (https://github.com/mlbio-epfl/turtle), the labeling is the paper's equation 9, the loss its
+    equation 12. That its gradient does not go through the steps of the classifiers is equation 13.
 
     ``terms="labels"`` is an addition to the paper: the loss is the cross entropy of the heads' shares to pseudo-labels.
     A short phase of it starts the heads with the clusters of k-means. The classifiers learn in that phase too.
@@ -136,14 +138,13 @@ class TURTLE(ClusterHeadMethod):
             logits = [own.to(wide) for own in self.labeling.logits(features)]
             rows = [l2_normalize(part.to(wide), dim=1) for part in self.labeling.spaces_of(features)]
             shares = [own.softmax(dim=1) for own in logits]
-            # The average over spaces, (9) in the authors' code; below, their loss (12).
-            labeling = torch.stack(shares).mean(dim=0)
+            labeling = torch.stack(shares).mean(dim=0)  # equation 9
             errors = []
             for place, own in enumerate(rows):
-                scores = self._classified(place, own, labeling.detach(), batch)
+                scores = self._classified(place, own, labeling.detach(), batch)  # without a gradient: equation 13
                 errors.append(cross_entropy(scores, labeling))
             error = batch.weight * torch.stack(errors).sum()
-            if labels is None:
+            if labels is None:  # equation 12
                 loss = error - self.gamma * torch.stack([_entropy(own, batch) for own in shares]).sum()
             else:
                 loss = batch.weight * torch.stack([cross_entropy(own, labels) for own in logits]).sum()
@@ -151,8 +152,14 @@ class TURTLE(ClusterHeadMethod):
         return loss, {name: term.detach() for name, term in logged.items()}
 
     @torch.no_grad()
-    def _classified(self, place: int, rows: Tensor, labeling: Tensor, batch: WholeBatch) -> Tensor:
-        """Return logits (B, K) of a classifier after its steps towards a labeling (B, K)."""
+    def _classified(
+        self,
+        place: int,
+        rows: Tensor,  # (B, D)
+        labeling: Tensor,  # (B, K)
+        batch: WholeBatch,
+    ) -> Tensor:
+        """Return logits (B, K) of a classifier after its steps towards a labeling."""
         stored = self.get_buffer(f"classifier_{place}")
         weight, rows = stored.to(rows.dtype), pad(rows, (0, 1), value=1.0)
         sizes = batch.sum(labeling.sum(dim=0))

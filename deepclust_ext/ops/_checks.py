@@ -17,10 +17,10 @@ LARGEST_SEED = 2**32 - 1
 #: Ops take integers of 64 bits.
 LARGEST_INTEGER = 2**63 - 1
 
-#: Of what losses are multiplied with or divided by: float32 holds it, and one over it.
+#: The largest factor or divisor of a loss: float32 holds both it and its inverse.
 LARGEST_FACTOR = 1e30
 
-#: Of a tensor, where a number alone decides it: 32 bits.
+#: The largest size that an argument alone decides, such as a number of clusters: 32 bits.
 LARGEST_SIZE = 2**31 - 1
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -35,8 +35,14 @@ def check_tensor(value: object, name: str) -> None:
         raise TypeError(f"{name}: expected a dense tensor, got {got}")
 
 
+def check_dtype(tensor: Tensor, name: str) -> None:
+    """Require a floating dtype that the ops take; TypeError otherwise."""
+    if tensor.dtype not in SUPPORTED_DTYPES:
+        raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+
+
 def check_values(tensor: Tensor, name: str) -> None:
-    """Require a tensor that has values; TypeError for one of the device meta."""
+    """Require a tensor that has values; TypeError for one on the device meta."""
     if tensor.is_meta:
         raise TypeError(f"{name}: expected a tensor with values, got one on the device meta")
 
@@ -44,8 +50,8 @@ def check_values(tensor: Tensor, name: str) -> None:
 def check_labels(labels: Tensor, name: str) -> None:
     """Require a dense tensor of integers; TypeError otherwise."""
     check_tensor(labels, name)
-    is_number = labels.is_floating_point() or labels.is_complex() or labels.is_quantized
-    if is_number or labels.dtype == torch.bool:
+    is_other = labels.is_floating_point() or labels.is_complex() or labels.is_quantized
+    if is_other or labels.dtype == torch.bool:
         raise TypeError(f"{name}: expected an integer tensor, got {labels.dtype}")
 
 
@@ -78,8 +84,7 @@ def check_feature_pair(
         return
     for tensor, name in ((first, first_name), (second, second_name)):
         check_tensor(tensor, name)
-        if tensor.dtype not in SUPPORTED_DTYPES:
-            raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        check_dtype(tensor, name)
     if first.dim() != 2 or first.shape[1] == 0:
         raise ValueError(f"{first_name}: expected shape (N, D) with D > 0, got {tuple(first.shape)}")
     if second.shape != first.shape:
@@ -123,8 +128,7 @@ def check_like(
     if tensor.device != like.device:
         raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
     if tensor.dtype != like.dtype:
-        if tensor.dtype not in SUPPORTED_DTYPES:
-            raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        check_dtype(tensor, name)
         if not _fit(like, tensor):
             raise TypeError(f"{name}: expected dtype {like.dtype} like {like_name}, got {tensor.dtype}")
 
@@ -142,8 +146,7 @@ def check_query_and_bank(
         ValueError: A shape or device does not fit.
     """
     check_tensor(query, "query")
-    if query.dtype not in SUPPORTED_DTYPES:
-        raise TypeError(f"query: expected dtype float16, bfloat16, float32 or float64, got {query.dtype}")
+    check_dtype(query, "query")
     if query.dim() != 2 or query.shape[1] == 0:
         raise ValueError(f"query: expected shape (B, D) with D > 0, got {tuple(query.shape)}")
     check_like(bank, "bank", query, "query", columns=query.shape[1])
@@ -309,7 +312,7 @@ def check_integer(value: object, name: str, low: int, high: int | None = None, c
 
 
 def check_size(value: object, name: str, low: int = 1) -> int:
-    """Return the size of a dimension that nothing has yet; TypeError or ValueError otherwise."""
+    """Return a size of 32 bits, such as a number of clusters; TypeError or ValueError otherwise."""
     size = check_integer(value, name, low)
     if size > LARGEST_SIZE:
         raise ValueError(f"{name}: expected at most {LARGEST_SIZE}, got {value}")
@@ -339,6 +342,12 @@ def result_dtype(features: Tensor) -> torch.dtype:
     """Return the dtype of a loss of such features: theirs, under autocast at least float32."""
     is_cast = torch.is_autocast_enabled(features.device.type)
     return torch.promote_types(features.dtype, torch.float32) if is_cast else features.dtype
+
+
+def check_metric(metric: object) -> None:
+    """Require "euclidean" or "cosine"; ValueError otherwise."""
+    if not isinstance(metric, str) or metric not in ("euclidean", "cosine"):
+        raise ValueError(f"metric: expected 'euclidean' or 'cosine', got {metric!r}")
 
 
 def check_reduction(reduction: str) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_like, check_size, check_tensor
+from deepclust_ext.ops._checks import check_dtype, check_like, check_metric, check_size, check_tensor
 
 
 def kmeans_assign(
@@ -140,8 +140,7 @@ def _check_features(
     features: Tensor,  # (N, D)
 ) -> None:
     check_tensor(features, "features")
-    if features.dtype not in SUPPORTED_DTYPES:
-        raise TypeError(f"features: expected dtype float16, bfloat16, float32 or float64, got {features.dtype}")
+    check_dtype(features, "features")
     if features.dim() != 2 or features.shape[1] == 0:
         raise ValueError(f"features: expected shape (N, D) with D > 0, got {tuple(features.shape)}")
 
@@ -155,8 +154,7 @@ def _check_assign(
     check_like(centroids, "centroids", features, "features", columns=features.shape[1])
     if centroids.shape[0] == 0:
         raise ValueError(f"centroids: expected shape (K, D) with K > 0, got {tuple(centroids.shape)}")
-    if metric not in ("euclidean", "cosine"):
-        raise ValueError(f"metric: expected 'euclidean' or 'cosine', got {metric!r}")
+    check_metric(metric)
 
 
 def _check_update(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension, reference
-from deepclust_ext.ops._checks import SUPPORTED_DTYPES, check_tensor
+from deepclust_ext.ops._checks import check_dtype, check_metric, check_tensor
 
 
 def kmeans_seed(
@@ -66,15 +66,13 @@ def _check(
     weights: Tensor | None,  # (N,)
 ) -> None:
     check_tensor(features, "features")
-    if features.dtype not in SUPPORTED_DTYPES:
-        raise TypeError(f"features: expected dtype float16, bfloat16, float32 or float64, got {features.dtype}")
+    check_dtype(features, "features")
     if features.dim() != 2 or features.shape[0] == 0 or features.shape[1] == 0:
         raise ValueError(f"features: expected shape (N, D) with N > 0 and D > 0, got {tuple(features.shape)}")
     _check_numbers(uniform, "uniform", features)
     if uniform.dim() != 2 or uniform.shape[0] == 0 or uniform.shape[1] == 0:
         raise ValueError(f"uniform: expected shape (K, C) with K > 0 and C > 0, got {tuple(uniform.shape)}")
-    if metric not in ("euclidean", "cosine"):
-        raise ValueError(f"metric: expected 'euclidean' or 'cosine', got {metric!r}")
+    check_metric(metric)
     if weights is not None:
         _check_numbers(weights, "weights", features)
         if weights.dim() != 1 or weights.shape[0] != features.shape[0]:

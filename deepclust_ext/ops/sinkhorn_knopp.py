@@ -7,9 +7,9 @@ from torch import Tensor
 
 from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import (
-    SUPPORTED_DTYPES,
     can_look_at,
     check_bool,
+    check_dtype,
     check_integer,
     check_non_negative,
     check_positive,
@@ -200,8 +200,7 @@ def _check(
     cluster_marginals: Tensor | None,  # (K,) or (..., K)
 ) -> None:
     check_tensor(scores, "scores")
-    if scores.dtype not in SUPPORTED_DTYPES:
-        raise TypeError(f"scores: expected dtype float16, bfloat16, float32 or float64, got {scores.dtype}")
+    check_dtype(scores, "scores")
     if scores.dim() < 2:
         raise ValueError(f"scores: expected shape (..., N, K), got {tuple(scores.shape)}")
     if sample_marginals is None and cluster_marginals is None:

@@ -29,8 +29,8 @@ def sinkhorn_knopp(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Iterate with full logarithmic sums; see :func:`deepclust_ext.sinkhorn_knopp` for the contract.
 
-    A potential is one number. Where what samples and what clusters have in common both spread over S times epsilon,
-    entries err in float32 by up to some 1e-8 S, 1e-3 for 1e5, of which the kernels lose nothing.
+    A potential is one number here, not two as in the kernels. If both the samples' and the clusters' potentials spread
+    over S times epsilon, entries err in float32 by up to about 1e-8 S, so by 1e-3 for S = 1e5.
     """
     refuse_tangents("sinkhorn_knopp", None if differentiable else scores, sample_marginals, cluster_marginals)
     if not differentiable:
@@ -89,7 +89,7 @@ def scaled_scores(
     # A row so far below all columns' largest that it counts nothing at first counts from its own largest.
     floor = ((tops - centers) / epsilon).masked_fill(no_cluster, math.inf).amin(dim=-1, keepdim=True) - _LIFTED_LOGIT
     own = centered.detach().masked_fill(no_cluster, -largest).amax(dim=-1, keepdim=True)  # (..., N, 1)
-    # What is large here may cancel, and then all is in what rounding takes from the differences.
+    # Large numbers may cancel here. Then the result is in what rounding takes from their differences.
     row_tops = scores.detach().masked_fill(no_cluster, -math.inf).amax(dim=-1, keepdim=True)
     nearest = centers.abs().masked_fill(no_cluster, math.inf).argmin(dim=-1, keepdim=True)
     common = centers.gather(-1, nearest)
@@ -106,25 +106,29 @@ def difference(
     first: Tensor,
     second: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return a difference and, without a gradient, what rounding takes from it; of infinite ones nothing."""
+    """Return a difference and, without a gradient, what rounding takes from it; 0 if it is not finite."""
     result = first - second
     a, b, d = first.detach(), second.detach(), result.detach()
     return result, torch.where(d.isfinite(), (a - (d + (a - d))) + ((a - d) - b), 0)  # Knuth
 
 
-def log_shares(marginals: Tensor | None, scores: Tensor, count: int) -> Tensor:
+def log_shares(
+    marginals: Tensor | None,  # (count,) or (..., count)
+    scores: Tensor,  # (..., N, K)
+    count: int,
+) -> Tensor:
     """Return the logarithms of marginals that add up to 1, (..., count)."""
     if marginals is None:
         return scores.new_full((*scores.shape[:-2], count), -math.log(count))
     shares = marginals.detach().to(torch.promote_types(marginals.dtype, scores.dtype))
-    # So that neither they nor their sum overflow, and digits stay as they are.
+    # A power of two changes no digit, and then neither shares nor their sum overflow.
     shares = (shares / power_of_two(shares.amax(dim=-1, keepdim=True))).to(scores.dtype)
     logarithms = (shares / shares.sum(dim=-1, keepdim=True)).log() + nan_if_not_finite(shares, (-1,))
     return logarithms.expand(*scores.shape[:-2], count)
 
 
 def power_of_two(numbers: Tensor) -> Tensor:
-    """Return the powers of two whose single to double numbers are; NaN for 0 and for what is not finite."""
+    """Return the largest powers of two that are not above positive numbers; NaN for 0 and for what is not finite."""
     return numbers / (2 * torch.frexp(numbers).mantissa)
 
 

@@ -30,6 +30,12 @@ def test_the_first_page_is_a_screen() -> None:
     assert len((PAGES / "index.md").read_text().splitlines()) <= 60
 
 
+@pytest.mark.parametrize("family", ["contrastive", "kmeans", "mining", "neighbors", "sinkhorn", "views"])
+def test_a_page_of_a_family_has_the_headings_of_all(family: str) -> None:
+    headings = re.findall(r"^## (.*)$", (PAGES / f"{family}.md").read_text(), re.MULTILINE)
+    assert headings == ["What is hard", "Method in five steps", "Measured", "Memory", "Limits"]
+
+
 def test_nothing_that_was_measured_or_modeled_is_left_out() -> None:
     blocks = {name for path in ALL_PAGES for name, _, _ in BLOCK.findall(path.read_text())}
     rows = [row for row in read_results() if row.op != "training_step"]

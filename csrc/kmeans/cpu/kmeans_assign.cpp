@@ -184,15 +184,18 @@ Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroid
          .rounding = (depth + 32) * std::numeric_limits<T>::epsilon() / 2,
          .cosine = cosine};
   std::atomic<bool> finite{true};
+  // Step 1: unit centroids, for cosine.
   if (cosine) {
     at::parallel_for(0, clusters, 16, [&](int64_t begin, int64_t end) {
       if (!DEEPCLUST_SELECT(normalize_centroids<T>)(source, begin, end, depth, normalized, shortfall)) finite = false;
     });
   }
+  // Step 2: their mean, which is taken off rows and centroids, because shorter ones have smaller bounds of rounding.
   std::fill(shift, shift + depth, T(0));
   for (int64_t c = 0; c < clusters; ++c) {
     for (int64_t k = 0; k < depth; ++k) shift[k] += in_.centroids[c * depth + k] / clusters;
   }
+  // Step 3: centroids as the tile product takes them, and the bias of each.
   at::parallel_for(0, padded_ / tile_, 16, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin * tile_; c < end * tile_; c += tile_) {
       if (!DEEPCLUST_SELECT(pack_centroids<T>)(in_, c, block + c * stride_, bias + c)) finite = false;
@@ -200,6 +203,7 @@ Assignment<T>::Assignment(const at::Tensor& features, const at::Tensor& centroid
   });
   finite_ = finite;
   in_.reach = std::sqrt(-2 * *std::min_element(bias, bias + clusters));
+  // Step 4: the same in pairs of bfloat16 or of 16-bit integers, for the first scores.
   if constexpr (std::is_same_v<T, float>) {
     if (by_pairs_) in_.pair_error = make_pairs(block, padded_, stride_, depth, pair_block);
     if (by_integers_ && in_.reach <= std::numeric_limits<T>::max()) {

@@ -90,6 +90,7 @@ std::tuple<at::Tensor, at::Tensor> pair_gradient_of(const at::Tensor& teacher_in
   const int64_t ends = pairs.begin.empty() ? 0 : pairs.begin[count];
   at::parallel_for(0, count, 16, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
+      // A student's row: the pairs that it is the target of, in their order.
       if (want_student) {
         T* gradient = into_student + row * depth;
         std::fill(gradient, gradient + depth, T(0));
@@ -102,6 +103,8 @@ std::tuple<at::Tensor, at::Tensor> pair_gradient_of(const at::Tensor& teacher_in
           DEEPCLUST_SELECT(project_gradient<T>)(gradient, student.value + row * depth, student.scale[row], depth);
         }
       }
+      // A teacher's row: the pairs of its own anchor and, if teacher distances have slopes, those that it is the target
+      // of.
       if (want_teacher) {
         T* gradient = into_teacher + row * depth;
         std::fill(gradient, gradient + depth, T(0));

@@ -110,11 +110,13 @@ __global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs
   using Gemm = typename Search::Gemm;
   DEEPCLUST_DYNAMIC_SHARED(shared);
   const int64_t first_row = in.first_row + int64_t{blockIdx.x} * Gemm::kRows;
+  // Step 1: the largest squared norms, on which bounds of rounding depend; not finite if an input is not.
   T squares[2];
   for (int which = 0; which < 2; ++which) {
     squares[which] = largest_of<kWarps>(in.largest_squares + which * in.prepare_blocks, in.prepare_blocks);
   }
   const bool finite = squares[0] <= Limits<T>::kMax && squares[1] <= Limits<T>::kMax;
+  // Step 2: lists of the columns of this split that can win.
   if (finite) {
     Search search(in, first_row, sqrt(squares[0]), sqrt(squares[1]));
     const int tiles = static_cast<int>(divide_up(in.count, Gemm::kColumns));
@@ -124,8 +126,9 @@ __global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs
               static_cast<int>(int64_t{tiles} * (blockIdx.y + 1) / in.splits), shared, search);
     search.write_results(blockIdx.y);
   }
+  // Step 3: whichever block is last of a row block decides its pairs, by the lists or, if these were too short, by all
+  // columns.
   if (!is_last_block(in.tickets + blockIdx.x, in.splits)) return;
-
   double sums[kHsdSums] = {};
   for (int slot = 0; slot < Search::kSlots; ++slot) {
     const int64_t i = first_row + Gemm::row_of(slot);
@@ -142,6 +145,7 @@ __global__ void __launch_bounds__(32 * kWarps, kMinBlocks<P, kWarps>) mine_pairs
     }
     if (present && quad_lane() == 0) write_row(in, i, finite, pairs, sums);
   }
+  // Step 4, of the loss: sums of the row block, which the very last block adds up.
   if (in.out.loss.slope == nullptr) return;
   sum_over_block<kWarps>(sums);
   if (threadIdx.x == 0) {

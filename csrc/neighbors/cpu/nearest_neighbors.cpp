@@ -151,6 +151,8 @@ std::tuple<at::Tensor, at::Tensor> find_neighbors(const at::Tensor& query, const
                   valid ? valid->const_data_ptr<bool>() : nullptr};
   const int64_t* excluded = exclude ? exclude->const_data_ptr<int64_t>() : nullptr;
 
+  // Step 1: how the work is cut. Usually each task has a block of queries and the whole bank. If there are fewer blocks
+  // than threads, a block's bank is cut into slices too, which threads search at the same time.
   const int64_t threads = at::get_num_threads();
   int64_t blocks = divide_up(count, DEEPCLUST_SELECT(query_block_rows<T>)(depth));
   const bool share_bank = blocks < threads;
@@ -170,6 +172,7 @@ std::tuple<at::Tensor, at::Tensor> find_neighbors(const at::Tensor& query, const
   std::atomic<bool> finite{true};
   for (int64_t first = 0; first < count; first += group_rows) {
     const int64_t rows = std::min(group_rows, count - first);
+    // Step 2: each query gets a list of its nearest rows in each slice.
     std::vector<NeighborLists<T>> lists;
     for (int64_t slice = 0; slice < slices; ++slice) {
       const NeighborLists<T> all{places_of_cosines, places_of_indices, found.data(), nullptr, k, capacity};
@@ -189,6 +192,7 @@ std::tuple<at::Tensor, at::Tensor> find_neighbors(const at::Tensor& query, const
       }
     });
     if (!finite) break;
+    // Step 3: the lists of a query's slices become one, in order.
     at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
       std::vector<Neighbor<T>> merged;
       for (int64_t row = begin; row < end; ++row) {
@@ -196,7 +200,7 @@ std::tuple<at::Tensor, at::Tensor> find_neighbors(const at::Tensor& query, const
       }
     });
   }
-  if (!finite) {
+  if (!finite) {  // NaN or infinity anywhere makes everything NaN
     cosines.fill_(std::numeric_limits<double>::quiet_NaN());
     indices.fill_(-1);
   }

@@ -142,6 +142,7 @@ __global__ void __launch_bounds__(kResultThreads) neighbors_result_kernel(const 
     }
     return;
   }
+  // Step 1: the candidates that may be among the nearest, by their scores and a margin for rounding.
   const BlockCandidates<T> candidates{in.lists + i * in.splits * in.capacity, in.counts + i * in.splits, in.splits,
                                       in.capacity};
   const Cut<T> cut = find_compared(candidates, in.neighbors, in.highest_score(norm), in.margin(norm));
@@ -151,6 +152,7 @@ __global__ void __launch_bounds__(kResultThreads) neighbors_result_kernel(const 
     if (cut.keeps(candidate)) column[atomicAdd(&filled[0], 1u)] = static_cast<int>(candidate.column);
   });
   __syncthreads();
+  // Step 2: their exact cosines, padded to a power of two, by four threads each.
   const int count = static_cast<int>(filled[0]);
   int padded = 1;
   while (padded < count) padded *= 2;
@@ -165,6 +167,7 @@ __global__ void __launch_bounds__(kResultThreads) neighbors_result_kernel(const 
     if (n >= count) column[n] = kLastColumn;
   }
   __syncthreads();
+  // Step 3: in order, of which the first are the result.
   sort_neighbors(cosine, column, padded);
   for (int n = threadIdx.x; n < in.neighbors; n += kResultThreads) {
     cosines[n] = narrow<Row>(n < count ? cosine[n] : -Limits<T>::kInfinity);

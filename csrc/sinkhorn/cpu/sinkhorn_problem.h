@@ -29,9 +29,9 @@ constexpr double kLargestLogit = 0x1p20;
 // Where masks lie, in units of kLargestLogit below 0. The largest element of a row that counts is not far below -1 of
 // them, and what columns are shifted by does not make up for the other 7.
 constexpr int kMaskedLogits = 8;
-// By how much a row is below all columns' largest to be lifted. It counts nothing at first, since no type has an
-// exponential that small: exp(-104) is 0 in float32 and exp(-746) in double. What is lifted loses the digits that a
-// number of this size has not.
+// A row is lifted if it is this far below the largest of every column. Such a row counts nothing at first, because its
+// exponentials are 0: exp(-104) is 0 in float32, exp(-746) in double. The distance is no larger than it must be,
+// because the numbers of a lifted row are about this large, which leaves fewer digits for their differences.
 template <typename T>
 constexpr double kLiftedLogit = sizeof(T) == 4 ? 128 : 1024;
 

@@ -126,6 +126,8 @@ __device__ void merge_columns(const SinkhornForwardArguments<Element>& in, int64
   using T = Widened<Element>;
   const int64_t k = tile * kTileColumns + lane_index();
   const bool present = k < in.clusters;
+  // Step 1: the slices' logarithmic sums of column k become one: the largest shift, the largest offset from it, and the
+  // sum of what is left.
   T largest = kNoLargest<T>;
   for (int64_t slice = warp_index(); slice < in.slices && present; slice += kWarps) {
     largest = larger(largest, in.partial[slice * in.clusters + k].largest);
@@ -150,10 +152,12 @@ __device__ void merge_columns(const SinkhornForwardArguments<Element>& in, int64
   if (present) {
     const double log_sum = in.invalid[0] != 0 ? Limits<double>::kNan : static_cast<double>(offset) + log(sum);
     const double share = in.shares[kClusters][k];
+    // Step 2: how far the column was from its share under the v before.
     if (iteration > 0) {
       const Logarithm<T> before = in.log_v_of(iteration - 1)[k];
       error = fabs(exp(in.logits_of(static_cast<double>(before.coarse) + largest) + before.fine + log_sum) - share);
     }
+    // Step 3: the new log v, log(share) less the logarithmic sum, in a coarse and a fine part.
     const double rest = log(share) - log_sum;
     const T coarse = in.coarse_part(static_cast<T>(rest), largest);
     in.log_v_of(iteration)[k] =

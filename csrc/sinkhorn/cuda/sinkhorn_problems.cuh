@@ -124,8 +124,8 @@ struct Problems {
   __device__ __forceinline__ T near_exponent(T score, T first, T second, T fine) const {
     return in_logits(score + (first + second), fine);
   }
-  // The same of any coarse parts. The two largest of the three numbers go first: if all cancel, these do without
-  // rounding.
+  // The same for any coarse parts. The two largest of the three numbers are added first: if all three cancel, that sum
+  // has no rounding.
   __device__ __forceinline__ T far_exponent(T score, T first, T second, T fine) const {
     const bool is_first = fabs(first) > fabs(second);
     const T most = is_first ? first : second, least = is_first ? second : first;

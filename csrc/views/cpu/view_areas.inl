@@ -185,6 +185,7 @@ inline void move_pixels(const ViewRecipe& recipe, const float* matrix /* (2, 3) 
     find_sources(across_x, down_x, matrix[2], width, width, from_x);
     find_sources(across_y, down_y, matrix[5], height, width, from_y);
     float* to = memory.spare + y * width;
+    // Each pixel of the line is the nearest one of its source.
     if (is_nearest) {
       constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer, of two the even one
       for (int64_t x = 0; x < width; ++x) {
@@ -196,6 +197,7 @@ inline void move_pixels(const ViewRecipe& recipe, const float* matrix /* (2, 3) 
       }
       continue;
     }
+    // Or it is a mean of the four around it, by how near they are.
     for (int64_t x = 0; x < width; ++x) {
       const float left = std::floor(from_x[x]), top = std::floor(from_y[x]);
       const int64_t column = static_cast<int64_t>(left), row = static_cast<int64_t>(top);

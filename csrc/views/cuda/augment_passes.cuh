@@ -161,6 +161,7 @@ __device__ inline void plan_pass(const AugmentArguments& arguments, int64_t inde
   const float* strengths = in.strengths + index * in.num_steps;
   Pass& pass = *scratch.pass;
   const bool measured = !first && pass.measure != Measure::kNothing;
+  // Step 1: where the pass takes its pixels from, and where it puts them. Only moves and blurs need another place.
   if (first) {
     const int64_t view = in.channels * in.height * in.width;
     pass = {};
@@ -187,6 +188,8 @@ __device__ inline void plan_pass(const AugmentArguments& arguments, int64_t inde
   if (pass.gather == Gather::kMoveBilinear || pass.gather == Gather::kMoveNearest) {
     *scratch.move = move_of(in, index, pass);
   }
+  // Step 2: the steps on single pixels that it makes. One that needs a measurement begins a pass or waits for the next
+  // one.
   pass.measure = Measure::kNothing;
   pass.num_steps = pass.last = 0;
   if ((pass.gather == Gather::kImage && in.matrices != nullptr) || pass.gather == Gather::kBlurColumns) return;

@@ -167,6 +167,7 @@ __device__ void run_pass(const AugmentArguments& arguments, const Scratch& scrat
   double sum[1] = {};
   const int64_t channels = kChannels == 3 ? 3 : in.channels;
   for (int64_t channel = 0; channel < channels; channel += kChannels) {
+    // Step 1: counts of levels begin at 0.
     if (measure == Measure::kLevels) {
       for (int i = threadIdx.x; i < kChannels * kLevels; i += kViewThreads) scratch.counts[i] = 0;
       __syncthreads();
@@ -177,6 +178,7 @@ __device__ void run_pass(const AugmentArguments& arguments, const Scratch& scrat
       low[c] = Limits<float>::kInfinity;
       high[c] = -Limits<float>::kInfinity;
     }
+    // Step 2: every pixel is gathered, changed by the steps of this pass, measured for the next one, and written.
     for (int y = threadIdx.x / 32; y < height; y += kViewWarps) {
       for (int x = threadIdx.x % 32; x < width; x += 32) {
         float v[kChannels] = {};
@@ -197,6 +199,7 @@ __device__ void run_pass(const AugmentArguments& arguments, const Scratch& scrat
     }
     sum[0] += gray;
     __syncthreads();
+    // Step 3: what the threads measured becomes a range or a table of levels for each channel; below, a mean for all.
     if (measure == Measure::kRange) {
       find_range(low, high, scratch.measured.low + channel, scratch.measured.high + channel);
     } else if (measure == Measure::kLevels) {
