@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     overrides = dict(args.set) | given(args, "batch_size", "sync_batch_norm")
     check_settings(overrides)
     start = open_run(folder, device=device(args), weights=args.weights)
-    recipe = changed(boost_recipe(start.recipe), overrides)
+    recipe = changed(boost_recipe(start.recipe), overrides, "set")
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs)
     source = start.source if args.labels is None else replace(start.source, labels=args.labels)

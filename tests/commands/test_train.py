@@ -138,6 +138,42 @@ def test_what_images_lack_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert recipes.load(tmp_path / "run" / "recipe.yaml").optimizer.lr == 2e-3  # type: ignore[union-attr]
 
 
+def test_images_that_are_resized_are_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", size=14)
+    out = tmp_path / "run"
+    assert main(["train", str(images), "--recipe", str(write_recipe(tmp_path)), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "images resized to 12 x 12, as the views need them\n" in said
+    assert said.count("60 images, kept in memory") == 1
+
+
+@pytest.mark.parametrize("options", [["--clusters", "1"], ["--recipe", "small.yaml"]])
+@pytest.mark.parametrize("kind", ["folder", "list", "file"])
+def test_one_image_is_too_few_and_what_was_skipped_is_said(
+    options: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images", count=1), write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in ("bars", "rings"):
+        (tmp_path / "images" / name / "00.png").write_bytes(b"no image")
+    names = [f"images/{name}/00.png\n" for name in ("bars", "blobs", "rings")]
+    (tmp_path / "list.txt").write_text("".join(names))
+    data = {"folder": "images", "list": "list.txt", "file": "images/blobs/00.png"}[kind]
+    first = {"folder": "bars/00.png", "list": "images/bars/00.png", "file": ""}[kind]
+    skipped = f"; skipped 2 files, first {first}: no image of a kind that Pillow reads" if first else ""
+    assert main(["train", data, *options]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"deepclust-ext: DATA: expected at least 2 images, got 1{skipped}"
+
+
+def test_more_clusters_than_images_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", count=1)
+    (images / "bars" / "00.png").write_bytes(b"no image")
+    assert main(["train", str(images), "--clusters", "3", "--out", str(tmp_path / "run")]) == 1
+    expected = "--clusters: expected 1 to 2, the number of images, got 3; skipped 1 file, first bars/00.png: no image"
+    assert expected in capsys.readouterr().err
+
+
 def test_more_epochs_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = make_run(tmp_path)
     whole = make_run(tmp_path / "whole", "--epochs", "3")
@@ -299,7 +335,9 @@ def test_wrong_uses_are_one_line(
         (["--recipe", "small.yaml", "--set", "backbone.stem=cifar"], "backbone.stem: expected none for"),
         (["--clusters", "3", "--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
         (["--clusters", "3", "--method", "kmeans"], "--method: expected one of"),
-        (["--clusters", "3", "--set", "model.width=3"], "hadis-scans.yaml.model: expected one of"),
+        (["--clusters", "3", "--set", "model.width=3"], "deepclust-ext: --set model: expected one of"),
+        (["--clusters", "3", "--set", "batchsize=3"], "deepclust-ext: --set: expected one of method, data, "),
+        (["--clusters", "3", "--set", "optimizer.lr=x"], "deepclust-ext: --set optimizer.lr: expected a finite number"),
         (["--clusters", "3", "--set", "test_view.size=0"], "size: expected at least 1"),
         (["--clusters", "3", "--labels", "nothing.csv"], "--labels: expected 'folders', whole numbers or a CSV file"),
         (["--recipe", "small.yaml", "--out", "small.yaml"], "--out: expected a folder, got the file small.yaml"),
@@ -362,6 +400,30 @@ def test_a_run_goes_on_with_as_many_images(run: Path, tmp_path: Path, capsys: py
     assert main(["train", images, "--resume", "--out", str(run)]) == 1
     message = f"DATA: expected 60 images, with which the run in {run} began, got 57; others need a run of their own"
     assert capsys.readouterr().err.splitlines()[-1] == f"deepclust-ext: {message}"
+
+
+def test_a_run_goes_on_with_the_same_images_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = str(write_images(tmp_path / "images", seed=1))
+    assert main(["train", images, "--resume", "--out", str(run)]) == 1
+    message = (
+        f"DATA: expected the same values as in {run / 'checkpoint.pt'}, got others; a run goes on only with the data "
+        "that it began with: bring those back, or train anew, which overwrite does in the same folder"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == f"deepclust-ext: {message}"
+
+
+def test_a_run_of_another_version_proposes_no_python(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deepclust_ext.training.checkpoint.__version__", "9.9")
+    assert main(["train", "--resume", "--out", str(run)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("deepclust-ext: versions.deepclust_ext: expected '")
+    cure = "go on with the version that wrote it, or train anew, which overwrite does in the same folder"
+    assert said.endswith(f"got '9.9'; {cure}")
+    assert main(["evaluate", str(run)]) == 0  # the clusters are there all the same
 
 
 def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
