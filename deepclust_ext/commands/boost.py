@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs)
     source = start.source if args.labels is None else replace(start.source, labels=args.labels)
-    images = start.images(labels=args.labels, cache_folder=out)
+    images = start.images(labels=args.labels, say_notes=False, cache_folder=out)  # the new run's log says them
     options = Options(
         seed=start.record["config"]["seed"] if args.seed is None else args.seed,
         device=device(args),

@@ -128,7 +128,8 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
     if path.suffix == ".npz":
         return array_classes(dict(read_npz(path, [str(labels)]))[str(labels)], len(store.names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
-        raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {in_words(labels)}")
+        kinds = "'folders', 'own' of an .npz file, or a CSV file of path and label"
+        raise ValueError(f"labels: expected {kinds}, got {in_words(labels)}")
     return read_classes(Path(labels), store, path.parent if path.suffix == ".txt" else None)
 
 

@@ -48,10 +48,8 @@ def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe
     path = Path(check_type(name, "name", str | os.PathLike, "the name of a recipe or a path"))
     if path.suffix != ".yaml":
         if str(name) not in names():
-            known = ", ".join(names())
-            raise ValueError(
-                f"recipe: expected one of {known}, or a file .yaml, got {str(name)!r}{nearest(name, names())}"
-            )
+            known, got = ", ".join(names()), f"{str(name)!r}{nearest(name, names())}"
+            raise ValueError(f"recipe: expected one of {known}, or a file that ends in .yaml, got {got}")
         path = FOLDER / f"{name}.yaml"
     return _checked(_read(path), overrides or {}, path.stem, path.name)
 

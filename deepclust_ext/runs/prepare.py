@@ -234,7 +234,9 @@ def _default(source: Source, images: Any, wishes: Wishes) -> tuple[Recipe, list[
     _check_count(images, wishes.num_clusters)
     method = None if wishes.method is None else method_named(wishes.method)
     choose = features_recipe if isinstance(images, Features) else default_recipe
-    recipe, reasons = choose(images, wishes.num_clusters, method=method)
+    recipe, [*reasons, batch, epochs] = choose(images, wishes.num_clusters, method=method)
+    reasons += [batch] if "batch_size" not in wishes.overrides else []
+    reasons += [epochs] if wishes.epochs is None else []
     # In no file that the user knows: what is wrong can only be set.
     return recipes.changed(recipe, {"data.dataset": source.name, **wishes.overrides}, "set"), reasons
 

@@ -182,7 +182,7 @@ WRONG = [
         "--labels: expected 'folders', 'own' or a CSV file with the columns path and label, got none",
     ),
     (["evaluate", "RUN", "new", "--labels", "own"], "--labels: expected 'folders' or a CSV file, since"),
-    (["evaluate", "RUN", "new", "--labels", "x"], "--labels: expected 'folders', whole numbers or a CSV file"),
+    (["evaluate", "RUN", "new", "--labels", "x"], "--labels: expected 'folders', 'own' of an .npz file, or a CSV file"),
     (["evaluate", "RUN", "new", "--labels", "there.csv"], "expected the columns path and label"),
 ]
 

@@ -39,6 +39,9 @@ def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "60 of     12 x 12 pixels, 1 band, uint8" in printed
     assert "3 classes of 20 to 22 images" in printed
     assert "such as notes.txt: no image by its name" in printed
+    assert "60 gray images among colored ones" in printed
+    assert printed.count("62 images") == 1
+    assert printed.count("notes.txt") == 1
 
 
 def test_what_an_array_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

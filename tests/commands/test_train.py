@@ -147,6 +147,40 @@ def test_images_that_are_resized_are_kept_once(tmp_path: Path, capsys: pytest.Ca
     assert said.count("60 images, kept in memory") == 1
 
 
+def test_what_was_asked_for_is_said_instead_of_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, out = str(write_images(tmp_path / "images")), str(tmp_path / "run")
+    assert main(["train", images, "--clusters", "3", "--epochs", "1", "--batch-size", "20", "--out", out]) == 0
+    said = capsys.readouterr().err
+    assert "\nbatch_size: 20, as asked for\n1 epoch, as asked for\n1 epoch, 3 steps of " in said
+    assert "batches of" not in said
+    assert "400 epochs" not in said
+
+
+def test_a_resumed_run_says_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*arguments: Any) -> None:
+        raise RuntimeError("killed")
+
+    write_images(tmp_path / "images"), write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("deepclust_ext.training.trainer.RunFolder.write_history", killed)
+        assert main(["train", "images", "--recipe", "small.yaml", "--epochs", "3", "--out", "run"]) == 1
+    saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")["history"]
+    assert len(saved) == 0
+    assert main(["train", "--resume", "--out", "run"]) == 0
+    assert "3 epochs, 21 steps of " in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", "run", "--epochs", "5"]) == 0
+    assert "5 epochs, 2 left, 14 steps of " in capsys.readouterr().err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"seconds": {}}))  # as after a kill
+    assert main(["train", "--resume", "--out", "run"]) == 0
+    assert "steps of" not in capsys.readouterr().err
+    seconds = json.loads((tmp_path / "run" / "run.json").read_text())["seconds"]
+    assert seconds["total"] > seconds["training"] > 0
+
+
 @pytest.mark.parametrize("options", [["--clusters", "1"], ["--recipe", "small.yaml"]])
 @pytest.mark.parametrize("kind", ["folder", "list", "file"])
 def test_one_image_is_too_few_and_what_was_skipped_is_said(
@@ -339,7 +373,10 @@ def test_wrong_uses_are_one_line(
         (["--clusters", "3", "--set", "batchsize=3"], "deepclust-ext: --set: expected one of method, data, "),
         (["--clusters", "3", "--set", "optimizer.lr=x"], "deepclust-ext: --set optimizer.lr: expected a finite number"),
         (["--clusters", "3", "--set", "test_view.size=0"], "size: expected at least 1"),
-        (["--clusters", "3", "--labels", "nothing.csv"], "--labels: expected 'folders', whole numbers or a CSV file"),
+        (
+            ["--clusters", "3", "--labels", "nothing.csv"],
+            "--labels: expected 'folders', 'own' of an .npz file, or a CSV file",
+        ),
         (["--recipe", "small.yaml", "--out", "small.yaml"], "--out: expected a folder, got the file small.yaml"),
         (["--recipe", "small.yaml", "--device", "warp"], "--device: expected one that torch can use here"),
     ],

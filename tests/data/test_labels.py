@@ -97,7 +97,10 @@ class TestLabels:
             ([0, 1], "one class for each of 3 images, got shape"),
             (np.zeros((3, 14), int), r"got shape \(3, 14\)"),
             ([0.0, 1.0, 2.0], "expected whole numbers, got float64"),
-            ("classes", "expected 'folders', whole numbers or a CSV file, got 'classes'"),
+            (
+                "classes",
+                "expected 'folders', 'own' of an .npz file, or a CSV file of path and label, got 'classes'",
+            ),
         ],
     )
     def test_other_labels(self, labels: Any, error: str) -> None:

@@ -305,7 +305,12 @@ def test_a_missing_package_is_named_before_any_work(format: str, name: str, monk
         ("network.pt2", "pickle", ValueError, "format: expected one of onnx, safetensors, torch, got 'pickle'"),
         ("network.pt", "torch", ValueError, "out: expected a name that ends in .pt2 for torch, got .*network.pt"),
         ("folder.onnx", "onnx", ValueError, "out: expected a file, got the folder .*folder.onnx"),
-        ("there.onnx", "onnx", FileExistsError, "out: expected a new file, got .*there.onnx, which exists; --overwrite"),
+        (
+            "there.onnx",
+            "onnx",
+            FileExistsError,
+            "out: expected a new file, got .*there.onnx, which exists; --overwrite",
+        ),
     ],
 )
 def test_a_wrong_target_is_named(name: str, format: str, error: type[Exception], message: str, tmp_path: Path) -> None:
