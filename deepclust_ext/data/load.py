@@ -69,8 +69,10 @@ def load_images(
         skipped += others
     store = stores[0] if len(stores) == 1 else Joined(stores, _titles(sources))
     if not store.names:
-        first = f", first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise ImageError(f"{sources[0]}: expected images, got none; skipped {counted(len(skipped), 'file')}{first}")
+        left_out = (
+            f"; skipped {counted(len(skipped), 'file')}, first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        )
+        raise ImageError(f"{sources[0]}: expected images, got none{left_out}")
     paths = map(store.path, range(len(store.names)))
     places = [os.path.normpath(path.absolute()) for path in paths if path]
     for called in (store.names, places):

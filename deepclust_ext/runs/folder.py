@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,7 +181,8 @@ def open_run(
     try:
         method.load_state_dict(state["method"])
     except RuntimeError as error:
-        raise ValueError(f"{path}: expected weights of the network in {RECIPE_NAME}, got others: {error}") from error
+        found = textwrap.shorten(str(error), 300, placeholder=" ...")  # it names all weights
+        raise ValueError(f"{path}: expected weights of the network in {RECIPE_NAME}, got others: {found}") from error
     method.to(device)
     centers = None if isinstance(method, ClusterHeadMethod) else _centers(path, method, recipe, record)
     return Run(path, recipe, Trained(method, make_test_view(recipe), centers), state["history"], record)

@@ -88,7 +88,14 @@ class TestLabels:
         with pytest.raises(ImageError, match=r"a\.png"):
             load_images(tmp_path / "data", labels=table, on_error="raise")
         table.write_text("path,label\nc.png,cat\n")
-        with pytest.raises(ValueError, match=r"expected a label for every image, got none for 2, such as b\.png"):
+        with pytest.raises(ValueError, match=r"expected a label for every image, got none for 2, such as b\.png$"):
+            load_images(tmp_path / "data", labels=table)
+
+    def test_paths_that_begin_at_another_folder(self, tmp_path: Path) -> None:
+        save(tmp_path / "data" / "a.png")
+        table = tmp_path / "labels.csv"
+        table.write_text("path,label\ndata/a.png,dog\n")
+        with pytest.raises(ValueError, match=r"got none for 1, such as a\.png; its first path is data/a\.png$"):
             load_images(tmp_path / "data", labels=table)
 
     @pytest.mark.parametrize(
