@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import pkgutil
+import re
 import signal
 import sys
 import threading
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import shtab
 
@@ -27,7 +28,7 @@ _OPTIONS = {
     "run": ("run_folder", "out"),
     "recipe": ("name",),
     "backbone.name": ("backbone",),
-    **dict.fromkeys(("images", "features", "sources", "name"), ("data",)),
+    **dict.fromkeys(("images", "features", "sources", "name", "data.images"), ("data",)),
 }
 #: What a recipe says too, so that only an option that was given is to be named.
 _SETTINGS = ("backbone", "backbone.name", "batch_size", "epochs", "mean", "num_clusters", "std")
@@ -38,6 +39,10 @@ _FAILURES = (FloatingPointError, ImportError, KeyError, MemoryError, OSError, Ru
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, where argparse prints all options first."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # values too, such as -1:3 and -0.5,0.5,0.5
 
     def error(self, message: str) -> NoReturn:
         """Exit with the status 2."""
@@ -152,6 +157,8 @@ def _as_given(message: str, parser: argparse.ArgumentParser, given: Sequence[str
     name, colon, rest = message.partition(":")
     if name in given:  # a folder of that name
         return message
+    if name.startswith("set."):
+        return f"--set {message.removeprefix('set.')}"
     options = {action.dest: (*action.option_strings, action.metavar)[0] for action in parser._actions}
     option = next((options[each] for each in (name, *_OPTIONS.get(name, ())) if each in options), name)
     is_given = any(word.partition("=")[0] == option for word in given)

@@ -53,11 +53,11 @@ def run(args: argparse.Namespace) -> int:
     overrides = dict(args.set) | given(args, "batch_size", "sync_batch_norm")
     check_settings(overrides)
     start = open_run(folder, device=device(args), weights=args.weights)
-    recipe = changed(boost_recipe(start.recipe), overrides)
+    recipe = changed(boost_recipe(start.recipe), overrides, "set")
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs)
     source = start.source if args.labels is None else replace(start.source, labels=args.labels)
-    images = start.images(labels=args.labels, cache_folder=out)
+    images = start.images(labels=args.labels, say_notes=False, cache_folder=out)  # the new run's log says them
     options = Options(
         seed=start.record["config"]["seed"] if args.seed is None else args.seed,
         device=device(args),

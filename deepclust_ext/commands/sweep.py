@@ -21,10 +21,10 @@ from deepclust_ext.commands._output import add_json, refuse_to_replace
 def clusters(text: str) -> range:
     """Read FIRST:LAST or FIRST:LAST:STEP; LAST is part of it."""
     numbers = text.split(":")
-    if not all(number.isdecimal() for number in numbers) or not 2 <= len(numbers) <= 3:
+    if not all(number.removeprefix("-").isdecimal() for number in numbers) or not 2 <= len(numbers) <= 3:
         raise argparse.ArgumentTypeError(f"expected FIRST:LAST or FIRST:LAST:STEP, such as 5:50, got {text!r}")
     first, last, step = map(int, [*numbers, "1"][:3])
-    if not 1 <= first <= last or not step:
+    if not 1 <= first <= last or step < 1:
         raise argparse.ArgumentTypeError(f"expected 1 <= FIRST <= LAST and a STEP of at least 1, got {text!r}")
     return range(first, last + 1, step)
 

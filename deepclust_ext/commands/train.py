@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
     parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
     parser.add_argument("--root", help="folder of a data set of the papers; DATA is then its name")
-    parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="how values are scaled")
+    parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="of values (default: type)")
     parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
     parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
     add_backbone(parser)

@@ -314,7 +314,8 @@ def _classes(labels: Any, parts: Sequence[Rows]) -> Sequence[str] | None:
         return array_classes(map_array(path), count, "row")
     if path.suffix != ".csv" or not path.is_file():
         raise ValueError(
-            f"labels: expected 'own', whole numbers, a .npy or a CSV file for features, got {in_words(path)}"
+            "labels: expected 'own', a .npy file of whole numbers, or a CSV file of path and label for features, "
+            f"got {in_words(path)}"
         )
     return read_named(path, row_names(parts))
 

@@ -62,7 +62,11 @@ def read_classes(path: Path, store: Store, folder: Path | None = None) -> list[s
         classes = {(folder / name).as_posix(): label for name, label in classes.items()} | classes
     missing = [place for place, name in enumerate(store.names) if name not in classes]
     if image := next((store.names[place] for place in missing if _can_read(store, place)), None):
-        raise ValueError(f"{path}: expected a label for every image, got none for {len(missing)}, such as {image}")
+        of_others = bool(classes) and len(missing) == len(store.names)  # as where paths begin at another folder
+        cure = f"; its first path is {next(iter(classes))}" if of_others else ""
+        raise ValueError(
+            f"{path}: expected a label for every image, got none for {len(missing)}, such as {image}{cure}"
+        )
     return [classes.get(name, "") for name in store.names]
 
 

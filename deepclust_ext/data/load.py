@@ -69,8 +69,10 @@ def load_images(
         skipped += others
     store = stores[0] if len(stores) == 1 else Joined(stores, _titles(sources))
     if not store.names:
-        first = f", first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-        raise ImageError(f"{sources[0]}: expected images, got none; skipped {counted(len(skipped), 'file')}{first}")
+        left_out = (
+            f"; skipped {counted(len(skipped), 'file')}, first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+        )
+        raise ImageError(f"{sources[0]}: expected images, got none{left_out}")
     paths = map(store.path, range(len(store.names)))
     places = [os.path.normpath(path.absolute()) for path in paths if path]
     for called in (store.names, places):
@@ -128,7 +130,8 @@ def _classes(labels: Any, store: Store, sources: Sequence[Source]) -> Sequence[s
     if path.suffix == ".npz":
         return array_classes(dict(read_npz(path, [str(labels)]))[str(labels)], len(store.names))
     if Path(labels).suffix != ".csv" or not Path(labels).is_file():
-        raise ValueError(f"labels: expected 'folders', whole numbers or a CSV file, got {in_words(labels)}")
+        kinds = "'folders', 'own' of an .npz file, or a CSV file of path and label"
+        raise ValueError(f"labels: expected {kinds}, got {in_words(labels)}")
     return read_classes(Path(labels), store, path.parent if path.suffix == ".txt" else None)
 
 

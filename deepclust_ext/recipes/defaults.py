@@ -49,7 +49,7 @@ def default_recipe(
         device: Where to train; None for a GPU if there is one.
 
     Returns:
-        The complete recipe, and the reasons.
+        The complete recipe, and the reasons; the last two are for batch and epochs.
 
     Raises:
         TypeError: If an argument is of the wrong type.

@@ -31,6 +31,8 @@ STARTS = ((1e10, 10), (1e11, 3), (math.inf, 1))
 def features_recipe(features: Features, num_clusters: int, *, method: str | None = None) -> tuple[Recipe, list[str]]:
     """Return a recipe chosen by the number of rows and clusters, and the reasons, a line for each choice.
 
+    The last two lines are for batch and epochs.
+
     Args:
         features: The features to cluster; values and labels are not read.
         num_clusters: K.
@@ -77,7 +79,7 @@ def features_recipe(features: Features, num_clusters: int, *, method: str | None
     reasons = [f"{count:,} rows of {counted(columns, 'feature')}, {features.kind}"]
     if num_views > 1:
         reasons.append(f"{neighbors} neighbors of each row, found {searched}")
-    return recipe, [*reasons, f"{epochs} epochs in batches of {batch_size}"]
+    return recipe, [*reasons, f"batches of {batch_size}", f"{epochs} epochs"]
 
 
 def _model(method: str, steps: int, batch_size: int) -> dict[str, Any]:

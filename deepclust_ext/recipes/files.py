@@ -48,37 +48,41 @@ def load(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe
     path = Path(check_type(name, "name", str | os.PathLike, "the name of a recipe or a path"))
     if path.suffix != ".yaml":
         if str(name) not in names():
-            known = ", ".join(names())
-            raise ValueError(
-                f"recipe: expected one of {known}, or a file .yaml, got {str(name)!r}{nearest(name, names())}"
-            )
+            known, got = ", ".join(names()), f"{str(name)!r}{nearest(name, names())}"
+            raise ValueError(f"recipe: expected one of {known}, or a file that ends in .yaml, got {got}")
         path = FOLDER / f"{name}.yaml"
-    return _checked(_read(path), overrides or {}, path)
+    return _checked(_read(path), overrides or {}, path.stem, path.name)
 
 
-def changed(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+def changed(recipe: Recipe, overrides: Mapping[str, Any], where: str | None = None) -> Recipe:
     """Return a recipe with new values by dotted keys.
+
+    Args:
+        recipe: The recipe.
+        overrides: The new values.
+        where: What messages call the recipe; None for the name of its file.
 
     Raises:
         ValueError: As :func:`load`.
     """
     values = _plain(asdict(recipe))
-    return _checked(values, overrides, Path(f"{values.pop('name')}.yaml"))
+    name = values.pop("name")
+    return _checked(values, overrides, name, where or f"{name}.yaml")
 
 
-def _checked(values: Any, overrides: Mapping[str, Any], path: Path) -> Recipe:
-    """Return the recipe of values that a file holds, and of new ones by dotted keys."""
+def _checked(values: Any, overrides: Mapping[str, Any], name: str, where: str) -> Recipe:
+    """Return the recipe of a name with values that a file holds, and new ones by dotted keys."""
     keys = [key for key in inspect.signature(Recipe).parameters if key != "name"]
-    check_keys(values, keys, path.name)
+    check_keys(values, keys, where)
     for key, value in overrides.items():
-        _override(values, key, value, path.name)
-    check_keys(values, keys, path.name)
-    recipe = replace(build(Recipe, values, path.name), name=path.stem)
+        _override(values, key, value, where)
+    check_keys(values, keys, where)
+    recipe = replace(build(Recipe, values, where), name=name)
     for place, view in enumerate(recipe.views):
-        _check_view(view, f"{path.name}.views.{place}")
+        _check_view(view, f"{where}.views.{place}")
     if recipe.test_view is not None:
-        _check_view(recipe.test_view, f"{path.name}.test_view")
-    return replace(recipe, model=_checked_model(recipe, path.name))
+        _check_view(recipe.test_view, f"{where}.test_view")
+    return replace(recipe, model=_checked_model(recipe, where))
 
 
 def dump(recipe: Recipe) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,12 +91,15 @@ class Run:
         """The frozen network that has embedded the run's images, or None."""
         return None if self.record.get("source") is None else self.source.network
 
-    def images(self, *data: str | os.PathLike[str], labels: str | None = None, **settings: Any) -> Dataset[Any]:
+    def images(
+        self, *data: str | os.PathLike[str], labels: str | None = None, say_notes: bool = True, **settings: Any
+    ) -> Dataset[Any]:
         """Return the run's own images, or others that are read in the same way.
 
         Args:
             *data: Folders and files; none for the run's own images.
             labels: See :class:`Source`; None for the run's own labels if these are its images.
+            say_notes: Whether to print what was chosen or found while reading.
             **settings: Other arguments of :class:`deepclust_ext.data.Images`.
 
         Raises:
@@ -125,7 +129,7 @@ class Run:
             settings.setdefault("cache_folder", self.path)
         settings["device"] = device_of(self.trained.method)
         images = source.open(**settings) if data else own_images(self.path, source, **settings)
-        for note in getattr(images, "notes", ())[1:]:  # the first is said on opening
+        for note in getattr(images, "notes", ())[1:] if say_notes else ():  # the first is said on opening
             print(f"deepclust-ext: {note}", file=sys.stderr)
         count = len(images)  # type: ignore[arg-type]
         if not data and count != self.record.get("images", count):
@@ -177,7 +181,8 @@ def open_run(
     try:
         method.load_state_dict(state["method"])
     except RuntimeError as error:
-        raise ValueError(f"{path}: expected weights of the network in {RECIPE_NAME}, got others: {error}") from error
+        found = textwrap.shorten(str(error), 300, placeholder=" ...")  # it names all weights
+        raise ValueError(f"{path}: expected weights of the network in {RECIPE_NAME}, got others: {found}") from error
     method.to(device)
     centers = None if isinstance(method, ClusterHeadMethod) else _centers(path, method, recipe, record)
     return Run(path, recipe, Trained(method, make_test_view(recipe), centers), state["history"], record)

@@ -60,7 +60,9 @@ def format_description(found: Mapping[str, Any]) -> str:
         sizes = found["classes"].values()
         largest = counted(max(sizes), "row" if "features" in found else "image")
         lines.append(f"{counted(len(sizes), 'class')} of {min(sizes)} to {largest}")
-    lines += found["notes"]
+    # The first note of images is about how they are kept. The last one is about what is skipped, as are the next lines.
+    notes = found["notes"] if "features" in found else found["notes"][1:]
+    lines += notes[:-1] if found["skipped"] else notes
     reasons = Counter(entry["reason"] for entry in found["skipped"])
     for reason, count in reasons.most_common(LISTED):
         first = next(entry["path"] for entry in found["skipped"] if entry["reason"] == reason)

@@ -80,8 +80,10 @@ def prepare(
     check_labels(source, score_every)
     if wishes.recipe is None and wishes.num_clusters is None:
         raise ValueError("clusters: expected how many, since no recipe says so, got none")
-    named = _checked(source, wishes)
-    images = source.open(device=device, num_workers=num_workers, **_cached(source, cache_folder))
+    named, any_size = _checked(source, wishes)
+    kept = _cached(source, cache_folder)
+    # Images that may have to be resized are not kept before.
+    images = source.open(device=device, num_workers=num_workers, **kept | ({} if any_size else {"cache": "none"}))
     if isinstance(images, EmbeddedImages):
         source = replace(source, network=images.network)
     if named is None:
@@ -93,10 +95,11 @@ def prepare(
         recipe = recipe.with_epochs(wishes.epochs)
         reasons.append(f"{counted(wishes.epochs, 'epoch')}, as asked for")
     size = recipe.data.size
-    if not takes_any_size(*make_views(recipe)) and isinstance(images, Images) and images.image_size != (size, size):
-        source = replace(source, size=size)
-        reasons.append(f"images resized to {size} x {size}, as the views need them")
-        images = source.open(**_cached(source, cache_folder))
+    if not takes_any_size(*make_views(recipe)) and isinstance(images, Images):
+        if images.image_size != (size, size):
+            source = replace(source, size=size)
+            reasons.append(f"images resized to {size} x {size}, as the views need them")
+        images = source.open(**kept)
     return Prepared(recipe, with_unlabelled(recipe, source, images), source, tuple(reasons))
 
 
@@ -183,16 +186,30 @@ def _cached(source: Source, folder: Path | None) -> dict[str, Any]:
     return {} if source.data == ("digits",) and source.is_named else {"cache_folder": folder}
 
 
-def _checked(source: Source, wishes: Wishes) -> Recipe | None:
-    """Require wishes that a recipe can follow, before images are read; return the named recipe, or None for a default.
+def _check_count(images: Any, num_clusters: int) -> None:
+    """Require at least two images, and as many as clusters; ValueError otherwise, which says what was skipped."""
+    count, item, skipped = len(images), item_of(images), getattr(images, "skipped", ())
+    noun = "row" if item == "row" else "file"
+    without = f"; skipped {counted(len(skipped), noun)}, first {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+    if count < 2:
+        raise ValueError(f"data: expected at least 2 {item}s, got {count}{without}")
+    if num_clusters > count:
+        raise ValueError(f"num_clusters: expected 1 to {count}, the number of {item}s, got {num_clusters}{without}")
+
+
+def _checked(source: Source, wishes: Wishes) -> tuple[Recipe | None, bool]:
+    """Require wishes that a recipe can follow, before images are read.
 
     Whether there are enough images for the clusters cannot be checked here.
+
+    Returns:
+        The named recipe, or None for a default one, and whether its views take images of any size.
     """
     named = None if wishes.recipe is None else _named(wishes)
     if named is None:
         assert wishes.num_clusters is not None
         if not (source.is_named or source.holds_features or all(Path(path).is_dir() for path in source.data)):
-            return None  # what file it is, if any, is to be told first
+            return None, True  # what file it is, if any, is to be told first
         count = wishes.num_clusters + 1
         blank: Any = (
             load_features(np.zeros((count, 1), np.float32))
@@ -203,7 +220,7 @@ def _checked(source: Source, wishes: Wishes) -> Recipe | None:
     else:
         recipe = recipes.changed(named, {**_integers(named), **_told(wishes)})
     _check_parts(recipe)
-    return named
+    return named, takes_any_size(*make_views(recipe))
 
 
 def _check_parts(recipe: Recipe) -> None:
@@ -214,10 +231,14 @@ def _check_parts(recipe: Recipe) -> None:
 
 def _default(source: Source, images: Any, wishes: Wishes) -> tuple[Recipe, list[str]]:
     assert wishes.num_clusters is not None
+    _check_count(images, wishes.num_clusters)
     method = None if wishes.method is None else method_named(wishes.method)
     choose = features_recipe if isinstance(images, Features) else default_recipe
-    recipe, reasons = choose(images, wishes.num_clusters, method=method)
-    return recipes.changed(recipe, {"data.dataset": source.name, **wishes.overrides}), reasons
+    recipe, [*reasons, batch, epochs] = choose(images, wishes.num_clusters, method=method)
+    reasons += [batch] if "batch_size" not in wishes.overrides else []
+    reasons += [epochs] if wishes.epochs is None else []
+    # In no file that the user knows: what is wrong can only be set.
+    return recipes.changed(recipe, {"data.dataset": source.name, **wishes.overrides}, "set"), reasons
 
 
 def _named(wishes: Wishes) -> Recipe:
@@ -234,7 +255,9 @@ def _fitted(recipe: Recipe, source: Source, images: Any, wishes: Wishes) -> Reci
     own = {} if source.is_named and recipe.data.dataset == source.data[0] else _facts(source, images)
     if not images[0][0].is_floating_point():
         own |= _integers(recipe)
-    return recipes.changed(recipe, {**own, **_told(wishes)})
+    fitted = recipes.changed(recipe, {**own, **_told(wishes)})
+    _check_count(images, fitted.data.num_clusters)
+    return fitted
 
 
 def _integers(recipe: Recipe) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from deepclust_ext.runs.signals import stopping
 from deepclust_ext.runs.source import UNLABELLED, Source, labels_of
 from deepclust_ext.training import Trainer, files
 from deepclust_ext.training.files import RunFolder, check_writable, remove, replacing, without_nan, write_text
+from deepclust_ext.training.phases import locate
 from deepclust_ext.training.progress import in_words
 from deepclust_ext.training.ranks import Ranks
 from deepclust_ext.training.stop import Stopped
@@ -143,8 +144,8 @@ def train(
         run_folder = stack.enter_context(ranks.held_by_first(trainer.folder))
         ranks.on_first(lambda: run_folder.check(resume=options.resume, overwrite=options.overwrite))
         before = read_record(path) if options.resume else {}
-        if options.resume:
-            trainer.check_resume()  # before anything is written or removed
+        # Before anything is written or removed.
+        history = trainer.check_resume()["history"] if options.resume else []
         record = _record(trainer, options, source, before)
         if begun or "start" in before:
             record["start"] = begun or before["start"]
@@ -166,7 +167,7 @@ def train(
                     images.write_skipped(unfinished)  # type: ignore[attr-defined]
 
         ranks.on_first(begin)
-        _say_how_long(trainer)
+        _say_how_long(trainer, len(history))
         probe = Probe(trainer, labels, options.score_every)
         board = stack.enter_context(Board(path / BOARD_NAME, written=ranks.first))
         profiling = profiled(trainer) if options.profile and ranks.first else nullcontext()
@@ -190,7 +191,9 @@ def train(
             if isinstance(images, Features):
                 say("k-means on the features, to compare with")
                 record["baseline"] = kmeans_baseline(images, recipe, shares.argmax(1), seed=options.seed)
-            record["seconds"]["total"] = before.get("seconds", {}).get("total", 0.0) + time.perf_counter() - since
+            # A process that was stopped or killed has not recorded its time, but that of its epochs is known.
+            known = max(before.get("seconds", {}).get("total", 0.0), sum(epoch["seconds"] for epoch in history))
+            record["seconds"]["total"] = known + time.perf_counter() - since
             write_page(run, images, rows, shares)
             write_record(path, record)
     return run
@@ -277,13 +280,16 @@ def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trai
     return trained, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
 
 
-def _say_how_long(trainer: Trainer) -> None:
-    """Print an estimate of the time; after each epoch the measured time corrects it."""
-    steps = sum(phase.epochs * trainer.steps_per_epoch(phase) for phase in trainer.config.phases)
+def _say_how_long(trainer: Trainer, done: int) -> None:
+    """Print an estimate of the time after the epochs that are done; after each epoch the measured time corrects it."""
+    epochs, phases = trainer.config.epochs, trainer.config.phases
+    if done >= epochs:
+        return
+    steps = sum(trainer.steps_per_epoch(phases[locate(phases, epoch)[0]]) for epoch in range(done, epochs))
     seconds = seconds_of_a_step(trainer)
     time = f"{counted(steps, 'step')} of {1000 * seconds:.0f} ms: about {in_words(steps * seconds)}"
     if trainer.ranks.first:
-        say(f"{counted(trainer.config.epochs, 'epoch')}, {time}")
+        say(f"{counted(epochs, 'epoch')}{f', {epochs - done} left' if done else ''}, {time}")
 
 
 def _record(trainer: Trainer, options: Options, source: Source | None, before: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from deepclust_ext.inference import IndexedImages
 from deepclust_ext.methods.base import ClusteringMethod
 from deepclust_ext.ops._checks import check_seed
 from deepclust_ext.training.config import TrainConfig
+from deepclust_ext.training.files import ANEW, OF_ANOTHER_VERSION
 from deepclust_ext.training.phases import describe_phase
 from deepclust_ext.training.schedule import LearningRate
 
@@ -30,19 +31,27 @@ Setting: TypeAlias = str | int | float | bool | None
 SAMPLE = 32
 #: What counts for the values of images that are others at every reading.
 NEVER_THE_SAME = "not the same twice"
+#: What the hashes in a fingerprint are of.
+HASHED = {"content": "values", "values": "values", "names": "names"}
 
 
 def check_settings(stored: Mapping[str, Setting], own: Mapping[str, Setting], path: Path) -> None:
-    """Require equal settings; a ValueError names each that differs and both values."""
+    """Require equal settings; a ValueError names each that differs and both values, but of data what differs."""
     absent = "nothing"
-    different = [
-        f"{name}: expected {stored.get(name, absent)!r} as in {path}, got {own.get(name, absent)!r}"
-        for name in {**stored, **own}
-        if not (name.startswith("recipe.") and name.removeprefix("recipe.") in own)  # said once
-        and stored.get(name, absent) != own.get(name, absent)
-    ]
-    if different:
-        raise ValueError("; ".join(different))
+    settings, data = list[str](), dict[str, None]()
+    for name in {**stored, **own}:
+        before, now = stored.get(name, absent), own.get(name, absent)
+        if before == now or (name.startswith("recipe.") and name.removeprefix("recipe.") in own):  # said once
+            continue
+        whose, _, part = name.rpartition(".")
+        if name.startswith("data.") and part in HASHED:  # a hash says nothing to anyone
+            data[f"{whose}: expected the same {HASHED[part]} as in {path}, got others"] = None
+        else:
+            settings.append(f"{name}: expected {before!r} as in {path}, got {now!r}")
+    if data:
+        settings += [*data, f"a run goes on only with the data that it began with: bring those back, or {ANEW}"]
+    if settings:
+        raise ValueError("; ".join(settings))
 
 
 def why_epochs_are_fixed(learning_rate: LearningRate, method: ClusteringMethod) -> str | None:
@@ -79,8 +88,7 @@ def check_resumed(
     if unknown:
         raise ValueError(
             f"resume: expected a checkpoint of this version of deepclust_ext at {path}, got one of an older version, "
-            f"which does not know {', '.join(unknown)}: go on with the version that wrote it, or train anew, which "
-            "overwrite does in the same folder"
+            f"which does not know {', '.join(unknown)}: {OF_ANOTHER_VERSION}"
         )
     if fixed_epochs is None:
         stored = _with_epochs_of(stored, own, last_phase)
@@ -98,7 +106,7 @@ def check_resumed(
     try:
         check_settings(flatten(state["versions"], "versions"), flatten(versions(), "versions"), path)
     except ValueError as error:
-        raise ValueError(f"{error}; fit(resume=True, other_versions=True) goes on all the same") from error
+        raise ValueError(f"{error}; {OF_ANOTHER_VERSION}") from error
 
 
 def _not_known_to(stored: Mapping[str, Setting], own: Mapping[str, Setting]) -> list[str]:

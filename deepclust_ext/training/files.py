@@ -40,6 +40,10 @@ RUN_FILES = (
 #: Those that a run writes before its first checkpoint, the record first.
 BEGINNINGS = (RECORD_NAME, RECIPE_NAME, LOG_NAME, SKIPPED_NAME)
 
+#: What to do about a run that cannot go on here, and about one of another version.
+ANEW = "train anew, which overwrite does in the same folder"
+OF_ANOTHER_VERSION = f"go on with the version that wrote it, or {ANEW}"
+
 #: How the comment of a checkpoint, which is a zip archive, begins; 64 hexadecimal digits follow.
 SEAL = b"sha256:"
 SEAL_BYTES = len(SEAL) + 64
@@ -304,8 +308,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         is_ours = str(found).startswith(FORMAT.rstrip("0123456789"))
-        cure = "go on with the version that wrote it, or train anew, which overwrite does in the same folder"
-        other = f", of another version of deepclust_ext: {cure}" if is_ours else ""
+        other = f", of another version of deepclust_ext: {OF_ANOTHER_VERSION}" if is_ours else ""
         raise ValueError(f"checkpoint: expected a file of the format {FORMAT!r} at {path}, got {found!r}{other}")
     missing = [name for name in ENTRIES if name not in state]
     if missing:

@@ -228,7 +228,7 @@ def test_a_run_does_not_go_on_with_rows_of_other_code(
     assert main(["train", "--resume", "--epochs", "3", "--out", str(run)]) == 1
     said = capsys.readouterr().err.splitlines()
     assert "warning: the module of pooling:build has changed since the run was trained" in said[-3]
-    assert said[-1].startswith("deepclust-ext: data.images.content: expected ")
+    assert said[-1].startswith("deepclust-ext: DATA: expected the same values as in ")
 
 
 def test_rows_that_are_gone_are_embedded_again(folder: Path) -> None:

@@ -118,6 +118,19 @@ def test_what_the_run_decides_is_not_set(
     assert not (tmp_path / "new").exists()
 
 
+def test_notes_of_the_images_are_said_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = run.parent / "images" / "notes.txt"
+    notes.write_text("no image")
+    assert main(["boost", str(run), *QUICK, "--out", str(tmp_path / "new")]) == 0
+    notes.unlink()
+    assert capsys.readouterr().err.count("1 file skipped, first notes.txt") == 1
+
+
+def test_a_wrong_setting_names_the_option(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["boost", str(run), "--set", "model.width=3", "--out", str(tmp_path / "new")]) == 1
+    assert "deepclust-ext: --set model: expected one of base, " in capsys.readouterr().err
+
+
 def test_the_recipe_is_the_run_s_but_for_how_it_learns() -> None:
     trained = recipes.load("sacc-stl10")
     recipe = boost_recipe(trained)

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from deepclust_ext.__main__ import main
@@ -182,9 +184,24 @@ WRONG = [
         "--labels: expected 'folders', 'own' or a CSV file with the columns path and label, got none",
     ),
     (["evaluate", "RUN", "new", "--labels", "own"], "--labels: expected 'folders' or a CSV file, since"),
-    (["evaluate", "RUN", "new", "--labels", "x"], "--labels: expected 'folders', whole numbers or a CSV file"),
+    (["evaluate", "RUN", "new", "--labels", "x"], "--labels: expected 'folders', 'own' of an .npz file, or a CSV file"),
     (["evaluate", "RUN", "new", "--labels", "there.csv"], "expected the columns path and label"),
 ]
+
+
+def test_weights_of_another_network_are_said_in_short(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    values = yaml.safe_load(recipe.read_text())
+    values |= {"method": "SACC", "model": {}, "views": values["views"][:1] * 3}
+    recipe.write_text(yaml.safe_dump(values))
+    assert main(["cluster", str(tmp_path / "run"), "--out", str(tmp_path / "table.csv")]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"deepclust-ext: {tmp_path / 'run'}: expected weights of the network in recipe.yaml, got")
+    assert said.endswith(" ...")
+    assert len(said) < 500
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG)

@@ -39,6 +39,9 @@ def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "60 of     12 x 12 pixels, 1 band, uint8" in printed
     assert "3 classes of 20 to 22 images" in printed
     assert "such as notes.txt: no image by its name" in printed
+    assert "60 gray images among colored ones" in printed
+    assert printed.count("62 images") == 1
+    assert printed.count("notes.txt") == 1
 
 
 def test_what_an_array_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +81,7 @@ def test_recipes_are_listed_and_printed(tmp_path: Path, capsys: pytest.CaptureFi
         ),
         (["data", "objects.npy"], 1, "whole .npy file: it is another kind of file, or holds objects"),
         (["data", "nowhere"], 1, "nowhere: expected a folder or a file of images, found nothing"),
-        (["data", "empty"], 1, "expected images, got none"),
+        (["data", "empty"], 1, "deepclust-ext: empty: expected images, got none"),
         (["data", "digits"], 1, "DATA: expected a folder or a file, got digits, which lies in none"),
         (["data", "cifar11", "--root", "."], 1, "DATA: expected one of"),
         (["recipes", "hadis-cifar11"], 1, "did you mean 'hadis-cifar10'?"),
@@ -103,4 +106,5 @@ def test_wrong_uses(
             main(arguments)
     else:
         assert main(arguments) == status
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == message if message.startswith("deepclust-ext: ") else message in last

@@ -165,7 +165,7 @@ def test_what_a_file_of_features_holds(here: Path, capsys: pytest.CaptureFixture
         (["train", "new.npy", "--clusters", "3", "--recipe", "sacc-digits"], "data.size: expected 8, as the recipe"),
         (["train", "new.npy", "--clusters", "13"], "--clusters: expected 1 to 12, the number of rows, got 13"),
         (["train", "new.npy", "images", "--clusters", "3"], "DATA: expected features alone or images alone"),
-        (["train", "new.npy", "--clusters", "3", "--labels", "folders"], "--labels: expected 'own', whole numbers"),
+        (["train", "new.npy", "--clusters", "3", "--labels", "folders"], "--labels: expected 'own', a .npy file"),
         (["cluster", "RUN", "new.npy", "--into", "sorted"], "--into: expected rows that are files of their own, got"),
         (["cluster", "RUN", "images"], "DATA: expected features, as RUN was trained on, got images"),
         (["embed", "RUN", "narrow.npy"], "DATA: expected rows of 6 features, as RUN has them, got 5"),

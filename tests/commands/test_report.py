@@ -59,7 +59,10 @@ def test_labels_bring_scores(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["{run}", "--out", "{there}"], "--out: expected no file at {there}, which is there; --overwrite replaces it"),
         (["{run}", "--out", "{folder}"], "--out: expected a file to write, got the folder {folder}"),
         (["{folder}"], "RUN: expected the folder of a run, such as 'train' makes, at {folder}, got a folder without"),
-        (["{run}", "--labels", "animals"], "--labels: expected 'folders', whole numbers or a CSV file, got 'animals'"),
+        (
+            ["{run}", "--labels", "animals"],
+            "--labels: expected 'folders', 'own' of an .npz file, or a CSV file of path and label, got 'animals'",
+        ),
     ],
 )
 def test_wrong_uses_are_one_line(

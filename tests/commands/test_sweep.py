@@ -82,6 +82,8 @@ def test_without_matplotlib_it_says_so(
         ("two:5", "expected FIRST:LAST or FIRST:LAST:STEP, such as 5:50, got 'two:5'"),
         ("5:50:5:5", "expected FIRST:LAST or FIRST:LAST:STEP, such as 5:50, got '5:50:5:5'"),
         ("50:5", "expected 1 <= FIRST <= LAST and a STEP of at least 1, got '50:5'"),
+        ("-1:3", "expected 1 <= FIRST <= LAST and a STEP of at least 1, got '-1:3'"),
+        ("5:50:-5", "expected 1 <= FIRST <= LAST and a STEP of at least 1, got '5:50:-5'"),
         ("0:5", "expected 1 <= FIRST <= LAST and a STEP of at least 1, got '0:5'"),
         ("5:50:0", "expected 1 <= FIRST <= LAST and a STEP of at least 1, got '5:50:0'"),
     ],

@@ -1,9 +1,7 @@
-"""The command train: what it leaves, what it says, how it stops and goes on, and wrong uses."""
+"""The command train: what it leaves, what it says, and wrong uses."""
 
 import csv
 import json
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +13,12 @@ from deepclust_ext.__main__ import main
 from deepclust_ext.inference import load
 from deepclust_ext.runs import open_run
 from deepclust_ext.training.files import load_checkpoint
-from tests.runs.runfolders import RECIPE, make_run, start, write_images, write_recipe
-from tests.training.runs import without_seconds
-
-#: A module with a network that takes ten minutes once the run has begun.
-SLOW = """
-import sys
-import time
-from pathlib import Path
-from torch import nn
-from tests.runs.runfolders import tiny_network
-
-class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.network = tiny_network()
-
-    def forward(self, images):
-        if Path("run/checkpoint.pt").exists():
-            print("a step that takes long", file=sys.stderr, flush=True)
-            time.sleep(600)
-        return self.network(images)
-
-def network():
-    return Slow()
-"""
+from tests.runs.runfolders import make_run, write_images, write_recipe
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("trained"), "--labels", "folders", "--score-every", "2")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of twelve epochs, which nothing stopped."""
-    return make_run(tmp_path_factory.mktemp("whole"), "--epochs", "12")
 
 
 def test_a_run_leaves_all_there_is_to_know(run: Path) -> None:
@@ -99,21 +67,6 @@ def test_the_recipe_of_a_run_repeats_it(run: Path, tmp_path: Path) -> None:
     assert all(torch.equal(weight, second["method"][name]) for name, weight in first["method"].items())
 
 
-def test_resume_takes_what_the_run_was_told_and_new_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = make_run(tmp_path, "--seed", "3", "--precision", "bf16")
-    (tmp_path / "images").rename(tmp_path / "moved")
-    assert main(["train", "--resume", "--out", str(out), "--epochs", "3"]) == 1
-    assert "images: expected a folder or a file of images, found nothing" in capsys.readouterr().err
-    moved = str(tmp_path / "moved")
-    assert main(["train", moved, "--resume", "--out", str(out), "--epochs", "3", "--labels", "folders"]) == 0
-    record = json.loads((out / "run.json").read_text())
-    assert (record["config"]["seed"], record["config"]["precision"]) == (3, "bf16")
-    assert record["source"]["data"] == [moved]
-    assert 0 <= record["scores"]["acc"] <= 1
-
-
 def test_overwrite_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, recipe = write_images(tmp_path / "images"), write_recipe(tmp_path)
     mine = tmp_path / "mine"
@@ -138,56 +91,49 @@ def test_what_images_lack_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert recipes.load(tmp_path / "run" / "recipe.yaml").optimizer.lr == 2e-3  # type: ignore[union-attr]
 
 
-def test_more_epochs_on_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = make_run(tmp_path)
-    whole = make_run(tmp_path / "whole", "--epochs", "3")
-    assert main(["train", "--resume", "--out", str(out), "--epochs", "3"]) == 0
-    assert recipes.load(out / "recipe.yaml").epochs == 3
-    first, second = (load_checkpoint(folder / "checkpoint.pt") for folder in (whole, out))
-    assert without_seconds(first["history"]) == without_seconds(second["history"])
-    assert all(torch.equal(weight, second["method"][name]) for name, weight in first["method"].items())
+def test_images_that_are_resized_are_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", size=14)
+    out = tmp_path / "run"
+    assert main(["train", str(images), "--recipe", str(write_recipe(tmp_path)), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert "images resized to 12 x 12, as the views need them\n" in said
+    assert said.count("60 images, kept in memory") == 1
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_step_and_the_run_goes_on_to_the_same_bits(
-    number: signal.Signals, status: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_was_asked_for_is_said_instead_of_the_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, out = str(write_images(tmp_path / "images")), str(tmp_path / "run")
+    assert main(["train", images, "--clusters", "3", "--epochs", "1", "--batch-size", "20", "--out", out]) == 0
+    said = capsys.readouterr().err
+    assert "\nbatch_size: 20, as asked for\n1 epoch, as asked for\n1 epoch, 3 steps of " in said
+    assert "batches of" not in said
+    assert "400 epochs" not in said
+
+
+@pytest.mark.parametrize("options", [["--clusters", "1"], ["--recipe", "small.yaml"]])
+@pytest.mark.parametrize("kind", ["folder", "list", "file"])
+def test_one_image_is_too_few_and_what_was_skipped_is_said(
+    options: list[str], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_images(tmp_path / "images"), write_recipe(tmp_path)
-    train = ["train", "images", "--recipe", "small.yaml", "--epochs", "12", "--out", "stopped"]
-    with start(train, tmp_path) as process:
-        assert process.stderr is not None
-        while not (line := process.stderr.readline()).startswith("epoch 2 of 12"):
-            assert line
-        process.send_signal(number)
-        rest = process.stderr.read()
-    assert process.returncode == status, rest
-    assert "stopping after this step; once more to end at once" in rest
-    assert "to go on: deepclust-ext train --resume --out stopped" in rest
-    assert "checkpoint.pt holds the run, and resume continues it" in rest.splitlines()[-1]
-    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "stopped"
-    assert 2 <= len(load_checkpoint(tmp_path / "stopped" / "checkpoint.pt")["history"]) < 12
+    write_images(tmp_path / "images", count=1), write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--resume", "--out", "stopped"]) == 0
-    first, second = (load_checkpoint(folder / "checkpoint.pt") for folder in (whole, tmp_path / "stopped"))
-    assert without_seconds(first["history"]) == without_seconds(second["history"])
-    assert all(torch.equal(weight, second["method"][name]) for name, weight in first["method"].items())
+    for name in ("bars", "rings"):
+        (tmp_path / "images" / name / "00.png").write_bytes(b"no image")
+    names = [f"images/{name}/00.png\n" for name in ("bars", "blobs", "rings")]
+    (tmp_path / "list.txt").write_text("".join(names))
+    data = {"folder": "images", "list": "list.txt", "file": "images/blobs/00.png"}[kind]
+    first = {"folder": "bars/00.png", "list": "images/bars/00.png", "file": ""}[kind]
+    skipped = f"; skipped 2 files, first {first}: no image of a kind that Pillow reads" if first else ""
+    assert main(["train", data, *options]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"deepclust-ext: DATA: expected at least 2 images, got 1{skipped}"
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
-    write_images(tmp_path / "images")
-    (tmp_path / "slow.yaml").write_text(RECIPE.replace("tests.runs.runfolders:tiny_network", "slow:network"))
-    (tmp_path / "slow.py").write_text(SLOW)
-    with start(["train", "images", "--recipe", "slow.yaml", "--out", "run"], tmp_path) as process:
-        assert process.stderr is not None
-        late = threading.Timer(120, process.kill)
-        late.start()
-        for said in ("a step that takes long", "once more to end at once"):
-            while said not in (line := process.stderr.readline()):
-                assert line, "it ended early"
-            process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-        late.cancel()
-    assert process.returncode == 130, rest
+def test_more_clusters_than_images_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = write_images(tmp_path / "images", count=1)
+    (images / "bars" / "00.png").write_bytes(b"no image")
+    assert main(["train", str(images), "--clusters", "3", "--out", str(tmp_path / "run")]) == 1
+    expected = "--clusters: expected 1 to 2, the number of images, got 3; skipped 1 file, first bars/00.png: no image"
+    assert expected in capsys.readouterr().err
 
 
 def test_a_folder_of_any_images_needs_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,9 +245,14 @@ def test_wrong_uses_are_one_line(
         (["--recipe", "small.yaml", "--set", "backbone.stem=cifar"], "backbone.stem: expected none for"),
         (["--clusters", "3", "--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
         (["--clusters", "3", "--method", "kmeans"], "--method: expected one of"),
-        (["--clusters", "3", "--set", "model.width=3"], "hadis-scans.yaml.model: expected one of"),
+        (["--clusters", "3", "--set", "model.width=3"], "deepclust-ext: --set model: expected one of"),
+        (["--clusters", "3", "--set", "batchsize=3"], "deepclust-ext: --set: expected one of method, data, "),
+        (["--clusters", "3", "--set", "optimizer.lr=x"], "deepclust-ext: --set optimizer.lr: expected a finite number"),
         (["--clusters", "3", "--set", "test_view.size=0"], "size: expected at least 1"),
-        (["--clusters", "3", "--labels", "nothing.csv"], "--labels: expected 'folders', whole numbers or a CSV file"),
+        (
+            ["--clusters", "3", "--labels", "nothing.csv"],
+            "--labels: expected 'folders', 'own' of an .npz file, or a CSV file",
+        ),
         (["--recipe", "small.yaml", "--out", "small.yaml"], "--out: expected a folder, got the file small.yaml"),
         (["--recipe", "small.yaml", "--device", "warp"], "--device: expected one that torch can use here"),
     ],
@@ -323,45 +274,6 @@ def test_wrong_wishes_are_said_before_images_are_read(
     monkeypatch.setattr("deepclust_ext.data.stores.Files.read", read)
     assert main(["train", "images", *options]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--score-every", "1"], "--score-every: expected none without labels, got 1"),
-        (["--set", "backbone.name=resnet19"], "backbone.name: expected one of small,"),
-    ],
-)
-def test_wrong_wishes_for_a_run_to_resume_are_said_before_images_are_read(
-    options: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def read(*arguments: Any, **settings: Any) -> Any:
-        raise AssertionError("images were read")
-
-    write_recipe(tmp_path).rename(tmp_path / "recipe.yaml")
-    source = {"data": [str(tmp_path / "images")], "root": None, "size": None, "scale": "type", "labels": None}
-    (tmp_path / "run.json").write_text(json.dumps({"status": "stopped", "config": {}, "source": source}))
-    monkeypatch.setattr("deepclust_ext.runs.source.load_images", read)
-    assert main(["train", "--resume", "--out", str(tmp_path), *options]) == 1
-    assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_settings_that_would_make_it_another_run_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (run / "recipe.yaml").read_text()
-    assert main(["train", "--resume", "--out", str(run), "--set", "optimizer.lr=0.5"]) == 1
-    assert "optimizer.lr: expected 0.001" in capsys.readouterr().err
-    assert (run / "recipe.yaml").read_text() == before
-
-
-def test_a_run_goes_on_with_as_many_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = str(write_images(tmp_path / "images", count=19))
-    assert main(["train", images, "--resume", "--out", str(run)]) == 1
-    message = f"DATA: expected 60 images, with which the run in {run} began, got 57; others need a run of their own"
-    assert capsys.readouterr().err.splitlines()[-1] == f"deepclust-ext: {message}"
 
 
 def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:

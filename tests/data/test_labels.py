@@ -88,7 +88,14 @@ class TestLabels:
         with pytest.raises(ImageError, match=r"a\.png"):
             load_images(tmp_path / "data", labels=table, on_error="raise")
         table.write_text("path,label\nc.png,cat\n")
-        with pytest.raises(ValueError, match=r"expected a label for every image, got none for 2, such as b\.png"):
+        with pytest.raises(ValueError, match=r"expected a label for every image, got none for 2, such as b\.png$"):
+            load_images(tmp_path / "data", labels=table)
+
+    def test_paths_that_begin_at_another_folder(self, tmp_path: Path) -> None:
+        save(tmp_path / "data" / "a.png")
+        table = tmp_path / "labels.csv"
+        table.write_text("path,label\ndata/a.png,dog\n")
+        with pytest.raises(ValueError, match=r"got none for 1, such as a\.png; its first path is data/a\.png$"):
             load_images(tmp_path / "data", labels=table)
 
     @pytest.mark.parametrize(
@@ -97,7 +104,10 @@ class TestLabels:
             ([0, 1], "one class for each of 3 images, got shape"),
             (np.zeros((3, 14), int), r"got shape \(3, 14\)"),
             ([0.0, 1.0, 2.0], "expected whole numbers, got float64"),
-            ("classes", "expected 'folders', whole numbers or a CSV file, got 'classes'"),
+            (
+                "classes",
+                "expected 'folders', 'own' of an .npz file, or a CSV file of path and label, got 'classes'",
+            ),
         ],
     )
     def test_other_labels(self, labels: Any, error: str) -> None:
