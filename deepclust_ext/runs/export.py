@@ -140,7 +140,7 @@ def export(run: Run, path: Path, *, format: str, overwrite: bool = False) -> dic
         )
     ours = copy.deepcopy(run.trained).cpu().float()
     data = run.recipe.data
-    images = torch.rand(2, data.channels, data.size, data.size, device="cpu")
+    images = torch.rand(2, data.channels, data.size, data.size, dtype=torch.float32, device="cpu")
     facts = {"format": format, **_facts(run, *(part.shape[1] for part in ours(images)))}
     with tqdm(total=2, desc=f"writing {path.name}", leave=False, disable=None) as bar, replacing(path) as unfinished:
         FORMATS[format].write(network, images, unfinished, facts)
@@ -281,7 +281,7 @@ def _largest_difference(run: Function, ours: Function, shape: torch.Size) -> flo
     generator = torch.Generator("cpu").manual_seed(0)
     differences = []
     for count in BATCHES:
-        images = torch.rand(count, *shape, generator=generator, device="cpu")
+        images = torch.rand(count, *shape, generator=generator, dtype=torch.float32, device="cpu")
         for theirs, expected in zip(run(images), ours(images), strict=True):
             differences.append((theirs - expected).abs().max())
     return float(torch.stack(differences).max())
