@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -265,9 +265,12 @@ def _marked(path: Path, record: dict[str, Any], ranks: Ranks) -> Iterator[None]:
 
 def _clear(folder: RunFolder) -> None:
     """Remove the files of a run; other files stay."""
-    folder.clear()
-    for file in (folder.path / BOARD_NAME).glob("events.out.tfevents.*"):
+    board = folder.path / BOARD_NAME
+    for file in board.glob("events.out.tfevents.*"):
         remove(file)
+    with suppress(OSError):  # it is missing, or holds something else
+        board.rmdir()
+    folder.clear()
 
 
 def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trained, Tensor, Tensor]:

@@ -114,8 +114,8 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Remove the files of a run, except for those in ``begun``."""
-        for name in RUN_FILES:
+        """Remove the files of a run, except for those in ``begun``; the record last, which shows that there is a run."""
+        for name in sorted(RUN_FILES, key=RECORD_NAME.__eq__):
             if name not in self.begun:
                 remove(self.path / name)
 

@@ -1,7 +1,9 @@
 """Whole runs in Python: they are the trainer's own to the bit, leave others' files alone, and say where images were."""
 
+import contextlib
 import csv
 import json
+import shutil
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -19,8 +21,9 @@ from deepclust_ext.runs import Options, Run, Source, open_run, train
 from deepclust_ext.runs.board import Board
 from deepclust_ext.runs.estimate import seconds_of_a_step
 from deepclust_ext.runs.scores import score_run
+from deepclust_ext.runs.train import _clear, check_folder
 from deepclust_ext.training import seed_everything
-from deepclust_ext.training.files import load_checkpoint
+from deepclust_ext.training.files import RunFolder, load_checkpoint
 from tests.runs.runfolders import write_images, write_recipe
 from tests.training.runs import without_seconds
 
@@ -163,6 +166,26 @@ def test_a_place_where_tensorboard_cannot_write_is_named(tmp_path: Path) -> None
         (tmp_path / "run").touch()
         with pytest.raises(OSError, match=f"^{folder}: cannot be written: Not a directory$"):
             board.write({"epoch": 2, "loss": 0.5}, {})
+
+
+def test_what_a_kill_leaves_of_a_run_that_is_overwritten_can_be_overwritten(
+    tmp_path: Path, images: Any, recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, right = small_run(tmp_path, images, recipe).path, Path.unlink
+    for count in range(20):
+        folder, removed = Path(shutil.copytree(whole, tmp_path / f"{count}")), []
+
+        def unlink(path: Path, missing_ok: bool = False, removed: Any = removed, count: int = count) -> None:
+            if len(removed) == count:
+                raise KeyboardInterrupt
+            removed.append(path)
+            right(path, missing_ok)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", unlink)
+            _clear(RunFolder(folder))
+        check_folder(folder, resume=False, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
 
 
 def test_images_that_cannot_be_opened_again(tmp_path: Path, images: Any, recipe: recipes.Recipe) -> None:
