@@ -114,7 +114,7 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Remove the files of a run, except for those in ``begun``; the record last, which shows that there is a run."""
+        """Remove the files of a run, except for those in ``begun``; the record, which says that it is one, last."""
         for name in sorted(RUN_FILES, key=RECORD_NAME.__eq__):
             if name not in self.begun:
                 remove(self.path / name)

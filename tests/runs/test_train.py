@@ -173,7 +173,8 @@ def test_what_a_kill_leaves_of_a_run_that_is_overwritten_can_be_overwritten(
 ) -> None:
     whole, right = small_run(tmp_path, images, recipe).path, Path.unlink
     for count in range(20):
-        folder, removed = Path(shutil.copytree(whole, tmp_path / f"{count}")), []
+        folder = Path(shutil.copytree(whole, tmp_path / f"{count}"))
+        removed: list[Path] = []
 
         def unlink(path: Path, missing_ok: bool = False, removed: Any = removed, count: int = count) -> None:
             if len(removed) == count:
