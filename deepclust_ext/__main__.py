@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import pkgutil
 import re
 import signal
@@ -148,7 +149,8 @@ def _words(error: Exception) -> str:
     if isinstance(error, KeyError):
         return str(error.args[0])
     if isinstance(error, OSError) and error.strerror is not None:  # the system's own, which begins with a number
-        return f"{error.filename or 'a file'}: cannot be read or written: {error.strerror}"
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
+        return f"{name}: cannot be read or written: {error.strerror}"
     return str(error) or type(error).__name__
 
 

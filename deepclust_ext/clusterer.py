@@ -147,7 +147,7 @@ class DeepClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMi
         self._scaling, self._resized = scaling, resized
         rows, shares = self._inferred(images)
         labels = shares.argmax(dim=1)
-        sums = torch.zeros(shares.shape[1], rows.shape[1]).index_add_(0, labels, rows)
+        sums = rows.new_zeros(shares.shape[1], rows.shape[1]).index_add_(0, labels, rows)
         self.cluster_centers_ = l2_normalize(sums, dim=1).numpy()
         self.labels_ = labels.numpy()
         self.names_ = images.names if isinstance(images, Images) else None

@@ -5,7 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from deepclust_ext.losses import HSDLoss
-from deepclust_ext.ops._checks import check_temperature, plain
+from deepclust_ext.ops._checks import check_bool, check_feature_pair, check_temperature, plain
 
 
 class HSD(nn.Module):
@@ -32,7 +32,10 @@ class HSD(nn.Module):
         normalized: bool = True,
     ) -> Tensor:
         """Return the mean loss, (); with ``normalized=True`` rows are divided by their L2 norm first."""
-        return cast(Tensor, HSDLoss(temperature=self.tau, normalize=normalized)(teacher_inputs, inputs))
+        check_feature_pair(teacher_inputs, inputs, "teacher_inputs", "inputs")
+        check_bool(normalized, "normalized")
+        tau = check_temperature(self.tau, "tau", teacher_inputs, "teacher_inputs")
+        return cast(Tensor, HSDLoss(temperature=tau, normalize=normalized)(teacher_inputs, inputs))
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""

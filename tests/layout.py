@@ -1,4 +1,4 @@
-"""What tests/test_layout.py checks: the parts of an op, the layer law, what kernels include, how they are launched."""
+"""What tests/test_layout.py checks: parts of an op, the layer law, devices, what kernels include and their launches."""
 
 import ast
 import re
@@ -30,6 +30,9 @@ LEVELS = {
     "clusterer": 11,
     "__main__": 12,
 }
+
+# What makes tensors on torch's default device, unless told another.
+FACTORIES = re.compile(r"torch\.(arange|as_tensor|empty|eye|full|linspace|ones|rand(int|n|perm)?|tensor|zeros)")
 
 # Functions that users look for in a room, and that a later one has: imported when they are called.
 DOORS = {("deepclust_ext/inference/__init__.py", "deepclust_ext.runs")}
@@ -169,6 +172,23 @@ def imported_modules(path: Path, package: Path) -> Iterator[str]:
             for alias in node.names:
                 is_module = base == "deepclust_ext" and any(package.glob(f"{alias.name}*"))
                 yield f"{base}.{alias.name}" if is_module else base
+
+
+def tensors_on_any_device(root: Path) -> list[str]:
+    """Return where the package makes a tensor without naming its device: there the user's default one would count.
+
+    Networks and losses are made where the user wants them.
+    """
+    wrong = []
+    for path in sorted((root / "deepclust_ext").rglob("*.py")):
+        if path.parent.name in ("backbones", "losses", "methods"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not FACTORIES.fullmatch(ast.unparse(node.func)):
+                continue
+            if all(keyword.arg != "device" for keyword in node.keywords):
+                wrong.append(f"{path.relative_to(root)} makes a tensor on any device: {ast.unparse(node)}")
+    return wrong
 
 
 def wrong_includes(root: Path) -> list[str]:

@@ -305,3 +305,15 @@ def test_the_examples_of_the_page() -> None:
     found = doctest.testfile(str(page), module_relative=False)
     assert found.attempted > 10
     assert not found.failed
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_under_any_default_dtype(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        clusterer = DeepClusterer(n_clusters=3, **SETTINGS).fit(scans())
+        given = results(clusterer, scans())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert clusterer.labels_.tolist() == given[0]
+    assert clusterer.cluster_centers_.dtype == np.float32

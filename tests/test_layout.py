@@ -15,6 +15,7 @@ from tests.layout import (
     function_names,
     missing_parts,
     op_names,
+    tensors_on_any_device,
     unsafe_launches,
     wrong_imports,
     wrong_includes,
@@ -34,6 +35,11 @@ def test_every_op_has_all_its_parts() -> None:
 
 def test_imports_go_down_the_layers_only() -> None:
     wrong = wrong_imports(ROOT)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_tensor_is_made_on_a_device_that_is_named() -> None:
+    wrong = tensors_on_any_device(ROOT)
     assert not wrong, "\n".join(wrong)
 
 
@@ -234,6 +240,12 @@ def test_checker_names_an_import_that_goes_up(planted: Path, path: str, line: st
     plant(planted, "deepclust_ext/__main__.py", "")
     plant(planted, path, line)
     assert wrong_imports(planted) == [f"{path} imports {module}"]
+
+
+def test_checker_names_a_tensor_on_any_device(planted: Path) -> None:
+    plant(planted, "deepclust_ext/data/spin.py", "import torch\n\nx, y = torch.ones(3), torch.ones(3, device='cpu')")
+    wrong = "deepclust_ext/data/spin.py makes a tensor on any device: torch.ones(3)"
+    assert tensors_on_any_device(planted) == [wrong]
 
 
 @pytest.mark.parametrize("path", ["deepclust_ext/spin.py", "deepclust_ext/garage/spin.py"])

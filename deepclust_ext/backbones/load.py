@@ -113,7 +113,8 @@ def feature_dim_of(network: nn.Module, name: str, shape: tuple[int, ...]) -> int
         TypeError: If the network returns no floating tensor.
         ValueError: If it does not map images of this shape (B, C, H, W) to finite rows (B, D).
     """
-    weight = next(network.parameters(), torch.empty(0))  # a function of the user's may choose dtype and device
+    # A function of the user's may choose dtype and device.
+    weight = next(network.parameters(), torch.empty(0, device="cpu"))
     try:
         with evaluation(network):
             features: Any = network(torch.zeros(shape, dtype=weight.dtype, device=weight.device))

@@ -68,6 +68,14 @@ def as_given(
     return result if isinstance(values, Tensor) else result.numpy()
 
 
+def same_values(
+    first: Tensor,
+    second: Tensor,
+) -> bool:
+    """Return whether two tensors have the same values, in one dtype on one device."""
+    return (first.dtype, first.device) == (second.dtype, second.device) and torch.equal(first, second)
+
+
 def checked_rows(
     features: Tensor,  # (N, D)
     metric: str,

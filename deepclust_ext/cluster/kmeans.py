@@ -21,6 +21,7 @@ from deepclust_ext.cluster.inputs import (
     check_numbers,
     checked_rows,
     make_generator,
+    same_values,
 )
 from deepclust_ext.cluster.lloyd import assigned, best_of_starts, first_centers, parts_of
 from deepclust_ext.cluster.ranks import same_generator, total_rows
@@ -114,7 +115,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     n_features_in_: int
 
     _stream: Stream | None = None
-    _shown: Any = None  # what cluster_centers_ was when the stream was left
 
     __metadata_request__fit = __metadata_request__partial_fit = __metadata_request__score = _NO_METADATA
     __metadata_request__predict = __metadata_request__transform = _NO_METADATA
@@ -305,7 +305,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _show(self, stream: Stream, labels: Tensor, inertia: float, features: object) -> None:
         """Set the fitted attributes, as tensors or arrays like the rows."""
         self._stream, self.inertia_ = stream, inertia
-        self.cluster_centers_ = self._shown = as_given(stream.centers, features)
+        self.cluster_centers_ = as_given(stream.centers.clone(), features)  # the user may change them in place
         self.labels_ = as_given(labels, features)
 
     def _name_columns(self, features: Any, rows: Tensor) -> None:
@@ -322,10 +322,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         centers: Tensor,  # (K, D)
         metric: str,
     ) -> Stream:
-        """Return the stream to continue with, a new one if centers were assigned from outside."""
-        stream = self._stream
-        if stream is not None and self._shown is self.cluster_centers_ and stream.metric == metric:
-            stream.centers = as_rows(self.cluster_centers_, "cluster_centers_")
+        """Return the stream to continue with, a new one if centers were assigned from outside or changed."""
+        stream, given = self._stream, as_rows(self.cluster_centers_, "cluster_centers_")
+        if stream is not None and stream.metric == metric and same_values(stream.centers, given):
             return stream
         known = stream is not None and len(stream.counts) == len(centers)
         return Stream(centers, metric, stream.counts.to(centers.device) if known and stream is not None else None)
@@ -339,6 +338,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             raise UnfittedError("KMeans: expected fit or partial_fit to be called first")
         rows, centers = as_rows(features, "features"), as_rows(self.cluster_centers_, "cluster_centers_")
         columns = centers.shape[1]
+        if not len(centers):
+            raise ValueError("cluster_centers_: expected at least one row, got none")
         if rows.shape[1] != columns:
             peer = f"X has {rows.shape[1]} features, but KMeans is expecting {columns} features as input"
             raise ValueError(f"features: expected {counted(columns, 'column')}, got {rows.shape[1]}: {peer}")

@@ -54,7 +54,7 @@ def same_generator(
 ) -> torch.Generator:
     """Return a generator that draws the same numbers on every rank, those of the first rank's generator."""
     if generator is None:  # what else is drawn from torch's default one shall not become the same on all ranks
-        generator = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+        generator = torch.Generator("cpu").manual_seed(int(torch.randint(2**63 - 1, (), device="cpu")))
     state = exchange(generator.get_state().to(device), lambda parts: parts[0], group)
     return generator.set_state(state.cpu())
 

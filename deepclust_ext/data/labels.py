@@ -25,7 +25,7 @@ def number_classes(classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     if all(name.lstrip("-").isdecimal() for name in names):
         names.sort(key=int)
     number = {name: place for place, name in enumerate(names)}
-    return torch.tensor([number[name] for name in classes], dtype=torch.int64), tuple(names)
+    return torch.tensor([number[name] for name in classes], dtype=torch.int64, device="cpu"), tuple(names)
 
 
 def folder_classes(store: Store) -> list[str]:

@@ -121,9 +121,8 @@ def neighbor_table(
             members = order.split(labels.bincount(minlength=len(near)).tolist())
             for cell, own in enumerate(members):
                 bank = torch.cat([members[other] for other in near[cell].tolist()])
-                _, found = nearest_neighbors(
-                    rows[own], rows[bank], k=num_neighbors, exclude=torch.arange(len(own)), valid=valid[bank]
-                )
+                itself = torch.arange(len(own), device="cpu")
+                _, found = nearest_neighbors(rows[own], rows[bank], k=num_neighbors, exclude=itself, valid=valid[bank])
                 table[own] = torch.where(found >= 0, bank[found.clamp(min=0)], -1).int()
                 bar.update(len(own))
         else:

@@ -11,6 +11,8 @@ from deepclust_ext.ops._checks import check_non_negative
 class RandomNoise(nn.Module):
     """Add Gaussian noise to every value, from torch's global generator of the batch's device; nothing is clipped.
 
+    It is drawn in float32, so a seed draws the same numbers for every dtype.
+
     Args:
         std: Its standard deviation.
 
@@ -37,8 +39,8 @@ class RandomNoise(nn.Module):
         """
         check_images(images)
         wide = in_float32(images)
-        shape, dtype, device = wide.shape[1:], wide.dtype, wide.device
-        noise = drawn(lambda n: torch.randn((n, *shape), dtype=dtype, device=device), len(wide))
+        shape, device = wide.shape[1:], wide.device
+        noise = drawn(lambda n: torch.randn((n, *shape), dtype=torch.float32, device=device), len(wide))
         noisy = wide + self.std * noise
         return noisy.to(images.dtype) if images.is_floating_point() else noisy
 

@@ -85,7 +85,8 @@ def fused_contrastive_loss(
         ValueError: As the op.
     """
     check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
-    temperature, hardness = check_temperature(temperature), check_factor(hardness, "hardness")
+    temperature = check_temperature(temperature, "temperature", z_a, "z_a")
+    hardness = check_factor(hardness, "hardness")
     debias, class_temperature = check_share(debias, "debias"), check_divisor(class_temperature, "class_temperature")
     check_bool(normalize, "normalize")
     check_reduction(reduction)
@@ -113,6 +114,7 @@ def fused_contrastive_loss(
     with torch.autocast(z_a.device.type, enabled=False):
         divisor = temperature
         if isinstance(temperature, Tensor):  # as in the op: rows are divided by its root, which finds its gradient
+            temperature = temperature.to(torch.promote_types(temperature.dtype, wide))
             root = temperature.to(wide).rsqrt()
             z_a, z_b = (_normalized(z.to(wide), normalize) * root for z in (z_a, z_b))
             class_a, class_b = (x if x is None else x.to(wide) for x in (class_a, class_b))

@@ -89,7 +89,7 @@ def fused_hsd_loss(
         ValueError: As the op.
     """
     check_feature_pair(teacher, student, "teacher", "student")
-    temperature = check_temperature(temperature)
+    temperature = check_temperature(temperature, "temperature", teacher, "teacher")
     check_bool(normalize, "normalize")
     check_bool(return_stats, "return_stats")
     check_reduction(reduction)

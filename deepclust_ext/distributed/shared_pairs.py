@@ -210,6 +210,6 @@ def _finite_or_nan(own: Tensors, options: Options) -> Tensors:
     score = (1.0 if options.normalize else largest_square(z_a, z_b)) / options.temperature
     if class_a is not None and class_b is not None:
         score = score + largest_square(class_a, class_b) / options.class_temperature
-    if torch.as_tensor(score).isfinite():
+    if torch.as_tensor(score, device=z_a.device).isfinite():
         return own
     return [None if x is None else torch.full_like(x, torch.nan) for x in own]

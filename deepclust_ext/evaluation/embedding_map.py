@@ -31,7 +31,7 @@ def embedding_map(
         rows: Finite unit rows, N > 0.
         item: What messages call a row.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:TSNE_ROWS].sort().values
     placed, name = _place(rows[chosen].double().numpy())
     if len(chosen) == len(rows):

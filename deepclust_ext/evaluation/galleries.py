@@ -68,7 +68,7 @@ def make_galleries(
     seconds = others.argmax(axis=1) if num_clusters > 1 else np.full(len(values), -1)
     margins = confidences - others[places, seconds] if num_clusters > 1 else confidences
     named = torch.from_numpy(clusters)
-    sums = torch.zeros(num_clusters, rows.shape[1], dtype=torch.float64).index_add_(0, named, rows.double())
+    sums = rows.double().new_zeros(num_clusters, rows.shape[1]).index_add_(0, named, rows.double())
     typicality = (rows.double() * normalize(sums, dim=1)[named]).sum(dim=1).float().numpy()
     count = max(FEWEST_SHOWN, min(MOST_SHOWN, ALL_SHOWN // num_clusters))
 

@@ -81,6 +81,12 @@ def as_labels(name: str, labels: Labels) -> NDArray[Any]:
     array: NDArray[Any] = np.asarray(labels)
     if array.dtype.kind == "c":
         raise TypeError(f"{name}: expected integers or names, got {array.dtype}")
+    if array.dtype == object:
+        try:
+            np.unique(array)
+        except TypeError:  # what has no order
+            kinds = sorted({type(label).__name__ for label in array.flat})
+            raise TypeError(f"{name}: expected integers or names, got {', '.join(kinds)}") from None
     return array
 
 

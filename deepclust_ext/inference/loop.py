@@ -13,7 +13,7 @@ from deepclust_ext.inference.images import IndexedImages, LabelledImages, moved,
 from deepclust_ext.inference.loader import Loader
 from deepclust_ext.inference.memory import reused_memory
 from deepclust_ext.methods.base import ClusterHeadMethod, ClusteringMethod
-from deepclust_ext.ops._checks import check_integer
+from deepclust_ext.ops._checks import check_integer, check_type
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -63,6 +63,8 @@ def map_images(
     """
     batch_size = check_integer(batch_size, "batch_size", 1)
     num_workers = check_integer(num_workers, "num_workers", 0)
+    if test_view is not None:
+        check_type(test_view, "test_view", Callable, "a function of a batch or None")
     source = (LabelledImages if with_labels else IndexedImages)(data, any_size=takes_any_size(test_view))
     if not len(source):
         raise ValueError("data: expected at least one image, got none")

@@ -124,7 +124,8 @@ class Pretrained:
         assert found.mean is not None
         shape = (2, len(found.mean), found.size, found.size)
         feature_dim_of(network, self.name, shape)
-        white = torch.ones(shape)
+        weight = next(network.parameters(), torch.empty(0, device="cpu"))
+        white = torch.ones(shape, dtype=torch.float32, device=weight.device)
         with torch.no_grad():
             first, second = network(white), network(white)
         if not torch.equal(first.nan_to_num(), second.nan_to_num()):

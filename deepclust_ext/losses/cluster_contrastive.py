@@ -82,6 +82,7 @@ class ClusterContrastiveLoss(nn.Module):
             ValueError: If a shape, a device or the temperature does not fit, or there is no sample.
         """
         check_feature_pair(c_a, c_b, "c_a", "c_b")
+        temperature = check_temperature(self.temperature, "temperature", c_a, "c_a")
         group = distributed.resolve_group(self.process_group) if self.gather_distributed else None
         num_samples = distributed.shards_of(c_a, group).total if self.gather_distributed else len(c_a)
         if not num_samples:
@@ -89,13 +90,12 @@ class ClusterContrastiveLoss(nn.Module):
         self._warn_of_a_small_batch(num_samples, c_a.shape[1])
         if self.gather_distributed:
             wide = torch.promote_types(c_a.dtype, torch.float32)
-            temperature = check_temperature(self.temperature)
             with torch.autocast(c_a.device.type, enabled=False):
                 contrast, sums = column_contrast_and_usage(c_a.to(wide), c_b.to(wide), temperature, group)
             usage = sums / num_samples
         else:
             a, b = _without_gradient_of_empty(c_a), _without_gradient_of_empty(c_b)
-            contrast = fused_contrastive_loss(a.T, b.T, temperature=self.temperature)
+            contrast = fused_contrastive_loss(a.T, b.T, temperature=temperature)
             usage = torch.stack([a.mean(dim=0), b.mean(dim=0)])
         # PICI, equation 11: the mean of equation 8, less the entropy.
         return (contrast + self.entropy_weight * _unevenness(usage)).to(c_a.dtype)

@@ -8,6 +8,7 @@ from torch.nn.functional import mse_loss
 
 from deepclust_ext import distributed
 from deepclust_ext.ops._checks import check_dtype, check_tensor, result_dtype
+from deepclust_ext.reference.autocast import is_autocast_on
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -113,5 +114,5 @@ def _check(
         raise ValueError(f"patches: expected shape {expected}, got {tuple(patches.shape)}")
     if patches.device != predicted.device:
         raise ValueError(f"patches: expected device {predicted.device} like predicted, got {patches.device}")
-    if patches.dtype != predicted.dtype and not torch.is_autocast_enabled(predicted.device.type):
+    if patches.dtype != predicted.dtype and not is_autocast_on(predicted.device.type):
         raise TypeError(f"patches: expected dtype {predicted.dtype} like predicted, got {patches.dtype}")

@@ -72,7 +72,7 @@ class PrototypeLoss(nn.Module):
         """
         _check(query, key, labels)
         num_clusters = check_size(num_clusters, "num_clusters")
-        temperature = positive_or_nan(check_temperature(self.temperature))
+        temperature = positive_or_nan(check_temperature(self.temperature, "temperature", query, "query"))
         # Labels beyond int64 become negative ones, which take no part either.
         labels = labels.to(torch.int64)
         wide = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)

@@ -29,12 +29,14 @@ def mlp(
 
 
 def check_views(views: Sequence[Tensor], expected: int) -> None:
-    """Require a number of views, all of the same images; ValueError otherwise."""
+    """Require a number of views, all of the same images, of which there is one at least; ValueError otherwise."""
     if len(views) != expected:
         raise ValueError(f"views: expected {counted(expected, 'tensor')}, got {len(views)}")
     counts = [len(view) for view in views]
     if len(set(counts)) > 1:
         raise ValueError(f"views: expected the same images in each, got {', '.join(map(str, counts))} of them")
+    if not counts[0]:
+        raise ValueError("views: expected at least one image, got none")
 
 
 def as_input(
@@ -44,8 +46,10 @@ def as_input(
     """Return images (B, C, H, W) in the dtype of a network's weights.
 
     Raises:
-        TypeError: If the images are not floating: for integers it is not known which value is white.
+        TypeError: If the images are no tensor, or not floating: for integers it is not known which value is white.
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images: expected a tensor (B, C, H, W), got {type(images).__name__}")
     if not images.is_floating_point():
         raise TypeError(
             f"images: expected a floating dtype, got {images.dtype}; a view that makes one of 0 to 255 is "

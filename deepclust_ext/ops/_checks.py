@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from deepclust_ext.reference.autocast import is_autocast_on
+
 #: The largest seed of a run is that of numpy's global generator.
 LARGEST_SEED = 2**32 - 1
 
@@ -98,7 +100,7 @@ def check_feature_pair(
 
 def _fit(first: Tensor, second: Tensor) -> bool:
     """Return whether two floating tensors of a device have one dtype, under autocast once it has cast them."""
-    is_cast = torch.is_autocast_enabled(first.device.type)
+    is_cast = is_autocast_on(first.device.type)
     return first.dtype == second.dtype or (is_cast and torch.float64 not in (first.dtype, second.dtype))
 
 
@@ -240,14 +242,21 @@ def check_fraction(value: object, name: str) -> float:
     return number
 
 
-def check_temperature(value: float | Tensor, name: str = "temperature") -> float | Tensor:
+def check_temperature(
+    value: float | Tensor,  # a tensor ()
+    name: str = "temperature",
+    rows: Tensor | None = None,
+    rows_name: str = "",
+) -> float | Tensor:
     """Return a number from 1e-30 to 1e30 as a float, or a 0-dimensional floating tensor of such a one.
 
     The value of a tensor is checked only where that waits for nothing: on the CPU, outside of compilers and transforms.
+    Beside `rows` it must be on the CPU or on their device, as for torch's own operators.
 
     Raises:
         TypeError: It is neither a number nor a floating tensor.
-        ValueError: The number is out of range, the tensor has dimensions, or it is seen to be out of range.
+        ValueError: The number is out of range, the tensor has dimensions, it is seen to be out of range, or its device
+            does not fit.
     """
     if not isinstance(value, Tensor):
         return check_divisor(value, name)
@@ -256,6 +265,9 @@ def check_temperature(value: float | Tensor, name: str = "temperature") -> float
         raise TypeError(f"{name}: expected a number or a floating tensor, got a tensor of {value.dtype}")
     if value.dim():
         raise ValueError(f"{name}: expected a number or a tensor of shape (), got {tuple(value.shape)}")
+    if rows is not None and value.device != rows.device and value.device.type != "cpu":
+        expected = f"{rows.device} like {rows_name}" + (" or cpu" if rows.device.type != "cpu" else "")
+        raise ValueError(f"{name}: expected device {expected}, got {value.device}")
     if can_look_at(value):
         number = value.item()
         if number <= 0:
@@ -283,9 +295,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
-def plain(temperature: float | Tensor) -> float:
-    """Return the current value of a temperature, to print it."""
-    return temperature.item() if isinstance(temperature, Tensor) else temperature
+def plain(temperature: float | Tensor) -> float | str:
+    """Return the current value of a temperature, to print it; of one without a value, the device."""
+    if not isinstance(temperature, Tensor):
+        return temperature
+    return "meta" if temperature.is_meta else temperature.item()
 
 
 def check_integer(value: object, name: str, low: int, high: int | None = None, condition: str = "") -> int:
@@ -340,7 +354,7 @@ def check_type(value: Any, name: str, kind: Any, expected: str) -> Any:
 
 def result_dtype(features: Tensor) -> torch.dtype:
     """Return the dtype of a loss of such features: theirs, under autocast at least float32."""
-    is_cast = torch.is_autocast_enabled(features.device.type)
+    is_cast = is_autocast_on(features.device.type)
     return torch.promote_types(features.dtype, torch.float32) if is_cast else features.dtype
 
 

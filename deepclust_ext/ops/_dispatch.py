@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext import _extension
+from deepclust_ext.reference.autocast import is_autocast_on
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -48,7 +49,7 @@ def has_symbol(name: str, arguments: Sequence[Any]) -> bool:
 
 def _cast(arguments: Sequence[Any]) -> list[Any]:
     """Return the arguments as autocast leaves them to the op: in float32 where they were in half precision."""
-    if not torch.is_autocast_enabled(arguments[0].device.type):
+    if not is_autocast_on(arguments[0].device.type):
         return list(arguments)
     return [x.float() if isinstance(x, Tensor) and x.dtype in _HALF else x for x in arguments]
 

@@ -68,9 +68,9 @@ def fused_contrastive_loss(
         z_a: Features (B, D) of one view, float16, bfloat16, float32 or float64. B may be 0 or 1.
         z_b: Features (B, D) of the other view, row i being the same sample; same dtype and device.
         temperature: Divides the cosines; 1e-30 to 1e30. It may be a floating tensor (), such as a learned parameter,
-            which receives a gradient. This takes the memory of another copy of the rows. A tensor that is not positive
-            is an error on the CPU. On CUDA and in compiled code, where checking would wait for the device, the loss is
-            NaN.
+            which receives a gradient; on the device of the rows, or on the CPU. This takes the memory of another copy
+            of the rows. A tensor that is not positive is an error on the CPU. On CUDA and in compiled code, where
+            checking would wait for the device, the loss is NaN.
         hardness: How much more near negatives weigh than far ones, 0 to 1e30. Published values are 0.5 to 2.
         debias: τ⁺, the assumed probability that a negative belongs to the anchor's class, in [0, 1).
         class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; they are not normalized. Same dtype
@@ -102,7 +102,8 @@ def fused_contrastive_loss(
     https://arxiv.org/abs/1911.05722; class weights, CLC, https://arxiv.org/abs/2306.05439.
     """
     check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
-    temperature, hardness = check_temperature(temperature), check_factor(hardness, "hardness")
+    temperature = check_temperature(temperature, "temperature", z_a, "z_a")
+    hardness = check_factor(hardness, "hardness")
     debias, class_temperature = check_share(debias, "debias"), check_divisor(class_temperature, "class_temperature")
     check_bool(normalize, "normalize")
     check_reduction(reduction)

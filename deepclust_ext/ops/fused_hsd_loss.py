@@ -63,8 +63,9 @@ def fused_hsd_loss(
         teacher: Features (N, D) of the teacher, float16, bfloat16, float32 or float64. N may be 0.
         student: Features (N, D) of the student, row i being the same sample; same dtype and device.
         temperature: Divides the logits; 1e-30 to 1e30. The published value is 0.5. It may be a floating tensor (), such
-            as a learned parameter, which receives a gradient. A tensor that is not positive is an error on the CPU. On
-            CUDA and in compiled code, where checking would wait for the device, the loss is NaN.
+            as a learned parameter, which receives a gradient; on the device of the rows, or on the CPU. A tensor that
+            is not positive is an error on the CPU. On CUDA and in compiled code, where checking would wait for the
+            device, the loss is NaN.
         normalize: Divide rows by max(L2 norm, 1e-12) first. A row whose norm is below 1e-12 gets gradient 0. Without
             ``normalize``, rows whose squares overflow the accumulation type (about 1e19 in float32) count as not
             finite.
@@ -90,7 +91,7 @@ def fused_hsd_loss(
     published code.
     """
     check_feature_pair(teacher, student, "teacher", "student")
-    temperature = check_temperature(temperature)
+    temperature = check_temperature(temperature, "temperature", teacher, "teacher")
     check_bool(normalize, "normalize")
     check_bool(return_stats, "return_stats")
     check_reduction(reduction)

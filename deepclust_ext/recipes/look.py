@@ -43,7 +43,7 @@ def look(images: Images) -> Look:
     count = min(len(images), SAMPLE)
     sample = images.images_at([place * len(images) // count for place in range(count)])
     pixels = [in_float32(image).float() for image in sample]
-    sides = torch.tensor([image.shape[1:] for image in pixels], dtype=torch.float32).quantile(0.5, dim=0)
+    sides = torch.tensor([image.shape[1:] for image in pixels], dtype=torch.float32, device="cpu").quantile(0.5, dim=0)
     return Look(
         sides=(round(float(sides[0])), round(float(sides[1]))),
         gray=all(bool((image == image[:1]).all()) for image in pixels),

@@ -74,7 +74,7 @@ def augment_views(
         if mean is not None and std is not None:
             view = (view - view.new_tensor(mean).view(-1, 1, 1)) / view.new_tensor(std).view(-1, 1, 1)
         views.append(view)
-    first = images[0] if len(images) else torch.empty(0, 0, *size)
+    first = images[0] if len(images) else torch.empty(0, 0, *size, device="cpu")
     result = torch.stack(views) if views else first.new_empty((0, first.shape[1], *size), dtype=torch.float32)
     return result.to(dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 

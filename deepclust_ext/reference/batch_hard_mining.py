@@ -1,12 +1,13 @@
 """Batch-hard mining between a teacher and a student batch, in plain PyTorch."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deepclust_ext.reference.autocast import float32_under_autocast
+from deepclust_ext.reference.autocast import float32_under_autocast, with_range
 from deepclust_ext.reference.normalize import l2_normalize
 
 #: Squared distances below this value count as this value; their gradient is zero.
@@ -43,8 +44,8 @@ def batch_hard_mining(
         no_distance = (teacher + student)[anchors].sum(dim=1)
         return HardPairs(no_index, no_index, no_distance, no_distance, no_distance, no_distance)
     finite = torch.isfinite(teacher).all() & torch.isfinite(student).all()
-    if normalize:
-        teacher, student = l2_normalize(teacher, dim=1), l2_normalize(student, dim=1)
+    scaled = partial(l2_normalize, dim=1) if normalize else with_range  # squares of unit rows fit float16
+    dtype, teacher, student = teacher.dtype, scaled(teacher), scaled(student)
     teacher_distances = _pairwise_distances(teacher[anchors], teacher)  # (R, N)
     distances = _pairwise_distances(teacher[anchors], student)  # (R, N)
     own = torch.arange(first_row, first_row + len(distances), device=teacher.device).unsqueeze(1)  # (R, 1)
@@ -54,7 +55,8 @@ def batch_hard_mining(
     nearest, negative_index = distances.masked_fill(~is_negative, math.inf).min(dim=1)
     positive = _finish(farthest, positive_index, teacher_distances, own.squeeze(1), finite)
     negative = _finish(nearest, negative_index, teacher_distances, own.squeeze(1), finite)
-    return HardPairs(positive[0], negative[0], positive[1], negative[1], positive[2], negative[2])
+    results = HardPairs(positive[0], negative[0], positive[1], negative[1], positive[2], negative[2])
+    return HardPairs._make(x.to(dtype) if x.is_floating_point() else x for x in results)
 
 
 def _finish(

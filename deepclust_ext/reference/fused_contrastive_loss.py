@@ -1,12 +1,13 @@
 """Hardness-weighted contrastive loss, in plain PyTorch."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from deepclust_ext.reference.autocast import float32_under_autocast
+from deepclust_ext.reference.autocast import float32_under_autocast, with_range
 from deepclust_ext.reference.normalize import l2_normalize
 from deepclust_ext.reference.temperature import positive_or_nan
 
@@ -31,16 +32,16 @@ def fused_contrastive_loss(
     finite = torch.stack(
         [x.isfinite().all() for x in (z_a, z_b, class_a, class_b, queue, class_queue) if x is not None]
     )
-    temperature = positive_or_nan(temperature)
+    temperature = positive_or_nan(with_range(temperature))
     positive, scores, num_negatives = scores_of(
         z_a, z_b, class_a, class_b, queue, class_queue, temperature, class_temperature, normalize
     )
     sums = log_sums(scores, hardness)
     loss = losses_of_log_sums(positive, *sums, num_negatives, temperature, hardness, debias)
     loss = loss * torch.where(finite.all(), 1.0, math.nan).to(loss.dtype)
-    if reduction == "none":
-        return loss
-    return loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
+    if reduction != "none":
+        loss = loss.sum() / (max(len(loss), 1) if reduction == "mean" else 1)
+    return loss.to(z_a.dtype)
 
 
 def scores_of(
@@ -54,13 +55,16 @@ def scores_of(
     class_temperature: float,
     normalize: bool,
 ) -> tuple[Tensor, Tensor, int]:
-    """Return the scores of the positives (R,), those of the negatives (R, C), elsewhere -inf, and their number."""
-    if normalize:
-        z_a, z_b = l2_normalize(z_a, dim=1), l2_normalize(z_b, dim=1)
-        queue = None if queue is None else l2_normalize(queue, dim=1)
+    """Return the scores of the positives (R,), those of the negatives (R, C), elsewhere -inf, and their number.
+
+    Scores are in float32 where the rows are in float16. Cosines fit that, other products and divided ones may not.
+    """
+    scaled = partial(l2_normalize, dim=1) if normalize else with_range
+    z_a, z_b, queue = scaled(z_a), scaled(z_b), None if queue is None else scaled(queue)
+    class_a, class_b, class_queue = map(with_range, (class_a, class_b, class_queue))
     if queue is None:
         anchors = torch.cat([z_a, z_b])
-        scores = anchors @ anchors.T / temperature  # (2B, 2B)
+        scores = with_range(anchors @ anchors.T) / temperature  # (2B, 2B)
         if class_a is not None and class_b is not None:
             classes = torch.cat([class_a, class_b])
             scores = scores + classes @ classes.T / class_temperature
@@ -69,8 +73,8 @@ def scores_of(
         scores = scores.masked_fill(own, -math.inf)
         num_negatives = max(len(anchors) - 2, 0)
     else:
-        scores = z_a @ queue.T / temperature  # (B, M)
-        positive = (z_a * z_b).sum(dim=1) / temperature
+        scores = with_range(z_a @ queue.T) / temperature  # (B, M)
+        positive = with_range((z_a * z_b).sum(dim=1)) / temperature
         if class_a is not None and class_b is not None and class_queue is not None:
             scores = scores + class_a @ class_queue.T / class_temperature
             positive = positive + (class_a * class_b).sum(dim=1) / class_temperature

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from deepclust_ext.reference.autocast import float32_under_autocast
+from deepclust_ext.reference.autocast import float32_under_autocast, with_range
 from deepclust_ext.reference.batch_hard_mining import HardPairs, batch_hard_mining
 from deepclust_ext.reference.temperature import positive_or_nan
 
@@ -35,7 +35,9 @@ def fused_hsd_loss(
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, HSDStats]:
     """Loss from full N x N distance matrices; see :func:`deepclust_ext.fused_hsd_loss` for the contract."""
-    loss, stats = hsd_loss_of_pairs(batch_hard_mining(teacher, student, normalize=normalize), temperature, reduction)
+    rows = (teacher, student) if normalize else (with_range(teacher), with_range(student))
+    loss, stats = hsd_loss_of_pairs(batch_hard_mining(*rows, normalize=normalize), temperature, reduction)
+    loss = loss.to(teacher.dtype)
     return (loss, stats) if return_stats else loss
 
 
@@ -51,6 +53,7 @@ def hsd_loss_of_pairs(pairs: HardPairs, temperature: float | Tensor, reduction: 
 def hsd_losses_of_pairs(pairs: HardPairs, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return the losses (N,) of pairs that have been mined, and the sums (7,) that :func:`stats_of_sums` takes."""
     temperature = positive_or_nan(temperature)
+    pairs = HardPairs._make(map(with_range, pairs))
     positive_weight = (pairs.positive_distance - pairs.positive_teacher_distance).clamp(min=0).detach()
     negative_weight = (pairs.negative_teacher_distance - pairs.negative_distance).clamp(min=0).detach()
     positive_logit = positive_weight * pairs.positive_distance / temperature

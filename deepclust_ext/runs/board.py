@@ -1,6 +1,7 @@
 """TensorBoard's files of a run, where the extra `tensorboard` is installed."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,14 @@ class Board:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        """Close TensorBoard's file, of which every record was written before."""
         if self._writer is not None:
-            self._writer.close()
+            with suppress(OSError):  # which was said by then
+                self._writer.close()
+            self._writer = None
 
     def write(self, record: Mapping[str, float], found: Mapping[str, float]) -> Mapping[str, float]:
         """Write the record of an epoch and the values found after it, and return the latter.
@@ -33,6 +40,8 @@ class Board:
         Raises:
             OSError: If it cannot be written; the message names the folder.
         """
+        if not self._folder.is_dir():  # removed while the run goes on
+            self._close()
         if self._written and self._writer is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def export(run: Run, path: Path, *, format: str, overwrite: bool = False) -> dic
         )
     ours = copy.deepcopy(run.trained).cpu().float()
     data = run.recipe.data
-    images = torch.rand(2, data.channels, data.size, data.size, device="cpu")
+    images = torch.rand(2, data.channels, data.size, data.size, dtype=torch.float32, device="cpu")
     facts = {"format": format, **_facts(run, *(part.shape[1] for part in ours(images)))}
     with tqdm(total=2, desc=f"writing {path.name}", leave=False, disable=None) as bar, replacing(path) as unfinished:
         FORMATS[format].write(network, images, unfinished, facts)
@@ -216,7 +217,9 @@ def _trace(network: ExportedNetwork, images: Tensor) -> Any:
 
 
 def _write_program(network: ExportedNetwork, images: Tensor, path: Path, facts: dict[str, Any]) -> None:
-    torch.export.save(_trace(network, images), path, extra_files={FACTS: json.dumps(facts)})
+    written = BytesIO()  # into a file torch writes by itself, and a full disk then aborts the process
+    torch.export.save(_trace(network, images), written, extra_files={FACTS: json.dumps(facts)})
+    path.write_bytes(written.getbuffer())
 
 
 def _load_program(network: ExportedNetwork, path: Path) -> Function:
@@ -254,11 +257,11 @@ def _load_onnx(network: ExportedNetwork, path: Path) -> Function:
 
 
 def _write_weights(network: ExportedNetwork, images: Tensor, path: Path, facts: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # Clones, since such a file holds no tensor twice: tied weights are written as two.
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    save_file(weights, path, {FACTS: json.dumps(facts)})
+    path.write_bytes(save(weights, {FACTS: json.dumps(facts)}))  # whose own files raise errors of another kind
 
 
 def _load_weights(network: ExportedNetwork, path: Path) -> Function:
@@ -281,7 +284,7 @@ def _largest_difference(run: Function, ours: Function, shape: torch.Size) -> flo
     generator = torch.Generator("cpu").manual_seed(0)
     differences = []
     for count in BATCHES:
-        images = torch.rand(count, *shape, generator=generator, device="cpu")
+        images = torch.rand(count, *shape, generator=generator, dtype=torch.float32, device="cpu")
         for theirs, expected in zip(run(images), ours(images), strict=True):
             differences.append((theirs - expected).abs().max())
     return float(torch.stack(differences).max())

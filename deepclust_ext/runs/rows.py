@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from deepclust_ext.training.files import replacing, write_text
+from deepclust_ext.training.files import replacing, write_array, write_text
 
 FORMATS = ("npz", "npy", "csv")
 
@@ -46,8 +46,7 @@ def write_rows(
             np.savez(unfinished, rows=values, names=np.array(names, dtype=np.str_))
         return [path]
     if kind == "npy":
-        with replacing(path) as unfinished:
-            np.save(unfinished, values)
+        write_array(path, values)
         beside = names_beside(path)
         write_text(beside, "".join(name + "\n" for name in names))
         return [path, beside]

@@ -5,13 +5,12 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -41,7 +40,15 @@ from deepclust_ext.runs.profile import profiled
 from deepclust_ext.runs.signals import stopping
 from deepclust_ext.runs.source import UNLABELLED, Source, labels_of
 from deepclust_ext.training import Trainer, files
-from deepclust_ext.training.files import RunFolder, check_writable, remove, replacing, without_nan, write_text
+from deepclust_ext.training.files import (
+    RunFolder,
+    check_writable,
+    remove,
+    replacing,
+    without_nan,
+    write_array,
+    write_text,
+)
 from deepclust_ext.training.phases import locate
 from deepclust_ext.training.progress import in_words
 from deepclust_ext.training.ranks import Ranks
@@ -185,6 +192,7 @@ def train(
         record["status"] = "ended"
         run = Run(path, recipe, trained, trainer.history, record)
         if ranks.first:
+            write_text(path / files.RECIPE_NAME, recipes.dump(recipe))  # again, if the folder was removed meanwhile
             write_clusters(path / files.CLUSTERS_NAME, images, shares)
             if labels is not None:
                 record["scores"] = asdict(score_clusters(labels, shares.argmax(1), rows, recipe.data.num_clusters))
@@ -260,9 +268,12 @@ def _marked(path: Path, record: dict[str, Any], ranks: Ranks) -> Iterator[None]:
 
 def _clear(folder: RunFolder) -> None:
     """Remove the files of a run; other files stay."""
-    folder.clear()
-    for file in (folder.path / BOARD_NAME).glob("events.out.tfevents.*"):
+    board = folder.path / BOARD_NAME
+    for file in board.glob("events.out.tfevents.*"):
         remove(file)
+    with suppress(OSError):  # it is missing, or holds something else
+        board.rmdir()
+    folder.clear()
 
 
 def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trained, Tensor, Tensor]:
@@ -274,8 +285,7 @@ def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trai
         return trained, *trained.infer(images, batch_size=recipe.batch_size, **loop)
     centers, rows = fit_centers(method, images, recipe, seed=options.seed, **loop)
     if ranks.first:
-        with replacing(trainer.folder.path / files.CENTERS_NAME) as unfinished:
-            np.save(unfinished, centers.numpy())
+        write_array(trainer.folder.path / files.CENTERS_NAME, centers.numpy())
     trained = Trained(method, trainer.test_view, centers)
     return trained, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
 

@@ -175,6 +175,13 @@ def flatten(value: Any, name: str) -> dict[str, Setting]:
     return {name: None if value is None else describe(value)}
 
 
+def plain_numbers(value: Any) -> Any:
+    """Return a setting with Python's numbers in place of those of numpy and of tensors, in tuples and lists too."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain_numbers, value))
+    return value.item() if isinstance(value, np.generic | Tensor) else value
+
+
 def describe(value: Any) -> str:
     """Return a text that distinguishes views: the representation without memory addresses."""
     if isinstance(value, torch.nn.Module):

@@ -12,7 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 FORMAT = "deepclust_ext checkpoint 3"
 #: What a resumed run reads.
@@ -116,8 +118,8 @@ class RunFolder:
             )
 
     def clear(self) -> None:
-        """Remove the files of a run, except for those in ``begun``."""
-        for name in RUN_FILES:
+        """Remove the files of a run, except for those in ``begun``; the record, which says that it is one, last."""
+        for name in sorted(RUN_FILES, key=RECORD_NAME.__eq__):
             if name not in self.begun:
                 remove(self.path / name)
 
@@ -265,6 +267,15 @@ def write_text(path: Path, text: str) -> None:
     """Write text so that ``path`` holds either the old file or the whole new one."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file so that ``path`` holds either the old file or the whole new one."""
+    array = np.ascontiguousarray(array)
+    with replacing(path) as unfinished, unfinished.open("wb") as stream:
+        # Not numpy's save: of a file's last bytes it does not notice that a full disk has not taken them.
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        stream.write(array.data)
 
 
 def without_nan(value: Any) -> Any:

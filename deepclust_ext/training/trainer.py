@@ -9,7 +9,6 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
@@ -27,6 +26,7 @@ from deepclust_ext.training.checkpoint import (
     check_resumed,
     fingerprint,
     not_finite,
+    plain_numbers,
     random_state,
     restore_random_state,
     run_settings,
@@ -123,7 +123,7 @@ class Trainer:
             synchronize_batch_norm(method, method.process_group)
         self.optimizer = method.make_optimizer(config.batch_size, config.optimizer)
         for group in self.optimizer.param_groups:  # a checkpoint holds them, and can be read with plain numbers alone
-            group |= {name: value.item() for name, value in group.items() if isinstance(value, np.generic | Tensor)}
+            group |= {name: plain_numbers(value) for name, value in group.items() if name != "params"}
         self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._total_steps = self._steps_before(config.epochs)
 

@@ -76,6 +76,27 @@ def test_a_stream_goes_on_with_another_metric() -> None:
     np.testing.assert_allclose(np.linalg.norm(kmeans.cluster_centers_, axis=1), 1)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_a_stream_goes_on_from_centers_that_were_changed_in_place(method: str, kind: Any) -> None:
+    ours, peer = KMeans(3, init=ROWS[[0, 20, 40]]), PeerMiniBatchKMeans(3, init=ROWS[[0, 20, 40]], n_init=1)
+    getattr(ours, method)(kind(ROWS))
+    peer.partial_fit(ROWS)  # in one batch of clear clusters they have the same centers
+    for estimator in (ours, peer):
+        estimator.cluster_centers_[0] += 1
+    np.testing.assert_allclose(
+        ours.partial_fit(kind(ROWS[:9])).cluster_centers_, peer.partial_fit(ROWS[:9]).cluster_centers_
+    )
+
+
+def test_there_are_centers() -> None:
+    kmeans = KMeans(3, random_state=0).fit(ROWS)
+    kmeans.cluster_centers_ = ROWS[:0]
+    for method in (kmeans.predict, kmeans.transform, kmeans.score, kmeans.partial_fit):
+        with pytest.raises(ValueError, match="^cluster_centers_: expected at least one row, got none$"):
+            method(ROWS)
+
+
 def test_automatic_starts_are_ten_of_random_rows_and_functions_and_else_one() -> None:
     cases: list[tuple[Any, int]] = [("k-means++", 1), ("random", 10), (first_rows, 10), (ROWS[:3], 1)]
     for init, count in cases:

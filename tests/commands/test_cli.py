@@ -1,6 +1,7 @@
 """The command line, in this process: what it prints and the exit status it gives."""
 
 import argparse
+import errno
 import importlib
 import json
 import pkgutil
@@ -14,7 +15,7 @@ import pytest
 
 import deepclust_ext
 from deepclust_ext import commands
-from deepclust_ext.__main__ import main
+from deepclust_ext.__main__ import _words, main
 from deepclust_ext.commands import demo
 from deepclust_ext.commands._installation import collect_info, format_info
 from deepclust_ext.ops._checks import LARGEST_SEED
@@ -280,3 +281,9 @@ def test_a_seed_that_no_run_can_have_is_refused_by_every_command(
     with pytest.raises(SystemExit, match="2"):
         main([command, *given, "--seed", str(LARGEST_SEED + 1)])
     assert f"argument --seed: expected 0 to {LARGEST_SEED}, got {LARGEST_SEED + 1}" in capsys.readouterr().err
+
+
+def test_names_of_files_in_the_system_s_errors_may_be_bytes() -> None:
+    for name in ("rows.npy", b"rows.npy"):
+        said = _words(OSError(errno.ENOSPC, "No space left on device", name))
+        assert said == "rows.npy: cannot be read or written: No space left on device"

@@ -14,7 +14,9 @@ def test_noise_has_its_deviation_and_keeps_dtype_and_seed() -> None:
     assert torch.equal(noisy, RandomNoise(0.2)(images))
     assert float(noisy.std()) == pytest.approx(0.2, rel=0.05)
     assert float(noisy.mean()) == pytest.approx(0.5, abs=0.01)
-    assert RandomNoise()(images.half()).dtype == torch.float16
+    for dtype in (torch.float16, torch.float64):
+        torch.manual_seed(0)
+        torch.testing.assert_close(RandomNoise(0.2)(images.to(dtype)), noisy.to(dtype))
     white = RandomNoise(0.0)(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8))
     assert white.tolist() == torch.ones(1, 1, 2, 2).tolist()
 

@@ -19,6 +19,8 @@ TWINS = [name for name in distributed.__all__ if hasattr(deepclust_ext, name)]
 ROWS, FLAT = torch.randn(3, 4), torch.ones(3)
 WRONG_ROWS = [ROWS.int(), ROWS[0], ROWS[:, :0], [1.0], ROWS.to_sparse(), ROWS.to("meta")]
 WRONG_NUMBERS = [0, -1, float("nan"), True, "1", None]
+WRONG_TENSORS = [torch.ones(1), torch.tensor(1), torch.tensor(-1.0), torch.tensor(0.5, device="meta")]
+WRONG_TEMPERATURES = [*WRONG_NUMBERS, *WRONG_TENSORS]
 #: For every op the tensors of a right call, and for every argument what it refuses.
 CASES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "fused_contrastive_loss": (
@@ -26,7 +28,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {
             "z_a": WRONG_ROWS,
             "z_b": [*WRONG_ROWS, ROWS[:2], ROWS.double()],
-            "temperature": [*WRONG_NUMBERS, torch.ones(1), torch.tensor(1), torch.tensor(-1.0)],
+            "temperature": WRONG_TEMPERATURES,
             "hardness": [-1, None],
             "debias": [1, -1, None],
             "class_a": [ROWS, ROWS.int()],
@@ -43,7 +45,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {
             "teacher": WRONG_ROWS,
             "student": [*WRONG_ROWS, ROWS[:2], ROWS.double()],
-            "temperature": [*WRONG_NUMBERS, torch.ones(1), torch.tensor(1), torch.tensor(-1.0)],
+            "temperature": WRONG_TEMPERATURES,
             "normalize": [None, 1],
             "reduction": ["no", None],
             "return_stats": [None, 1],

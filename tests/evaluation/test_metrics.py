@@ -74,6 +74,11 @@ def test_errors_name_the_argument(metric: object) -> None:
         metric([0, 1], [0.0, math.nan])
     with pytest.raises(ValueError, match="labels_true: expected a label for each sample, got NaN or infinity"):
         metric(torch.tensor([1.0, math.nan]), [0, 1])
+    with pytest.raises(TypeError, match="^labels_true: expected integers or names, got NoneType, int$"):
+        metric([0, None], [0, 1])
+    with pytest.raises(TypeError, match="^labels_pred: expected integers or names, got float, str$"):
+        metric(["a", "b"], np.array(["a", math.nan], dtype=object))
+    assert metric(["a", "b"], np.array(["a", np.str_("b")], dtype=object)) == 1
     with pytest.raises(ValueError, match="labels_pred: expected 2 labels as in labels_true, got 3"):
         metric([0, 1], [0, 1, 2])
     with pytest.raises(ValueError, match=r"labels_pred: expected one dimension, got shape \(2, 1\)"):

@@ -63,6 +63,7 @@ def test_labels_come_only_when_asked_for() -> None:
         ({"batch_size": 1.5}, TypeError, "^batch_size: expected an integer, got 1.5$"),
         ({"batch_size": None}, TypeError, "^batch_size: expected an integer, got None$"),
         ({"batch_size": True}, TypeError, "^batch_size: expected an integer, got True$"),
+        ({"test_view": 3}, TypeError, "^test_view: expected a function of a batch or None, got int$"),
         ({"num_workers": -1}, ValueError, "^num_workers: expected at least 0, got -1$"),
         ({"num_workers": "2"}, TypeError, "^num_workers: expected an integer, got '2'$"),
     ],

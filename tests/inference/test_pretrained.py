@@ -267,3 +267,16 @@ def test_no_call_is_noted_for_black_images() -> None:
     trained().eval()(torch.zeros(2, 3, SIZE, SIZE))
     assert isinstance(trained(), nn.Module)
     assert networks.CALLS == []
+
+
+def test_torch_s_default_dtype_does_not_matter(weights: str, photos: Path) -> None:
+    images = load_images(photos, cache="none")
+    network, module = of_tests(weights).load()
+    expected = network.embed(module, images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        network, module = of_tests(weights).load()
+        rows = network.embed(module, images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(rows, expected)

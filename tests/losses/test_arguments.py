@@ -94,8 +94,31 @@ def test_temperature_that_is_learned(loss: Make) -> None:
     torch.testing.assert_close(value, loss(temperature=0.5)(*rows, *others))
 
 
+@pytest.mark.parametrize("gather_distributed", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "rows_name"),
+    [(ClusterContrastiveLoss, "c_a"), (ContrastiveLoss, "z_a"), (HSDLoss, "teacher"), (PrototypeLoss, "query")],
+)
+def test_temperature_on_another_device(loss: Make, rows_name: str, gather_distributed: bool) -> None:
+    """A module may be made there, as for weights that are loaded later."""
+    with torch.device("meta"):
+        module = loss(temperature=nn.Parameter(torch.tensor(0.5)), gather_distributed=gather_distributed)
+    assert "temperature=meta" in repr(module)
+    rows = torch.rand(12, 3)
+    others = (torch.arange(12) % 2, 2) if loss is PrototypeLoss else ()
+    with pytest.raises(ValueError, match=f"^temperature: expected device cpu like {rows_name}, got meta$"):
+        module(rows, rows, *others)
+
+
 def test_swapped_in_class() -> None:
     with pytest.raises(ValueError, match="^tau: expected a finite number above 0, got 0$"):
         HSD(tau=0)
-    with pytest.raises(TypeError, match="^normalize: expected True or False, got None$"):
+    with pytest.raises(TypeError, match="^normalized: expected True or False, got None$"):
         HSD()(torch.ones(2, 3), torch.ones(2, 3), None)
+    tau = nn.Parameter(torch.tensor(0.5))
+    learned = HSD(tau)
+    tau.data.neg_()
+    with pytest.raises(ValueError, match="^tau: expected a number above 0, got -0.5$"):
+        learned(torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(ValueError, match="^tau: expected device cpu like teacher_inputs, got meta$"):
+        learned.to("meta")(torch.ones(2, 3), torch.ones(2, 3))

@@ -134,6 +134,17 @@ def test_views_of_different_images_are_named(sample: MethodSample) -> None:
         sample.method().training_step([first[1:], *others], LABELS)
 
 
+def test_no_images_are_named_and_change_nothing(sample: MethodSample) -> None:
+    """The mean of none is NaN, which an average that a method keeps would never lose again."""
+    method: ClusteringMethod = sample.method()
+    views = batch(sample)
+    with pytest.raises(ValueError, match="^views: expected at least one image, got none$"):
+        method.training_step([view[:0] for view in views], LABELS[:0])
+    assert method.training_step(views, LABELS)[0].isfinite()
+    with pytest.raises(TypeError, match=r"^images: expected a tensor \(B, C, H, W\), got list$"):
+        method.embed(list(views[0]))  # type: ignore[arg-type]
+
+
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()

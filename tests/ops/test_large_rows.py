@@ -1,10 +1,12 @@
 """Rows whose squares, or whose norm, overflow: they have a direction as all others, in the reference too."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from deepclust_ext import batch_hard_mining, kmeans_assign, nearest_neighbors
+from deepclust_ext import batch_hard_mining, fused_contrastive_loss, fused_hsd_loss, kmeans_assign, nearest_neighbors
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES
 from deepclust_ext.reference.normalize import l2_normalize
 
@@ -47,3 +49,35 @@ def test_ops_see_the_direction_of_large_rows(dtype: torch.dtype) -> None:
     ):
         for one, other in zip(ours, expected, strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("is_tensor", [False, True])
+@pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-30])
+@pytest.mark.parametrize(("normalize", "size"), [(True, 1.0), (True, 1000.0), (False, 1.0), (False, 1000.0)])
+def test_losses_whose_scores_are_beyond_float16(
+    temperature: float, normalize: bool, size: float, is_tensor: bool
+) -> None:
+    """They are those of float32, infinite where float16 has no such number, and never NaN."""
+    generator = torch.Generator().manual_seed(0)
+    first, second, third = (size * torch.randn(3, 9, 6, generator=generator)).half()
+    queue = {"queue": third, "class_a": first, "class_b": second, "class_queue": third}
+    classes = {"class_a": first, "class_b": second, "class_temperature": temperature}
+    divisor: Any = torch.tensor(temperature) if is_tensor else temperature
+    for function, options in (
+        (fused_contrastive_loss, {}),
+        (fused_contrastive_loss, {"hardness": 2.0, "debias": 0.1}),
+        (fused_contrastive_loss, queue),
+        (fused_contrastive_loss, classes),
+        (fused_hsd_loss, {}),
+    ):
+        call: Any = function
+        shared = {"temperature": divisor, "normalize": normalize, "reduction": "none"} | options
+        losses = call(first, second, **shared)
+        wide = {name: x.float() if name in queue else x for name, x in shared.items()}
+        expected = call(first.float(), second.float(), **wide)
+        assert losses.dtype == torch.float16
+        assert expected.isfinite().all()
+        assert not losses.isnan().any()
+    pairs = batch_hard_mining(first, second, normalize=normalize)
+    assert not torch.stack(pairs[2:]).isnan().any()

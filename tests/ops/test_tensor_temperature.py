@@ -142,6 +142,22 @@ def test_what_is_refused(function: Any, native: bool, monkeypatch: pytest.Monkey
         function(first, second, temperature=torch.tensor(1))
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("function", "rows_name"), [(fused_contrastive_loss, "z_a"), (fused_hsd_loss, "teacher")])
+def test_its_device(function: Any, rows_name: str) -> None:
+    """It is that of the rows, or the CPU, as for torch's own operators. The device meta stands for a GPU."""
+    (first, second, _), _ = rows(torch.float32)
+    message = f"^temperature: expected device cpu like {rows_name}, got meta$"
+    with pytest.raises(ValueError, match=message):
+        function(first, second, temperature=torch.tensor(0.3, device="meta"))
+    with pytest.raises(ValueError, match=message), torch.device("meta"):
+        function(first, second, temperature=torch.tensor(0.3))
+    for device in ("meta", "cpu"):
+        learned = torch.tensor(0.3, device=device, requires_grad=True)
+        loss = function(first.to("meta"), second.to("meta"), temperature=learned)
+        assert (loss.shape, loss.device.type, loss.requires_grad) == ((), "meta", True)
+
+
 @pytest.mark.parametrize("function", [fused_contrastive_loss, fused_hsd_loss])
 @pytest.mark.parametrize("native", [True, False])
 def test_what_is_not_positive(function: Any, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Exported networks: they give what ours gives, without this package, or say why they cannot."""
 
+import errno
 import json
+import os
 import sys
 import zipfile
 from dataclasses import replace
@@ -320,6 +322,20 @@ def test_a_wrong_target_is_named(name: str, format: str, error: type[Exception],
         check_target(tmp_path / name, format)
     if error is FileExistsError:
         check_target(tmp_path / name, format, overwrite=True)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_a_full_disk_is_named(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries' own writers end with errors of other kinds, or end the process."""
+
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    recipe, path = recipe_of("sacc"), tmp_path / NAMES[format]
+    with pytest.raises(OSError, match=f"^{path}: cannot be written: No space left on device$"):
+        export(run_of(trained_of(recipe), recipe), path, format=format)
+    assert not list(tmp_path.iterdir())
 
 
 def test_centers_decide_as_the_nearest_of_k_means_does() -> None:

@@ -1,9 +1,12 @@
 """Whole runs in Python: they are the trainer's own to the bit, leave others' files alone, and say where images were."""
 
+import contextlib
 import csv
 import json
+import shutil
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ from deepclust_ext import recipes
 from deepclust_ext.data import Images, load_images
 from deepclust_ext.recipes.build import make_trainer
 from deepclust_ext.runs import Options, Run, Source, open_run, train
+from deepclust_ext.runs.board import Board
 from deepclust_ext.runs.estimate import seconds_of_a_step
 from deepclust_ext.runs.scores import score_run
+from deepclust_ext.runs.train import _clear, check_folder
 from deepclust_ext.training import seed_everything
-from deepclust_ext.training.files import load_checkpoint
+from deepclust_ext.training.files import RunFolder, load_checkpoint
 from tests.runs.runfolders import write_images, write_recipe
 from tests.training.runs import without_seconds
 
@@ -132,6 +137,56 @@ def test_tensorboard_has_every_epoch(tmp_path: Path, images: Any, recipe: recipe
     found = EventAccumulator(str(run.path / "tensorboard")).Reload()
     losses = [(event.step, event.value) for event in found.Scalars("loss")]
     assert losses == [(epoch["epoch"], pytest.approx(epoch["loss"])) for epoch in run.history]
+
+
+def test_a_folder_that_is_moved_away_is_made_again(
+    tmp_path: Path, images: Any, recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With TensorBoard too, whose writer of a file that is gone ends the run."""
+    write = Board.write
+
+    def move_first(board: Board, record: Any, found: Any) -> Any:
+        if record["epoch"] == 2:
+            (tmp_path / "run").rename(tmp_path / "moved")
+        return write(board, record, found)
+
+    monkeypatch.setattr(Board, "write", move_first)
+    run = small_run(tmp_path, images, recipe)
+    assert len(open_run(run.path).history) == 2
+    if find_spec("tensorboard") is not None:
+        assert all(any((folder / "tensorboard").iterdir()) for folder in (run.path, tmp_path / "moved"))
+
+
+def test_a_place_where_tensorboard_cannot_write_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "run" / "tensorboard"
+    with Board(folder) as board:
+        board.write({"epoch": 1, "loss": 0.5}, {})
+        folder.parent.rename(tmp_path / "moved")
+        (tmp_path / "run").touch()
+        with pytest.raises(OSError, match=f"^{folder}: cannot be written: Not a directory$"):
+            board.write({"epoch": 2, "loss": 0.5}, {})
+
+
+def test_what_a_kill_leaves_of_a_run_that_is_overwritten_can_be_overwritten(
+    tmp_path: Path, images: Any, recipe: recipes.Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, right = small_run(tmp_path, images, recipe).path, Path.unlink
+    for count in range(20):
+        folder = Path(shutil.copytree(whole, tmp_path / f"{count}"))
+        removed: list[Path] = []
+
+        def unlink(path: Path, missing_ok: bool = False, removed: Any = removed, count: int = count) -> None:
+            if len(removed) == count:
+                raise KeyboardInterrupt
+            removed.append(path)
+            right(path, missing_ok)
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(Path, "unlink", unlink)
+            _clear(RunFolder(folder))
+        check_folder(folder, resume=False, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
 
 
 def test_images_that_cannot_be_opened_again(tmp_path: Path, images: Any, recipe: recipes.Recipe) -> None:

@@ -49,6 +49,7 @@ def test_rates_of_a_method_s_own_groups_resume(tmp_path: Path, rate: Any) -> Non
         method = METHODS["clc"].method()
         method.parameter_groups = lambda lr: [
             {"params": list(method.online.parameters()), "lr": rate, "weight_decay": np.float64(0.1)}
+            | {"betas": (np.float64(0.9), np.float32(0.99))}  # which SGD has no use for, but keeps
         ]
         return method
 
