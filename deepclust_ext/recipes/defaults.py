@@ -96,7 +96,7 @@ def default_recipe(
         test_view={"name": "resize", "size": size, "interpolation": "bilinear"},
         batch_size=batch_size,
         phases=_phases(method, epochs),
-        model=_model(method, large, count // batch_size, batch_size),
+        model=_model(method, kind, large, count // batch_size, batch_size),
         optimizer=_optimizer(method, large),
         learning_rate=_learning_rate(method, large),
         kmeans=KMeansSettings(n_init={"HaDis": 10, "PICI": 100}.get(method, 20)),
@@ -214,10 +214,12 @@ def _views(method: str, kind: str, size: int, *, resized: bool) -> tuple[dict[st
         strong = {"name": "sequential", "views": [strong_crop, *turn]}
     if method == "PICI":  # the weak one as the paper has it, where turns and strokes are not what tells scans apart
         return strong if kind == SCANS else weak, plain
-    return {"HaDis": (weak, weak), "SACC": (weak, weak, strong), "CLC": (weak, strong)}[method]
+    return {"HaDis": (weak, weak), "SACC": (weak, weak, strong), "CLC": (weak, weak if kind == SCANS else strong)}[
+        method
+    ]
 
 
-def _model(method: str, large: bool, steps: int, batch_size: int) -> dict[str, Any]:
+def _model(method: str, kind: str, large: bool, steps: int, batch_size: int) -> dict[str, Any]:
     """Return the arguments of a method by the number of steps of an epoch: averages must not lag behind by epochs.
 
     A large network has the heads of the papers, a small one has smaller heads.
@@ -230,10 +232,11 @@ def _model(method: str, large: bool, steps: int, batch_size: int) -> dict[str, A
         weight = {} if large else {"prototype_weight": 1.0}
         return widths | weight | {"momentum": round(min(max(1 - 0.3 / steps, 0.9), 0.996), 4)}
     if method == "SACC":
-        return widths
+        return widths | ({"entropy_weight": 2.0} if kind == SCANS else {})
     # The keys of four steps: a longer queue would hold most images themselves, as seen by an older network.
     momentum = round(min(max(1 - 3 / steps, 0.5), 0.999), 4)
-    return widths | {"queue_size": 8 * batch_size, "momentum": momentum, "epsilon": 0.9}
+    temperature = {} if large else {"temperature": 0.5}
+    return widths | temperature | {"queue_size": 8 * batch_size, "momentum": momentum, "epsilon": 0.9}
 
 
 def _optimizer(method: str, large: bool) -> OptimizerSettings:

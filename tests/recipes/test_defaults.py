@@ -89,6 +89,16 @@ def test_every_row_of_the_table_trains(name: str, images: NDArray[Any], method: 
     assert_builds(replace(recipe, data=replace(recipe.data, images=len(few))), few, tmp_path / "run")
 
 
+def test_scans_have_clusters_of_other_sizes_and_views_that_keep_the_strokes() -> None:
+    sacc, _ = default_recipe(read(scans(50, 16)), 3, method="SACC", device="cpu")
+    clc, _ = default_recipe(read(scans(50, 16)), 3, method="CLC", device="cpu")
+    assert sacc.model["entropy_weight"] == 2
+    assert sacc.views[0] == sacc.views[1] != sacc.views[2]
+    assert clc.views == (sacc.views[0], sacc.views[0])
+    others, _ = default_recipe(read(photographs(220, 40)), 3, method="SACC", device="cpu")
+    assert "entropy_weight" not in others.model
+
+
 def test_hadis_is_the_method_where_none_is_named() -> None:
     recipe, _ = default_recipe(read(scans(50, 8)), 3)
     assert recipe.method == "HaDis"
