@@ -13,7 +13,7 @@ from deepclust_ext.distributed.shared_pairs import has_pair_kernels, sums_of_sha
 from deepclust_ext.ops._checks import (
     check_bool,
     check_divisor,
-    check_factor,
+    check_hardness,
     check_reduction,
     check_share,
     check_temperature,
@@ -86,7 +86,7 @@ def fused_contrastive_loss(
     """
     check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
     temperature = check_temperature(temperature, "temperature", z_a, "z_a")
-    hardness = check_factor(hardness, "hardness")
+    hardness = check_hardness(hardness, temperature)
     debias, class_temperature = check_share(debias, "debias"), check_divisor(class_temperature, "class_temperature")
     check_bool(normalize, "normalize")
     check_reduction(reduction)

@@ -226,6 +226,24 @@ def check_factor(value: object, name: str) -> float:
     return number
 
 
+def check_hardness(value: object, temperature: float | Tensor) -> float:
+    """Return a number from 0 to 1e30, also when divided by a temperature that can be seen; errors otherwise.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of range.
+    """
+    hardness = check_factor(value, "hardness")
+    if isinstance(temperature, Tensor):
+        if not can_look_at(temperature):
+            return hardness
+        temperature = float(temperature)
+    if hardness > LARGEST_FACTOR * temperature:
+        most = f"{LARGEST_FACTOR:g} times the temperature, which is {temperature:g}"
+        raise ValueError(f"hardness: expected at most {most}, got {value}")
+    return hardness
+
+
 def check_share(value: object, name: str) -> float:
     """Return a number in [0, 1) as a float; TypeError or ValueError otherwise."""
     number = check_number(value, name)

@@ -11,8 +11,8 @@ from deepclust_ext import _extension, reference
 from deepclust_ext.ops._checks import (
     check_bool,
     check_divisor,
-    check_factor,
     check_feature_pair,
+    check_hardness,
     check_like,
     check_reduction,
     check_share,
@@ -71,7 +71,8 @@ def fused_contrastive_loss(
             which receives a gradient; on the device of the rows, or on the CPU. This takes the memory of another copy
             of the rows. A tensor that is not positive is an error on the CPU. On CUDA and in compiled code, where
             checking would wait for the device, the loss is NaN.
-        hardness: How much more near negatives weigh than far ones, 0 to 1e30. Published values are 0.5 to 2.
+        hardness: How much more near negatives weigh than far ones, 0 to 1e30, and at most 1e30 times the temperature.
+            Published values are 0.5 to 2.
         debias: τ⁺, the assumed probability that a negative belongs to the anchor's class, in [0, 1).
         class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; they are not normalized. Same dtype
             and device as ``z_a``; given together with ``class_b``.
@@ -103,7 +104,7 @@ def fused_contrastive_loss(
     """
     check_contrastive_tensors(z_a, z_b, class_a, class_b, queue, class_queue)
     temperature = check_temperature(temperature, "temperature", z_a, "z_a")
-    hardness = check_factor(hardness, "hardness")
+    hardness = check_hardness(hardness, temperature)
     debias, class_temperature = check_share(debias, "debias"), check_divisor(class_temperature, "class_temperature")
     check_bool(normalize, "normalize")
     check_reduction(reduction)

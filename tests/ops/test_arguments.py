@@ -13,7 +13,7 @@ from torch import Tensor
 
 import deepclust_ext
 from deepclust_ext import _extension
-from deepclust_ext.ops import kmeans_update
+from deepclust_ext.ops import fused_contrastive_loss, kmeans_update
 from tests.helpers import same_bits
 from tests.ops.opsamples import SAMPLE_INPUTS, Sample
 
@@ -106,6 +106,27 @@ def test_numbers_that_float32_does_not_hold(
                 call(op, name, number)
         else:
             assert all(bool(result.isfinite().all()) for result in call(op, name, number))
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-10, 1.0])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_hardness_up_to_the_largest_number_of_temperatures(
+    temperature: float, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "reference":
+        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+    z_a, z_b = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+    z_a.requires_grad_()
+    loss = fused_contrastive_loss(z_a, z_b, temperature=temperature, hardness=1e30 * temperature)
+    (gradient,) = torch.autograd.grad(loss, z_a)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    for given in (temperature, torch.tensor(temperature, dtype=torch.float64)):
+        if temperature < 1:
+            with pytest.raises(
+                ValueError, match=f"^hardness: expected at most 1e\\+30 times .* {temperature:g}, got 1e"
+            ):
+                fused_contrastive_loss(z_a, z_b, temperature=given, hardness=1e30)
 
 
 @pytest.mark.parametrize("wrong", [None, 0, 1, "no", 0.0, np.bool_(False)])
