@@ -190,7 +190,7 @@ class PlainPICI(ClusteringMethod):
         epoch: float = 0.0,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its terms, all ()."""
-        terms = self.chosen_terms(terms, pseudo_labels)
+        terms = self.chosen_terms(terms, pseudo_labels, views)
         images = torch.cat(list(views))
         num_patches = (images.shape[2] // self.patch_size) ** 2
         order = torch.rand(len(images), num_patches).to(images.device).argsort(dim=1)

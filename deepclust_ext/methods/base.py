@@ -12,7 +12,7 @@ from torch.optim import SGD, Adam, Optimizer
 from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.distributed import check_ranks
 from deepclust_ext.methods.whole_batch import WholeBatch
-from deepclust_ext.ops._checks import check_integer, check_non_negative, check_share
+from deepclust_ext.ops._checks import check_integer, check_labels, check_non_negative, check_share
 
 if TYPE_CHECKING:
     from deepclust_ext.distributed.group import Group
@@ -129,17 +129,24 @@ class ClusteringMethod(nn.Module, ABC):
             epoch: Passes over the data before this step, fractional.
         """
 
-    def chosen_terms(self, terms: str | None, pseudo_labels: Tensor | None) -> str:
+    def chosen_terms(self, terms: str | None, pseudo_labels: Tensor | None, views: Sequence[Tensor]) -> str:
         """Return the terms of a step, the first where None is given.
 
         Raises:
-            ValueError: If the terms are unknown, or need pseudo-labels and there are none.
+            TypeError: If they need pseudo-labels and those are no integers.
+            ValueError: If the terms are unknown, or need pseudo-labels and there is not one for each image.
         """
         terms = self.terms[0] if terms is None else terms
         if terms not in self.terms:
             raise ValueError(f"terms: expected one of {', '.join(self.terms)}, got {terms!r}")
-        if terms in self.labelled_terms and pseudo_labels is None:
+        if terms not in self.labelled_terms:
+            return terms
+        if pseudo_labels is None:
             raise ValueError(f"pseudo_labels: expected a label for each image, which terms {terms!r} need, got None")
+        check_labels(pseudo_labels, "pseudo_labels")
+        if pseudo_labels.shape != views[0].shape[:1]:
+            got = tuple(pseudo_labels.shape)
+            raise ValueError(f"pseudo_labels: expected shape ({len(views[0])},), one for each image, got {got}")
         return terms
 
     def check_data(self, sizes: Mapping[str, int]) -> None:

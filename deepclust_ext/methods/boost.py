@@ -191,7 +191,7 @@ class Boost(ClusteringMethod):
                 ``pseudo_labels``.
         """
         check_views(views, self.num_views)
-        self.chosen_terms(terms, pseudo_labels)
+        self.chosen_terms(terms, pseudo_labels, views)
         assert pseudo_labels is not None
         views = [as_input(self.student, view) for view in views]
         batch = self.whole_batch(views[0])

@@ -161,7 +161,7 @@ class CLC(ClusterHeadMethod):
                 ``pseudo_labels`` and there are none.
         """
         check_views(views, self.num_views)
-        clusters_too = self.chosen_terms(terms, pseudo_labels) == "all"
+        clusters_too = self.chosen_terms(terms, pseudo_labels, views) == "all"
         labels = pseudo_labels if terms == "labels" else None
         views = [as_input(self.online, view) for view in views]
         batch = self.whole_batch(views[0])

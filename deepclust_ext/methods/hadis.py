@@ -169,7 +169,7 @@ class HaDis(ClusteringMethod):
                 ``pseudo_labels`` or, with a bank, ``index`` are missing.
         """
         check_views(views, self.num_views)
-        warm_up = self.chosen_terms(terms, pseudo_labels) == "warmup"
+        warm_up = self.chosen_terms(terms, pseudo_labels, views) == "warmup"
         has_bank = len(self.bank) > 0
         if has_bank and index is None:
             raise ValueError("index: expected the places of the images in the data set, got None")

@@ -146,7 +146,7 @@ class NeighborHead(ClusterHeadMethod):
                 ``pseudo_labels`` and there are none.
         """
         check_views(views, self.num_views)
-        labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels) == "labels" else None
+        labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels, views) == "labels" else None
         batch = self.whole_batch(views[0])
         images = torch.cat([as_input(self, view) for view in views])  # (2B, C, H, W)
         with record_function("forward"):

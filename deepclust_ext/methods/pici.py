@@ -179,7 +179,7 @@ class PICI(ClusterHeadMethod):
                 unknown, or it needs ``pseudo_labels`` and there are none.
         """
         check_views(views, self.num_views)
-        terms = self.chosen_terms(terms, pseudo_labels)
+        terms = self.chosen_terms(terms, pseudo_labels, views)
         if views[0].shape != views[1].shape:
             raise ValueError(f"views: expected one shape, got {tuple(views[0].shape)} and {tuple(views[1].shape)}")
         images = torch.cat([as_input(self.backbone, view) for view in views])

@@ -117,7 +117,7 @@ class SACC(ClusterHeadMethod):
                 ``pseudo_labels`` and there are none.
         """
         check_views(views, self.num_views)
-        terms = self.chosen_terms(terms, pseudo_labels)
+        terms = self.chosen_terms(terms, pseudo_labels, views)
         batch = self.whole_batch(views[0])
         with record_function("forward"):
             features = [self.backbone(as_input(self.backbone, view)) for view in views]

@@ -129,7 +129,7 @@ class TURTLE(ClusterHeadMethod):
                 are none.
         """
         check_views(views, self.num_views)
-        labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels) == "labels" else None
+        labels = pseudo_labels if self.chosen_terms(terms, pseudo_labels, views) == "labels" else None
         batch = self.whole_batch(views[0])
         with record_function("forward"), evaluation(self.backbone):
             features = as_input(self.labeling, self.backbone(as_input(self, views[0])))

@@ -74,6 +74,12 @@ def test_terms_are_checked(sample: MethodSample) -> None:
     for terms in method.labelled_terms:
         with pytest.raises(ValueError, match=f"pseudo_labels: expected a label for each image, .* {terms!r} need"):
             method.training_step(views, terms=terms)
+        with pytest.raises(
+            ValueError, match=rf"pseudo_labels: expected shape \({len(LABELS)},\), one for each image, got"
+        ):
+            method.training_step(views, LABELS[:-1], terms=terms)
+        with pytest.raises(TypeError, match="pseudo_labels: expected an integer tensor, got torch.float32"):
+            method.training_step(views, LABELS.float(), terms=terms)
     for terms in set(method.terms) - method.labelled_terms:
         assert method.training_step(views, terms=terms)[0].isfinite()
     if "noise_std" not in method.arguments():
