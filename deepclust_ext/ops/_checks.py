@@ -22,6 +22,9 @@ LARGEST_INTEGER = 2**63 - 1
 #: The largest factor or divisor of a loss: float32 holds both it and its inverse.
 LARGEST_FACTOR = 1e30
 
+#: Of what cosines are multiplied with in an exponent: float32 holds it, with room for sums.
+LARGEST_EXPONENT = 1e36
+
 #: The largest size that an argument alone decides, such as a number of clusters: 32 bits.
 LARGEST_SIZE = 2**31 - 1
 
@@ -227,7 +230,7 @@ def check_factor(value: object, name: str) -> float:
 
 
 def check_hardness(value: object, temperature: float | Tensor) -> float:
-    """Return a number from 0 to 1e30, also when divided by a temperature that can be seen; errors otherwise.
+    """Return a number from 0 to 1e30, divided by a temperature that can be seen at most 1e36; errors otherwise.
 
     Raises:
         TypeError: It is no number.
@@ -237,9 +240,9 @@ def check_hardness(value: object, temperature: float | Tensor) -> float:
     if isinstance(temperature, Tensor):
         if not can_look_at(temperature):
             return hardness
-        temperature = float(temperature)
-    if hardness > LARGEST_FACTOR * temperature:
-        most = f"{LARGEST_FACTOR:g} times the temperature, which is {temperature:g}"
+        temperature = temperature.item()
+    if hardness > LARGEST_EXPONENT * temperature:
+        most = f"{LARGEST_EXPONENT:g} times the temperature, which is {temperature:g}"
         raise ValueError(f"hardness: expected at most {most}, got {value}")
     return hardness
 

@@ -71,7 +71,7 @@ def fused_contrastive_loss(
             which receives a gradient; on the device of the rows, or on the CPU. This takes the memory of another copy
             of the rows. A tensor that is not positive is an error on the CPU. On CUDA and in compiled code, where
             checking would wait for the device, the loss is NaN.
-        hardness: How much more near negatives weigh than far ones, 0 to 1e30, and at most 1e30 times the temperature.
+        hardness: How much more near negatives weigh than far ones, 0 to 1e30, and at most 1e36 times the temperature.
             Published values are 0.5 to 2.
         debias: τ⁺, the assumed probability that a negative belongs to the anchor's class, in [0, 1).
         class_a: Class vectors (B, K) of ``z_a``, such as soft cluster assignments; they are not normalized. Same dtype
