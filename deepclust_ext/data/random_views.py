@@ -22,12 +22,13 @@ from deepclust_ext.reference.augment_views import STEPS
 _CROP_ATTEMPTS = 10  # boxes drawn for an image until one lies within it, as torchvision draws them
 _JITTER = ("brightness", "contrast", "saturation", "hue")
 _STEPS = (*_JITTER, "gray", "blur")
+_HALF = 128 / 255  # from where on a value is solarized, Pillow's default
 #: Each order of the steps (6, 24): the jitter's in any, then gray and blur.
 _ORDERS = torch.tensor([(*order, 4, 5) for order in itertools.permutations(range(4))], device="cpu").T
 
 
 class RandomViews(nn.Module):
-    """Random views of whole batches: crop, flip, color jitter, gray; on request blur, operations and normalization.
+    """Random views of whole batches: crop, flip, color jitter, gray; on request blur, solarization and more.
 
     The defaults are those of SACC for CIFAR; with ``mean`` and ``std`` they are those of HaDis. Each step is
     torchvision's, drawn with its distributions: the crop of ``RandomResizedCrop``, the factors and the random order of
@@ -59,6 +60,7 @@ class RandomViews(nn.Module):
         blur_p: Probability of a Gaussian blur.
         blur_kernel: Side of the blur's kernel in pixels, odd; smaller if the view is too small for it.
         blur_sigma: Smallest and largest standard deviation of the blur in pixels.
+        solarize_p: Probability that values from 128 / 255 on are then inverted.
         num_operations: Number of operations that follow.
         operation_p: Probability that such an operation is applied.
         levels: Lowest and highest level of these operations, of 10.
@@ -87,6 +89,7 @@ class RandomViews(nn.Module):
         blur_p: float = 0.0,
         blur_kernel: int = 23,
         blur_sigma: Sequence[float] = (0.1, 2.0),
+        solarize_p: float = 0.0,
         num_operations: int = 0,
         operation_p: float = 0.5,
         levels: Sequence[int] = (1, 9),
@@ -100,7 +103,7 @@ class RandomViews(nn.Module):
         check_interval("ratio", ratio)
         check_interval("blur_sigma", blur_sigma)
         probabilities = {"flip_p": flip_p, "jitter_p": jitter_p, "grayscale_p": grayscale_p, "blur_p": blur_p}
-        for name, value in (probabilities | {"operation_p": operation_p}).items():
+        for name, value in (probabilities | {"solarize_p": solarize_p, "operation_p": operation_p}).items():
             check_fraction(value, name)
         check_sequence("jitter", jitter)
         if len(jitter) != 4:
@@ -126,6 +129,7 @@ class RandomViews(nn.Module):
         self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p = flip_p, jitter_p, grayscale_p, blur_p
         self.jitter = tuple(jitter)
         self.blur_kernel, self.blur_sigma = blur_kernel, tuple(blur_sigma)
+        self.solarize_p = solarize_p
         self.num_operations, self.operation_p, self.levels = num_operations, operation_p, tuple(levels)
         self.mean = None if mean is None else tuple(mean)
         self.std = None if std is None else tuple(std)
@@ -182,9 +186,9 @@ class RandomViews(nn.Module):
         shares = drawn(
             lambda n: torch.rand(count, n, generator=generator, dtype=torch.float32, device="cpu"), len(sides), dim=1
         )
-        attempts, extra = _CROP_ATTEMPTS, self.num_operations
+        attempts, extra, solarized = _CROP_ATTEMPTS, self.num_operations, int(self.solarize_p > 0)
         areas, ratios, places, order, strengths, operations, below = torch.lerp(low, high, shares).split(
-            [attempts, attempts, 2, 1, len(_STEPS), extra, 4 + extra]
+            [attempts, attempts, 2, 1, len(_STEPS), extra, 4 + solarized + extra]
         )
         flips, applied = below[0] < 0, torch.cat([below[1:2].expand(len(_JITTER), -1), below[2:]]) < 0
         # What never changes anything is no step: a hue turned by 0 is not the same to the bit.
@@ -192,6 +196,9 @@ class RandomViews(nn.Module):
         numbers = [STEPS.index(name) if amounts.get(name, 1) else 0 for name in _STEPS]
         rows = _ORDERS[:, order[0].long()]
         steps, strengths = torch.tensor(numbers, device="cpu")[rows], strengths.gather(0, rows)
+        if solarized:
+            number = steps.new_full((1, len(sides)), STEPS.index("solarize"))
+            steps, strengths = torch.cat([steps, number]), torch.cat([strengths, torch.full_like(strengths[:1], _HALF)])
         if extra:
             step_of, strength_of = operation_table(self.size, *self.levels)
             chosen = operations.long()
@@ -209,7 +216,8 @@ class RandomViews(nn.Module):
         Whole numbers are rounded down. An event of probability p happens if a number from -p to 1 - p is below 0.
         """
         extra = self.num_operations
-        probabilities = [self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p] + extra * [self.operation_p]
+        probabilities = [self.flip_p, self.jitter_p, self.grayscale_p, self.blur_p]
+        probabilities += ([self.solarize_p] if self.solarize_p else []) + extra * [self.operation_p]
         return [
             *_CROP_ATTEMPTS * [self.scale],
             *_CROP_ATTEMPTS * [(math.log(self.ratio[0]) / 2, math.log(self.ratio[1]) / 2)],

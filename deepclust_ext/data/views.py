@@ -45,6 +45,9 @@ def weak_view(size: int, **settings: Any) -> nn.Module:
 #: What SACC's strong view changes of the defaults. Its flip comes after the blur, which makes no difference.
 STRONG = {"blur_p": 0.5, "num_operations": 5, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
+#: The second of the two views that PICI's authors released; their first one has a ``solarize_p`` of 0.
+BYOL = {"jitter": (0.4, 0.4, 0.2, 0.1), "blur_p": 1.0, "solarize_p": 0.2, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
 
 def strong_view(size: int, **settings: Any) -> nn.Module:
     """Return SACC's strong augmentation: :func:`weak_view` with blur, five operations and ImageNet's normalization.
@@ -193,6 +196,7 @@ def sequential(views: Sequence[Mapping[str, Any]]) -> nn.Module:
 VIEWS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "contrastive": (RandomViews, {}),
     "strong": (RandomViews, STRONG),
+    "byol": (RandomViews, BYOL),
     "resize": (ResizeView, {}),
     "affine": (RandomAffine, {}),
     "gamma": (RandomGamma, {}),
@@ -216,11 +220,11 @@ def make_view(name: str, **settings: Any) -> nn.Module:
 
     Args:
         name: "contrastive" is :class:`~deepclust_ext.data.RandomViews`, "strong" the same with the settings of
-            :func:`strong_view`, "resize" :class:`~deepclust_ext.data.ResizeView`, "affine"
-            :class:`~deepclust_ext.data.RandomAffine`, "gamma" :class:`~deepclust_ext.data.RandomGamma`, "turn"
-            :class:`~deepclust_ext.data.RandomTurn`, "noise" :class:`~deepclust_ext.data.RandomNoise`, "neighbor"
-            :class:`~deepclust_ext.data.NeighborView`, "identity" the unchanged images, and "sequential"
-            :func:`sequential`.
+            :func:`strong_view`, "byol" the same with those of PICI's released code, "resize"
+            :class:`~deepclust_ext.data.ResizeView`, "affine" :class:`~deepclust_ext.data.RandomAffine`, "gamma"
+            :class:`~deepclust_ext.data.RandomGamma`, "turn" :class:`~deepclust_ext.data.RandomTurn`, "noise"
+            :class:`~deepclust_ext.data.RandomNoise`, "neighbor" :class:`~deepclust_ext.data.NeighborView`, "identity"
+            the unchanged images, and "sequential" :func:`sequential`.
         **settings: The arguments of the view.
 
     Raises:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from scipy.stats import binomtest, chisquare, ks_2samp
 from torch import Tensor
 
@@ -83,6 +84,7 @@ def test_how_often() -> None:
     parameters = drawn(flip_p=0.3, jitter_p=0.8, grayscale_p=0.2)
     share(parameters["flips"], 0.3)
     share(applied(parameters, "gray")[0], 0.2)
+    share(applied(drawn(solarize_p=0.2), "solarize")[0], 0.2)
     jittered = applied(parameters, "hue")[0]
     share(jittered, 0.8)
     for name in ("brightness", "contrast", "saturation"):
@@ -99,11 +101,21 @@ def test_parameters_are_independent() -> None:
 
 
 def test_steps_come_in_the_papers_order() -> None:
-    steps = drawn(jitter_p=1.0, grayscale_p=1.0, blur_p=1.0, num_operations=2, operation_p=1.0)["steps"]
-    assert steps.shape == (COUNT, 8)
+    always = {"jitter_p": 1.0, "grayscale_p": 1.0, "blur_p": 1.0, "solarize_p": 1.0, "operation_p": 1.0}
+    steps = drawn(**always, num_operations=2)["steps"]
+    assert steps.shape == (COUNT, 9)
     assert set(steps[:, :4].flatten().tolist()) == {STEPS.index(name) for name in JITTER}
     assert (steps[:, 4] == STEPS.index("gray")).all()
     assert (steps[:, 5] == STEPS.index("blur")).all()
+    assert (steps[:, 6] == STEPS.index("solarize")).all()
+
+
+def test_solarized_as_by_pillow() -> None:
+    still: dict[str, Any] = {"scale": (1, 1), "ratio": (1, 1), "flip_p": 0.0, "jitter_p": 0.0, "grayscale_p": 0.0}
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    views = RandomViews(16, **still, solarize_p=1.0)(images)
+    expected = np.asarray(ImageOps.solarize(Image.fromarray(images[0, 0].numpy())))
+    assert np.array_equal((views[0, 0] * 255).round().numpy(), expected)
 
 
 def test_operations() -> None:

@@ -170,7 +170,7 @@ def test_a_cubic_stays_in_range_and_the_right_size_is_kept() -> None:
 
 
 def test_views_by_name_are_the_functions_and_classes() -> None:
-    of_images = {"contrastive", "strong", "resize", "affine", "gamma", "turn", "noise"}
+    of_images = {"contrastive", "strong", "byol", "resize", "affine", "gamma", "turn", "noise"}
     assert set(VIEWS) == of_images | {"neighbor", "identity", "sequential"}
     photo: dict[str, Any] = {
         "size": 16,
