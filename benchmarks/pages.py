@@ -179,28 +179,30 @@ def cells_of(line: Headline | None, usual: Row) -> tuple[str, str, str]:
 
 
 def steps(rows: Sequence[Row]) -> str:
-    """Return training steps: times and the reference over ours, and parts of the step with the reference."""
+    """Return training steps: times, the rivals over ours, and the shares of the parts of our step."""
     caption, kinds = by_kind([row for row in rows if row.op == "training_step"])
     found: dict[str, dict[str, dict[tuple[str, str], Row]]] = {}
     for kind, places in kinds.items():
         for row in places[0]:
             found.setdefault(row.case, {}).setdefault(kind, {})[row.provider, row.mode] = row
+    ratios = {"reference / ours": ("reference", "step"), "plain torch / ours": ("plain torch", "step")}
+    ratios["reference / ours, the loss alone"] = ("reference", "loss")
     titles, lines = ["case"], []
     for kind in kinds:
-        titles += [f"{kind}: step, ms", f"{kind}: reference / ours", f"{kind}: the loss alone"]
+        titles += [f"{kind}: {title}" for title in ("step, ms", *ratios)]
     for case, of_kinds in found.items():
         cells = [f"`{case}`"]
         for kind in kinds:
-            modes = of_kinds.get(kind)
+            modes = of_kinds.get(kind, {})
             cells += [shown(modes["fused", "step"].median_ms)] if modes else [""]
-            cells += [shown(modes["reference", mode].per_ours) if modes else "" for mode in ("step", "loss")]
+            cells += [shown(modes[key].per_ours) if key in modes else "" for key in ratios.values()]
         lines.append(cells + shares_of(next(iter(of_kinds.values()))))
-    return f"{caption}\n\n{markdown_table((*titles, *PARTS, 'loss and its backward'), lines)}" if lines else ""
+    return f"{caption}\n\n{compact_table([*titles, *PARTS, 'loss and its backward'], lines)}" if lines else ""
 
 
 def shares_of(modes: Mapping[tuple[str, str], Row]) -> list[str]:
-    """Return the share of each part in the step with the reference, and that of the loss with its backward pass."""
-    times = {mode: row.median_ms or 0.0 for (provider, mode), row in modes.items() if provider == "reference"}
+    """Return the share of each part in our step, and that of the loss with its backward pass."""
+    times = {mode: row.median_ms or 0.0 for (provider, mode), row in modes.items() if provider == "fused"}
     parts = [*(times[part] for part in PARTS), times["loss"] + times["loss_backward"]]
     return [f"{part / times['step']:.1%}" for part in parts]
 

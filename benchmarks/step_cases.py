@@ -38,7 +38,13 @@ def digits_trainer(name: str, phase: int = -1) -> Trainer:
 
 
 def photo_trainer(
-    name: str, batch_size: int = 256, size: int = 32, terms: str | None = None, stem: str = "imagenet"
+    name: str,
+    batch_size: int = 256,
+    size: int = 32,
+    terms: str | None = None,
+    stem: str = "imagenet",
+    precision: str = "fp32",
+    **model: Any,
 ) -> Trainer:
     """Return a trainer of a method with its defaults, and weak and strong views of random RGB images.
 
@@ -51,13 +57,14 @@ def photo_trainer(
     weak, strong = weak_view(size), strong_view(size)
     make: Any = method_class(DIGITS[name].method)
     network = load_backbone("vit", size) if name == "pici" else load_backbone("resnet18", size, stem=stem)
-    method = make(*network, 10)
+    method = make(*network, 10, **model)
     views = {"hadis": [weak, weak], "pici": [strong, weak], "clc": [weak, strong]}.get(
         name, [weak] * (method.num_views - 1) + [strong]
     )
     images = TensorDataset(torch.rand(max(4 * batch_size, 16), 3, size, size))
     phase = Phase("main", 1000, {"images": terms}, pseudo_labels=1 if method.labelled_terms else "never")
-    return Trainer(method, images, views, TrainConfig([phase], batch_size=batch_size), UNUSED_FOLDER)
+    config = TrainConfig([phase], batch_size=batch_size, precision=precision)
+    return Trainer(method, images, views, config, UNUSED_FOLDER)
 
 
 def plain_trainer(make: Callable[[], Trainer]) -> Trainer:

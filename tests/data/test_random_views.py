@@ -101,7 +101,7 @@ def test_parameters_are_independent() -> None:
 
 
 def test_steps_come_in_the_papers_order() -> None:
-    always = {"jitter_p": 1.0, "grayscale_p": 1.0, "blur_p": 1.0, "solarize_p": 1.0, "operation_p": 1.0}
+    always: dict[str, Any] = {"jitter_p": 1.0, "grayscale_p": 1.0, "blur_p": 1.0, "solarize_p": 1.0, "operation_p": 1.0}
     steps = drawn(**always, num_operations=2)["steps"]
     assert steps.shape == (COUNT, 9)
     assert set(steps[:, :4].flatten().tolist()) == {STEPS.index(name) for name in JITTER}
