@@ -214,9 +214,7 @@ def _views(method: str, kind: str, size: int, *, resized: bool) -> tuple[dict[st
         strong = {"name": "sequential", "views": [strong_crop, *turn]}
     if method == "PICI":  # the weak one as the paper has it, where turns and strokes are not what tells scans apart
         return strong if kind == SCANS else weak, plain
-    return {"HaDis": (weak, weak), "SACC": (weak, weak, strong), "CLC": (weak, weak if kind == SCANS else strong)}[
-        method
-    ]
+    return (weak, weak, strong) if method == "SACC" else (weak, weak)
 
 
 def _model(method: str, kind: str, large: bool, steps: int, batch_size: int) -> dict[str, Any]:
