@@ -93,6 +93,7 @@ class CLC(ClusterHeadMethod):
     terms = ("all", "instance", "labels")
     labelled_terms = frozenset({"labels"})
     default_optimizer = OptimizerSettings("adam", lr=1e-3)  # the paper's optimizer was not at hand
+    matches_labels = True
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "loss": ("loss", "contrastive", "swapped"),
         "confidence": ("confidence", "balance"),

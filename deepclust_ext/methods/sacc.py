@@ -58,6 +58,7 @@ class SACC(ClusterHeadMethod):
     terms = ("all", "instance", "labels")
     labelled_terms = frozenset({"labels"})
     default_optimizer = OptimizerSettings("adam", lr=3e-4)  # at a constant rate
+    matches_labels = True
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "loss": ("loss", "instance", "cluster"),
         "clusters": ("effective_clusters",),

@@ -1,6 +1,7 @@
 """A default recipe for images without a tuned one, from a short table of kinds of images (docs/defaults.md)."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,9 +30,21 @@ BATCHES_OF_LARGE = {RESNET: 256, VIT: 96}
 PATCH, SMALLEST_SIDE = 8, 32
 
 COUNT_OF_SCHEDULES = 2000
-#: For so many images: batch, and epochs without clusters, with those of k-means, and with all terms. PICI has those of
-#: k-means last.
-SCHEDULES = {"HaDis": (64, 10, 0, 90), "SACC": (256, 30, 10, 80), "PICI": (64, 6, 10, 90), "CLC": (128, 30, 10, 80)}
+_INSTANCE = Phase("instance", 30, {"images": "instance"})
+_LABELS = Phase("labels", 10, {"images": "labels"}, "once")
+#: For so many images: batch and phases. SACC's head ends with clusters of k-means, because it splits some on its own.
+SCHEDULES = {
+    "HaDis": (64, (Phase("warmup", 10, {"images": "warmup"}), Phase("main", 90, {"images": "all"}, 1))),
+    "SACC": (
+        256,
+        (_INSTANCE, _LABELS, Phase("main", 60, {"images": "all"}), replace(_LABELS, name="last", epochs=20)),
+    ),
+    "PICI": (
+        64,
+        (Phase("pisd", 6, {"images": "reconstruction"}), Phase("picd", 90), replace(_LABELS, name="cli")),
+    ),
+    "CLC": (128, (_INSTANCE, _LABELS, Phase("main", 80, {"images": "all"}))),
+}
 
 
 def default_recipe(
@@ -95,7 +108,7 @@ def default_recipe(
         views=_views(method, kind, size, resized=images.image_size != (size, size)),
         test_view={"name": "resize", "size": size, "interpolation": "bilinear"},
         batch_size=batch_size,
-        phases=_phases(method, epochs),
+        phases=scaled(SCHEDULES[method][1], epochs),
         model=_model(method, kind, large, count // batch_size, batch_size),
         optimizer=_optimizer(method, large),
         learning_rate=_learning_rate(method, large),
@@ -156,7 +169,7 @@ def _batch_size(usual: int, count: int, num_clusters: int) -> int:
 
 def _epochs(method: str, large: bool, count: int, size: int, on_gpu: bool) -> tuple[int, str]:
     """Return for how many epochs to train, and why."""
-    usual = EPOCHS_OF_LARGE if large else sum(SCHEDULES[method][1:])
+    usual = EPOCHS_OF_LARGE if large else sum(phase.epochs for phase in SCHEDULES[method][1])
     # Steps decide: as many as for 2,000 images, but each image at most four times as often and half as often at least.
     wanted = round(usual * min(max(COUNT_OF_SCHEDULES / count, 0.5), 4.0))
     if on_gpu:
@@ -175,25 +188,6 @@ def seconds_per_image(size: int) -> float:
     0.9 for SACC and 1.0 for CLC.
     """
     return 1.2e-3 + 1.0e-6 * size**2
-
-
-def _phases(method: str, epochs: int) -> tuple[Phase, ...]:
-    _, before, labels, after = SCHEDULES[method]
-    if method == "PICI":
-        phases = [
-            Phase("pisd", before, {"images": "reconstruction"}),
-            Phase("picd", after),
-            Phase("cli", labels, {"images": "labels"}, "once"),
-        ]
-    elif method == "HaDis":
-        phases = [Phase("warmup", before, {"images": "warmup"}), Phase("main", after, {"images": "all"}, 1)]
-    else:
-        phases = [
-            Phase("instance", before, {"images": "instance"}),
-            Phase("labels", labels, {"images": "labels"}, "once"),
-            Phase("main", after, {"images": "all"}),
-        ]
-    return scaled(phases, epochs)
 
 
 def _views(method: str, kind: str, size: int, *, resized: bool) -> tuple[dict[str, Any], ...]:
