@@ -67,9 +67,12 @@ def test_labels_belong_to_their_images(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(torch.equal(labels, expected[index]) for _, labels, index in steps)
 
 
-def test_labels_get_the_numbers_of_the_head_s_clusters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["pici", "sacc", "clc"])
+def test_labels_get_the_numbers_of_the_head_s_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     config = config_of(phases=(Phase("cli", 2, {"images": "labels"}, pseudo_labels=1),))
-    trainer = make_trainer(tmp_path, method="pici", config=config)
+    trainer = make_trainer(tmp_path, method=method, data=Scans(), config=config)
     own = torch.arange(50) % 4
     monkeypatch.setattr(trainer, "cluster", lambda: own)
     monkeypatch.setattr(trainer, "kmeans", lambda *arguments: (own + 1) % 4)
