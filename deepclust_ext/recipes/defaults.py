@@ -32,9 +32,10 @@ PATCH, SMALLEST_SIDE = 8, 32
 COUNT_OF_SCHEDULES = 2000
 _INSTANCE = Phase("instance", 30, {"images": "instance"})
 _LABELS = Phase("labels", 10, {"images": "labels"}, "once")
-#: For so many images: batch and phases. SACC's head ends with clusters of k-means, because it splits some on its own.
+#: For so many images: batch and phases. On their own the heads of SACC and CLC split large clusters, so k-means has the
+#: last word for SACC and the longest for CLC. Prototypes of HaDis keep what rows have merged before the warm-up is over.
 SCHEDULES = {
-    "HaDis": (64, (Phase("warmup", 10, {"images": "warmup"}), Phase("main", 90, {"images": "all"}, 1))),
+    "HaDis": (64, (Phase("warmup", 30, {"images": "warmup"}), Phase("main", 70, {"images": "all"}, 1))),
     "SACC": (
         256,
         (_INSTANCE, _LABELS, Phase("main", 60, {"images": "all"}), replace(_LABELS, name="last", epochs=20)),
@@ -43,7 +44,7 @@ SCHEDULES = {
         64,
         (Phase("pisd", 6, {"images": "reconstruction"}), Phase("picd", 90), replace(_LABELS, name="cli")),
     ),
-    "CLC": (128, (_INSTANCE, _LABELS, Phase("main", 80, {"images": "all"}))),
+    "CLC": (128, (_INSTANCE, replace(_LABELS, epochs=60), Phase("main", 30, {"images": "all"}))),
 }
 
 
