@@ -73,7 +73,12 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
 def add_set(parser: argparse.ArgumentParser, of: str) -> None:
     """Add settings of a recipe."""
     parser.add_argument(
-        "--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help=f"a setting of {of}"
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"a setting of {of}, such as optimizer.lr=0.1",
     )
 
 

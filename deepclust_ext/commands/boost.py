@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.recipes import changed
     from deepclust_ext.recipes.boost import boost_recipe, check_settings
     from deepclust_ext.runs import Options, open_run, train
+    from deepclust_ext.runs.prepare import check_parts
     from deepclust_ext.runs.train import check_folder, closing_words
     from deepclust_ext.training.files import CHECKPOINT_NAME
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = changed(boost_recipe(start.recipe), overrides, "set")
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs)
+    check_parts(recipe)  # before images are read
     source = start.source if args.labels is None else replace(start.source, labels=args.labels)
     images = start.images(labels=args.labels, say_notes=False, cache_folder=out)  # the new run's log says them
     options = Options(

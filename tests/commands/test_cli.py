@@ -93,7 +93,10 @@ def test_what_is_wrong_is_named_and_nothing_else(
         (["data", "photos"], "data: expected a folder", "DATA: expected a folder"),
         (["export", "mine"], "backbone: expected", "backbone: expected"),  # no option of this command
         (["data", "images"], "images: expected a folder", "images: expected a folder"),  # what it is called
-        (["train", "photos", "--set", "batch_size=0"], "batch_size: expected 2", "batch_size: expected 2"),
+        (["train", "photos", "--set", "batch_size=0"], "batch_size: expected 2", "--set batch_size: expected 2"),
+        (["train", "photos", "--set", "model.a=0"], "a: expected 1", "--set model.a: expected 1"),
+        (["train", "photos", "--set", "views=[]"], "views.1.size: expected 1", "--set views.1.size: expected 1"),
+        (["train", "photos", "--set", "model.a=0"], "model.b: expected 1", "model.b: expected 1"),
         (["train", "photos", "--recipe", "x"], "mean: expected 1 number, got 3", "mean: expected 1 number, got 3"),
         (["info"], "loading:\n\tsize mismatch\n", "loading: size mismatch"),
     ],
