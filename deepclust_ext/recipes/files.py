@@ -180,10 +180,11 @@ def _read(path: Path) -> Any:
 def _override(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            kind = "a list, which is set as a whole" if isinstance(values, list) else f"the value {values!r}"
+        found: Any = values.setdefault(section, {})
+        if not isinstance(found, dict):
+            kind = "a list, which is set as a whole" if isinstance(found, list) else f"the value {found!r}"
             raise ValueError(f"{where}.{key}: expected sections before its last part, got {section}, {kind}")
+        values = found
     values[last] = value
 
 
