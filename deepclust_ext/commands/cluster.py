@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if own:
         refuse_to_replace(path, overwrite=True)
     if args.into is not None:
-        check_into(args.into, args.data or opened.source.data)
+        check_into(args.into)
+        opened.check_outside(args.into, "into", args.data)
     images = opened.images(*args.data)
     if args.into is not None:
         check_sorting(images, mode=args.mode)

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     require(args.out or not args.resume, "--out: expected the folder of the run to resume, got none")
     require(known, "--clusters: expected how many, since no recipe says so, got none")
     out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
-    check_folder(out, resume=args.resume, overwrite=args.overwrite)
+    check_folder(out, resume=args.resume, overwrite=args.overwrite, data=source.data)
     options = replace(
         recorded_options(out) if args.resume else Options(),
         device=device(args),

@@ -3,7 +3,7 @@
 import csv
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -38,25 +38,17 @@ def write_clusters(
         unfinished.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def check_into(folder: Path, sources: Sequence[str]) -> None:
-    """Require a folder that images can be sorted into, before they are read.
-
-    Args:
-        folder: The folder to sort into. It must be empty or not exist, and must not be among the images.
-        sources: Folders and files that the images come from.
+def check_into(folder: Path) -> None:
+    """Require a folder that images can be sorted into: an empty one, or a place where one can be made.
 
     Raises:
         FileExistsError: If the folder is not empty.
         NotADirectoryError: If something else is in its way.
         PermissionError: If nothing can be written there.
-        ValueError: If the folder is among the images.
     """
     check_writable(folder, "into")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"into: expected an empty folder, got {folder}, which is not; name another or empty it")
-    for source in sources:
-        if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
-            raise ValueError(f"into: expected a folder outside of {source}, whose images it would double, got {folder}")
 
 
 def check_sorting(images: Dataset[Any], *, mode: str) -> None:

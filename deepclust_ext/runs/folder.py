@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from deepclust_ext import recipes
 from deepclust_ext.data import Features
 from deepclust_ext.data.seen import PixelRange
-from deepclust_ext.data.stores import map_array
+from deepclust_ext.data.stores import is_read, map_array
 from deepclust_ext.distributed import num_ranks
 from deepclust_ext.inference import Trained, device_of, map_images
 from deepclust_ext.inference.pretrained import Pretrained
@@ -90,6 +90,25 @@ class Run:
     def _network(self) -> Pretrained | None:
         """The frozen network that has embedded the run's images, or None."""
         return None if self.record.get("source") is None else self.source.network
+
+    def check_outside(self, place: Path, option: str, data: Sequence[str] = ()) -> None:
+        """Require a place for pictures that is not among the images of the run, or others that are read.
+
+        Args:
+            place: A folder to write to, which may be missing yet.
+            option: What it was given as, for messages.
+            data: Folders and files of the other images.
+
+        Raises:
+            ValueError: If the images would be others, when they are read again.
+        """
+        own = () if self.record.get("source") is None or self.source.is_named else self.source.data
+        for source in (*data, *own):
+            if Path(source).is_dir() and is_read(Path(source), place):
+                raise ValueError(
+                    f"{option}: expected a folder outside of {source}, whose images would include what it gets, "
+                    f"got {place}"
+                )
 
     def images(
         self, *data: str | os.PathLike[str], labels: str | None = None, say_notes: bool = True, **settings: Any

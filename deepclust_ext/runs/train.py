@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -230,11 +230,17 @@ def recorded_options(path: Path) -> Options:
     return Options(**{field.name: config[field.name] for field in fields(Options) if field.name in config})
 
 
-def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
+def check_folder(path: Path, *, resume: bool, overwrite: bool, data: Sequence[str] = ()) -> None:
     """Require a folder for a run: an empty one, unless its run is to be resumed or overwritten.
 
+    Args:
+        path: The folder.
+        resume: Whether its run goes on.
+        overwrite: Whether its run is removed before the first step.
+        data: Folders and files of the images, which must not be removed with it.
+
     Raises:
-        FileExistsError: If it is not empty, or is to be overwritten and holds no run.
+        FileExistsError: If it is not empty, or is to be overwritten and holds no run or some of the data.
         NotADirectoryError: If something else is in its way.
         PermissionError: If nothing can be written there.
     """
@@ -248,6 +254,9 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     found = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, own)))
     if found and overwrite and not holds_run(path):
         raise FileExistsError(f"out: expected an empty folder, or one with a run to overwrite, got {path}")
+    for place in map(Path, data):
+        if overwrite and place.name in files.RUN_FILES and place.resolve().parent == path.resolve():
+            raise FileExistsError(f"out: expected a folder without DATA to overwrite, got {path}, which holds {place}")
     if found and not overwrite:
         goes_on = f"`{resume_command(path)}` continues the run in it, --overwrite replaces it"
         cure = f"; {goes_on}" if holds_run(path) else ""
