@@ -6,7 +6,7 @@ from typing import Any
 
 from deepclust_ext.data import Features
 from deepclust_ext.ops._checks import counted
-from deepclust_ext.runs.source import Source
+from deepclust_ext.runs.source import Source, hint_of_labels
 
 #: Kinds of images and reasons that are listed for people at most.
 LISTED = 10
@@ -39,7 +39,7 @@ def describe(source: Source) -> dict[str, Any]:
         "kinds": kinds,
         "classes": None if sizes is None else dict(zip(images.classes, sizes, strict=True)),
         "skipped": [{"path": name, "reason": reason} for name, reason in images.skipped],
-        "notes": images.notes,
+        "notes": [*images.notes[:1], *hint_of_labels(source, images), *images.notes[1:]],
         "fingerprint": images.fingerprint,
     }
 

@@ -21,7 +21,7 @@ from deepclust_ext.recipes.features import features_recipe
 from deepclust_ext.recipes.files import method_class, method_named
 from deepclust_ext.runs.embedded import EmbeddedImages
 from deepclust_ext.runs.folder import move_weights, own_images, read_record, recorded_source
-from deepclust_ext.runs.source import Source, check_labels
+from deepclust_ext.runs.source import Source, check_labels, hint_of_labels
 from deepclust_ext.training.checks import check_plan
 from deepclust_ext.training.files import RECIPE_NAME, RECORD_NAME
 
@@ -91,6 +91,7 @@ def prepare(
         recipe, reasons = _default(source, images, wishes)
     else:
         recipe, reasons = _fitted(named, source, images, wishes), []
+    reasons += hint_of_labels(source, images)
     reasons += [f"{key}: {value}, as asked for" for key, value in wishes.overrides.items()]
     if wishes.epochs is not None:
         recipe = recipe.with_epochs(wishes.epochs)
