@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,16 +57,42 @@ class Run:
     Attributes:
         path: The folder.
         recipe: All settings except the seed.
-        trained: The method of the last checkpoint, which maps images to rows and shares of clusters.
+        method: The method of the last checkpoint.
         history: One record of mean terms per epoch.
         record: Content of ``run.json``.
+        centers: (K, D), which a method without a cluster head needs; None if the run has not ended.
     """
 
     path: Path
     recipe: Recipe
-    trained: Trained
+    method: ClusteringMethod
     history: list[dict[str, float]]
     record: dict[str, Any]
+    centers: torch.Tensor | None = None
+
+    @cached_property
+    def trained(self) -> Trained:
+        """The method as a map from images to rows and shares of clusters.
+
+        If the run has not ended, centers that are missing are those of its images' current rows.
+        """
+        centers = self.centers
+        if self._lacks_centers:
+            images = self._opened[0] if self._opened else self.images(say_notes=False)
+            shared = num_ranks() > 1
+            seed = self.record["config"]["seed"]
+            centers, _ = fit_centers(self.method, images, self.recipe, seed=seed, gather_distributed=shared)
+            self._opened.clear()
+        return Trained(self.method, make_test_view(self.recipe), centers)
+
+    @cached_property
+    def _opened(self) -> list[Dataset[Any]]:
+        """The run's own images between their opening and the search for centers, so that they are opened once."""
+        return []
+
+    @property
+    def _lacks_centers(self) -> bool:
+        return self.centers is None and not isinstance(self.method, ClusterHeadMethod)
 
     @property
     def source(self) -> Source:
@@ -146,7 +173,7 @@ class Run:
             settings["channels"] = 3
         if not data and source.network is not None:
             settings.setdefault("cache_folder", self.path)
-        settings["device"] = device_of(self.trained.method)
+        settings["device"] = device_of(self.method)
         images = source.open(**settings) if data else own_images(self.path, source, **settings)
         for note in getattr(images, "notes", ())[1:] if say_notes else ():  # the first is said on opening
             print(f"deepclust-ext: {note}", file=sys.stderr)
@@ -170,6 +197,8 @@ class Run:
                 f"data: expected images of {counted(expected, 'channel')}, as {self.path} has them, got {channels}; "
                 "convert them first, to gray by Pillow's convert('L')"
             )
+        if not data and self._lacks_centers:
+            self._opened[:] = [images]
         return images
 
 
@@ -202,9 +231,8 @@ def open_run(
     except RuntimeError as error:
         found = textwrap.shorten(str(error), 300, placeholder=" ...")  # it names all weights
         raise ValueError(f"{path}: expected weights of the network in {RECIPE_NAME}, got others: {found}") from error
-    method.to(device)
-    centers = None if isinstance(method, ClusterHeadMethod) else _centers(path, method, recipe, record)
-    return Run(path, recipe, Trained(method, make_test_view(recipe), centers), state["history"], record)
+    centers = None if isinstance(method, ClusterHeadMethod) else _centers(path, method)
+    return Run(path, recipe, method.to(device), state["history"], record, centers)
 
 
 def move_weights(path: Path, record: dict[str, Any], weights: str | os.PathLike[str]) -> None:
@@ -319,17 +347,13 @@ def fit_centers(
     return centers.cpu(), rows
 
 
-def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mapping[str, Any]) -> torch.Tensor:
-    """Return the centers that the run has written, or if it has not ended, those of its images' current rows."""
-    if (path / CENTERS_NAME).is_file():
-        centers = torch.from_numpy(np.array(map_array(path / CENTERS_NAME)))
-        if centers.dim() != 2 or len(centers) != method.num_clusters or not centers.isfinite().all():
-            raise ValueError(
-                f"{path / CENTERS_NAME}: expected {method.num_clusters} finite rows, got shape {tuple(centers.shape)}"
-            )
-        return centers
-    source = recorded_source(path, record)
-    kept: dict[str, Any] = {} if source.network is None else {"cache_folder": path, "device": device_of(method)}
-    images = own_images(path, source, **kept)
-    shared = num_ranks() > 1
-    return fit_centers(method, images, recipe, seed=record["config"]["seed"], gather_distributed=shared)[0]
+def _centers(path: Path, method: ClusteringMethod) -> torch.Tensor | None:
+    """Return the centers that the run has written, or None if it has not ended."""
+    if not (path / CENTERS_NAME).is_file():
+        return None
+    centers = torch.from_numpy(np.array(map_array(path / CENTERS_NAME)))
+    if centers.dim() != 2 or len(centers) != method.num_clusters or not centers.isfinite().all():
+        raise ValueError(
+            f"{path / CENTERS_NAME}: expected {method.num_clusters} finite rows, got shape {tuple(centers.shape)}"
+        )
+    return centers

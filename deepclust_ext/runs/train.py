@@ -187,10 +187,10 @@ def train(
         record["seconds"]["training"] = sum(epoch["seconds"] for epoch in trainer.history)
         if ranks.first:
             say(f"embedding and clustering the {item_of(images)}s")
-        trained, rows, shares = _clustered(trainer, recipe, options)
+        centers, rows, shares = _clustered(trainer, recipe, options)
         record["sizes"] = shares.argmax(1).bincount(minlength=recipe.data.num_clusters).tolist()
         record["status"] = "ended"
-        run = Run(path, recipe, trained, trainer.history, record)
+        run = Run(path, recipe, trainer.method, trainer.history, record, centers)
         if ranks.first:
             write_text(path / files.RECIPE_NAME, recipes.dump(recipe))  # again, if the folder was removed meanwhile
             write_clusters(path / files.CLUSTERS_NAME, images, shares)
@@ -218,7 +218,7 @@ def _start(trainer: Trainer, start: Run | None, *, resume: bool) -> dict[str, st
         return {}
     if start is None:
         raise ValueError(f"start: expected a run, {NO_START}, got none")
-    trained = start.trained.method
+    trained = start.method
     method.start_from(trained)
     weights = digest_of(trained.inference_network())
     return {"run": str(start.path.resolve()), "method": method.base.lower(), "weights": weights}
@@ -285,18 +285,18 @@ def _clear(folder: RunFolder) -> None:
     folder.clear()
 
 
-def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trained, Tensor, Tensor]:
-    """Return the trained method with rows (N, D) and shares (N, K) of its images, which are embedded once."""
+def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return centers, if the method needs any, with rows (N, D) and shares (N, K) of its images, embedded once."""
     method, images, ranks = trainer.method, trainer.data["images"], trainer.ranks
     loop = {"num_workers": options.num_workers, **ranks.inference()}
     if isinstance(method, ClusterHeadMethod):
         trained = Trained(method, trainer.test_view)
-        return trained, *trained.infer(images, batch_size=recipe.batch_size, **loop)
+        return None, *trained.infer(images, batch_size=recipe.batch_size, **loop)
     centers, rows = fit_centers(method, images, recipe, seed=options.seed, **loop)
     if ranks.first:
         write_array(trainer.folder.path / files.CENTERS_NAME, centers.numpy())
     trained = Trained(method, trainer.test_view, centers)
-    return trained, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
+    return centers, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
 
 
 def _say_how_long(trainer: Trainer, done: int) -> None:
