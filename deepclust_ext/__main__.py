@@ -57,7 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     first line of that is the short help. It has the functions `add_arguments(parser)` and `run(arguments)`. If torchrun
     starts several ranks, only commands with `ON_RANKS = True` run.
     """
-    parser = _Parser("deepclust-ext", description=deepclust_ext.__doc__)
+    begin = "To begin: deepclust-ext train FOLDER --clusters K. Every COMMAND has --help with examples."
+    parser = _Parser("deepclust-ext", description=deepclust_ext.__doc__, epilog=begin)
     parser.add_argument("--version", action="version", version=deepclust_ext.__version__)
     shtab.add_argument_to(parser, help="print what completes commands in a shell, for it to read, and exit")
     chosen = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--clusters", type=clusters, required=True, metavar="FIRST:LAST[:STEP]", help="each K to try")
     parser.add_argument(
-        "--seeds", type=at_least(2), default=5, help="random parts of the images (default: %(default)s)"
+        "--seeds", type=at_least(2), default=5, help="how many random parts to compare (default: %(default)s)"
     )
     add_seed(parser)
     add_weights(parser)

@@ -3,7 +3,7 @@
 import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext.data.words import item_of
+from deepclust_ext.runs.folder import Run
 from deepclust_ext.runs.source import file_of, names_of
 from deepclust_ext.training.files import check_writable, named, replacing, write_text
 
@@ -38,17 +39,24 @@ def write_clusters(
         unfinished.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def check_into(folder: Path) -> None:
-    """Require a folder that images can be sorted into: an empty one, or a place where one can be made.
+def check_into(folder: Path, run: Run, data: Sequence[str]) -> None:
+    """Require a folder that images can be sorted into, before they are read.
+
+    Args:
+        folder: The folder to sort into. It must be empty or not exist, and must not be among the images.
+        run: The run whose clusters they are.
+        data: Folders and files of other images than the run's.
 
     Raises:
         FileExistsError: If the folder is not empty.
         NotADirectoryError: If something else is in its way.
         PermissionError: If nothing can be written there.
+        ValueError: If the folder is among the images.
     """
     check_writable(folder, "into")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"into: expected an empty folder, got {folder}, which is not; name another or empty it")
+    run.check_outside(folder, "into", data)
 
 
 def check_sorting(images: Dataset[Any], *, mode: str) -> None:

@@ -277,6 +277,8 @@ def read_record(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         ValueError: If it is damaged.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"run: expected the folder of a run at {path}, got nothing")
     if not (path / RECORD_NAME).is_file():
         raise FileNotFoundError(f"run: expected {RECORD_NAME} in {path}, which says where the images lie, got none")
     try:

@@ -21,7 +21,7 @@ from deepclust_ext.recipes.features import features_recipe
 from deepclust_ext.recipes.files import method_class, method_named
 from deepclust_ext.runs.embedded import EmbeddedImages
 from deepclust_ext.runs.folder import move_weights, own_images, read_record, recorded_source
-from deepclust_ext.runs.source import Source, check_labels, hint_of_labels
+from deepclust_ext.runs.source import Source, check_labels, check_root, hint_of_labels
 from deepclust_ext.training.checks import check_plan
 from deepclust_ext.training.files import RECIPE_NAME, RECORD_NAME
 
@@ -79,8 +79,11 @@ def prepare(
         ValueError: If there is no image, a wish cannot be met, K is missing, or there are no labels for scores.
     """
     check_labels(source, score_every)
+    check_root(source)
     if wishes.recipe is None and wishes.num_clusters is None:
         raise ValueError("clusters: expected how many, since no recipe says so, got none")
+    if wishes.recipe is None and source.is_bundled:
+        raise ValueError(f"recipe: expected one for the data set {source.name}, such as hadis-digits, got none")
     named, any_size = _checked(source, wishes)
     kept = _cached(source, cache_folder)
     # Images that may have to be resized are not kept before.
@@ -185,7 +188,7 @@ def with_unlabelled(recipe: Recipe, source: Source, images: Dataset[Any]) -> Any
 
 
 def _cached(source: Source, folder: Path | None) -> dict[str, Any]:
-    return {} if source.data == ("digits",) and source.is_named else {"cache_folder": folder}
+    return {} if source.is_bundled else {"cache_folder": folder}
 
 
 def _check_count(images: Any, num_clusters: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Dataset
 
-from deepclust_ext.data import Digits, Features, Images, load_dataset, load_features, load_images
+from deepclust_ext.data import DATASETS, Digits, Features, Images, load_dataset, load_features, load_images
 from deepclust_ext.data.features import are_features
 from deepclust_ext.data.labels import has_labels
 from deepclust_ext.data.seen import PixelRange
@@ -66,6 +66,11 @@ class Source:
     def is_named(self) -> bool:
         """Whether this is a data set given by name."""
         return self.root is not None or (self.data == (BUNDLED,) and not Path(BUNDLED).exists())
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether this is the data set of the demo."""
+        return self.is_named and self.data == (BUNDLED,)
 
     @property
     def holds_features(self) -> bool:
@@ -126,7 +131,7 @@ class Source:
             raise ValueError(f"data: expected one name where there is a root, got {', '.join(self.data)}")
         if self.labels not in (None, "own"):
             raise ValueError(f"labels: expected 'own' or none for {self.data[0]}, got {self.labels!r}")
-        if self.data == (BUNDLED,):
+        if self.is_bundled:
             return Digits()
         return load_dataset(self.data[0], str(self.root), size=self.size, scale=scale, **settings)
 
@@ -138,8 +143,15 @@ class Source:
         """Require images that a network can embed, as far as can be told before they are opened."""
         if self._are_features:
             raise ValueError(f"backbone: expected images, got features, which need no network, in {self.data[0]}")
-        if self.data == (BUNDLED,) and self.is_named:
+        if self.is_bundled:
             raise ValueError(f"backbone: expected a folder or files of images, got the data set {BUNDLED}")
+
+
+def check_root(source: Source) -> None:
+    """Require the folder of a data set that is given by name; FileNotFoundError otherwise."""
+    if source.root is None and source.data and source.data[0] in DATASETS and not Path(source.data[0]).exists():
+        name = source.data[0]
+        raise FileNotFoundError(f"root: expected the folder that holds the files of the data set {name}, got none")
 
 
 def check_labels(source: Source, score_every: int | None) -> None:

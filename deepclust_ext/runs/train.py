@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 import deepclust_ext
 from deepclust_ext import recipes
 from deepclust_ext.data import Features
-from deepclust_ext.data.words import item_of
+from deepclust_ext.data.words import item_of, sizes_in_words
 from deepclust_ext.evaluation import score_clusters
 from deepclust_ext.inference import Trained
 from deepclust_ext.inference.weights import digest_of
@@ -350,7 +350,7 @@ def closing_words(run: Run) -> str:
     sizes, record = run.record["sizes"], run.record
     used = sum(size > 0 for size in sizes)
     found = f"{counted(record['images'], run.item)} in {used} of {counted(len(sizes), 'cluster')}"
-    lines = [f"{found}, of {min(sizes)} to {counted(max(sizes), run.item)}"]
+    lines = [f"{found}, of {sizes_in_words(sizes, run.item)}"]
     if "scores" in record:
         lines.append(", ".join(f"{name.upper()} {record['scores'][name]:.4f}" for name in ("acc", "nmi", "ari")))
     if "baseline" in record:

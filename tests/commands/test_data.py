@@ -63,7 +63,7 @@ def test_a_table_of_labels_is_noticed(
     assert said in capsys.readouterr().out
     assert main([*arguments, "--labels", str(folder / "labels.csv")]) == 0  # as it was told
     printed = capsys.readouterr().out
-    assert "3 classes of 20 to 22 images" in printed
+    assert "\n3 classes of 20 to 22 images\n" in printed
     assert "--labels" not in printed
     monkeypatch.setattr("deepclust_ext.runs.source.LOOKED_INTO", 0)
     assert main(arguments) == 0
@@ -80,6 +80,11 @@ def test_training_notices_a_table_of_labels(tmp_path: Path, capsys: pytest.Captu
     for arguments in (["cluster", str(out)], ["data", str(images), str(out)]):  # of several folders names differ
         assert main(arguments) == 0
         assert "--labels" not in "".join(capsys.readouterr())
+
+
+def test_sizes_that_are_one_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(write_images(tmp_path)), "--labels", "folders"]) == 0
+    assert "\n3 classes of 20 images each\n" in capsys.readouterr().out
 
 
 def test_what_an_array_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

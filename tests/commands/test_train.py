@@ -172,6 +172,16 @@ WRONG = [
         "--out: expected run.json in images, which says where the images lie, got none",
     ),
     (["train", "cifar10", "--root", ".", "--clusters", "3"], "cifar-10-batches-py"),
+    (
+        ["train", "cifar10", "--clusters", "3"],
+        "--root: expected the folder that holds the files of the data set cifar10, got none",
+    ),
+    (["data", "stl10"], "--root: expected the folder that holds the files of the data set stl10, got none"),
+    (
+        ["train", "digits", "--clusters", "10"],
+        "--recipe: expected one for the data set digits, such as hadis-digits, got none",
+    ),
+    (["train", "--resume", "--out", "nowhere"], "--out: expected the folder of a run at nowhere, got nothing"),
 ]
 
 
