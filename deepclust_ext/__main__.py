@@ -57,7 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     first line of that is the short help. It has the functions `add_arguments(parser)` and `run(arguments)`. If torchrun
     starts several ranks, only commands with `ON_RANKS = True` run.
     """
-    parser = _Parser("deepclust-ext", description=deepclust_ext.__doc__)
+    begin = "To begin: deepclust-ext train FOLDER --clusters K. Every COMMAND has --help with examples."
+    parser = _Parser("deepclust-ext", description=deepclust_ext.__doc__, epilog=begin)
     parser.add_argument("--version", action="version", version=deepclust_ext.__version__)
     shtab.add_argument_to(parser, help="print what completes commands in a shell, for it to read, and exit")
     chosen = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except _FAILURES as error:
         given = sys.argv[1:] if arguments is None else arguments
-        _say(_as_given(_words(error), parsed.parser, given[1:]), parsed.debug)
+        _say(_as_given(_words(error), parsed, given[1:]), parsed.debug)
         return 1
     return status
 
@@ -154,14 +155,19 @@ def _words(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _as_given(message: str, parser: argparse.ArgumentParser, given: Sequence[str]) -> str:
+def _as_given(message: str, parsed: argparse.Namespace, given: Sequence[str]) -> str:
     """Return a message that begins with the argument of a function as the option by which the user gave it."""
     name, colon, rest = message.partition(":")
     if name in given:  # a folder of that name
         return message
     if name.startswith("set."):
         return f"--set {message.removeprefix('set.')}"
-    options = {action.dest: (*action.option_strings, action.metavar)[0] for action in parser._actions}
+    for key, _ in getattr(parsed, "set", ()):
+        if f"{name}.".startswith(f"{key}."):
+            return f"--set {message}"
+        if key.endswith(f".{name}"):
+            return f"--set {key}:{rest}"
+    options = {action.dest: (*action.option_strings, action.metavar)[0] for action in parsed.parser._actions}
     option = next((options[each] for each in (name, *_OPTIONS.get(name, ())) if each in options), name)
     is_given = any(word.partition("=")[0] == option for word in given)
     return message if name in _SETTINGS and not is_given else f"{option}{colon}{rest}"

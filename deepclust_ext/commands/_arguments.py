@@ -58,7 +58,9 @@ def add_out(parser: argparse.ArgumentParser, help_text: str) -> None:
 
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
-    """Add how steps are made (None leaves it to the run or its recipe), and whether to profile them."""
+    """Add how many steps there are, how they are made, and whether to profile them; None leaves it to the recipe."""
+    parser.add_argument("--epochs", type=at_least(1), help="passes over the images (default: the recipe's)")
+    parser.add_argument("--batch-size", type=at_least(2), help="images of a step (default: the recipe's)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="of steps (default: fp32)")
     parser.add_argument("--compile", action="store_true", default=None, help="compile the step with torch.compile")
     parser.add_argument(
@@ -70,10 +72,37 @@ def add_steps(parser: argparse.ArgumentParser) -> None:
     add_profile(parser)
 
 
+def add_labels(parser: argparse.ArgumentParser, default: str = "none") -> None:
+    """Add whose labels the true ones are."""
+    what = "true labels, for scores alone: folders' names, those in the data, or a CSV of path,label"
+    parser.add_argument("--labels", metavar="folders|own|FILE", help=f"{what} (default: {default})")
+
+
+def add_scores(parser: argparse.ArgumentParser) -> None:
+    """Add true labels, and how often clusters are scored by them."""
+    add_labels(parser)
+    parser.add_argument(
+        "--score-every", type=at_least(1), metavar="N", help="epochs between two scores by --labels (default: none)"
+    )
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add what a recipe says: the number of clusters, the method, and all else."""
+    parser.add_argument("--clusters", type=at_least(1), metavar="K", help="how many (default: the recipe's)")
+    parser.add_argument("--method", help="hadis, sacc, pici, clc; on features neighborhead, turtle (default: chosen)")
+    parser.add_argument("--recipe", help="a bundled recipe, see `recipes`, or a file (default: chosen)")
+    add_set(parser, "the recipe")
+
+
 def add_set(parser: argparse.ArgumentParser, of: str) -> None:
     """Add settings of a recipe."""
     parser.add_argument(
-        "--set", type=setting, action="append", default=[], metavar="KEY=VALUE", help=f"a setting of {of}"
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"a setting of {of}, such as optimizer.lr=0.1",
     )
 
 

@@ -17,7 +17,7 @@ def add_backbone(parser: argparse.ArgumentParser) -> None:
     """Add the options of the network, its weights, and its images' size and normalization."""
     group = parser.add_argument_group("frozen network", "embeds each image once, see docs/features.md; no download")
     group.add_argument("--backbone", metavar="NETWORK", help="pretrained: timm:NAME or module:function")
-    group.add_argument("--weights", metavar="FILE", help="of the network, .pth, .pt or .safetensors, or of a run's")
+    group.add_argument("--weights", metavar="FILE", help="of NETWORK or of a run's: .pth, .pt or .safetensors")
     group.add_argument(
         "--image-size", type=at_least(1), metavar="S", help="images become S x S (default: timm's, else 224)"
     )

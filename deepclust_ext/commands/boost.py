@@ -6,7 +6,7 @@ was stopped before its first checkpoint, start it again with the same command.
 
 Example:
   deepclust-ext boost runs/photos --out runs/photos-boosted
-  deepclust-ext boost runs/photos --set optimizer.lr=0.0001 --epochs 20
+  deepclust-ext boost runs/photos --set optimizer.lr=0.0001 --epochs 20 --out runs/photos-slower
   deepclust-ext train --resume --out runs/photos-boosted
 """
 
@@ -14,7 +14,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_set, add_steps, at_least, device, seed
+from deepclust_ext.commands._arguments import add_device, add_scores, add_set, add_steps, device, seed
 from deepclust_ext.commands._backbone import add_weights
 from deepclust_ext.commands._given import given
 
@@ -24,11 +24,8 @@ ON_RANKS = True  # of torchrun, which share the images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of a run, or its checkpoint.pt")
-    add_set(parser, "boost-digits")
-    parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
-    parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
-    parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
-    parser.add_argument("--score-every", type=at_least(1), default=0, metavar="N", help="epochs between two scores")
+    add_set(parser, "the recipe boost-digits")
+    add_scores(parser)
     add_weights(parser)
     add_steps(parser)
     parser.add_argument("--seed", type=seed, help="of everything random (default: the run's)")
@@ -44,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from deepclust_ext.recipes import changed
     from deepclust_ext.recipes.boost import boost_recipe, check_settings
     from deepclust_ext.runs import Options, open_run, train
+    from deepclust_ext.runs.prepare import check_parts
     from deepclust_ext.runs.train import check_folder, closing_words
     from deepclust_ext.training.files import CHECKPOINT_NAME
 
@@ -56,15 +54,15 @@ def run(args: argparse.Namespace) -> int:
     recipe = changed(boost_recipe(start.recipe), overrides, "set")
     if args.epochs is not None:
         recipe = recipe.with_epochs(args.epochs)
+    check_parts(recipe)  # before images are read
     source = start.source if args.labels is None else replace(start.source, labels=args.labels)
     images = start.images(labels=args.labels, say_notes=False, cache_folder=out)  # the new run's log says them
     options = Options(
         seed=start.record["config"]["seed"] if args.seed is None else args.seed,
         device=device(args),
         num_workers=args.workers,
-        score_every=args.score_every,
         overwrite=args.overwrite,
-        **given(args, "precision", "compile", "profile"),
+        **given(args, "precision", "compile", "score_every", "profile"),
     )
     reasons = (f"boosts {start.path}, {start.recipe.method} after {counted(len(start.history), 'epoch')}",)
     finished = train(recipe, images, out, options, source=source, reasons=reasons, start=start)

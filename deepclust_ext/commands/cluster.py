@@ -6,7 +6,7 @@ calibrated probability.
 Example:
   deepclust-ext cluster runs/photos --into sorted --mode symlink
   deepclust-ext cluster runs/photos new-photos --out new.csv
-  torchrun --nproc-per-node 4 -m deepclust_ext cluster runs/photos new-photos --out new.csv
+  torchrun --nproc-per-node 4 -m deepclust_ext cluster runs/photos more-photos --out more.csv
 """
 
 import argparse
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if own:
         refuse_to_replace(path, overwrite=True)
     if args.into is not None:
-        check_into(args.into, args.data or opened.source.data)
+        check_into(args.into, opened, args.data)
     images = opened.images(*args.data)
     if args.into is not None:
         check_sorting(images, mode=args.mode)

@@ -8,6 +8,7 @@ Example:
 import argparse
 from pathlib import Path
 
+from deepclust_ext.commands._arguments import add_labels
 from deepclust_ext.commands._output import add_json
 
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     parser.add_argument("data", metavar="DATA", nargs="+", help="folders, files, lists, arrays, or a data set's name")
     parser.add_argument("--root", type=Path, help="folder of a data set of the papers; DATA is then its name")
-    parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label')
+    add_labels(parser)
     add_json(parser)
 
 

@@ -7,8 +7,8 @@ there is no RUN: rows of DATA are the network's output, and `train`, `cluster` a
 Example:
   deepclust-ext embed runs/photos --out photos.npz
   deepclust-ext embed runs/photos new-photos --format csv
-  deepclust-ext embed photos --backbone mypackage.nets:build --weights net.pth --out photos.npz
-  torchrun --nproc-per-node 4 -m deepclust_ext embed runs/photos --out photos.npz
+  deepclust-ext embed photos --backbone mypackage.nets:build --weights net.pth --out features.npz
+  torchrun --nproc-per-node 4 -m deepclust_ext embed runs/photos more-photos --out more.npz
 """
 
 import argparse

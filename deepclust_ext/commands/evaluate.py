@@ -12,7 +12,7 @@ Example:
 
 import argparse
 
-from deepclust_ext.commands._arguments import add_device, add_run, add_seed, device
+from deepclust_ext.commands._arguments import add_device, add_labels, add_run, add_seed, device
 from deepclust_ext.commands._backbone import add_weights
 from deepclust_ext.commands._output import add_json
 
@@ -22,7 +22,7 @@ ON_RANKS = True  # of torchrun, which share the images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     add_run(parser)
-    parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
+    add_labels(parser, "those that `train` was told")
     add_seed(parser, "k-means")
     add_weights(parser)
     add_json(parser)

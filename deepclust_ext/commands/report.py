@@ -11,7 +11,7 @@ Example:
 import argparse
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_run_folder, device
+from deepclust_ext.commands._arguments import add_device, add_labels, add_run_folder, device
 from deepclust_ext.commands._backbone import add_weights
 from deepclust_ext.commands._output import add_json, refuse_to_replace
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     add_run_folder(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in RUN)")
-    parser.add_argument("--labels", metavar="folders|own|FILE", help="default: those that `train` was told")
+    add_labels(parser, "those that `train` was told")
     add_weights(parser)
     add_json(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")

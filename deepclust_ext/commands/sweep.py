@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--clusters", type=clusters, required=True, metavar="FIRST:LAST[:STEP]", help="each K to try")
     parser.add_argument(
-        "--seeds", type=at_least(2), default=5, help="random parts of the images (default: %(default)s)"
+        "--seeds", type=at_least(2), default=5, help="how many random parts to compare (default: %(default)s)"
     )
     add_seed(parser)
     add_weights(parser)
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     for name in (TABLE_NAME, FIGURE_NAME):
         refuse_to_replace(args.out / name, args.overwrite)
     opened = open_run(args.run_folder, device=device(args), weights=args.weights)
+    opened.check_outside(args.out, "out", args.data)  # the figure is an image
     images: Any = opened.images(*args.data)
     check_counts(args.clusters, len(images))  # before anything is embedded
     rows, _ = opened.trained.infer(images, batch_size=opened.recipe.batch_size, num_workers=args.workers)

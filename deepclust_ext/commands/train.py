@@ -9,14 +9,14 @@ Example:
   deepclust-ext train features.npy --clusters 1000
   deepclust-ext train photos --clusters 20 --backbone timm:vit_small_patch14_dinov2 --weights dinov2.pth
   deepclust-ext train cifar10 --root data --recipe hadis-cifar10 --device cuda --precision bf16
-  torchrun --nproc-per-node 4 -m deepclust_ext train photos --clusters 10 --out runs/photos
+  torchrun --nproc-per-node 4 -m deepclust_ext train photos --clusters 10 --out runs/photos-by-4
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from deepclust_ext.commands._arguments import add_device, add_out, add_seed, add_set, add_steps, at_least, device
+from deepclust_ext.commands._arguments import add_device, add_out, add_recipe, add_scores, add_seed, add_steps, device
 from deepclust_ext.commands._backbone import add_backbone, backbone
 from deepclust_ext.commands._given import given, require
 
@@ -26,17 +26,12 @@ ON_RANKS = True  # of torchrun, which share the images
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options to a parser."""
     what = "folders, files, lists, arrays, or a data set's name"
+    scale = "black and white by the type of the values, or by percentiles of all (default: %(default)s)"
     parser.add_argument("data", metavar="DATA", nargs="*", default=[], help=what)
-    parser.add_argument("--clusters", type=at_least(1), metavar="K", help="how many (default: the recipe's)")
-    parser.add_argument("--method", help="hadis, sacc, pici, clc; on features neighborhead, turtle (default: chosen)")
-    parser.add_argument("--recipe", help="a bundled recipe, see `recipes`, or a file (default: chosen)")
-    add_set(parser, "the recipe")
-    parser.add_argument("--epochs", type=at_least(1), help="passes over the images")
-    parser.add_argument("--batch-size", type=at_least(2), help="images of a step")
+    add_recipe(parser)
     parser.add_argument("--root", help="folder of a data set of the papers; DATA is then its name")
-    parser.add_argument("--scale", choices=("type", "percentile"), default="type", help="of values (default: type)")
-    parser.add_argument("--labels", help='"folders", "own" or a CSV of path,label, for scores alone')
-    parser.add_argument("--score-every", type=at_least(1), metavar="N", help="epochs between two scores")
+    parser.add_argument("--scale", choices=("type", "percentile"), default="type", help=scale)
+    add_scores(parser)
     add_backbone(parser)
     add_steps(parser)
     add_seed(parser, default=None)
@@ -59,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     require(args.out or not args.resume, "--out: expected the folder of the run to resume, got none")
     require(known, "--clusters: expected how many, since no recipe says so, got none")
     out = args.out or Path("runs") / f"{source.name}-seed{args.seed or 0}"
-    check_folder(out, resume=args.resume, overwrite=args.overwrite)
+    check_folder(out, resume=args.resume, overwrite=args.overwrite, data=source.data)
     options = replace(
         recorded_options(out) if args.resume else Options(),
         device=device(args),

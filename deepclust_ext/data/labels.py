@@ -15,6 +15,9 @@ from deepclust_ext.data.pixels import ImageError
 from deepclust_ext.data.stores import Store, read_text
 from deepclust_ext.ops._checks import counted
 
+_COLUMNS = {"path", "label"}
+_LONGEST_HEADER = 1000  # characters
+
 
 def number_classes(classes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """Return each image's class as a number (N,) int64, and the classes' names in that order.
@@ -83,6 +86,18 @@ def read_named(path: Path, names: Sequence[str]) -> list[str]:
     return [classes[name] for name in names]
 
 
+def has_labels(path: Path) -> bool:
+    """Return whether a file begins as a table with the columns path and label does; no more of it is read."""
+    if not path.is_file():  # a pipe would never end
+        return False
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            columns = next(csv.reader([file.readline(_LONGEST_HEADER)]), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return _COLUMNS.issubset(columns)
+
+
 def in_words(labels: str | os.PathLike[str]) -> str:
     """Return what labels were taken for that are neither a known word nor a file of a known kind."""
     name = os.fspath(labels)
@@ -98,7 +113,7 @@ def _read_table(path: Path) -> dict[str, str]:
 
 def _classes_by_name(path: Path) -> dict[str, str]:
     rows = csv.DictReader(StringIO(read_text(path), newline=""))  # a quoted name may hold the end of a line
-    if not {"path", "label"} <= set(rows.fieldnames or ()):
+    if not _COLUMNS.issubset(rows.fieldnames or ()):
         raise ValueError(f"{path}: expected the columns path and label, got {rows.fieldnames}")
     classes: dict[str, str] = {}
     for row in rows:

@@ -24,7 +24,7 @@ from deepclust_ext.data.labels import number_classes
 from deepclust_ext.data.pixels import MISSING, WHITE, ImageError, Pixels
 from deepclust_ext.data.seen import PixelRange, Seen, check_types, checksum, look_at, percentiles
 from deepclust_ext.data.side_by_side import side_by_side
-from deepclust_ext.data.stores import NO_IMAGE, Array, Store
+from deepclust_ext.data.stores import A_RUN, NO_IMAGE, Array, Store
 from deepclust_ext.ops._checks import check_size, counted
 
 _SHARE_OF_MEMORY = 0.25  # of what is free, that images may take
@@ -102,7 +102,7 @@ class Images(Dataset[Any]):
         self.store, self.size = store, size
         self.scale = "percentile" if isinstance(scale, PixelRange) else scale
         self.skipped = list(skipped)
-        unread = [fault for fault in skipped if fault[1] != NO_IMAGE]
+        unread = [fault for fault in skipped if fault[1] not in (NO_IMAGE, A_RUN)]
         if on_error == "raise" and unread:
             raise ImageError(f"{unread[0][0]}: expected an image that can be read, got {unread[0][1]}")
         self.notes: list[str] = []

@@ -1,6 +1,7 @@
 """Stores of images: files in folders and lists, and arrays in memory, in .npy and .npz files."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,10 @@ from deepclust_ext.data.decode import read_image
 from deepclust_ext.data.pixels import ImageError, Pixels, by_type
 
 _HEADER_BYTES = 1 << 16  # of an array in an .npz file, at most
-#: Why a file is left out that nobody takes for an image.
-NO_IMAGE = "no image by its name"
+#: Why a file is left out that nobody takes for an image, and a folder below those of the images that training has made.
+NO_IMAGE, A_RUN = "no image by its name", "the folder of a run"
+#: The files by which such a folder is known: its recipe and its record.
+OF_A_RUN = ("recipe.yaml", "run.json")
 
 
 class Store(Protocol):
@@ -181,7 +184,8 @@ class Joined:
 def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     """Return the image files below a folder in the order of their names, and name and reason of all other files.
 
-    Hidden files and folders are left out. Links are followed; a folder that is reached twice is read once.
+    Hidden files and folders are left out, and below the folder those of runs, whose pictures are none of the images.
+    Links are followed; a folder that is reached twice is read once.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -191,10 +195,10 @@ def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
         raise FileNotFoundError(f"{root}: expected a folder of images, found {kind}")
     found: list[Path] = []
     others: list[tuple[str, str]] = []
-    for path in _walk(root, set()):
+    for path, fault in _walk(root, set()):
         name = path.relative_to(root).as_posix()
-        if path.is_dir():
-            others.append((name, "a folder that cannot be read"))
+        if fault:
+            others.append((name, fault))
         elif path.suffix.lower() not in _suffixes():
             others.append((name, NO_IMAGE))
         elif not path.is_file():
@@ -204,28 +208,47 @@ def find_images(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     return found, others
 
 
+def is_read(root: Path, place: Path) -> bool:
+    """Return whether :func:`find_images` finds what will be at a place, which may be missing yet."""
+    folders: set[tuple[int, int]] = set()
+    deque(_walk(root, folders), maxlen=0)
+    place = place.resolve()
+    there = next(parent for parent in (place, *place.parents) if parent.exists())
+    hidden = any(part.startswith(".") for part in place.relative_to(there).parts)
+    return _identity(there) in folders and not hidden
+
+
 @cache
 def _suffixes() -> frozenset[str]:
     """Return the suffixes of image files: all that Pillow reads, except documents and films."""
     return frozenset(Image.registered_extensions()) - {".pdf", ".ps", ".eps", ".mpg", ".mpeg", ".hdf", ".h5"}
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in seen:
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
+    """Yield the files below a folder, and with a reason the folders that are left out; ``seen`` are those read."""
+    is_root, identity = not seen, _identity(folder)
+    if identity in seen:
         return
-    seen.add((status.st_dev, status.st_ino))
     try:
         with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            shown = {entry.name: entry for entry in entries if not entry.name.startswith(".")}
     except PermissionError:
-        yield folder
+        yield folder, "a folder that cannot be read"
         return
-    for entry in sorted(shown, key=lambda entry: entry.name):
+    if not is_root and set(OF_A_RUN) <= shown.keys():
+        yield folder, A_RUN
+        return
+    seen.add(identity)
+    for _, entry in sorted(shown.items()):
         if entry.is_dir():
             yield from _walk(Path(entry.path), seen)
         else:
-            yield Path(entry.path)
+            yield Path(entry.path), ""
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def read_list(path: Path) -> list[Path]:

@@ -109,11 +109,12 @@ def check_counts(counts: Sequence[int], num_rows: int) -> None:
 def format_sweep(results: Sequence[SweepScores]) -> str:
     """Return the scores of each K as a table to print."""
     lines = ["clusters  silhouette  stability  smallest  largest    inertia"]
+    decimals = 1 if any(scores.inertia >= 10 for scores in results) else 4
     for scores in results:
         silhouette, stability = (
             "-" if value is None else f"{value:.4f}" for value in (scores.silhouette, scores.stability)
         )
-        numbers = f"{scores.smallest:9} {scores.largest:8} {scores.inertia:10.1f}"
+        numbers = f"{scores.smallest:9} {scores.largest:8} {scores.inertia:10.{decimals}f}"
         lines.append(f"{scores.clusters:8}  {silhouette:>10}  {stability:>9} {numbers}")
     for name in ("silhouette", "stability"):
         # One cluster is as stable as can be, and says nothing.

@@ -46,7 +46,7 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         if self.name not in ("sgd", "adam"):
-            raise ValueError(f"optimizer: expected 'sgd' or 'adam', got {self.name!r}")
+            raise ValueError(f"optimizer.name: expected 'sgd' or 'adam', got {self.name!r}")
         for name, check in (
             ("lr", check_non_negative),
             ("momentum", check_share),

@@ -17,6 +17,7 @@ from deepclust_ext.data.words import item_of
 from deepclust_ext.inference import IndexedImages
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.ops._checks import counted
+from deepclust_ext.recipes.checks import in_place
 from deepclust_ext.recipes.files import method_class
 from deepclust_ext.recipes.schema import Recipe
 from deepclust_ext.training import TrainConfig, Trainer, seed_everything
@@ -38,13 +39,18 @@ def make_method(recipe: Recipe, **ranks: Any) -> ClusteringMethod:
         recipe.backbone.name, data.size, channels=data.channels, stem=recipe.backbone.stem
     )
     make: Any = method_class(recipe.method)
-    method: ClusteringMethod = make(backbone, feature_dim, data.num_clusters, **recipe.model, **ranks)
+    try:
+        method: ClusteringMethod = make(backbone, feature_dim, data.num_clusters, **recipe.model, **ranks)
+    except ValueError as error:
+        if not str(error).startswith(tuple(recipe.model)):  # it is of the network, or of the images
+            raise
+        raise ValueError(in_place(error, "model", recipe.model)) from error
     return method
 
 
 def make_views(recipe: Recipe) -> list[nn.Module]:
     """Return the views that the method learns from, which work on whole batches."""
-    return [make_view(**settings) for settings in recipe.views]
+    return [_make_view(settings, f"views.{place}") for place, settings in enumerate(recipe.views)]
 
 
 def fit_neighbors(views: Sequence[nn.Module], data: Dataset[Any]) -> None:
@@ -58,7 +64,14 @@ def fit_neighbors(views: Sequence[nn.Module], data: Dataset[Any]) -> None:
 
 def make_test_view(recipe: Recipe) -> nn.Module | None:
     """Return the view for pseudo-labels, clusters and scores; None for unchanged images."""
-    return None if recipe.test_view is None else make_view(**recipe.test_view)
+    return None if recipe.test_view is None else _make_view(recipe.test_view, "test_view")
+
+
+def _make_view(settings: Mapping[str, Any], where: str) -> nn.Module:
+    try:
+        return make_view(**settings)
+    except ValueError as error:
+        raise ValueError(in_place(error, where, settings)) from error
 
 
 def make_config(recipe: Recipe, **settings: Any) -> TrainConfig:

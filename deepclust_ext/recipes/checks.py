@@ -2,9 +2,10 @@
 
 import difflib
 import math
+import re
 import sys
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -35,7 +36,23 @@ def build(kind: type[T], values: Any, where: str) -> T:
     try:
         return kind(**checked)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(in_place(error, where, hints)) from error
+
+
+def in_place(error: ValueError, where: str, names: Container[str]) -> str:
+    """Return what an error says of one of these names, or of their section, after its place in the file.
+
+    Args:
+        error: It may call a name "lr", "optimizer.lr" or "phase main, epochs".
+        where: Place of the section, such as "mine.yaml.optimizer".
+        names: Names in it.
+    """
+    called, _, rest = str(error).partition(":")
+    parts = re.split("[., ]+", called)
+    known = [place for place, part in enumerate(parts) if part in names]
+    if known:
+        return f"{where}.{'.'.join(parts[known[-1] :])}:{rest}"
+    return f"{where}:{rest}" if called == where.rpartition(".")[2] else f"{where}: {error}"
 
 
 def check_keys(values: Any, known: Sequence[str], where: str) -> None:

@@ -74,6 +74,9 @@ def _checked(values: Any, overrides: Mapping[str, Any], name: str, where: str) -
     """Return the recipe of a name with values that a file holds, and new ones by dotted keys."""
     keys = [key for key in inspect.signature(Recipe).parameters if key != "name"]
     check_keys(values, keys, where)
+    if not values.get("optimizer") and any(key.startswith("optimizer.") for key in overrides):
+        kind = _classes().get(str(overrides.get("method", values.get("method"))))
+        values["optimizer"] = {} if kind is None else asdict(kind.default_optimizer)
     for key, value in overrides.items():
         _override(values, key, value, where)
     check_keys(values, keys, where)
@@ -177,9 +180,11 @@ def _read(path: Path) -> Any:
 def _override(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"{where}: expected a section before the last part of {key!r}, got the value {values!r}")
+        found: Any = values.setdefault(section, {})
+        if not isinstance(found, dict):
+            kind = "a list, which is set as a whole" if isinstance(found, list) else f"the value {found!r}"
+            raise ValueError(f"{where}.{key}: expected sections before its last part, got {section}, {kind}")
+        values = found
     values[last] = value
 
 

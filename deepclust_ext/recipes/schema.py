@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from deepclust_ext.methods import OptimizerSettings
+from deepclust_ext.ops._checks import check_integer
 from deepclust_ext.training import KMeansSettings, LearningRate, Phase
 from deepclust_ext.training.phases import scaled
 
@@ -21,6 +22,9 @@ class Data:
         size: Side in pixels of the images that the network sees.
         channels: Number of channels of the images.
         unlabelled: Number of images without labels that a phase can train on, by the name "unlabelled".
+
+    Raises:
+        ValueError: If a number is out of range.
     """
 
     dataset: str
@@ -30,6 +34,11 @@ class Data:
     size: int
     channels: int = 3
     unlabelled: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("images", "num_clusters", "size", "channels"):
+            check_integer(getattr(self, name), f"data.{name}", 1)
+        check_integer(self.unlabelled, "data.unlabelled", 0)
 
 
 @dataclass(frozen=True)

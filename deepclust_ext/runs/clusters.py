@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from deepclust_ext.data.words import item_of
+from deepclust_ext.runs.folder import Run
 from deepclust_ext.runs.source import file_of, names_of
 from deepclust_ext.training.files import check_writable, named, replacing, write_text
 
@@ -38,12 +39,13 @@ def write_clusters(
         unfinished.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def check_into(folder: Path, sources: Sequence[str]) -> None:
+def check_into(folder: Path, run: Run, data: Sequence[str]) -> None:
     """Require a folder that images can be sorted into, before they are read.
 
     Args:
         folder: The folder to sort into. It must be empty or not exist, and must not be among the images.
-        sources: Folders and files that the images come from.
+        run: The run whose clusters they are.
+        data: Folders and files of other images than the run's.
 
     Raises:
         FileExistsError: If the folder is not empty.
@@ -54,9 +56,7 @@ def check_into(folder: Path, sources: Sequence[str]) -> None:
     check_writable(folder, "into")
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"into: expected an empty folder, got {folder}, which is not; name another or empty it")
-    for source in sources:
-        if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
-            raise ValueError(f"into: expected a folder outside of {source}, whose images it would double, got {folder}")
+    run.check_outside(folder, "into", data)
 
 
 def check_sorting(images: Dataset[Any], *, mode: str) -> None:

@@ -5,8 +5,9 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from deepclust_ext import recipes
 from deepclust_ext.data import Features
 from deepclust_ext.data.seen import PixelRange
-from deepclust_ext.data.stores import map_array
+from deepclust_ext.data.stores import is_read, map_array
 from deepclust_ext.distributed import num_ranks
 from deepclust_ext.inference import Trained, device_of, map_images
 from deepclust_ext.inference.pretrained import Pretrained
@@ -56,16 +57,42 @@ class Run:
     Attributes:
         path: The folder.
         recipe: All settings except the seed.
-        trained: The method of the last checkpoint, which maps images to rows and shares of clusters.
+        method: The method of the last checkpoint.
         history: One record of mean terms per epoch.
         record: Content of ``run.json``.
+        centers: (K, D), which a method without a cluster head needs; None if the run has not ended.
     """
 
     path: Path
     recipe: Recipe
-    trained: Trained
+    method: ClusteringMethod
     history: list[dict[str, float]]
     record: dict[str, Any]
+    centers: torch.Tensor | None = None
+
+    @cached_property
+    def trained(self) -> Trained:
+        """The method as a map from images to rows and shares of clusters.
+
+        If the run has not ended, centers that are missing are those of its images' current rows.
+        """
+        centers = self.centers
+        if self._lacks_centers:
+            images = self._opened[0] if self._opened else self.images(say_notes=False)
+            shared = num_ranks() > 1
+            seed = self.record["config"]["seed"]
+            centers, _ = fit_centers(self.method, images, self.recipe, seed=seed, gather_distributed=shared)
+            self._opened.clear()
+        return Trained(self.method, make_test_view(self.recipe), centers)
+
+    @cached_property
+    def _opened(self) -> list[Dataset[Any]]:
+        """The run's own images between their opening and the search for centers, so that they are opened once."""
+        return []
+
+    @property
+    def _lacks_centers(self) -> bool:
+        return self.centers is None and not isinstance(self.method, ClusterHeadMethod)
 
     @property
     def source(self) -> Source:
@@ -90,6 +117,25 @@ class Run:
     def _network(self) -> Pretrained | None:
         """The frozen network that has embedded the run's images, or None."""
         return None if self.record.get("source") is None else self.source.network
+
+    def check_outside(self, place: Path, option: str, data: Sequence[str] = ()) -> None:
+        """Require a place for pictures that is not among the images of the run, or others that are read.
+
+        Args:
+            place: A folder to write to, which may be missing yet.
+            option: What it was given as, for messages.
+            data: Folders and files of the other images.
+
+        Raises:
+            ValueError: If the images would be others, when they are read again.
+        """
+        own = () if self.record.get("source") is None or self.source.is_named else self.source.data
+        for source in (*data, *own):
+            if Path(source).is_dir() and is_read(Path(source), place):
+                raise ValueError(
+                    f"{option}: expected a folder outside of {source}, whose images would include what it gets, "
+                    f"got {place}"
+                )
 
     def images(
         self, *data: str | os.PathLike[str], labels: str | None = None, say_notes: bool = True, **settings: Any
@@ -127,7 +173,7 @@ class Run:
             settings["channels"] = 3
         if not data and source.network is not None:
             settings.setdefault("cache_folder", self.path)
-        settings["device"] = device_of(self.trained.method)
+        settings["device"] = device_of(self.method)
         images = source.open(**settings) if data else own_images(self.path, source, **settings)
         for note in getattr(images, "notes", ())[1:] if say_notes else ():  # the first is said on opening
             print(f"deepclust-ext: {note}", file=sys.stderr)
@@ -151,6 +197,8 @@ class Run:
                 f"data: expected images of {counted(expected, 'channel')}, as {self.path} has them, got {channels}; "
                 "convert them first, to gray by Pillow's convert('L')"
             )
+        if not data and self._lacks_centers:
+            self._opened[:] = [images]
         return images
 
 
@@ -183,9 +231,8 @@ def open_run(
     except RuntimeError as error:
         found = textwrap.shorten(str(error), 300, placeholder=" ...")  # it names all weights
         raise ValueError(f"{path}: expected weights of the network in {RECIPE_NAME}, got others: {found}") from error
-    method.to(device)
-    centers = None if isinstance(method, ClusterHeadMethod) else _centers(path, method, recipe, record)
-    return Run(path, recipe, Trained(method, make_test_view(recipe), centers), state["history"], record)
+    centers = None if isinstance(method, ClusterHeadMethod) else _centers(path, method)
+    return Run(path, recipe, method.to(device), state["history"], record, centers)
 
 
 def move_weights(path: Path, record: dict[str, Any], weights: str | os.PathLike[str]) -> None:
@@ -230,6 +277,8 @@ def read_record(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is none.
         ValueError: If it is damaged.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"run: expected the folder of a run at {path}, got nothing")
     if not (path / RECORD_NAME).is_file():
         raise FileNotFoundError(f"run: expected {RECORD_NAME} in {path}, which says where the images lie, got none")
     try:
@@ -300,17 +349,13 @@ def fit_centers(
     return centers.cpu(), rows
 
 
-def _centers(path: Path, method: ClusteringMethod, recipe: Recipe, record: Mapping[str, Any]) -> torch.Tensor:
-    """Return the centers that the run has written, or if it has not ended, those of its images' current rows."""
-    if (path / CENTERS_NAME).is_file():
-        centers = torch.from_numpy(np.array(map_array(path / CENTERS_NAME)))
-        if centers.dim() != 2 or len(centers) != method.num_clusters or not centers.isfinite().all():
-            raise ValueError(
-                f"{path / CENTERS_NAME}: expected {method.num_clusters} finite rows, got shape {tuple(centers.shape)}"
-            )
-        return centers
-    source = recorded_source(path, record)
-    kept: dict[str, Any] = {} if source.network is None else {"cache_folder": path, "device": device_of(method)}
-    images = own_images(path, source, **kept)
-    shared = num_ranks() > 1
-    return fit_centers(method, images, recipe, seed=record["config"]["seed"], gather_distributed=shared)[0]
+def _centers(path: Path, method: ClusteringMethod) -> torch.Tensor | None:
+    """Return the centers that the run has written, or None if it has not ended."""
+    if not (path / CENTERS_NAME).is_file():
+        return None
+    centers = torch.from_numpy(np.array(map_array(path / CENTERS_NAME)))
+    if centers.dim() != 2 or len(centers) != method.num_clusters or not centers.isfinite().all():
+        raise ValueError(
+            f"{path / CENTERS_NAME}: expected {method.num_clusters} finite rows, got shape {tuple(centers.shape)}"
+        )
+    return centers

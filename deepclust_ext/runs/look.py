@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepclust_ext.data import Features
+from deepclust_ext.data.words import sizes_in_words
 from deepclust_ext.ops._checks import counted
-from deepclust_ext.runs.source import Source
+from deepclust_ext.runs.source import Source, check_root, hint_of_labels
 
 #: Kinds of images and reasons that are listed for people at most.
 LISTED = 10
@@ -23,6 +24,7 @@ def describe(source: Source) -> dict[str, Any]:
         FileNotFoundError: If there is no such folder or file.
         ValueError: If there is no image.
     """
+    check_root(source)
     images: Any = source.open(cache="none") if source.root or not source.is_named else source.open()
     if not hasattr(images, "kinds"):
         raise ValueError(f"data: expected a folder or a file, got {source.name}, which lies in none")
@@ -39,7 +41,7 @@ def describe(source: Source) -> dict[str, Any]:
         "kinds": kinds,
         "classes": None if sizes is None else dict(zip(images.classes, sizes, strict=True)),
         "skipped": [{"path": name, "reason": reason} for name, reason in images.skipped],
-        "notes": images.notes,
+        "notes": [*images.notes[:1], *hint_of_labels(source, images), *images.notes[1:]],
         "fingerprint": images.fingerprint,
     }
 
@@ -57,9 +59,8 @@ def format_description(found: Mapping[str, Any]) -> str:
         rest = sum(kind["images"] for kind in found["kinds"][LISTED:])
         lines.append(f"{rest:8} of {len(found['kinds']) - LISTED} other kinds")
     if found["classes"] is not None:
-        sizes = found["classes"].values()
-        largest = counted(max(sizes), "row" if "features" in found else "image")
-        lines.append(f"{counted(len(sizes), 'class')} of {min(sizes)} to {largest}")
+        sizes = sizes_in_words(found["classes"].values(), "row" if "features" in found else "image")
+        lines.append(f"{counted(len(found['classes']), 'class')} of {sizes}")
     # The first note of images is about how they are kept. The last one is about what is skipped, as are the next lines.
     notes = found["notes"] if "features" in found else found["notes"][1:]
     lines += notes[:-1] if found["skipped"] else notes

@@ -42,7 +42,7 @@ def write_page(
         title=f"{run.recipe.method}: {run.path.resolve().name}",
         recipe=recipes.dump(run.recipe),
         history=run.history,
-        axes={**run.trained.method.axes, **Probe.axes},
+        axes={**run.method.axes, **Probe.axes},
         labels=labels,
         classes=classes,
     )

@@ -18,10 +18,11 @@ from deepclust_ext.recipes import Recipe
 from deepclust_ext.recipes.build import make_config, make_test_view, make_views
 from deepclust_ext.recipes.defaults import default_recipe
 from deepclust_ext.recipes.features import features_recipe
-from deepclust_ext.recipes.files import method_named
+from deepclust_ext.recipes.files import method_class, method_named
 from deepclust_ext.runs.embedded import EmbeddedImages
 from deepclust_ext.runs.folder import move_weights, own_images, read_record, recorded_source
-from deepclust_ext.runs.source import Source, check_labels
+from deepclust_ext.runs.source import Source, check_labels, check_root, hint_of_labels
+from deepclust_ext.training.checks import check_plan
 from deepclust_ext.training.files import RECIPE_NAME, RECORD_NAME
 
 
@@ -78,8 +79,11 @@ def prepare(
         ValueError: If there is no image, a wish cannot be met, K is missing, or there are no labels for scores.
     """
     check_labels(source, score_every)
+    check_root(source)
     if wishes.recipe is None and wishes.num_clusters is None:
         raise ValueError("clusters: expected how many, since no recipe says so, got none")
+    if wishes.recipe is None and source.is_bundled:
+        raise ValueError(f"recipe: expected one for the data set {source.name}, such as hadis-digits, got none")
     named, any_size = _checked(source, wishes)
     kept = _cached(source, cache_folder)
     # Images that may have to be resized are not kept before.
@@ -90,6 +94,7 @@ def prepare(
         recipe, reasons = _default(source, images, wishes)
     else:
         recipe, reasons = _fitted(named, source, images, wishes), []
+    reasons += hint_of_labels(source, images)
     reasons += [f"{key}: {value}, as asked for" for key, value in wishes.overrides.items()]
     if wishes.epochs is not None:
         recipe = recipe.with_epochs(wishes.epochs)
@@ -136,7 +141,7 @@ def prepare_to_resume(
         if getattr(wishes, name) is not None:
             given = getattr(wishes, name)
             raise ValueError(f"{name}: expected none with --resume, which goes by {path / RECIPE_NAME}, got {given}")
-    recipe = recipes.changed(recipe, wishes.overrides)
+    recipe = recipes.changed(recipe, wishes.overrides, "set")
     if wishes.epochs is not None:
         last = replace(recipe.phases[-1], epochs=recipe.phases[-1].epochs + wishes.epochs - recipe.epochs)
         recipe = replace(recipe, phases=(*recipe.phases[:-1], last))
@@ -153,7 +158,7 @@ def prepare_to_resume(
     if given.labels is not None:
         source = replace(source, labels=given.labels)
     check_labels(source, score_every)
-    _check_parts(recipe)
+    check_parts(recipe)
     images = own_images(path, source, device=device, num_workers=num_workers, **_cached(source, path))
     count = len(images)  # type: ignore[arg-type]
     if count != recipe.data.images:
@@ -183,7 +188,7 @@ def with_unlabelled(recipe: Recipe, source: Source, images: Dataset[Any]) -> Any
 
 
 def _cached(source: Source, folder: Path | None) -> dict[str, Any]:
-    return {} if source.data == ("digits",) and source.is_named else {"cache_folder": folder}
+    return {} if source.is_bundled else {"cache_folder": folder}
 
 
 def _check_count(images: Any, num_clusters: int) -> None:
@@ -218,14 +223,15 @@ def _checked(source: Source, wishes: Wishes) -> tuple[Recipe | None, bool]:
         )
         recipe, _ = _default(source, blank, wishes)
     else:
-        recipe = recipes.changed(named, {**_integers(named), **_told(wishes)})
-    _check_parts(recipe)
+        recipe = recipes.changed(named, {**_integers(named), **_told(wishes)}, "set")
+    check_parts(recipe)
     return named, takes_any_size(*make_views(recipe))
 
 
-def _check_parts(recipe: Recipe) -> None:
+def check_parts(recipe: Recipe) -> None:
     """Require that settings, views and network exist."""
-    make_config(recipe), make_views(recipe), make_test_view(recipe)
+    make_test_view(recipe)
+    check_plan(method_class(recipe.method), len(make_views(recipe)), make_config(recipe))
     check_backbone(recipe.backbone.name, recipe.backbone.stem)
 
 
@@ -237,7 +243,6 @@ def _default(source: Source, images: Any, wishes: Wishes) -> tuple[Recipe, list[
     recipe, [*reasons, batch, epochs] = choose(images, wishes.num_clusters, method=method)
     reasons += [batch] if "batch_size" not in wishes.overrides else []
     reasons += [epochs] if wishes.epochs is None else []
-    # In no file that the user knows: what is wrong can only be set.
     return recipes.changed(recipe, {"data.dataset": source.name, **wishes.overrides}, "set"), reasons
 
 
@@ -255,7 +260,7 @@ def _fitted(recipe: Recipe, source: Source, images: Any, wishes: Wishes) -> Reci
     own = {} if source.is_named and recipe.data.dataset == source.data[0] else _facts(source, images)
     if not images[0][0].is_floating_point():
         own |= _integers(recipe)
-    fitted = recipes.changed(recipe, {**own, **_told(wishes)})
+    fitted = recipes.changed(recipe, {**own, **_told(wishes)}, "set")
     _check_count(images, fitted.data.num_clusters)
     return fitted
 

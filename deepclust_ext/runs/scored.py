@@ -8,7 +8,6 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from deepclust_ext.evaluation import ClusterScores, Evaluation, evaluate
-from deepclust_ext.inference import Trained
 from deepclust_ext.methods import ClusteringMethod
 from deepclust_ext.ops._checks import counted
 from deepclust_ext.recipes import Recipe
@@ -44,7 +43,7 @@ def train_scored(
     """
     untrained = _evaluate(make_trainer(recipe, images, out, seed=options.seed).method, images, recipe, options)
     run = train(recipe, images, out, options, source=source)
-    trained = _evaluate(run.trained.method, images, recipe, options)
+    trained = _evaluate(run.method, images, recipe, options)
     baselines = dict(baselines or {})
     method = recipe.method.lower()
     ours = f"{method}, {counted(recipe.epochs, 'epoch')}"
@@ -93,7 +92,7 @@ def _draw(run: Run, images: Dataset[Any]) -> str:
     labels, clusters = labels_of(images)[0].numpy(), shares.argmax(1).numpy()
     try:
         with replacing(path) as unfinished:
-            save_overview(unfinished, rows.numpy(), labels, clusters, run.history, axes_of(run.trained))
+            save_overview(unfinished, rows.numpy(), labels, clusters, run.history, axes_of(run.method))
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("matplotlib"):
             raise
@@ -101,6 +100,6 @@ def _draw(run: Run, images: Dataset[Any]) -> str:
     return f"; written: {path}"
 
 
-def axes_of(trained: Trained) -> dict[str, tuple[str, ...]]:
+def axes_of(method: ClusteringMethod) -> dict[str, tuple[str, ...]]:
     """Return which entries of a run's history share an axis: those of its method and of the probe."""
-    return {**trained.method.axes, **Probe.axes}
+    return {**method.axes, **Probe.axes}

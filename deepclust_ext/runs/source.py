@@ -1,5 +1,6 @@
 """Where the images or features of a run are, and how they are read, so that they can be read in the same way again."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -7,8 +8,9 @@ from typing import Any, cast
 import torch
 from torch.utils.data import Dataset
 
-from deepclust_ext.data import Digits, Features, Images, load_dataset, load_features, load_images
+from deepclust_ext.data import DATASETS, Digits, Features, Images, load_dataset, load_features, load_images
 from deepclust_ext.data.features import are_features
+from deepclust_ext.data.labels import has_labels
 from deepclust_ext.data.seen import PixelRange
 from deepclust_ext.inference.pretrained import Pretrained
 from deepclust_ext.runs.embedded import embed_images
@@ -17,6 +19,10 @@ from deepclust_ext.runs.embedded import embed_images
 BUNDLED = "digits"
 #: What is wrong with scores of images without labels.
 UNLABELLED = "score_every: expected none without labels, got {}; labels are 'folders', 'own' or a CSV file"
+
+
+#: Tables that are searched for labels at most, the outermost first: some folders have one for each image.
+LOOKED_INTO = 10
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,11 @@ class Source:
     def is_named(self) -> bool:
         """Whether this is a data set given by name."""
         return self.root is not None or (self.data == (BUNDLED,) and not Path(BUNDLED).exists())
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether this is the data set of the demo."""
+        return self.is_named and self.data == (BUNDLED,)
 
     @property
     def holds_features(self) -> bool:
@@ -120,7 +131,7 @@ class Source:
             raise ValueError(f"data: expected one name where there is a root, got {', '.join(self.data)}")
         if self.labels not in (None, "own"):
             raise ValueError(f"labels: expected 'own' or none for {self.data[0]}, got {self.labels!r}")
-        if self.data == (BUNDLED,):
+        if self.is_bundled:
             return Digits()
         return load_dataset(self.data[0], str(self.root), size=self.size, scale=scale, **settings)
 
@@ -132,14 +143,33 @@ class Source:
         """Require images that a network can embed, as far as can be told before they are opened."""
         if self._are_features:
             raise ValueError(f"backbone: expected images, got features, which need no network, in {self.data[0]}")
-        if self.data == (BUNDLED,) and self.is_named:
+        if self.is_bundled:
             raise ValueError(f"backbone: expected a folder or files of images, got the data set {BUNDLED}")
+
+
+def check_root(source: Source) -> None:
+    """Require the folder of a data set that is given by name; FileNotFoundError otherwise."""
+    if source.root is None and source.data and source.data[0] in DATASETS and not Path(source.data[0]).exists():
+        name = source.data[0]
+        raise FileNotFoundError(f"root: expected the folder that holds the files of the data set {name}, got none")
 
 
 def check_labels(source: Source, score_every: int | None) -> None:
     """Require labels for scores, as far as can be told before the images are opened; ValueError otherwise."""
     if score_every and not source.is_labelled:
         raise ValueError(UNLABELLED.format(score_every))
+
+
+def hint_of_labels(source: Source, images: Dataset[Any]) -> list[str]:
+    """Return a line for the user about a table of labels in the folder of the images, if no labels were named."""
+    if source.labels is not None or len(source.data) != 1 or not Path(source.data[0]).is_dir():
+        return []
+    tables = [name for name, _ in getattr(images, "skipped", ()) if name.endswith(".csv")]
+    for name in sorted(tables, key=lambda name: name.count("/"))[:LOOKED_INTO]:
+        path = Path(source.data[0], name)
+        if has_labels(path):
+            return [f"{name} has the columns path and label: --labels {shlex.quote(str(path))} takes them for scores"]
+    return []
 
 
 def names_of(images: Dataset[Any]) -> list[str]:

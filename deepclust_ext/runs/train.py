@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 import deepclust_ext
 from deepclust_ext import recipes
 from deepclust_ext.data import Features
-from deepclust_ext.data.words import item_of
+from deepclust_ext.data.words import item_of, sizes_in_words
 from deepclust_ext.evaluation import score_clusters
 from deepclust_ext.inference import Trained
 from deepclust_ext.inference.weights import digest_of
@@ -187,10 +187,10 @@ def train(
         record["seconds"]["training"] = sum(epoch["seconds"] for epoch in trainer.history)
         if ranks.first:
             say(f"embedding and clustering the {item_of(images)}s")
-        trained, rows, shares = _clustered(trainer, recipe, options)
+        centers, rows, shares = _clustered(trainer, recipe, options)
         record["sizes"] = shares.argmax(1).bincount(minlength=recipe.data.num_clusters).tolist()
         record["status"] = "ended"
-        run = Run(path, recipe, trained, trainer.history, record)
+        run = Run(path, recipe, trainer.method, trainer.history, record, centers)
         if ranks.first:
             write_text(path / files.RECIPE_NAME, recipes.dump(recipe))  # again, if the folder was removed meanwhile
             write_clusters(path / files.CLUSTERS_NAME, images, shares)
@@ -218,7 +218,7 @@ def _start(trainer: Trainer, start: Run | None, *, resume: bool) -> dict[str, st
         return {}
     if start is None:
         raise ValueError(f"start: expected a run, {NO_START}, got none")
-    trained = start.trained.method
+    trained = start.method
     method.start_from(trained)
     weights = digest_of(trained.inference_network())
     return {"run": str(start.path.resolve()), "method": method.base.lower(), "weights": weights}
@@ -230,11 +230,17 @@ def recorded_options(path: Path) -> Options:
     return Options(**{field.name: config[field.name] for field in fields(Options) if field.name in config})
 
 
-def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
+def check_folder(path: Path, *, resume: bool, overwrite: bool, data: Sequence[str] = ()) -> None:
     """Require a folder for a run: an empty one, unless its run is to be resumed or overwritten.
 
+    Args:
+        path: The folder.
+        resume: Whether its run goes on.
+        overwrite: Whether its run is removed before the first step.
+        data: Folders and files of the images, which must not be removed with it.
+
     Raises:
-        FileExistsError: If it is not empty, or is to be overwritten and holds no run.
+        FileExistsError: If it is not empty, or is to be overwritten and holds no run or some of the data.
         NotADirectoryError: If something else is in its way.
         PermissionError: If nothing can be written there.
     """
@@ -248,6 +254,9 @@ def check_folder(path: Path, *, resume: bool, overwrite: bool) -> None:
     found = sorted(entry.name for entry in path.iterdir() if not any(map(entry.match, own)))
     if found and overwrite and not holds_run(path):
         raise FileExistsError(f"out: expected an empty folder, or one with a run to overwrite, got {path}")
+    for place in map(Path, data):
+        if overwrite and place.name in files.RUN_FILES and place.resolve().parent == path.resolve():
+            raise FileExistsError(f"out: expected a folder without DATA to overwrite, got {path}, which holds {place}")
     if found and not overwrite:
         goes_on = f"`{resume_command(path)}` continues the run in it, --overwrite replaces it"
         cure = f"; {goes_on}" if holds_run(path) else ""
@@ -276,18 +285,18 @@ def _clear(folder: RunFolder) -> None:
     folder.clear()
 
 
-def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Trained, Tensor, Tensor]:
-    """Return the trained method with rows (N, D) and shares (N, K) of its images, which are embedded once."""
+def _clustered(trainer: Trainer, recipe: Recipe, options: Options) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return centers, if the method needs any, with rows (N, D) and shares (N, K) of its images, embedded once."""
     method, images, ranks = trainer.method, trainer.data["images"], trainer.ranks
     loop = {"num_workers": options.num_workers, **ranks.inference()}
     if isinstance(method, ClusterHeadMethod):
         trained = Trained(method, trainer.test_view)
-        return trained, *trained.infer(images, batch_size=recipe.batch_size, **loop)
+        return None, *trained.infer(images, batch_size=recipe.batch_size, **loop)
     centers, rows = fit_centers(method, images, recipe, seed=options.seed, **loop)
     if ranks.first:
         write_array(trainer.folder.path / files.CENTERS_NAME, centers.numpy())
     trained = Trained(method, trainer.test_view, centers)
-    return trained, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
+    return centers, rows.float().cpu(), trained.shares_of(rows, batch_size=recipe.batch_size)
 
 
 def _say_how_long(trainer: Trainer, done: int) -> None:
@@ -341,7 +350,7 @@ def closing_words(run: Run) -> str:
     sizes, record = run.record["sizes"], run.record
     used = sum(size > 0 for size in sizes)
     found = f"{counted(record['images'], run.item)} in {used} of {counted(len(sizes), 'cluster')}"
-    lines = [f"{found}, of {min(sizes)} to {counted(max(sizes), run.item)}"]
+    lines = [f"{found}, of {sizes_in_words(sizes, run.item)}"]
     if "scores" in record:
         lines.append(", ".join(f"{name.upper()} {record['scores'][name]:.4f}" for name in ("acc", "nmi", "ari")))
     if "baseline" in record:

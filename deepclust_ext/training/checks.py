@@ -74,6 +74,14 @@ def check_as_they_are(images: IndexedImages) -> None:
         raise TypeError(f"{images.name(0)}: expected a floating image, without a test_view, got {first.dtype}; {cure}")
 
 
+def check_plan(method: type[ClusteringMethod], num_views: int, config: TrainConfig) -> None:
+    """Require as many views as the method learns from, and something to do; ValueError otherwise."""
+    if num_views != method.num_views:
+        raise ValueError(f"views: expected {method.num_views} for {method.__name__}, got {num_views}")
+    if config.epochs < 1:
+        raise ValueError(f"phases: expected at least one epoch, got {config.epochs}")
+
+
 def check_fit(
     method: ClusteringMethod,
     images: Mapping[str, IndexedImages],
@@ -92,15 +100,12 @@ def check_fit(
         raise ValueError(f"data: expected a data set named {MAIN!r}, got {', '.join(images) or 'none'}")
     if as_they_are:
         check_as_they_are(images[MAIN])
-    if num_views != method.num_views:
-        raise ValueError(f"views: expected {method.num_views} for {type(method).__name__}, got {num_views}")
-    if config.epochs < 1:
-        raise ValueError(f"phases: expected at least one epoch, got {config.epochs}")
+    check_plan(type(method), num_views, config)
     sizes = {name: len(each) for name, each in images.items()}
     used = {MAIN, *(name for phase in config.phases if phase.epochs for name in phase.passes)}
     method.check_data({name: size for name, size in sizes.items() if name in used})
-    for phase in config.phases:
-        phase.check(method, sizes, config.batch_size)
+    for place, phase in enumerate(config.phases):
+        phase.check(method, sizes, config.batch_size, f"phases.{place}")
 
 
 def check_ranks(config: TrainConfig, count: int) -> None:

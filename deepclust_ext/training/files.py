@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepclust_ext.data.stores import OF_A_RUN
+
 FORMAT = "deepclust_ext checkpoint 3"
 #: What a resumed run reads.
 ENTRIES = ("settings", "versions", "method", "optimizer", "pseudo_labels", "epoch_so_far", "kept", "history", "random")
@@ -24,8 +26,7 @@ CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
 HISTORY_NAME = "history.jsonl"
 LOCK_NAME = "run.lock"
-RECIPE_NAME = "recipe.yaml"
-RECORD_NAME = "run.json"
+RECIPE_NAME, RECORD_NAME = OF_A_RUN
 LOG_NAME = "train.log"
 SKIPPED_NAME = "skipped.csv"
 CENTERS_NAME = "centers.npy"

@@ -64,20 +64,30 @@ class Phase:
             return epoch % self.pseudo_labels == 0
         return self.pseudo_labels == "once" and epoch == 0
 
-    def check(self, method: ClusteringMethod, sizes: Mapping[str, int], batch_size: int) -> None:
-        """Require that a method and data sets of these sizes can go through the phase; ValueError otherwise."""
-        where = f"phase {self.name}, passes"
+    def check(self, method: ClusteringMethod, sizes: Mapping[str, int], batch_size: int, where: str) -> None:
+        """Require that a method and data sets of these sizes can go through the phase; ValueError otherwise.
+
+        Args:
+            method: The method.
+            sizes: The number of images of each data set.
+            batch_size: Images of a step.
+            where: What messages call the phase.
+        """
         for data, terms in self.passes.items():
             if data not in sizes:
-                raise ValueError(f"{where}: expected data sets among {', '.join(sizes)}, got {data!r}")
+                raise ValueError(f"{where}.passes: expected data sets among {', '.join(sizes)}, got {data!r}")
             if terms is not None and terms not in method.terms:
-                raise ValueError(f"{where}: expected terms among {', '.join(method.terms)} of {data}, got {terms!r}")
+                raise ValueError(
+                    f"{where}.passes: expected terms among {', '.join(method.terms)} of {data}, got {terms!r}"
+                )
             labeled = (terms or method.terms[0]) in method.labelled_terms
             if labeled and data != MAIN:
-                raise ValueError(f"{where}: expected terms without pseudo-labels, which only {MAIN!r} has, of {data}")
+                raise ValueError(
+                    f"{where}.passes: expected terms without pseudo-labels, which only {MAIN!r} has, of {data}"
+                )
             if labeled and self.pseudo_labels == "never":
                 raise ValueError(
-                    f"phase {self.name}, pseudo_labels: expected 'once' or a number of epochs for terms "
+                    f"{where}.pseudo_labels: expected 'once' or a number of epochs for terms "
                     f"{terms or method.terms[0]!r}, got 'never'"
                 )
             if not 2 <= batch_size <= sizes[data]:

@@ -129,6 +129,8 @@ def test_notes_of_the_images_are_said_once(run: Path, tmp_path: Path, capsys: py
 def test_a_wrong_setting_names_the_option(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["boost", str(run), "--set", "model.width=3", "--out", str(tmp_path / "new")]) == 1
     assert "deepclust-ext: --set model: expected one of base, " in capsys.readouterr().err
+    assert main(["boost", str(run), "--set", "phases=[]", "--out", str(tmp_path / "new")]) == 1  # reads no images
+    assert capsys.readouterr().err == "deepclust-ext: --set phases: expected at least one epoch, got 0\n"
 
 
 def test_the_recipe_is_the_run_s_but_for_how_it_learns() -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 import deepclust_ext
 from deepclust_ext import commands
-from deepclust_ext.__main__ import _words, main
+from deepclust_ext.__main__ import _words, main, make_parser
 from deepclust_ext.commands import demo
 from deepclust_ext.commands._installation import collect_info, format_info
 from deepclust_ext.ops._checks import LARGEST_SEED
@@ -93,7 +94,10 @@ def test_what_is_wrong_is_named_and_nothing_else(
         (["data", "photos"], "data: expected a folder", "DATA: expected a folder"),
         (["export", "mine"], "backbone: expected", "backbone: expected"),  # no option of this command
         (["data", "images"], "images: expected a folder", "images: expected a folder"),  # what it is called
-        (["train", "photos", "--set", "batch_size=0"], "batch_size: expected 2", "batch_size: expected 2"),
+        (["train", "photos", "--set", "batch_size=0"], "batch_size: expected 2", "--set batch_size: expected 2"),
+        (["train", "photos", "--set", "model.a=0"], "a: expected 1", "--set model.a: expected 1"),
+        (["train", "photos", "--set", "views=[]"], "views.1.size: expected 1", "--set views.1.size: expected 1"),
+        (["train", "photos", "--set", "model.a=0"], "model.b: expected 1", "model.b: expected 1"),
         (["train", "photos", "--recipe", "x"], "mean: expected 1 number, got 3", "mean: expected 1 number, got 3"),
         (["info"], "loading:\n\tsize mismatch\n", "loading: size mismatch"),
     ],
@@ -187,6 +191,19 @@ def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
     assert f"Example:\n  deepclust-ext {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_examples_can_be_followed_one_after_the_other(name: str) -> None:
+    example = str(importlib.import_module(f"{commands.__name__}.{name}").__doc__).partition("Example:\n")[2]
+    written = []
+    for line in example.splitlines():
+        call = re.split("(?:deepclust-ext|-m deepclust_ext) ", line)[1].partition(" > ")[0]
+        parsed = make_parser().parse_args(shlex.split(call))
+        default = f"{parsed.run_folder}-boosted" if call.startswith("boost") else None
+        out = getattr(parsed, "out", None) or default
+        written += [] if out is None or getattr(parsed, "resume", False) else [str(out)]
+    assert len(set(written)) == len(written)
 
 
 def test_help_completion_and_wrong_options_import_nothing_heavy() -> None:

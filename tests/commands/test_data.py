@@ -1,6 +1,7 @@
 """The commands data and recipes: output, JSON, and wrong uses."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from deepclust_ext import recipes
 from deepclust_ext.__main__ import main
-from tests.runs.runfolders import write_images
+from tests.runs.runfolders import write_images, write_recipe
 
 
 @pytest.fixture
@@ -42,6 +43,48 @@ def test_what_a_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "60 gray images among colored ones" in printed
     assert printed.count("62 images") == 1
     assert printed.count("notes.txt") == 1
+
+
+def test_a_table_of_labels_is_noticed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint = "labels.csv has the columns path and label: --labels {} takes them for scores"
+    (folder / "a.csv").write_text("path,cluster\n")
+    (folder / "b.csv").write_bytes(b"\xff,label")
+    (folder / "bars" / "labels.csv").write_text('\ufeff"label",more,path\n', encoding="utf-8")
+    os.mkfifo(folder / "pipe.csv")
+    arguments = ["data", str(folder)]
+    assert main(arguments) == 0
+    assert f"\nbars/{hint.format(folder / 'bars' / 'labels.csv')}\n" in capsys.readouterr().out
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.png"))]
+    (folder / "labels.csv").write_text("path,label\n" + "".join(f"{name},{name[:2]}\n" for name in names))
+    assert main(arguments) == 0
+    said = f"\n{hint.format(folder / 'labels.csv')}\n"
+    assert said in capsys.readouterr().out
+    assert main([*arguments, "--labels", str(folder / "labels.csv")]) == 0  # as it was told
+    printed = capsys.readouterr().out
+    assert "\n3 classes of 20 to 22 images\n" in printed
+    assert "--labels" not in printed
+    monkeypatch.setattr("deepclust_ext.runs.source.LOOKED_INTO", 0)
+    assert main(arguments) == 0
+    assert "--labels" not in capsys.readouterr().out
+
+
+def test_training_notices_a_table_of_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, out = write_images(tmp_path / "my images"), tmp_path / "run"
+    (images / "labels.csv").write_text("path,label\n")
+    assert main(["train", str(images), "--recipe", str(write_recipe(tmp_path)), "--out", str(out)]) == 0
+    hint = f"labels.csv has the columns path and label: --labels '{images}/labels.csv' takes them for scores"
+    assert capsys.readouterr().err.splitlines().count(hint) == 1
+    assert hint in (out / "train.log").read_text()
+    for arguments in (["cluster", str(out)], ["data", str(images), str(out)]):  # of several folders names differ
+        assert main(arguments) == 0
+        assert "--labels" not in "".join(capsys.readouterr())
+
+
+def test_sizes_that_are_one_are_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(write_images(tmp_path)), "--labels", "folders"]) == 0
+    assert "\n3 classes of 20 images each\n" in capsys.readouterr().out
 
 
 def test_what_an_array_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

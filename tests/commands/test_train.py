@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from deepclust_ext import recipes
 from deepclust_ext.__main__ import main
 from deepclust_ext.inference import load
+from deepclust_ext.methods import CLC
 from deepclust_ext.runs import open_run
 from deepclust_ext.training.files import load_checkpoint
 from tests.runs.runfolders import make_run, write_images, write_recipe
@@ -170,6 +172,16 @@ WRONG = [
         "--out: expected run.json in images, which says where the images lie, got none",
     ),
     (["train", "cifar10", "--root", ".", "--clusters", "3"], "cifar-10-batches-py"),
+    (
+        ["train", "cifar10", "--clusters", "3"],
+        "--root: expected the folder that holds the files of the data set cifar10, got none",
+    ),
+    (["data", "stl10"], "--root: expected the folder that holds the files of the data set stl10, got none"),
+    (
+        ["train", "digits", "--clusters", "10"],
+        "--recipe: expected one for the data set digits, such as hadis-digits, got none",
+    ),
+    (["train", "--resume", "--out", "nowhere"], "--out: expected the folder of a run at nowhere, got nothing"),
 ]
 
 
@@ -248,7 +260,7 @@ def test_wrong_uses_are_one_line(
         (["--clusters", "3", "--set", "model.width=3"], "deepclust-ext: --set model: expected one of"),
         (["--clusters", "3", "--set", "batchsize=3"], "deepclust-ext: --set: expected one of method, data, "),
         (["--clusters", "3", "--set", "optimizer.lr=x"], "deepclust-ext: --set optimizer.lr: expected a finite number"),
-        (["--clusters", "3", "--set", "test_view.size=0"], "size: expected at least 1"),
+        (["--clusters", "3", "--set", "test_view.size=0"], "deepclust-ext: --set test_view.size: expected at least 1"),
         (
             ["--clusters", "3", "--labels", "nothing.csv"],
             "--labels: expected 'folders', 'own' of an .npz file, or a CSV file",
@@ -274,6 +286,70 @@ def test_wrong_wishes_are_said_before_images_are_read(
     monkeypatch.setattr("deepclust_ext.data.stores.Files.read", read)
     assert main(["train", "images", *options]) == 1
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+#: Settings out of range, and what is said of each.
+BAD_SETTINGS = [
+    ("optimizer.lr=-1", "optimizer.lr: expected a finite number of at least 0, got -1.0"),
+    ("optimizer={lr: -1}", "optimizer.lr: expected a finite number of at least 0, got -1.0"),
+    ("optimizer.name=adagrad", "optimizer.name: expected 'sgd' or 'adam', got 'adagrad'"),
+    ("learning_rate.warmup=-1", "learning_rate.warmup: expected a finite number of at least 0, got -1.0"),
+    ("learning_rate.floor=0.5", "learning_rate: expected no warmup, floor or horizon for 'constant', got one"),
+    ("kmeans.n_init=0", "kmeans.n_init: expected at least 1, got 0"),
+    ("batch_size=0", "batch_size: expected at least 2, got 0"),
+    ("data.size=0", "data.size: expected at least 1, got 0"),
+    ("data.images=-1", "data.images: expected at least 1, got -1"),
+    ("views=[]", "views: expected 2 for CLC, got 0"),
+    ("views=[{name: resize, size: 0}, {name: affine}]", "views.0.size: expected at least 1, got 0"),
+    ("phases=[]", "phases: expected at least one epoch, got 0"),
+    ("phases=[{name: a, epochs: 1}, {name: b, epochs: -1}]", "phases.1.epochs: expected at least 0, got -1"),
+    ("phases=[{name: a, epochs: 1, passes: {}}]", "phases.0.passes: expected at least one data set, got none"),
+    (
+        "phases.0.epochs=3",
+        "phases.0.epochs: expected sections before its last part, got phases, a list, which is set as a whole",
+    ),
+    (
+        "backbone.stem=cifar",
+        "backbone.stem: expected none for 'tests.runs.runfolders:tiny_network', which is no ResNet, got 'cifar'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("setting", "message"), BAD_SETTINGS)
+def test_a_bad_setting_is_named_once_and_as_it_was_given(
+    setting: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images", count=1)
+    monkeypatch.setattr("deepclust_ext.runs.source.load_images", lambda *sources, **settings: pytest.fail("read"))
+    arguments = ["train", str(tmp_path / "images"), "--recipe", str(write_recipe(tmp_path)), "--set", setting]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"deepclust-ext: --set {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.queue_size=-1", "model.queue_size: expected at least 1, got -1"),
+        ("phases=[{name: a, epochs: 1, passes: {images: x}}]", "phases.0.passes: expected terms among all, instance"),
+    ],
+)
+def test_a_bad_setting_of_the_method_is_named_as_it_was_given(
+    setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "images"), write_recipe(tmp_path)
+    arguments = ["--recipe", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "run"), "--set", setting]
+    assert main(["train", str(tmp_path / "images"), *arguments]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"deepclust-ext: --set {message}")
+
+
+def test_a_setting_of_an_optimizer_that_the_recipe_leaves_to_the_method(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    recipe.write_text(recipe.read_text().replace("optimizer: {name: adam, lr: 1.0e-3}\n", ""))
+    for loaded in (
+        recipes.load(recipe, {"optimizer.lr": 0.5}),
+        recipes.changed(recipes.load(recipe), {"optimizer.lr": 0.5}),
+    ):
+        assert loaded.optimizer == replace(CLC.default_optimizer, lr=0.5)
 
 
 def test_debug_shows_where_an_error_comes_from(capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,6 +143,7 @@ def test_table_and_csv() -> None:
         "highest stability: 6 clusters",
     ]
     assert format_sweep([SweepScores(1, None, None, 2, 2, 0.5)]).count("\n") == 1
+    assert "    0.0213" in format_sweep([SweepScores(2, 0.5, 0.5, 2, 2, 0.02128)])  # of rows that lie close together
     rows = list(csv.DictReader(io.StringIO(csv_of(RESULTS))))
     assert rows[0] == {
         "clusters": "1",

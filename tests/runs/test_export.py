@@ -55,7 +55,9 @@ def trained_of(recipe: Recipe) -> Trained:
 
 
 def run_of(trained: Trained, recipe: Recipe, **source: Any) -> Run:
-    return Run(Path("run"), recipe, trained, [], {"source": source or None})
+    run = Run(Path("run"), recipe, trained.method, [], {"source": source or None}, trained.centers)
+    run.trained.method.train()
+    return run
 
 
 class Files:

@@ -12,8 +12,7 @@ from torch import nn
 
 from deepclust_ext import recipes
 from deepclust_ext.data import load_images
-from deepclust_ext.inference import Trained
-from deepclust_ext.recipes.build import make_method, make_test_view
+from deepclust_ext.recipes.build import make_method
 from deepclust_ext.recipes.schema import Backbone
 from deepclust_ext.runs.export import export
 from deepclust_ext.runs.folder import Run
@@ -30,8 +29,7 @@ def tiny() -> nn.Module:
 def run_of(backbone: Backbone) -> Run:
     recipe = replace(recipes.load("hadis-cifar10"), backbone=backbone, model={"hidden_dim": 8, "embedding_dim": 4})
     torch.manual_seed(0)
-    trained = Trained(make_method(recipe), make_test_view(recipe), torch.randn(10, 4))
-    return Run(Path("run"), recipe, trained, [], {})
+    return Run(Path("run"), recipe, make_method(recipe), [], {}, torch.randn(10, 4))
 
 
 def test_every_format_has_its_lines() -> None:

@@ -144,10 +144,10 @@ def test_a_phase_that_cannot_be(phase: Any, message: str) -> None:
         (
             "hadis",
             Phase("p", 1, {"pictures": None}),
-            "phase p, passes: expected data sets among images, got 'pictures'",
+            "phases.0.passes: expected data sets among images, got 'pictures'",
         ),
         ("hadis", Phase("p", 1, {"images": "warm"}), "expected terms among all, warmup of images, got 'warm'"),
-        ("hadis", Phase("p", 1), "phase p, pseudo_labels: expected 'once' or a number .* for terms 'all', got 'never'"),
+        ("hadis", Phase("p", 1), "phases.0.pseudo_labels: expected 'once' or a number .* for terms 'all', got 'never'"),
         ("hadis", Phase("p", 0, {"images": "warmup"}), "phases: expected at least one epoch, got 0"),
     ],
 )
