@@ -32,8 +32,8 @@ PATCH, SMALLEST_SIDE = 8, 32
 COUNT_OF_SCHEDULES = 2000
 _INSTANCE = Phase("instance", 30, {"images": "instance"})
 _LABELS = Phase("labels", 10, {"images": "labels"}, "once")
-#: For so many images: batch and phases. On their own the heads of SACC and CLC split large clusters, so k-means has the
-#: last word for SACC and the longest for CLC. Prototypes of HaDis keep what rows have merged before the warm-up is over.
+#: For so many images: batch and phases. SACC's head splits large clusters on its own, so k-means has the last word.
+#: Prototypes of HaDis keep what rows have merged before the warm-up is over.
 SCHEDULES = {
     "HaDis": (64, (Phase("warmup", 30, {"images": "warmup"}), Phase("main", 70, {"images": "all"}, 1))),
     "SACC": (
@@ -44,8 +44,10 @@ SCHEDULES = {
         64,
         (Phase("pisd", 6, {"images": "reconstruction"}), Phase("picd", 90), replace(_LABELS, name="cli")),
     ),
-    "CLC": (128, (_INSTANCE, replace(_LABELS, epochs=60), Phase("main", 30, {"images": "all"}))),
+    "CLC": (128, (_INSTANCE, _LABELS, Phase("main", 80, {"images": "all"}))),
 }
+#: On scans CLC's head splits large clusters as well, where its rows tell none.
+CLC_OF_SCANS = (_INSTANCE, replace(_LABELS, epochs=60), Phase("main", 30, {"images": "all"}))
 
 
 def default_recipe(
@@ -109,7 +111,7 @@ def default_recipe(
         views=_views(method, kind, size, resized=images.image_size != (size, size)),
         test_view={"name": "resize", "size": size, "interpolation": "bilinear"},
         batch_size=batch_size,
-        phases=scaled(SCHEDULES[method][1], epochs),
+        phases=scaled(CLC_OF_SCANS if (method, kind) == ("CLC", SCANS) else SCHEDULES[method][1], epochs),
         model=_model(method, kind, large, count // batch_size, batch_size),
         optimizer=_optimizer(method, large),
         learning_rate=_learning_rate(method, large),

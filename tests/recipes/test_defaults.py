@@ -99,6 +99,26 @@ def test_scans_have_clusters_of_other_sizes_and_views_that_keep_the_strokes() ->
     assert "entropy_weight" not in others.model
 
 
+def test_clusters_of_k_means_come_first_and_have_the_last_word_with_sacc() -> None:
+    def schedule(method: str, images: NDArray[Any]) -> list[tuple[str | None, int]]:
+        recipe, _ = default_recipe(read(images), 3, method=method, device="cpu")
+        assert all((phase.pseudo_labels == "once") == (phase.passes["images"] == "labels") for phase in recipe.phases)
+        return [(phase.passes["images"], phase.epochs) for phase in recipe.phases]
+
+    grays, colors = scans(2000, 8), photographs(2000, 16)
+    for images in (grays, colors):
+        assert schedule("SACC", images) == [("instance", 30), ("labels", 10), ("all", 60), ("labels", 20)]
+    assert schedule("CLC", grays) == [("instance", 30), ("labels", 60), ("all", 30)]
+    assert schedule("CLC", colors) == [("instance", 30), ("labels", 10), ("all", 80)]
+
+
+def test_colors_are_seen_alike_by_hadis_and_clc() -> None:
+    for method in ("HaDis", "CLC"):
+        recipe, _ = default_recipe(read(photographs(220, 40)), 3, method=method, device="cpu")
+        assert recipe.views[0] == recipe.views[1]
+        assert "strong" not in view_names(recipe.views[0])
+
+
 def test_hadis_is_the_method_where_none_is_named() -> None:
     recipe, _ = default_recipe(read(scans(50, 8)), 3)
     assert recipe.method == "HaDis"
