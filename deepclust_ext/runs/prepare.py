@@ -82,7 +82,7 @@ def prepare(
     check_root(source)
     if wishes.recipe is None and wishes.num_clusters is None:
         raise ValueError("clusters: expected how many, since no recipe says so, got none")
-    if wishes.recipe is None and source.is_bundled:
+    if wishes.recipe is None and source.is_bundled and source.network is None:
         raise ValueError(f"recipe: expected one for the data set {source.name}, such as hadis-digits, got none")
     named, any_size = _checked(source, wishes)
     kept = _cached(source, cache_folder)

@@ -151,7 +151,7 @@ def test_what_a_file_of_features_holds(here: Path, capsys: pytest.CaptureFixture
     assert (found["features"], found["images"], found["classes"]) == (COLUMNS, 12, {"0": 4, "1": 4, "2": 4})
     assert main(["data", "new.npy", "--labels", "new-labels.npy"]) == 0
     printed = capsys.readouterr().out
-    assert printed == "3 classes of 4 to 4 rows\n12 rows of 6 features, float16\n"
+    assert printed == "3 classes of 4 rows each\n12 rows of 6 features, float16\n"
 
 
 @pytest.mark.parametrize(
