@@ -47,7 +47,7 @@ SCHEDULES = {
     "CLC": (128, (_INSTANCE, _LABELS, Phase("main", 80, {"images": "all"}))),
 }
 #: On scans CLC's head splits large clusters as well, where its rows tell none.
-CLC_OF_SCANS = (_INSTANCE, replace(_LABELS, epochs=60), Phase("main", 30, {"images": "all"}))
+CLC_OF_SCANS = (_INSTANCE, replace(_LABELS, epochs=30), Phase("main", 60, {"images": "all"}))
 
 
 def default_recipe(

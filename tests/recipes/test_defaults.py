@@ -108,7 +108,7 @@ def test_clusters_of_k_means_come_first_and_have_the_last_word_with_sacc() -> No
     grays, colors = scans(2000, 8), photographs(2000, 16)
     for images in (grays, colors):
         assert schedule("SACC", images) == [("instance", 30), ("labels", 10), ("all", 60), ("labels", 20)]
-    assert schedule("CLC", grays) == [("instance", 30), ("labels", 60), ("all", 30)]
+    assert schedule("CLC", grays) == [("instance", 30), ("labels", 30), ("all", 60)]
     assert schedule("CLC", colors) == [("instance", 30), ("labels", 10), ("all", 80)]
 
 
