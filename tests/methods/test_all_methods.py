@@ -87,7 +87,7 @@ def test_terms_are_checked(sample: MethodSample) -> None:
 
 
 def test_an_unknown_optimizer_is_named(sample: MethodSample) -> None:
-    with pytest.raises(ValueError, match="optimizer: expected 'sgd' or 'adam', got 'adamw'"):
+    with pytest.raises(ValueError, match="optimizer.name: expected 'sgd' or 'adam', got 'adamw'"):
         sample.method().make_optimizer(32, OptimizerSettings("adamw"))
 
 

@@ -156,7 +156,7 @@ def test_a_file_of_the_user_s_is_a_recipe(tmp_path: Path) -> None:
         ("hidden_dim: 256", "hiden_dim: 256", "mine.yaml.model: .* got 'hiden_dim'; did you mean 'hidden_dim'?"),
         ("n_init: 10", "n_inits: 10", "mine.yaml.kmeans: .* got 'n_inits'; did you mean 'n_init'?"),
         ("method: HaDis", "method: hadis", "mine.yaml.method: .* got 'hadis'; did you mean 'HaDis'?"),
-        ("epochs: 10", "epoch: 10", "mine.yaml.phases.0: .* got 'epoch'; did you mean 'epochs'?"),
+        ("epochs: 25", "epoch: 25", "mine.yaml.phases.0: .* got 'epoch'; did you mean 'epochs'?"),
         ("  images: 1797\n", "", "mine.yaml.data: expected the key 'images', got none"),
         ("batch_size: 64", "batch_size: many", "mine.yaml.batch_size: expected an integer, got 'many'$"),
         ("batch_size: 64", "batch_size: 64.5", "mine.yaml.batch_size: expected an integer, got 64.5"),
@@ -263,7 +263,7 @@ def test_overrides_are_checked_like_the_file() -> None:
 
 def test_other_epochs_keep_the_shares_of_the_phases() -> None:
     recipe = recipes.load("hadis-digits")
-    assert [phase.epochs for phase in recipe.with_epochs(16).phases] == [2, 14]
+    assert [phase.epochs for phase in recipe.with_epochs(16).phases] == [5, 11]
     assert recipe.with_epochs(80) == recipe
 
 
