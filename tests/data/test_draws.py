@@ -15,6 +15,7 @@ from deepclust_ext.data.views import seen_by
 SETTINGS: dict[str, dict[str, Any]] = {
     "contrastive": {"size": 8, "blur_p": 0.5},
     "strong": {"size": 8},
+    "byol": {"size": 8},
     "resize": {"size": 8},
     "sequential": {"views": [{"name": "affine"}, {"name": "turn"}, {"name": "noise"}]},
 }
