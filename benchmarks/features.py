@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import missing_kernels
-from benchmarks.memory import SERVER_ENVIRONMENT, peak_resident_bytes
+from benchmarks.memory import SERVER_ENVIRONMENT, peak_resident_bytes, reset_peak
 from benchmarks.mixtures import Mixture
 from benchmarks.plain_neighborhead import PlainNeighborHead, plain_table
 from benchmarks.report import ROOT, current_commit, format_cell, instruction_set, machine_name
@@ -227,8 +227,7 @@ def run_epoch(steps: Steps, rows: Tensor, near: Tensor, size: int, count: int | 
 def peak_of(function: Callable[[], Any]) -> tuple[float, Any]:
     """Return the peak of resident memory in MB (10^6 bytes) beyond what was there, and what the function gives."""
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_resident_bytes()
+    before = reset_peak()
     result = function()
     return (peak_resident_bytes() - before) / 1e6, result
 

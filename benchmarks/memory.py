@@ -19,12 +19,13 @@ import multiprocessing
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,15 +73,25 @@ def start_server() -> ForkServerContext:
 
 def measure_in_fork(op: str, case: str, provider: str, dtype: str, threads: int) -> float:
     """Return the peak extra resident memory of one call on the CPU in MB (10^6 bytes)."""
+    arguments = (op, case, provider, dtype, threads)
+    return int(received_from_fork(f"memory of {provider} at {op} {case}", send_peak, *arguments)) / 1e6
+
+
+def received_from_fork(what: str, send: Callable[..., None], *arguments: Any) -> Any:
+    """Return what a function sends that runs in a process of its own, given a sender and the arguments.
+
+    Raises:
+        RuntimeError: The process ended without a result; the message says of what.
+    """
     context = start_server()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_peak, args=(sender, op, case, provider, dtype, threads))
+    process = context.Process(target=send, args=(sender, *arguments))
     process.start()
     sender.close()
     try:
-        return int(receiver.recv()) / 1e6
+        return receiver.recv()
     except EOFError:
-        raise RuntimeError(f"memory of {provider} at {op} {case}: its process ended without a result") from None
+        raise RuntimeError(f"{what}: its process ended without a result") from None
     finally:
         process.join()
 
@@ -110,11 +121,16 @@ def measure(op: OpBenchmark, case: Case, provider: str, dtype: torch.dtype) -> i
     warm_up = inputs if chosen.compiled or case.modes else case.inputs(dtype, "cpu", min(WARM_UP_ROWS, case.rows))
     take_host_sample(function, warm_up, modes_of(op, case), repeats=1)
     clear_gradients(inputs)
-    if (_PROC / "clear_refs").exists():
-        (_PROC / "clear_refs").write_text("5")
-    before = peak_resident_bytes()
+    before = reset_peak()
     take_host_sample(function, inputs, modes_of(op, case), repeats=1)
     return peak_resident_bytes() - before
+
+
+def reset_peak() -> int:
+    """Let the peak begin at what is resident now, where the system can, and return it in bytes."""
+    if (_PROC / "clear_refs").exists():
+        (_PROC / "clear_refs").write_text("5")
+    return peak_resident_bytes()
 
 
 def peak_resident_bytes() -> int:

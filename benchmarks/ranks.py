@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.memory import peak_resident_bytes, start_server
+from benchmarks.memory import peak_resident_bytes, reset_peak, start_server
 from deepclust_ext import distributed, fused_contrastive_loss
 
 TEMPERATURE = 0.5
@@ -106,10 +106,7 @@ def work(
         sender.send(fault)
         return
     views = inputs_of(rows, dims, rank, ranks)
-    peak = Path("/proc/self/clear_refs")
-    if peak.exists():
-        peak.write_text("5")
-    before = peak_resident_bytes()
+    before = reset_peak()
     run(loss, *views)
     grown = peak_resident_bytes() - before
     times = []

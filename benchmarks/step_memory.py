@@ -10,13 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from benchmarks.floors import markdown_table
-from benchmarks.memory import peak_resident_bytes, start_server
+from benchmarks.memory import peak_resident_bytes, received_from_fork, reset_peak
 from benchmarks.step_cases import photo_trainer
 from deepclust_ext.inference import reused_memory
 
@@ -37,17 +36,8 @@ def measure(precision: str, checkpointing: bool, images: int, size: int) -> Take
     Raises:
         RuntimeError: The process ended without a result.
     """
-    context = start_server()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=send_step, args=(sender, precision, checkpointing, images, size))
-    process.start()
-    sender.close()
-    try:
-        return Taken(*receiver.recv())
-    except EOFError:
-        raise RuntimeError(f"{precision}, checkpointing {checkpointing}: a process ended without a result") from None
-    finally:
-        process.join()
+    what = f"a step in {precision}, checkpointing {checkpointing}"
+    return Taken(*received_from_fork(what, send_step, precision, checkpointing, images, size))
 
 
 def send_step(sender: Connection, precision: str, checkpointing: bool, images: int, size: int) -> None:
@@ -56,10 +46,7 @@ def send_step(sender: Connection, precision: str, checkpointing: bool, images: i
     trainer.method.train()
     batch = next(iter(trainer._batches(trainer.config.phases[-1], 0)))
     torch.manual_seed(0)
-    peak = Path("/proc/self/clear_refs")
-    if peak.exists():
-        peak.write_text("5")
-    before = peak_resident_bytes()
+    before = reset_peak()
     with reused_memory():
         loss = trainer._step(batch, 0.0, 0.0)["loss"]
     sender.send(((peak_resident_bytes() - before) / 1e6, float(loss)))
