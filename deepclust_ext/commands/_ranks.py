@@ -61,6 +61,7 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
+    import deepclust_ext.distributed.group  # noqa: F401 - before there is a group, which torch would keep; see there
     from deepclust_ext.commands._arguments import device
 
     chosen = torch.device(device(args))

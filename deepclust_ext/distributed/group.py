@@ -8,6 +8,12 @@ from torch import Tensor
 
 from deepclust_ext.ops._checks import check_bool
 
+if dist.is_available():
+    # Its functions take the group of all ranks that there is when it is imported as a default, as torch._dynamo does.
+    # Imported later, it would keep gloo's threads alive after destroy_process_group(), and a process that ends while
+    # one of them frees a tensor is aborted.
+    import torch.distributed.nn
+
 if TYPE_CHECKING:  # builds of torch without torch.distributed have neither
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh

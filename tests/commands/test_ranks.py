@@ -25,9 +25,11 @@ from tests.runs.runfolders import RECIPE, ROOT, write_images
 PASSES_OF_A_STEP, STEPS = 4, 7
 
 
-def torchrun(ranks: int, *arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+def torchrun(
+    ranks: int, *arguments: str | Path, module: str = "deepclust_ext", **environment: str
+) -> "subprocess.CompletedProcess[str]":
     """Run a command on several ranks of this machine."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "deepclust_ext"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", module]
     inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.run(
         [sys.executable, *launch, *map(str, arguments)],
@@ -64,8 +66,9 @@ def test_a_run_whose_rank_is_killed_ends_at_once_and_goes_on_to_the_same_end(tmp
     assert "Signal 9" in killed.stderr
     assert len(load_checkpoint(tmp_path / "run" / "checkpoint.pt")["history"]) == 1
 
-    resumed = torchrun(2, "train", "--resume", "--out", tmp_path / "run")
+    resumed = torchrun(2, "train", "--resume", "--out", tmp_path / "run", module="tests.commands.ended")
     assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stderr.count("threads of gloo: 0") == 2
     expected, state = (load_checkpoint(tmp_path / name / "checkpoint.pt")["method"] for name in ("alone", "run"))
     assert expected.keys() == state.keys()
     for name, value in expected.items():
