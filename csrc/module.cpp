@@ -14,6 +14,7 @@
 #include "mining/fused_hsd_loss.h"
 #include "neighbors/diffused_neighbor_gather.h"
 #include "neighbors/nearest_neighbors.h"
+#include "pairs/pair_information.h"
 #include "sinkhorn/sinkhorn_knopp.h"
 #include "views/augment_views.h"
 
@@ -51,5 +52,7 @@ PYBIND11_MODULE(_C, m) {
   DEEPCLUST_ENTRY(kmeans_step);
   DEEPCLUST_ENTRY(kmeans_update);
   DEEPCLUST_ENTRY(nearest_neighbors);
+  DEEPCLUST_ENTRY(pair_information);
+  DEEPCLUST_ENTRY(pair_statistics);
   DEEPCLUST_ENTRY(sinkhorn_knopp);
 }

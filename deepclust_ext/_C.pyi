@@ -17,6 +17,18 @@ class BuildInfo(TypedDict):
     torch_capability: str  # the one that torch runs, or that ATEN_CPU_CAPABILITY asked for
 
 def build_info() -> BuildInfo: ...
+def pair_information(
+    rows: Tensor,
+    weight: Tensor,
+    teacher_rows: Tensor,
+    teacher_weight: Tensor,
+    distribution: Tensor,
+    pair_weights: Tensor,
+    beta: float = 0.6,
+    temperature: float = 0.1,
+    want_rows: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def pair_statistics(rows: Tensor, weight: Tensor, temperature: float = 0.1) -> tuple[Tensor, Tensor, Tensor]: ...
 def reuse_memory(on: bool) -> None: ...
 def augment_views(
     images: Sequence[Tensor],

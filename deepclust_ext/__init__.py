@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deepclust_ext.ops.kmeans_assign import kmeans_assign
     from deepclust_ext.ops.kmeans_seed import kmeans_seed
     from deepclust_ext.ops.nearest_neighbors import nearest_neighbors
+    from deepclust_ext.ops.pair_information import pair_information
     from deepclust_ext.ops.sinkhorn_knopp import sinkhorn_knopp
     from deepclust_ext.reference import HardPairs, HSDStats
 
@@ -30,6 +31,7 @@ __all__ = [
     "kmeans_assign",
     "kmeans_seed",
     "nearest_neighbors",
+    "pair_information",
     "sinkhorn_knopp",
 ]
 

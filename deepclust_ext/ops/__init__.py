@@ -8,6 +8,7 @@ from deepclust_ext.ops.fused_hsd_loss import fused_hsd_loss
 from deepclust_ext.ops.kmeans_assign import kmeans_assign, kmeans_step, kmeans_update
 from deepclust_ext.ops.kmeans_seed import kmeans_seed
 from deepclust_ext.ops.nearest_neighbors import nearest_neighbors
+from deepclust_ext.ops.pair_information import pair_information, pair_statistics
 from deepclust_ext.ops.sinkhorn_knopp import sinkhorn_knopp
 from deepclust_ext.reference import HardPairs, HSDStats
 
@@ -24,5 +25,7 @@ __all__ = [
     "kmeans_step",
     "kmeans_update",
     "nearest_neighbors",
+    "pair_information",
+    "pair_statistics",
     "sinkhorn_knopp",
 ]

@@ -97,11 +97,11 @@ def check_feature_pair(
         raise ValueError(f"{second_name}: expected shape {expected}, got {tuple(second.shape)}")
     if second.device != first.device:
         raise ValueError(f"{second_name}: expected device {first.device} like {first_name}, got {second.device}")
-    if not _fit(first, second):
+    if not fit(first, second):
         raise TypeError(f"{second_name}: expected dtype {first.dtype} like {first_name}, got {second.dtype}")
 
 
-def _fit(first: Tensor, second: Tensor) -> bool:
+def fit(first: Tensor, second: Tensor) -> bool:
     """Return whether two floating tensors of a device have one dtype, under autocast once it has cast them."""
     is_cast = is_autocast_on(first.device.type)
     return first.dtype == second.dtype or (is_cast and torch.float64 not in (first.dtype, second.dtype))
@@ -134,7 +134,7 @@ def check_like(
         raise ValueError(f"{name}: expected device {like.device} like {like_name}, got {tensor.device}")
     if tensor.dtype != like.dtype:
         check_dtype(tensor, name)
-        if not _fit(like, tensor):
+        if not fit(like, tensor):
             raise TypeError(f"{name}: expected dtype {like.dtype} like {like_name}, got {tensor.dtype}")
 
 

@@ -13,6 +13,7 @@ from deepclust_ext.reference.fused_hsd_loss import HSDStats, fused_hsd_loss
 from deepclust_ext.reference.kmeans_assign import kmeans_assign, kmeans_step, kmeans_update
 from deepclust_ext.reference.kmeans_seed import kmeans_seed
 from deepclust_ext.reference.nearest_neighbors import nearest_neighbors
+from deepclust_ext.reference.pair_information import pair_information, pair_statistics
 from deepclust_ext.reference.sinkhorn_knopp import sinkhorn_knopp
 
 __all__ = [
@@ -28,5 +29,7 @@ __all__ = [
     "kmeans_step",
     "kmeans_update",
     "nearest_neighbors",
+    "pair_information",
+    "pair_statistics",
     "sinkhorn_knopp",
 ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from deepclust_ext.reference.augment_views import STEPS
 
@@ -311,6 +312,41 @@ def augment_views_samples(dtype: torch.dtype, device: str) -> list[Sample]:
         sample("13 channels", images(3, 13, 32, 24), size=(64, 8), **crops, **jitter),
         sample("edges", images(2, 3, 9, 7), size=(9, 7), **edges),
         sample("channels last", images(3, 3, 32, 24), size=(16, 8), **crops, **jitter, channels_last=True),
+    ]
+
+
+def pair_heads(dtype: torch.dtype, device: str) -> Iterator[tuple[str, dict[str, Any], tuple[Tensor, ...]]]:
+    """Yield named options and the tensors of pair_information at ragged sizes: diffuse and sharp shares."""
+    generator = torch.Generator().manual_seed(0)
+    for pairs, clusters, dims, temperature in ((1, 2, 3, 0.5), (5, 7, 16, 0.1), (37, 70, 9, 0.1), (40, 131, 33, 0.05)):
+        shapes = ((2 * pairs, dims), (clusters, dims)) * 2
+        directions = [normalize(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
+        shares = [torch.rand(size, generator=generator, dtype=torch.float64) for size in (clusters, pairs)]
+        tensors = [*directions, 1e-3 + shares[0] / shares[0].sum(), shares[1]]
+        name = f"{pairs}x{clusters}x{dims}"
+        yield name, {"temperature": temperature}, tuple(tensor.to(dtype).to(device) for tensor in tensors)
+
+
+def pair_information_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """With the published beta and 1, with and without the gradient by the rows."""
+    return [
+        Sample(
+            f"{name}, beta={beta}, want_rows={want_rows}",
+            tensors,
+            {**options, "beta": beta, "want_rows": want_rows},
+            constant=True,
+            emptied=0,
+        )
+        for name, options, tensors in pair_heads(dtype, device)
+        for beta, want_rows in ((0.6, True), (1.0, False))
+    ]
+
+
+def pair_statistics_samples(dtype: torch.dtype, device: str) -> list[Sample]:
+    """Of the teachers."""
+    return [
+        Sample(name, tensors[2:4], options, constant=True, emptied=1)
+        for name, options, tensors in pair_heads(dtype, device)
     ]
 
 

@@ -11,6 +11,7 @@
 #include "mining/cuda/pair_gradient.cuh"
 #include "neighbors/cuda/diffused_neighbor_gather.cuh"
 #include "neighbors/cuda/nearest_neighbors.cuh"
+#include "pairs/cuda/pair_information.cuh"
 #include "sinkhorn/cuda/sinkhorn_knopp.cuh"
 #include "views/cuda/augment_views.cuh"
 
@@ -145,6 +146,12 @@ void views(int64_t count, int64_t channels, int64_t side) {
   require(launch_augment_views(inputs, plan, {}, {}, nullptr));
 }
 
+void pair_information(int64_t count, int64_t depth) {
+  for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
+    require(launch_pair_information({type, count * depth, memory, nullptr}, memory, nullptr));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -161,6 +168,7 @@ int main() {
       for (const int64_t bank_rows : {0, 1000, 10'000'000}) {
         for (const int k : {1, 256}) neighbors(count, bank_rows, depth, k);
       }
+      pair_information(count, depth);
       pair_gradient(count, depth);
       contrastive(count, depth, 0, 0);
       contrastive(count, depth, 65536, 0);
