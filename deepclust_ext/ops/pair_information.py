@@ -155,8 +155,8 @@ def _check_information(
     pair_weights: Tensor,  # (B,)
 ) -> None:
     _check_rows(rows, weight)
-    check_like(teacher_rows, "teacher_rows", rows, "rows", rows.shape[0], rows.shape[1])
-    check_like(teacher_weight, "teacher_weight", rows, "rows", weight.shape[0], rows.shape[1])
+    check_like(teacher_rows, "teacher_rows", rows, "rows", rows=rows.shape[0], columns=rows.shape[1])
+    check_like(teacher_weight, "teacher_weight", rows, "rows", rows=weight.shape[0], columns=rows.shape[1])
     for vector, name, size in (
         (distribution, "distribution", weight.shape[0]),
         (pair_weights, "pair_weights", rows.shape[0] // 2),
