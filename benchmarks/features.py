@@ -13,7 +13,7 @@ Parts, each on its own or all after the other (`--part`), at a size of one's own
 - digits: for three seeds, the rows of HaDis trained on the digits as features: k-means, best of ten, and NeighborHead.
   About 8 minutes.
 - scale: 1,281,167 x 768 float16 from a file that the script writes (2 GB), K = 1000, at an eighth, a quarter, half and
-  all of it, and with K = 250 and 500: a pass of k-means, the search in cells, an epoch of NeighborHead; seconds and the
+  all of it, and with K = 250 and 500: k-means, the search for neighbors, an epoch of NeighborHead; seconds and the
   peak of the resident memory of each in a process of its own, mapped pages of the file included. About 40 minutes.
 
 Lines go to benchmarks/results/features.csv as they come. Ours means the native library: without it nothing runs.
@@ -48,7 +48,7 @@ from deepclust_ext.data.neighbors import neighbor_table
 from deepclust_ext.evaluation.metrics import clustering_accuracy, normalized_mutual_info
 from deepclust_ext.methods import NeighborHead
 from deepclust_ext.recipes.build import make_method, make_trainer
-from deepclust_ext.recipes.features import features_recipe
+from deepclust_ext.recipes.features import EXACT_ROWS, features_recipe
 
 RESULTS = ROOT / "benchmarks" / "results" / "features.csv"
 ROWS, COLUMNS, CLUSTERS = 100_000, 384, 1000
@@ -164,6 +164,9 @@ class Steps:
     loss: Callable[[Tensor, Tensor], Tensor]
     after: Callable[[], None]
 
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.Adam(self.weights, lr=1e-3)
+
 
 def steps_of(provider: str, method: NeighborHead) -> Steps:
     """Return a way to make steps, from the weights that the method has now."""
@@ -208,7 +211,6 @@ def agree(ours: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
 def run_epoch(steps: Steps, rows: Tensor, near: Tensor, size: int, count: int | None = None) -> float:
     """Return the seconds of an epoch, or of so many steps, after one that warms up."""
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.Adam(steps.weights, lr=1e-3)
     order = torch.randperm(len(rows), generator=generator).split(size)
     order = order[:-1] if len(order[-1]) < size else order
     start = 0.0
@@ -217,9 +219,9 @@ def run_epoch(steps: Steps, rows: Tensor, near: Tensor, size: int, count: int | 
             start = time.perf_counter()
         drawn = torch.randint(near.shape[1], (size, 1), generator=generator)
         loss = steps.loss(rows[own], rows[near[own].gather(1, drawn).squeeze(1)])
-        optimizer.zero_grad()
+        steps.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        steps.optimizer.step()
         steps.after()
     return time.perf_counter() - start
 
@@ -237,7 +239,7 @@ def step_memory(provider: str, rows: int, columns: int, clusters: int, heads: in
     method, size = method_of(load_features(np.zeros((rows, columns), np.float16)), clusters, heads, seed)
     values = torch.randn(size, columns)
     near, steps = torch.arange(size).unsqueeze(1), steps_of(provider, method)
-    run_epoch(steps, values, near, size)  # compiles, and makes gradients and what the optimizer keeps
+    run_epoch(steps, values, near, size)  # compiles, and makes what the optimizer keeps
     return peak_of(lambda: run_epoch(steps, values, near, size))[0]
 
 
@@ -323,7 +325,8 @@ def scale_head(path: str, rows: int, clusters: int) -> list[tuple[str, float]]:
         trainer = make_trainer(recipe, features, folder)
         searched = time.perf_counter()
         trainer.fit()
-        return [("search in cells", searched - start), ("NeighborHead, an epoch", time.perf_counter() - searched)]
+        search = "search of all pairs" if rows <= EXACT_ROWS else "search in cells"
+        return [(search, searched - start), ("NeighborHead, an epoch", time.perf_counter() - searched)]
 
 
 def with_peak(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
