@@ -156,10 +156,10 @@ def test_finite_where_shares_vanish(backend: str, beta: float, temperature: floa
 def test_sharp_shares_in_float32(device: str) -> None:
     tensors = heads(70, 60, 20, device)
     narrow = [x.float() for x in tensors]
-    options = {"beta": 0.6, "temperature": 0.005}
+    options: dict[str, Any] = {"beta": 0.6, "temperature": 0.005}
     assert plain_information(*narrow, **options).isinf()
     ours, naive, truth = (
-        function(*given, **options)  # type: ignore[arg-type]
+        function(*given, **options)
         for function, given in (
             (pair_information, narrow),
             (reference.pair_information, narrow),
@@ -174,12 +174,11 @@ def test_sharp_shares_in_float32(device: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_shares_of_the_distribution_that_vanish(backend: str, dtype: torch.dtype, device: str) -> None:
     tiny = torch.finfo(dtype).tiny
-    tensors = dict(zip(NAMES, (x.to(dtype) for x in heads(20, 5, 6, device)), strict=True))
+    tensors: dict[str, Any] = dict(zip(NAMES, (x.to(dtype) for x in heads(20, 5, 6, device)), strict=True))
     distribution = tensors.pop("distribution")
     distribution[1], distribution[3] = 0, tiny / 8  # which is denormal
     results, expected = (
-        pair_information(**tensors, distribution=shares)  # type: ignore[arg-type]
-        for shares in (distribution, distribution.clamp(min=tiny))
+        pair_information(**tensors, distribution=shares) for shares in (distribution, distribution.clamp(min=tiny))
     )
     assert all(bool(x.isfinite().all()) for x in results)
     assert all(map(same_bits, results, expected))
