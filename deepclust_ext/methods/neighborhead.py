@@ -11,7 +11,7 @@ from torch.profiler import record_function
 
 from deepclust_ext.backbones.modes import evaluation
 from deepclust_ext.methods.base import ClusterHeadMethod, OptimizerSettings
-from deepclust_ext.methods.pair_information import pair_information, teacher_statistics
+from deepclust_ext.methods.pair_information import pair_information, scaled_unit_rows, teacher_statistics
 from deepclust_ext.methods.shared import (
     InferenceNetwork,
     as_input,
@@ -152,25 +152,29 @@ class NeighborHead(ClusterHeadMethod):
         with record_function("forward"):
             with evaluation(self.backbone):
                 features = self.backbone(images)
-            # Without hidden layers all heads have the same rows, once in memory.
+            # Without hidden layers all heads have the same rows, once in memory. Weights are made where they are used.
             unit = None if self.hidden_dim else l2_normalize(features, dim=1)
-            students = [parts_of(head, features, unit) for head in self.heads]
+            students = [head.embed(features) if unit is None else unit for head in self.heads]
             with torch.no_grad():
-                teachers = [parts_of(head, features, unit) for head in self.teachers]
+                teachers = [head.embed(features) if unit is None else unit for head in self.teachers]
         with record_function("loss"):
             with torch.no_grad():
-                sums, weights, confidence = teacher_statistics(teachers, self.temperature)
+                parts = ((rows, head.weight) for rows, head in zip(teachers, self.teachers, strict=True))
+                sums, weights, confidence = teacher_statistics(parts, self.temperature)
                 means = (batch.sum(sums) / batch.count(features)).to(self.distribution.dtype)
                 self.distribution.lerp_(means, 1 - self.distribution_momentum)
+            every = zip(students, self.heads, teachers, self.teachers, self.distribution, strict=True)
             if labels is None:
+                options = (self.beta, self.temperature)
                 information = [
-                    pair_information(*student, *teacher, known, weights, self.beta, self.temperature)
-                    for student, teacher, known in zip(students, teachers, self.distribution, strict=True)
+                    pair_information(rows, head.weight, given, teacher.weight, known, weights, *options)
+                    for rows, head, given, teacher, known in every
                 ]
                 losses = -torch.stack(information)
             else:
                 both = labels.repeat(len(views))
-                losses = torch.stack([cross_entropy(linear(*part) / self.temperature, both) for part in students])
+                logits = (linear(rows, head.weight) / self.temperature for rows, head, *_ in every)
+                losses = torch.stack([cross_entropy(each, both) for each in logits])
             losses = batch.weight * losses
             loss = losses.mean()
             with torch.no_grad():
@@ -215,7 +219,7 @@ class Head(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight (K, E) of the last layer."""
-        return self.scales * normalize(self.prototypes, dim=1)
+        return scaled_unit_rows(self.prototypes, self.scales)
 
     def embed(
         self,
@@ -230,16 +234,6 @@ class Head(nn.Module):
     ) -> Tensor:
         """Return logits (B, K), not yet divided by the temperature."""
         return linear(self.embed(features), self.weight)
-
-
-def parts_of(
-    head: nn.Module,
-    features: Tensor,  # (B, D)
-    unit: Tensor | None,  # (B, E) the head's rows where they are known
-) -> tuple[Tensor, Tensor]:
-    """Return unit rows (B, E) of a head and the weight (K, E) of its last layer; their product is the logits."""
-    assert isinstance(head, Head)
-    return head.embed(features) if unit is None else unit, head.weight
 
 
 class _Shares(nn.Module):

@@ -1,18 +1,19 @@
-"""The mutual information of pairs by the shares of two heads, and its gradient, without all shares in memory."""
+"""What NeighborHead makes of its heads: statistics of all teachers, and the information of pairs with its gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-#: Shares of a head that are in memory at a time, of both views together: 1 MB, of which a block has a few.
-_TILE = 1 << 18
+from deepclust_ext import ops
+
+_LEAST_NORM = 1e-12
 
 
 def teacher_statistics(
-    heads: Sequence[tuple[Tensor, Tensor]],  # of each head unit rows (2B, E), first and second of the pairs, and (K, E)
+    heads: Iterable[tuple[Tensor, Tensor]],  # of each head unit rows (2B, E), first and second of the pairs, and (K, E)
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return sums of shares (H, K), the weights (B,) of the pairs, and the mean of the largest share, ().
@@ -20,20 +21,9 @@ def teacher_statistics(
     TEMI, section 3: the weight is the product of the teachers' shares of both rows, summed over clusters and averaged
     over heads.
     """
-    rows, weight = heads[0]
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    sums, largest = [], []
-    weights = torch.zeros(len(rows) // 2, dtype=wide, device=rows.device)
-    for rows, weight in heads:
-        total, top = torch.zeros((2, len(weight)), dtype=wide, device=rows.device)
-        for block in _blocks(len(rows) // 2, len(weight)):
-            first, second = (shares.softmax(dim=1) for shares in _logits(rows, weight, block, temperature))
-            weights[block] += (first * second).sum(dim=1) / len(heads)
-            total += first.sum(dim=0) + second.sum(dim=0)
-            top += first.amax(dim=1).sum() + second.amax(dim=1).sum()
-        sums.append(total)
-        largest.append(top[0] / len(rows))
-    return torch.stack(sums), weights, torch.stack(largest).mean()
+    found = [ops.pair_statistics(rows, weight, temperature=temperature) for rows, weight in heads]
+    sums, agreement, largest = (torch.stack(each) for each in zip(*found, strict=True))
+    return sums, agreement.mean(dim=0), largest.mean()
 
 
 def pair_information(
@@ -42,24 +32,21 @@ def pair_information(
     teacher_rows: Tensor,  # (2B, E)
     teacher_weight: Tensor,  # (K, E)
     distribution: Tensor,  # (K,) the running mean of the teacher's shares
-    weights: Tensor,  # (B,) of the pairs
+    pair_weights: Tensor,  # (B,)
     beta: float,
     temperature: float,
 ) -> Tensor:
-    r"""Return the mean over pairs and directions, (), of w log sum_k (q_s q_t)^beta / q(k); TEMI, section 3.
-
-    With s and t the logits over the temperature, the logarithm is :math:`lse(\beta s + c) - \beta \, lse(s)`, where
-    :math:`c = \beta (t - lse(t)) - \log q`. Its gradient by s is :math:`\beta (softmax(\beta s + c) - softmax(s))`.
-    Value and gradient are computed together, block by block, so shares are kept only within a block.
-    """
+    """Return the information, (), of :func:`deepclust_ext.pair_information`, with gradients by student and weight."""
     with torch.autocast(rows.device.type, enabled=False):
         wide = torch.promote_types(rows.dtype, torch.float32)
-        given = (rows, weight, teacher_rows, teacher_weight, distribution, weights)
+        given = (rows, weight, teacher_rows, teacher_weight, distribution, pair_weights)
         value: Tensor = _PairInformation.apply(*(part.to(wide) for part in given), beta, temperature)
         return value
 
 
 class _PairInformation(torch.autograd.Function):
+    """The op's value; its gradients, which come with it, are only scaled."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -68,55 +55,58 @@ class _PairInformation(torch.autograd.Function):
         teacher_rows: Tensor,  # (2B, E)
         teacher_weight: Tensor,  # (K, E)
         distribution: Tensor,  # (K,)
-        weights: Tensor,  # (B,)
+        pair_weights: Tensor,  # (B,)
         beta: float,
         temperature: float,
     ) -> Tensor:
-        pairs = len(weights)
-        # A cluster that no teacher has ever chosen has share 0, and 1 / 0 would be infinite times 0.
-        log_distribution = distribution.clamp(min=torch.finfo(distribution.dtype).tiny).log()
-        value = torch.zeros((), dtype=rows.dtype, device=rows.device)
-        grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None  # frozen features take none
-        grad_weight = torch.zeros_like(weight)
-        for block in _blocks(pairs, len(weight)):
-            students = _logits(rows, weight, block, temperature)
-            teachers = _logits(teacher_rows, teacher_weight, block, temperature)
-            scale = (weights[block] * (beta / (2 * pairs * temperature))).unsqueeze(1)
-            for place, (student, teacher) in enumerate(zip(students, teachers[::-1], strict=True)):
-                joint = teacher.sub_(teacher.logsumexp(dim=1, keepdim=True)).add_(student).mul_(beta)
-                joint.sub_(log_distribution)
-                joint_sum = joint.logsumexp(dim=1, keepdim=True)
-                student_sum = student.logsumexp(dim=1, keepdim=True)
-                value += (weights[block] * (joint_sum - beta * student_sum).squeeze(1)).sum()
-                gradient = joint.sub_(joint_sum).exp_().sub_(student.sub_(student_sum).exp_()).mul_(scale)
-                side = slice(block.start + place * pairs, block.stop + place * pairs)
-                if grad_rows is not None:
-                    grad_rows[side] = gradient @ weight
-                grad_weight.addmm_(gradient.T, rows[side])
+        information, grad_rows, grad_weight = ops.pair_information(
+            rows,
+            weight,
+            teacher_rows,
+            teacher_weight,
+            distribution,
+            pair_weights,
+            beta=beta,
+            temperature=temperature,
+            want_rows=ctx.needs_input_grad[0],  # frozen features take none
+        )
         ctx.save_for_backward(grad_rows, grad_weight)
-        return value / (2 * pairs)
+        return information
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_rows, grad_weight = ctx.saved_tensors
-        return None if grad_rows is None else grad * grad_rows, grad * grad_weight, None, None, None, None, None, None
+        return grad * grad_rows if ctx.needs_input_grad[0] else None, grad * grad_weight, *[None] * 6
 
 
-def _blocks(pairs: int, num_clusters: int) -> list[slice]:
-    step = max(1, _TILE // (2 * num_clusters))
-    return [slice(start, min(start + step, pairs)) for start in range(0, pairs, step)]
+def scaled_unit_rows(
+    rows: Tensor,  # (K, E)
+    scales: Tensor,  # (K, 1)
+) -> Tensor:
+    """Return each row divided by its norm and times its scale, (K, E); for backward nothing is kept but the inputs."""
+    scaled: Tensor = _ScaledUnitRows.apply(rows, scales)
+    return scaled
 
 
-def _logits(
-    rows: Tensor,  # (2B, E)
-    weight: Tensor,  # (K, E)
-    block: slice,
-    temperature: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the logits, over the temperature, of the first and of the second rows of some pairs."""
-    pairs, wide = len(rows) // 2, torch.promote_types(rows.dtype, torch.float32)
-    sides = rows[block], rows[block.start + pairs : block.stop + pairs]
-    with torch.autocast(rows.device.type, enabled=False):
-        first, second = ((side.to(wide) / temperature) @ weight.to(wide).T for side in sides)
-        return first, second
+class _ScaledUnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, scales: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, scales)
+        return rows * (scales / _norms(rows))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        rows, scales = ctx.saved_tensors
+        norms = _norms(rows)
+        along = (grad * rows).sum(dim=1, keepdim=True) / norms  # by the scale
+        turned = torch.where(norms > _LEAST_NORM, along / norms, 0)
+        return (grad - rows * turned).mul_(scales / norms), along
+
+
+def _norms(
+    rows: Tensor,  # (K, E)
+) -> Tensor:
+    """Return the norms (K, 1), and what is smaller as torch's normalize has it."""
+    return rows.norm(dim=1, keepdim=True).clamp(min=_LEAST_NORM)

@@ -1,13 +1,16 @@
 """NeighborHead: its step against plain loops, teachers, the best head, a frozen backbone, and memory."""
 
 import math
+import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from deepclust_ext import _extension
 from deepclust_ext.methods import NeighborHead
-from deepclust_ext.methods.pair_information import pair_information
+from deepclust_ext.methods.pair_information import pair_information, scaled_unit_rows
 from tests.methods.methodsamples import NUM_CLUSTERS, make_views, small_backbone, small_neighborhead
 from tests.methods.plaintorch import Weights, assert_same_gradients, copied_weights, linear, unit
 
@@ -27,10 +30,12 @@ def plain_shares(features: Tensor, weights: Weights, at: str, temperature: float
     return shares
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("hidden_dim", [16, 0])
-def test_a_step_is_the_formula(hidden_dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Blocks of three pairs, the last one shorter.
-    monkeypatch.setattr("deepclust_ext.methods.pair_information._TILE", 6 * NUM_CLUSTERS)
+def test_a_step_is_the_formula(hidden_dim: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "reference":  # in blocks of three pairs, the last one shorter
+        monkeypatch.setattr(_extension, "NATIVE_DEVICES", frozenset())
+        monkeypatch.setattr(sys.modules["deepclust_ext.reference.pair_information"], "_TILE", 6 * NUM_CLUSTERS)
     options = {"beta": 0.7, "temperature": 0.3, "distribution_momentum": 0.8, "hidden_dim": hidden_dim}
     method, views = small_neighborhead(**options).double(), [view.double() for view in make_views(2, 8)]
     with torch.no_grad():
@@ -76,21 +81,15 @@ def test_a_step_is_the_formula(hidden_dim: int, monkeypatch: pytest.MonkeyPatch)
     assert_same_gradients(method, weights)
 
 
-def test_blocks_change_nothing_but_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    def outcome(tile: int) -> list[Tensor]:
-        monkeypatch.setattr("deepclust_ext.methods.pair_information._TILE", tile)
-        generator = torch.Generator().manual_seed(0)
-        parts = [torch.randn(*shape, generator=generator).double() for shape in ((20, 5), (7, 5), (20, 5), (7, 5))]
-        parts[0].requires_grad_(), parts[1].requires_grad_()
-        known, weights = torch.full((7,), 1 / 7).double(), torch.rand(10).double()
-        value = pair_information(parts[0], parts[1], parts[2], parts[3], known, weights, 0.6, 0.2)
-        value.backward()
-        return [value.detach(), parts[0].grad, parts[1].grad]  # type: ignore[list-item]
-
-    torch.manual_seed(1)
-    whole = outcome(1 << 20)
-    torch.manual_seed(1)
-    torch.testing.assert_close(outcome(42), whole)
+def test_a_layer_of_scaled_unit_rows_has_the_gradients_of_its_formula() -> None:
+    rows, scales = torch.randn(7, 5).double(), torch.randn(7, 1).double()
+    rows[3] = 0  # has no direction
+    rows.requires_grad_(), scales.requires_grad_()
+    slope = torch.randn(7, 5).double()
+    expected = torch.autograd.grad((scales * normalize(rows, dim=1) * slope).sum(), (rows, scales))
+    weight = scaled_unit_rows(rows, scales)
+    torch.testing.assert_close(weight, scales * normalize(rows, dim=1))
+    torch.testing.assert_close(torch.autograd.grad((weight * slope).sum(), (rows, scales)), expected)
 
 
 def test_a_cluster_that_nobody_has_chosen_stays_finite() -> None:
