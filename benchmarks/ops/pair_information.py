@@ -26,6 +26,7 @@ FOLLOWS_PRECISION = False
 WORK: Mapping[str, WorkOf] = {}  # every case has its own
 
 BETA, TEMPERATURE = 0.6, 0.1  # as published
+#: How tensor cores could multiply as precisely. Ours on CUDA uses none, so its floor there is that of another method.
 ARITHMETICS = {"float32": (TF32X3, 4), "float32-high": (TF32X3, 4), "bfloat16": (BF16, 2), "float16": (FP16, 2)}
 RESULT_BYTES = 4  # of an element of a gradient
 
