@@ -44,12 +44,9 @@ void check_pair_information(const at::Tensor& rows, const at::Tensor& weight, co
   check_positive(beta, "beta");
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> pair_information(const at::Tensor& rows, const at::Tensor& weight,
-                                                                const at::Tensor& teacher_rows,
-                                                                const at::Tensor& teacher_weight,
-                                                                const at::Tensor& distribution,
-                                                                const at::Tensor& pair_weights, double beta,
-                                                                double temperature, bool want_rows) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> pair_information(
+    const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& teacher_rows, const at::Tensor& teacher_weight,
+    const at::Tensor& distribution, const at::Tensor& pair_weights, double beta, double temperature, bool want_rows) {
   static const auto op = find_op<decltype(pair_information)>("deepclust_ext::pair_information");
   return op.call(rows, weight, teacher_rows, teacher_weight, distribution, pair_weights, beta, temperature, want_rows);
 }

@@ -5,7 +5,8 @@
 //     s_ik = rows_i.weight_k / T        t_ik = teacher_rows_i.teacher_weight_k / T
 // shares are q = softmax(s) and p = softmax(t), and with i' the other row of a pair and w its weight
 //     information = 1 / 2B sum_i w_i log sum_k (q_ik p_i'k)^beta / distribution_k
-//                 = 1 / 2B sum_i w_i (lse_k(j_ik) - beta lse_k(s_ik)),  j_ik = beta (s_ik + t_i'k - lse(t_i')) - log distribution_k
+//                 = 1 / 2B sum_i w_i (lse_k(j_ik) - beta lse_k(s_ik)),  j_ik = beta (s_ik + t_i'k - lse(t_i')) - log
+//                 distribution_k
 //     d information / d s_ik = w_i beta / 2B (softmax(j_i)_k - softmax(s_i)_k)
 // Shares of the distribution below the smallest normal number count as that. No pairs: information 0, gradients 0.
 //

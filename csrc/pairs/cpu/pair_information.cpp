@@ -9,8 +9,8 @@
 // pair_statistics keeps the logits of a block alone; its tasks add up the shares of a block, and blocks are added up in
 // their order.
 //
-// Cost for R = 2B rows: pair_information 3 R K E multiply-adds, 4 with the gradient by the rows, and 3 R K exponentials;
-// pair_statistics R K E and R K.
+// Cost for R = 2B rows: pair_information 3 R K E multiply-adds, 4 with the gradient by the rows, and 3 R K
+// exponentials; pair_statistics R K E and R K.
 #include "pairs/pair_information.h"
 
 #include <ATen/Parallel.h>
@@ -134,12 +134,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nan_where(bool bad, at::Tensor a,
 }
 
 template <typename T>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> information_of(const at::Tensor& rows, const at::Tensor& weight,
-                                                              const at::Tensor& teacher_rows,
-                                                              const at::Tensor& teacher_weight,
-                                                              const at::Tensor& distribution,
-                                                              const at::Tensor& pair_weights, double beta,
-                                                              double temperature, bool want_rows) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> information_of(
+    const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& teacher_rows, const at::Tensor& teacher_weight,
+    const at::Tensor& distribution, const at::Tensor& pair_weights, double beta, double temperature, bool want_rows) {
   // The logarithms of the distribution, and zeros.
   const int64_t size = padded_size<T>(weight);
   std::vector<T> zeros(size), log_distribution(size);
@@ -189,8 +186,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> information_of(const at::Tensor& 
         const int64_t first = start + block * kBlockPairs, pairs = std::min(kBlockPairs, end - first);
         T* student_block = blocks + 2 * block * kBlockPairs * stride;
         T* logits = by_logits + 2 * block * kBlockPairs * shape.score_stride;
-        DEEPCLUST_SELECT(pack_pairs<T>)(rows.const_data_ptr<T>(), shape.pairs, first, pairs, depth,
-                                        inverse_temperature, student_block);
+        DEEPCLUST_SELECT(pack_pairs<T>)(rows.const_data_ptr<T>(), shape.pairs, first, pairs, depth, inverse_temperature,
+                                        student_block);
         DEEPCLUST_SELECT(pack_pairs<T>)(teacher_rows.const_data_ptr<T>(), shape.pairs, first, pairs, depth,
                                         inverse_temperature, teacher_block);
         DEEPCLUST_SELECT(pair_logits<T>)(shape, student_block, student.panels(), 2 * pairs, logits);

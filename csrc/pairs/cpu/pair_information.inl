@@ -40,42 +40,41 @@ void pair_logits(const PairShape<T>& shape, const T* block, const T* panels, int
   score_columns(block, panels, shape.zeros, rows, 0, end, shape.depth, logits, shape.score_stride);
 }
 
-// Terms over the clusters of a row, 256 bytes at a time on every instruction set, and so in one order of sums.
-template <typename T, typename Start, typename Step>
-DEEPCLUST_INLINE auto over_clusters(int64_t padded, const Start& start, const Step& step) {
-  constexpr int64_t kVectors = kClusterBytes / kVectorBytes;
-  Vec<T> partial[kVectors];
-#pragma GCC unroll 16
-  for (int64_t v = 0; v < kVectors; ++v) partial[v] = start();
-  for (int64_t k = 0; k < padded; k += kVectors * VecOf<T>::kLanes) {
-#pragma GCC unroll 16
-    for (int64_t v = 0; v < kVectors; ++v) partial[v] = step(partial[v], k + v * VecOf<T>::kLanes);
-  }
-  return [partial](const auto& combine) __attribute__((always_inline)) {
-    Vec<T> all = partial[0];
-#pragma GCC unroll 16
-    for (int64_t v = 1; v < kVectors; ++v) all = combine(all, partial[v]);
-    return all;
-  };
-}
+// Vectors of a step over the clusters of a row: as many bytes on every instruction set, so that sums have one order.
+constexpr int64_t kStepVectors = kClusterBytes / kVectorBytes;
 
 // The largest of a row's values.
 template <typename T, typename Value>
 DEEPCLUST_INLINE T largest_over_clusters(int64_t padded, const Value& value) {
-  const auto larger = [](Vec<T> a, Vec<T> b) __attribute__((always_inline)) { return a > b ? a : b; };
-  const auto all = over_clusters<T>(
-      padded, []() __attribute__((always_inline)) { return broadcast(-std::numeric_limits<T>::infinity()); },
-      [&](Vec<T> most, int64_t k) __attribute__((always_inline)) { return larger(most, value(k)); });
-  return max_lanes<T>(all(larger));
+  constexpr int64_t kVectors = kStepVectors, kLanes = VecOf<T>::kLanes;
+  Vec<T> most[kVectors];
+#pragma GCC unroll 16
+  for (int64_t v = 0; v < kVectors; ++v) most[v] = broadcast(-std::numeric_limits<T>::infinity());
+  for (int64_t k = 0; k < padded; k += kVectors * kLanes) {
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const Vec<T> next = value(k + v * kLanes);
+      most[v] = most[v] > next ? most[v] : next;
+    }
+  }
+#pragma GCC unroll 16
+  for (int64_t v = 1; v < kVectors; ++v) most[0] = most[0] > most[v] ? most[0] : most[v];
+  return max_lanes<T>(most[0]);
 }
 
 // The sum of a row's terms.
 template <typename T, typename Term>
 DEEPCLUST_INLINE T sum_over_clusters(int64_t padded, const Term& term) {
-  const auto all = over_clusters<T>(
-      padded, []() __attribute__((always_inline)) { return Vec<T>{}; },
-      [&](Vec<T> sum, int64_t k) __attribute__((always_inline)) { return sum + term(k); });
-  return sum_lanes<T>(all([](Vec<T> a, Vec<T> b) __attribute__((always_inline)) { return a + b; }));
+  constexpr int64_t kVectors = kStepVectors, kLanes = VecOf<T>::kLanes;
+  Vec<T> partial[kVectors];
+#pragma GCC unroll 16
+  for (int64_t v = 0; v < kVectors; ++v) partial[v] = Vec<T>{};
+  for (int64_t k = 0; k < padded; k += kVectors * kLanes) {
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < kVectors; ++v) partial[v] += term(k + v * kLanes);
+  }
+  add_halves<kVectors / 2, T>(partial);
+  return sum_lanes<T>(partial[0]);
 }
 
 // The largest logit of a row, NaN if one is not finite. Takes absent clusters out.
@@ -93,12 +92,11 @@ DEEPCLUST_INLINE T largest_logit(const PairShape<T>& shape, T* logits /* (padded
 // Replaces values by their exponentials relative to the largest, and returns their sum.
 template <typename T>
 DEEPCLUST_INLINE T take_exponentials(int64_t padded, T largest, T* values /* (padded,) */) {
-  return sum_over_clusters<T>(
-      padded, [&](int64_t k) __attribute__((always_inline)) {
-        const Vec<T> value = exponential<T>(load(values + k) - largest);
-        store(values + k, value);
-        return value;
-      });
+  return sum_over_clusters<T>(padded, [&](int64_t k) __attribute__((always_inline)) {
+    const Vec<T> value = exponential<T>(load(values + k) - largest);
+    store(values + k, value);
+    return value;
+  });
 }
 
 // Turns the logits of a student's row into the gradient of the information by them, with the teacher's logits of the
@@ -116,8 +114,7 @@ DEEPCLUST_INLINE double row_gradient(const PairShape<T>& shape, T beta, double p
   // j = beta (s + t - lse(t)) - log distribution; what is the same for all clusters waits until the logarithm.
   const T shift = student_largest + teacher_largest;
   const T joint_largest = largest_over_clusters<T>(padded, [&](int64_t k) __attribute__((always_inline)) {
-    const Vec<T> joint =
-        beta * (load(student + k) + load(teacher + k) - shift) - load(shape.log_distribution + k);
+    const Vec<T> joint = beta * (load(student + k) + load(teacher + k) - shift) - load(shape.log_distribution + k);
     store(teacher + k, joint);
     return joint;
   });
@@ -141,8 +138,8 @@ double pair_gradients(const PairShape<T>& shape, T beta, const T* pair_weights /
   double information = 0;
   for (int64_t r = 0; r < 2 * pairs; ++r) {
     const int64_t pair = r % pairs, other = r < pairs ? r + pairs : r - pairs;
-    information += row_gradient(shape, beta, static_cast<double>(pair_weights[pair]),
-                                students + r * shape.score_stride, teachers + other * shape.score_stride);
+    information += row_gradient(shape, beta, static_cast<double>(pair_weights[pair]), students + r * shape.score_stride,
+                                teachers + other * shape.score_stride);
   }
   return information;
 }
@@ -151,8 +148,8 @@ double pair_gradients(const PairShape<T>& shape, T beta, const T* pair_weights /
 // a logit is not finite.
 template <typename T>
 double pair_shares(const PairShape<T>& shape, int64_t pairs,
-                   T* logits,     // (2 pairs, score_stride)
-                   T* sums,       // (padded,)
+                   T* logits,    // (2 pairs, score_stride)
+                   T* sums,      // (padded,)
                    T* agreement  // (pairs,)
 ) {
   double all_largest = 0;
