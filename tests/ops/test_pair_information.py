@@ -12,7 +12,14 @@ from torch.nn.functional import normalize
 from deepclust_ext import pair_information, reference
 from deepclust_ext.ops import pair_statistics
 from deepclust_ext.ops._checks import SUPPORTED_DTYPES
-from tests.helpers import DEVICES, EMULATED, assert_error_budget, peak_extra_megabytes, same_bits
+from tests.helpers import (
+    DEVICES,
+    EMULATED,
+    assert_error_budget,
+    peak_extra_megabytes,
+    results_by_instruction_set,
+    same_bits,
+)
 
 NAMES = ("rows", "weight", "teacher_rows", "teacher_weight", "distribution", "pair_weights")
 
@@ -293,14 +300,23 @@ def test_pairs_may_change_places() -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.usefixtures("backend")
-def test_pairs_without_weight_add_nothing() -> None:
-    tensors = heads(6, 4, 3)
-    tensors[-1].zero_()
-    assert not any(bool(x.any()) for x in pair_information(*tensors))
+@pytest.mark.skipif(EMULATED, reason="the emulated device has one instruction set")
+def test_instruction_sets_agree() -> None:
+    script = (
+        "import torch\n"
+        "from tests.same_bits import on_grid\n"
+        "from tests.ops.test_pair_information import heads\n"
+        "for dtype in (torch.float32, torch.float64):\n"
+        "  tensors = [on_grid(x).to(dtype) for x in heads(70, 45, 33)]\n"
+        "  for x in (*deepclust_ext.pair_information(*tensors), *deepclust_ext.ops.pair_statistics(*tensors[:2])):\n"
+        "    print(*(float(y).hex() for y in x.flatten()))\n"
+    )
+    for ours, other in zip(*results_by_instruction_set(script), strict=True):
+        assert ours == pytest.approx(other, rel=1e-3, abs=1e-6)
 
 
 GOOD = dict(zip(NAMES, (x.float() for x in heads(2, 3, 5)), strict=True))
+OF_FLOAT32 = "expected dtype torch.float32 like rows, got"
 BAD_ROWS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rows": [1.0]}, TypeError, "rows: expected a tensor, got list"),
     ({"rows": GOOD["rows"].int()}, TypeError, "rows: expected dtype float16, .* or float64, got torch.int32"),
@@ -310,7 +326,7 @@ BAD_ROWS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"weight": None}, TypeError, "weight: expected a tensor, got NoneType"),
     ({"weight": torch.ones(3, 4)}, ValueError, r"weight: expected shape \(any number, 5\), got \(3, 4\)"),
     ({"weight": torch.ones(0, 5)}, ValueError, r"weight: expected shape \(K, E\) with K > 0, got \(0, 5\)"),
-    ({"weight": GOOD["weight"].half()}, TypeError, "weight: expected dtype torch.float32 like rows, got torch.float16"),
+    ({"weight": GOOD["weight"].half()}, TypeError, f"weight: {OF_FLOAT32} torch.float16"),
     ({"weight": GOOD["weight"].to("meta")}, ValueError, "weight: expected device cpu like rows, got meta"),
     ({"temperature": 0}, ValueError, "temperature: expected a finite number above 0, got 0"),
     ({"temperature": 1e-31}, ValueError, "temperature: expected a number from 1e-30 to 1e[+]30, got 1e-31"),
@@ -321,21 +337,13 @@ BAD_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"teacher_rows": 1}, TypeError, "teacher_rows: expected a tensor, got int"),
     ({"teacher_rows": torch.ones(2, 5)}, ValueError, r"teacher_rows: expected shape \(4, 5\), got \(2, 5\)"),
     ({"teacher_weight": torch.ones(4, 5)}, ValueError, r"teacher_weight: expected shape \(3, 5\), got \(4, 5\)"),
-    (
-        {"teacher_weight": GOOD["weight"].double()},
-        TypeError,
-        "teacher_weight: expected dtype torch.float32 like rows, got torch.float64",
-    ),
+    ({"teacher_weight": GOOD["weight"].double()}, TypeError, f"teacher_weight: {OF_FLOAT32} torch.float64"),
     ({"distribution": [1.0]}, TypeError, "distribution: expected a tensor, got list"),
     ({"distribution": torch.ones(3, 1)}, ValueError, r"distribution: expected shape \(3,\), got \(3, 1\)"),
     ({"distribution": torch.ones(2)}, ValueError, r"distribution: expected shape \(3,\), got \(2,\)"),
     ({"pair_weights": torch.ones(4)}, ValueError, r"pair_weights: expected shape \(2,\), got \(4,\)"),
     ({"pair_weights": torch.ones(2).long()}, TypeError, "pair_weights: expected dtype float16, .*, got torch.int64"),
-    (
-        {"pair_weights": torch.ones(2).double()},
-        TypeError,
-        "pair_weights: expected dtype torch.float32 like rows, got torch.float64",
-    ),
+    ({"pair_weights": torch.ones(2).double()}, TypeError, f"pair_weights: {OF_FLOAT32} torch.float64"),
     (
         {"pair_weights": torch.ones(2, device="meta")},
         ValueError,
