@@ -28,7 +28,7 @@ WORK: Mapping[str, WorkOf] = {}  # every case has its own
 BETA, TEMPERATURE = 0.6, 0.1  # as published
 #: How tensor cores could multiply as precisely. Ours on CUDA uses none, so its floor there is that of another method.
 ARITHMETICS = {"float32": (TF32X3, 4), "float32-high": (TF32X3, 4), "bfloat16": (BF16, 2), "float16": (FP16, 2)}
-RESULT_BYTES = 4  # of an element of a gradient
+RESULT_BYTES = 4  # of the information and of an element of a gradient
 
 
 def plain_formula(
@@ -103,7 +103,7 @@ def information_work(rows: int, dims: int, dtype: str, *, clusters: int, want_ro
     """Return the work of a call: three products, four with the rows' gradient; inputs read and gradients written."""
     arithmetic, size = ARITHMETICS[dtype]
     read = (2 * (rows + clusters) * dims + clusters + rows // 2) * size
-    written = (clusters + want_rows * rows) * dims * RESULT_BYTES
+    written = (1 + (clusters + want_rows * rows) * dims) * RESULT_BYTES
     return Work({arithmetic: arithmetic.pieces * 2 * (3 + want_rows) * rows * clusters * dims}, read + written)
 
 
