@@ -9,7 +9,6 @@ from deepclust_ext.ops._checks import (
     check_divisor,
     check_dtype,
     check_like,
-    check_positive,
     check_tensor,
     fit,
 )
@@ -47,7 +46,7 @@ def pair_information(
         teacher_weight: The teacher's last layer (K, E).
         distribution: The running mean (K,) of the teacher's shares.
         pair_weights: The weight (B,) of each pair.
-        beta: The exponent, above 0. The published value is 0.6.
+        beta: The exponent, 1e-30 to 1e30. The published value is 0.6.
         temperature: Divides the logits; 1e-30 to 1e30. The published value is 0.1.
         want_rows: Whether the gradient by the rows is wanted.
 
@@ -71,7 +70,7 @@ def pair_information(
     https://arxiv.org/abs/2303.17896, section 3.
     """
     _check_information(rows, weight, teacher_rows, teacher_weight, distribution, pair_weights)
-    beta, temperature = check_positive(beta, "beta"), check_divisor(temperature, "temperature")
+    beta, temperature = check_divisor(beta, "beta"), check_divisor(temperature, "temperature")
     check_bool(want_rows, "want_rows")
     if not _extension.uses_native(rows.device.type):
         return reference.pair_information(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from deepclust_ext.reference.autocast import float32_under_autocast
+from deepclust_ext.reference.tangents import refuse_tangents
 
 #: Shares of a head that are in memory at a time, of both rows of the pairs: 1 MB, of which a block has a few.
 _TILE = 1 << 18
@@ -24,8 +25,9 @@ def pair_information(
     want_rows: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute in float32 at least; see :func:`deepclust_ext.pair_information` for the contract."""
-    wide = torch.promote_types(rows.dtype, torch.float32)
     given = (rows, weight, teacher_rows, teacher_weight, distribution, pair_weights)
+    refuse_tangents("pair_information", *given)
+    wide = torch.promote_types(rows.dtype, torch.float32)
     rows, weight, teacher_rows, teacher_weight, distribution, pair_weights = (part.to(wide) for part in given)
     pairs = len(pair_weights)
     log_distribution = distribution.clamp(min=torch.finfo(wide).tiny).log()
@@ -60,6 +62,7 @@ def pair_statistics(
     temperature: float = 0.1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute in float32 at least; see :func:`deepclust_ext.ops.pair_statistics` for the contract."""
+    refuse_tangents("pair_statistics", rows, weight)
     wide = torch.promote_types(rows.dtype, torch.float32)
     rows, weight = rows.to(wide), weight.to(wide)
     pairs = len(rows) // 2

@@ -30,7 +30,7 @@ def test_the_first_page_is_a_screen() -> None:
     assert len((PAGES / "index.md").read_text().splitlines()) <= 60
 
 
-@pytest.mark.parametrize("family", ["contrastive", "kmeans", "mining", "neighbors", "sinkhorn", "views"])
+@pytest.mark.parametrize("family", ["contrastive", "kmeans", "mining", "neighbors", "pairs", "sinkhorn", "views"])
 def test_a_page_of_a_family_has_the_headings_of_all(family: str) -> None:
     headings = re.findall(r"^## (.*)$", (PAGES / f"{family}.md").read_text(), re.MULTILINE)
     assert headings == ["What is hard", "Method in five steps", "Measured", "Memory", "Limits"]

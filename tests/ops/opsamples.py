@@ -15,7 +15,7 @@ from deepclust_ext.reference.augment_views import STEPS
 class Sample:
     """One call: tensors that may require gradients, the names of the last ones if passed by keyword, and options.
 
-    `constant` says that the results are constants to autograd, `emptied` how many of the tensors may be empty.
+    `constant` says that the results are constants to autograd, `emptied` which of the tensors may be empty, if not all.
     """
 
     name: str
@@ -23,7 +23,7 @@ class Sample:
     options: dict[str, Any] = field(default_factory=dict)
     keywords: tuple[str, ...] = ()
     constant: bool = False
-    emptied: int | None = None
+    emptied: tuple[int, ...] | None = None
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Sample":
         """Return the sample with other tensors."""
@@ -35,8 +35,8 @@ class Sample:
 
     def without_rows(self) -> "Sample":
         """Return the sample with every tensor empty that may be."""
-        empty = [tensor[:0] for tensor in self.tensors[: self.emptied]]
-        return self.with_tensors((*empty, *self.tensors[len(empty) :]))
+        places = range(len(self.tensors)) if self.emptied is None else self.emptied
+        return self.with_tensors(tuple(x[:0] if place in places else x for place, x in enumerate(self.tensors)))
 
     @property
     def args(self) -> tuple[Tensor, ...]:
@@ -214,7 +214,7 @@ def kmeans_assign_samples(dtype: torch.dtype, device: str) -> list[Sample]:
             (features.to(dtype).to(device), centroids.to(dtype).to(device)),
             {"metric": metric},
             constant=True,
-            emptied=1,
+            emptied=(0,),
         )
         for name, (features, centroids) in pairs.items()
         for metric in ("euclidean", "cosine")
@@ -237,7 +237,7 @@ def kmeans_seed_samples(dtype: torch.dtype, device: str) -> list[Sample]:
         if weighted:
             options["weights"] = torch.randint(4, (rows,), generator=generator).double().to(device)
         name = f"{name} {rows}x{dims}, {clusters} of {candidates} {[*options]}"
-        return Sample(name, (features.to(dtype).to(device),), options, constant=True, emptied=0)
+        return Sample(name, (features.to(dtype).to(device),), options, constant=True, emptied=())
 
     return [
         sample("random", 5, 3, 2, 2),
@@ -335,7 +335,7 @@ def pair_information_samples(dtype: torch.dtype, device: str) -> list[Sample]:
             tensors,
             {**options, "beta": beta, "want_rows": want_rows},
             constant=True,
-            emptied=0,
+            emptied=(0, 2, 5),
         )
         for name, options, tensors in pair_heads(dtype, device)
         for beta, want_rows in ((0.6, True), (1.0, False))
@@ -345,7 +345,7 @@ def pair_information_samples(dtype: torch.dtype, device: str) -> list[Sample]:
 def pair_statistics_samples(dtype: torch.dtype, device: str) -> list[Sample]:
     """Of the teachers."""
     return [
-        Sample(name, tensors[2:4], options, constant=True, emptied=1)
+        Sample(name, tensors[2:4], options, constant=True, emptied=(0,))
         for name, options, tensors in pair_heads(dtype, device)
     ]
 

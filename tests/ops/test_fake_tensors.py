@@ -28,7 +28,7 @@ def assert_alike(result: Any, real: Any) -> None:
 
 @pytest.mark.parametrize("op", sorted(SAMPLE_INPUTS))
 def test_every_op(op: str) -> None:
-    function = getattr(deepclust_ext, op)
+    function = getattr(deepclust_ext.ops, op)
     for sample in SAMPLE_INPUTS[op](torch.float32, "cpu"):
         mode = FakeTensorMode()
         arguments = [faked(mode, x) for x in sample.args]
