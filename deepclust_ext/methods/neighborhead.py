@@ -154,12 +154,12 @@ class NeighborHead(ClusterHeadMethod):
                 features = self.backbone(images)
             # Without hidden layers all heads have the same rows, once in memory. Weights are made where they are used.
             unit = None if self.hidden_dim else l2_normalize(features, dim=1)
-            students = [head.embed(features) if unit is None else unit for head in self.heads]
+            students = [rows_of(head, features, unit) for head in self.heads]
             with torch.no_grad():
-                teachers = [head.embed(features) if unit is None else unit for head in self.teachers]
+                teachers = [rows_of(head, features, unit) for head in self.teachers]
         with record_function("loss"):
             with torch.no_grad():
-                parts = ((rows, head.weight) for rows, head in zip(teachers, self.teachers, strict=True))
+                parts = ((rows, weight_of(head)) for rows, head in zip(teachers, self.teachers, strict=True))
                 sums, weights, confidence = teacher_statistics(parts, self.temperature)
                 means = (batch.sum(sums) / batch.count(features)).to(self.distribution.dtype)
                 self.distribution.lerp_(means, 1 - self.distribution_momentum)
@@ -167,13 +167,13 @@ class NeighborHead(ClusterHeadMethod):
             if labels is None:
                 options = (self.beta, self.temperature)
                 information = [
-                    pair_information(rows, head.weight, given, teacher.weight, known, weights, *options)
+                    pair_information(rows, weight_of(head), given, weight_of(teacher), known, weights, *options)
                     for rows, head, given, teacher, known in every
                 ]
                 losses = -torch.stack(information)
             else:
                 both = labels.repeat(len(views))
-                logits = (linear(rows, head.weight) / self.temperature for rows, head, *_ in every)
+                logits = (linear(rows, weight_of(head)) / self.temperature for rows, head, *_ in every)
                 losses = torch.stack([cross_entropy(each, both) for each in logits])
             losses = batch.weight * losses
             loss = losses.mean()
@@ -234,6 +234,22 @@ class Head(nn.Module):
     ) -> Tensor:
         """Return logits (B, K), not yet divided by the temperature."""
         return linear(self.embed(features), self.weight)
+
+
+def rows_of(
+    head: nn.Module,
+    features: Tensor,  # (B, D)
+    unit: Tensor | None,  # (B, E) the head's rows where they are known
+) -> Tensor:
+    """Return unit rows (B, E) of a head, whose products with its weight are the logits."""
+    assert isinstance(head, Head)
+    return head.embed(features) if unit is None else unit
+
+
+def weight_of(head: nn.Module) -> Tensor:
+    """Return the weight (K, E) of a head's last layer."""
+    assert isinstance(head, Head)
+    return head.weight
 
 
 class _Shares(nn.Module):
