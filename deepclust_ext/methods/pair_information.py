@@ -109,4 +109,5 @@ def _norms(
     rows: Tensor,  # (K, E)
 ) -> Tensor:
     """Return the norms (K, 1), and what is smaller as torch's normalize has it."""
-    return torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=_LEAST_NORM)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return norms.clamp(min=_LEAST_NORM)
