@@ -13,9 +13,9 @@ from tests.helpers import DEVICES, assert_error_budget, same_bits
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 # (B, K, E) around the borders of tiles (64), stages (16) and rows of a warp (512). Then sums whose depth is cut, in the
-# gradient by the weight and in that by the rows, and, on the emulated device, three blocks of pairs.
+# gradient by the weight and in that by the rows, of logits not; and, on the emulated device, three blocks of pairs.
 SIZES = [(1, 1, 1), (1, 5, 16), (31, 63, 15), (32, 64, 33), (33, 65, 130), (3, 513, 17), (300, 3, 4), (2, 700, 33)]
-SIZES += [(40, 1500, 3)]
+SIZES += [(20, 10, 600), (40, 1500, 3)]
 
 
 def heads(pairs: int, clusters: int, depth: int, scale: float = 1.0) -> list[Tensor]:
@@ -53,6 +53,12 @@ def test_sizes(size: tuple[int, int, int], dtype: torch.dtype, device: str) -> N
     assert same_bits(results[0], without[0])
     assert same_bits(results[2], without[2])
     assert_within_budget("pair_statistics", tensors[2:4], dtype, device, temperature=1.0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_many_pairs(device: str) -> None:
+    """Columns whose sums have as many parts as there may be, of a block of pairs and of a smaller one."""
+    assert_within_budget("pair_statistics", heads(12300, 2, 1)[2:4], torch.float32, device)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -38,7 +38,9 @@ dim3 filling_blocks(int64_t elements) {
   return blocks_of(smaller<int64_t>(larger<int64_t>(elements, 1), 1 << 20), kThreads);
 }
 
-int64_t column_part_rows(int64_t rows) { return larger(kMinPartRows, divide_up(rows, kMaxRowParts)); }
+int64_t column_part_rows(const PairPlan& plan) {
+  return larger(kMinPartRows, divide_up(2 * plan.block_pairs, kMaxRowParts));
+}
 
 // Calls run with the number of warps that work on a row, as a type.
 template <class Run>
@@ -56,9 +58,8 @@ cudaError_t launch_logits(const void* const (&rows)[2], const void* const (&weig
   using T = Widened<Element>;
   const int exponent = std::ilogb(1 / temperature);
   Product<Element, Element> product{};
-  product.left = {{static_cast<const Element*>(rows[0]), static_cast<const Element*>(rows[1])}, lines, depth};
-  product.right = {
-      {static_cast<const Element*>(weights[0]), static_cast<const Element*>(weights[1])}, Lines::all(clusters), depth};
+  product.left = Matrix<Element>::of(rows[0], lines, depth, rows[1]);
+  product.right = Matrix<Element>::of(weights[0], Lines::all(clusters), depth, weights[1]);
   product.result = {
       {logits[0], logits[1]}, Lines::all(lines.count), clusters, std::ldexp(1 / temperature, -exponent), false};
   product.scale = static_cast<T>(std::ldexp(1.0, exponent));
@@ -72,8 +73,6 @@ cudaError_t launch_information(const PairInformationInputs& inputs, const PairPl
                                void* grad_weight_output, cudaStream_t stream) {
   using T = Widened<Element>;
   const int64_t clusters = inputs.clusters, depth = inputs.depth, rows = 2 * inputs.pairs;
-  const auto* all_rows = static_cast<const Element*>(inputs.rows);
-  const auto* weight = static_cast<const Element*>(inputs.weight);
   T* const logits[2] = {field_of<T>(workspace, kPairLogits), field_of<T>(workspace, kPairTeacherLogits)};
   T* const parts = field_of<T>(workspace, kPairPartSums);
   T* const log_shares = field_of<T>(workspace, kPairLogShares);
@@ -113,14 +112,14 @@ cudaError_t launch_information(const PairInformationInputs& inputs, const PairPl
     });
     if (error != cudaSuccess) return error;
     Product<T, Element> product{};
-    product.left = {{logits[0]}, Lines::all(2 * count), clusters};
-    product.right = {{all_rows}, lines, depth};
+    product.left = Matrix<T>::of(logits[0], Lines::all(2 * count), clusters);
+    product.right = Matrix<Element>::of(inputs.rows, lines, depth);
     product.result = {{grad_weight}, Lines::all(clusters), depth, 1, true};
     product.scale = 1;
     product.depth = 2 * count;
     error = launch_product<false, false>(product, 1, plan.multiprocessors, parts, stream);
     if (error != cudaSuccess || grad_rows == nullptr) continue;
-    product.right = {{weight}, Lines::all(clusters), depth};
+    product.right = Matrix<Element>::of(inputs.weight, Lines::all(clusters), depth);
     product.result = {{grad_rows}, lines, depth, 1, false};
     product.depth = clusters;
     error = launch_product<true, false>(product, 1, plan.multiprocessors, parts, stream);
@@ -158,7 +157,7 @@ cudaError_t launch_statistics(const PairStatisticsInputs& inputs, const PairPlan
                             count, clusters, agreement + first, values + first, invalid);
     });
     if (error != cudaSuccess) return error;
-    const int64_t part_rows = column_part_rows(2 * count), row_parts = divide_up(2 * count, part_rows);
+    const int64_t part_rows = column_part_rows(plan), row_parts = divide_up(2 * count, part_rows);
     const dim3 grid(static_cast<unsigned>(divide_up(clusters, 32)), static_cast<unsigned>(row_parts));
     error = device::launch(sum_columns_kernel<T>, grid, dim3(kThreads), 0, stream, logits, 2 * count, clusters,
                            part_rows, parts);
@@ -195,7 +194,7 @@ PairBytes pair_statistics_bytes(const PairStatisticsInputs& inputs, const PairPl
   const int64_t rows = 2 * plan.block_pairs, eight = sizeof(double);
   PairBytes bytes{};
   bytes.field[kPairLogits] = rows * inputs.clusters * accumulator_bytes(inputs.type);
-  bytes.field[kPairPartSums] = divide_up(rows, column_part_rows(rows)) * inputs.clusters * eight;
+  bytes.field[kPairPartSums] = divide_up(rows, column_part_rows(plan)) * inputs.clusters * eight;
   bytes.field[kPairRowValues] = inputs.pairs * eight;
   bytes.field[kPairColumnSums] = inputs.clusters * eight;
   bytes.field[kPairInvalid] = sizeof(unsigned);

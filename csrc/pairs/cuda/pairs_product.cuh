@@ -45,6 +45,10 @@ struct Matrix {
   Lines lines;
   int64_t width;
 
+  static Matrix of(const void* values, const Lines& lines, int64_t width, const void* other = nullptr) {
+    return {{static_cast<const Element*>(values), static_cast<const Element*>(other)}, lines, width};
+  }
+
   __device__ __forceinline__ Widened<Element> value(int64_t line, int64_t column) const {
     return widen(values[blockIdx.z][lines.place(line) * width + column]);
   }
@@ -186,14 +190,15 @@ inline int64_t part_elements(int multiprocessors) {
   return int64_t{kTile} * kTile * kBlocksPerMultiprocessor * multiprocessors;
 }
 
-// `products` 1 or 2, which differ in their pointers; of two the depth is not cut. `parts` has part_elements.
+// `products` 1 or 2, which differ in their pointers. Of one, the depth may be cut if there are `parts`, of
+// part_elements.
 template <bool kLeftAlong, bool kRightAlong, class Left, class Right>
 cudaError_t launch_product(Product<Left, Right> product, int products, int multiprocessors, Widened<Left>* parts,
                            cudaStream_t stream) {
   const Result<Widened<Left>>& result = product.result;
   const int64_t tiles = divide_up(result.lines.count, kTile) * divide_up(result.width, kTile);
   int64_t count = 1;
-  if (products == 1) {
+  if (parts != nullptr) {
     count = smaller(kBlocksPerMultiprocessor * multiprocessors / tiles, divide_up(product.depth, kMinPartDepth));
     count = larger<int64_t>(count, 1);
   }

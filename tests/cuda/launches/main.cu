@@ -148,7 +148,7 @@ void views(int64_t count, int64_t channels, int64_t side) {
 
 void pair_information(int64_t count, int64_t clusters, int64_t depth) {
   for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
-    // Few pairs, whose block is all of them or one: each block launches the same again.
+    // At most two blocks of pairs: others launch the same again.
     const PairPlan plan = plan_pairs(count, clusters, device::multiprocessor_count());
     const int64_t pairs = count < 2 * plan.block_pairs ? count : 2 * plan.block_pairs;
     PairInformationInputs inputs{};
@@ -157,9 +157,11 @@ void pair_information(int64_t count, int64_t clusters, int64_t depth) {
     inputs.clusters = clusters;
     inputs.depth = depth;
     inputs.beta = inputs.temperature = 1;
-    require(launch_pair_information(inputs, plan, {}, memory, memory, memory, nullptr));
+    PairWorkspace workspace{};
+    for (void*& field : workspace.field) field = memory;
+    require(launch_pair_information(inputs, plan, workspace, memory, memory, memory, nullptr));
     const PairStatisticsInputs statistics{type, pairs, clusters, depth, memory, memory, 1};
-    require(launch_pair_statistics(statistics, plan, {}, memory, memory, memory, nullptr));
+    require(launch_pair_statistics(statistics, plan, workspace, memory, memory, memory, nullptr));
   }
 }
 
