@@ -100,18 +100,26 @@ def test_products_that_overflow_but_over_the_temperature(device: str) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_is_not_finite(dtype: torch.dtype, bad: float, device: str) -> None:
-    """One element of any input, in the last block of pairs too, makes all results NaN."""
-    for size in ((3, 5, 2), (40, 1500, 1)):
-        tensors = [tensor.to(dtype).to(device) for tensor in heads(*size)]
-        for place in range(6):
-            spoiled = [tensor.clone() for tensor in tensors]
-            spoiled[place].view(-1)[-1] = bad
-            for want_rows in (True, False):
-                results = ops.pair_information(*spoiled, want_rows=want_rows)
-                assert all(bool(result.isnan().all()) for result in results), place
-            if place < 2:
-                assert all(bool(result.isnan().all()) for result in ops.pair_statistics(*spoiled[:2])), place
-        assert all(bool(result.isfinite().all()) for result in ops.pair_information(*tensors))
+    """One element of any input makes all results NaN."""
+    tensors = [tensor.to(dtype).to(device) for tensor in heads(3, 5, 2)]
+    for place in range(6):
+        spoiled = [tensor.clone() for tensor in tensors]
+        spoiled[place].view(-1)[-1] = bad
+        for want_rows in (True, False):
+            results = ops.pair_information(*spoiled, want_rows=want_rows)
+            assert all(bool(result.isnan().all()) for result in results), place
+        if place < 2:
+            assert all(bool(result.isnan().all()) for result in ops.pair_statistics(*spoiled[:2])), place
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("place", [0, -1])
+def test_what_is_not_finite_in_one_block_of_pairs(place: int, device: str) -> None:
+    tensors = [tensor.float().to(device) for tensor in heads(40, 1500, 1)]
+    assert all(bool(result.isfinite().all()) for result in ops.pair_information(*tensors))
+    tensors[2][place] = float("nan")
+    assert all(bool(result.isnan().all()) for result in ops.pair_information(*tensors))
+    assert all(bool(result.isnan().all()) for result in ops.pair_statistics(*tensors[2:4]))
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -3,7 +3,7 @@
 // Plain multiply-adds of the accumulation type, not tensor cores: a temperature below 1 enlarges the errors of logits,
 // and heads come in float32 under autocast. Matrices are read in place, whichever way they lie and whatever their
 // sizes. Where the tiles are too few for the device, several thread blocks share the depth of one, and another kernel
-// adds up their parts in order. Sums go stage by stage, so that their error hardly grows with the depth.
+// adds up their parts in order. Sums in float32 go stage by stage, so that their error hardly grows with the depth.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@
 namespace deepclust::pairs {
 
 constexpr int kProductThreads = 128;
-constexpr int kTile = 64;        // lines and columns of the result
-constexpr int kStageDepth = 16;  // of which there are sums of their own
+constexpr int kTile = 64;  // lines and columns of the result
+constexpr int kStageDepth = 16;
 constexpr int kThreadsAcross = 16, kThreadsDown = kProductThreads / kThreadsAcross;
 constexpr int kThreadLines = kTile / kThreadsDown, kThreadColumns = kTile / kThreadsAcross;
 // Two more than the tile has: what a warp writes together lies in different banks.
@@ -111,6 +111,7 @@ template <bool kLeftAlong, bool kRightAlong, class Left, class Right>
 __global__ void __launch_bounds__(kProductThreads) product_kernel(const Product<Left, Right> in) {
   using T = Widened<Left>;
   constexpr int kStageElements = kStageDepth * kTileStride;
+  constexpr bool kStageSums = sizeof(T) == sizeof(float);  // float64 has bits to spare, but no registers
   DEEPCLUST_SHARED(T, shared, [2 * kStageElements]);
   T *left = shared, *right = shared + kStageElements;
   const int64_t lines = in.result.lines.count, columns = in.result.width;
@@ -140,13 +141,13 @@ __global__ void __launch_bounds__(kProductThreads) product_kernel(const Product<
       for (int r = 0; r < kThreadLines; ++r) {
         const T x = left[d * kTileStride + down + r * kThreadsDown];
 #pragma unroll
-        for (int c = 0; c < kThreadColumns; ++c) sum[r][c] += x * y[c];
+        for (int c = 0; c < kThreadColumns; ++c) (kStageSums ? sum : total)[r][c] += x * y[c];
       }
     }
 #pragma unroll
     for (int r = 0; r < kThreadLines; ++r) {
 #pragma unroll
-      for (int c = 0; c < kThreadColumns; ++c) total[r][c] += sum[r][c];
+      for (int c = 0; c < kThreadColumns && kStageSums; ++c) total[r][c] += sum[r][c];
     }
     device::sync_forget(shared, 2 * kStageElements);
   }
