@@ -146,9 +146,22 @@ void views(int64_t count, int64_t channels, int64_t side) {
   require(launch_augment_views(inputs, plan, {}, {}, nullptr));
 }
 
-void pair_information(int64_t count, int64_t depth) {
+void pair_information(int64_t count, int64_t clusters, int64_t depth) {
   for (const ElementType type : {ElementType::kF32, ElementType::kF64, ElementType::kF16, ElementType::kBf16}) {
-    require(launch_pair_information({type, count * depth, memory, nullptr}, memory, nullptr));
+    // At most two blocks of pairs: others launch the same again.
+    const PairPlan plan = plan_pairs(count, clusters, device::multiprocessor_count());
+    const int64_t pairs = count < 2 * plan.block_pairs ? count : 2 * plan.block_pairs;
+    PairInformationInputs inputs{};
+    inputs.type = type;
+    inputs.pairs = pairs;
+    inputs.clusters = clusters;
+    inputs.depth = depth;
+    inputs.beta = inputs.temperature = 1;
+    PairWorkspace workspace{};
+    for (void*& field : workspace.field) field = memory;
+    require(launch_pair_information(inputs, plan, workspace, memory, memory, memory, nullptr));
+    const PairStatisticsInputs statistics{type, pairs, clusters, depth, memory, memory, 1};
+    require(launch_pair_statistics(statistics, plan, workspace, memory, memory, memory, nullptr));
   }
 }
 
@@ -162,13 +175,15 @@ int main() {
       for (const int64_t side : {1, 32, 224, 1 << 20}) views(count, channels, side);
     }
     for (const int64_t depth : {1, 128, 2048}) {
-      for (const int64_t clusters : {1, 100, 100'000}) kmeans(count, clusters, depth);
+      for (const int64_t clusters : {1, 100, 100'000}) {
+        kmeans(count, clusters, depth);
+        pair_information(count, clusters, depth);
+      }
       gather(count, depth);
       mining(count, depth);
       for (const int64_t bank_rows : {0, 1000, 10'000'000}) {
         for (const int k : {1, 256}) neighbors(count, bank_rows, depth, k);
       }
-      pair_information(count, depth);
       pair_gradient(count, depth);
       contrastive(count, depth, 0, 0);
       contrastive(count, depth, 65536, 0);
