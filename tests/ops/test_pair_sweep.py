@@ -39,7 +39,8 @@ def assert_within_budget(
     naive: Callable[..., tuple[Tensor, ...]] = getattr(reference, function)
     truth = naive(*(tensor.double() for tensor in rounded), **options)
     for place, parts in enumerate(zip(results, naive(*rounded, **options), truth, strict=True)):
-        assert_error_budget(*parts, f"{function}, result {place}")
+        # A logit's own rounding is multiplied by the logit, and by beta, in the exponential of it.
+        assert_error_budget(*parts, f"{function}, result {place}", amplified=4)
     return results
 
 

@@ -121,9 +121,9 @@ DEEPCLUST_INLINE double row_gradient(const PairShape<T>& shape, T beta, double p
   const T joint_sum = take_exponentials(padded, joint_largest, teacher);
   const T student_sum = take_exponentials(padded, student_largest, student);
   const T scale = static_cast<T>(pair_weight) * beta / static_cast<T>(2 * shape.pairs);
-  const T of_joint = scale / joint_sum, of_student = scale / student_sum;
+  const T of_joint = T(1) / joint_sum, of_student = T(1) / student_sum;
   for (int64_t k = 0; k < padded; k += VecOf<T>::kLanes) {
-    store(student + k, load(teacher + k) * of_joint - load(student + k) * of_student);
+    store(student + k, scale * (load(teacher + k) * of_joint - load(student + k) * of_student));
   }
   const double sums = std::log(static_cast<double>(teacher_sum)) + std::log(static_cast<double>(student_sum));
   return pair_weight * (joint_largest + std::log(static_cast<double>(joint_sum)) - beta * sums);
