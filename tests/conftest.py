@@ -1,8 +1,9 @@
 """What every test shares: seeds, the hypothesis budget, and the rule that the native library is what is tested."""
 
+import gc
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from zlib import crc32
 
 import numpy as np
@@ -39,6 +40,17 @@ def pytest_sessionstart() -> None:
             f"Run `make setup` or `{_extension.rebuild_command()}`; DEEPCLUST_EXT_BACKEND=reference tests the reference"
         )
         pytest.exit(f"the native library is not usable: {_extension.REASON}. {cure}.", returncode=1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without looking for garbage, and never look for it in what then stays: a million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
