@@ -1,6 +1,7 @@
 """What every test shares: seeds, the hypothesis budget, and the rule that the native library is what is tested."""
 
 import gc
+import os
 import random
 import warnings
 from collections.abc import Generator, Iterator
@@ -70,6 +71,14 @@ def uses_reference(item: pytest.Item) -> bool:
     return isinstance(item, pytest.Function) and (
         hasattr(item, "callspec") and item.callspec.params.get("backend") == "reference"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_disk() -> Iterator[None]:
+    """Let no file wait until the disk has it: none outlives the power here. Processes of their own do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
 
 
 @pytest.fixture(autouse=True)
