@@ -40,7 +40,7 @@ def test_a_command_that_is_proposed_can_be_pasted(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("reader", ["head -1", "true"])
 def test_who_has_read_enough_ends_a_command_in_silence(reader: str, tmp_path: Path) -> None:
-    line = f"{sys.executable} -m deepclust_ext recipes | {reader}; exit ${{PIPESTATUS[0]}}"
+    line = f"{sys.executable} -m deepclust_ext info | {reader}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", line],
         cwd=tmp_path,
