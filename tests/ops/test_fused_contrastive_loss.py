@@ -348,10 +348,10 @@ def test_bad_arguments_are_named_by_the_op_too(arguments: dict[str, Any], error:
 @pytest.mark.skipif(EMULATED, reason="a billion pairs take an hour on the emulated device")
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer multiplies memory")
 def test_no_square_matrix_in_memory() -> None:
-    """Forward and backward at 2B = 16384, D = 128 take at most 80 MB; one matrix would take 1024 MB."""
+    """Forward and backward at 2B = 32768, D = 128 take at most 160 MB; one matrix would take 4096 MB."""
     extra = peak_extra_megabytes(
-        "z_a, z_b = torch.randn(2, 8192, 128).requires_grad_().unbind()",
+        "z_a, z_b = torch.randn(2, 16384, 128).requires_grad_().unbind()",
         "deepclust_ext.fused_contrastive_loss(z_a[:300], z_b[:300]).backward()",
         "deepclust_ext.fused_contrastive_loss(z_a, z_b).backward()",
     )
-    assert extra <= 80
+    assert extra <= 160

@@ -200,10 +200,10 @@ def test_bad_options_are_named_by_the_op_too() -> None:
 @pytest.mark.skipif(EMULATED, reason="a billion pairs take an hour on the emulated device")
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer multiplies memory")
 def test_no_square_matrix_in_memory() -> None:
-    """Forward and backward at N = 16384, D = 128 take at most 80 MB; one N x N matrix would take 1024 MB."""
+    """Forward and backward at N = 32768, D = 128 take at most 160 MB; one N x N matrix would take 4096 MB."""
     extra = peak_extra_megabytes(
-        "teacher, student = torch.randn(16384, 128), torch.randn(16384, 128, requires_grad=True)",
+        "teacher, student = torch.randn(32768, 128), torch.randn(32768, 128, requires_grad=True)",
         "deepclust_ext.fused_hsd_loss(teacher[:300], student[:300]).backward()",
         "student.grad = None; deepclust_ext.fused_hsd_loss(teacher, student).backward()",
     )
-    assert extra <= 80
+    assert extra <= 160
