@@ -1,8 +1,10 @@
 """What every test shares: seeds, the hypothesis budget, and the rule that the native library is what is tested."""
 
+import gc
+import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from zlib import crc32
 
 import numpy as np
@@ -41,6 +43,17 @@ def pytest_sessionstart() -> None:
         pytest.exit(f"the native library is not usable: {_extension.REASON}. {cure}.", returncode=1)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without looking for garbage, and never look for it in what then stays: a million objects."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what the kernels are not in where they alone are under test, and begin with the longest tests.
 
@@ -58,6 +71,14 @@ def uses_reference(item: pytest.Item) -> bool:
     return isinstance(item, pytest.Function) and (
         hasattr(item, "callspec") and item.callspec.params.get("backend") == "reference"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_disk() -> Iterator[None]:
+    """Let no file wait until the disk has it: none outlives the power here. Processes of their own do wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,17 +1,43 @@
 """The ablation of HaDis: short runs of every variant, kept, and made once."""
 
 import csv
+import multiprocessing
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Subset
 
 from benchmarks import hadis_ablation
 from benchmarks.report import ROOT
 from deepclust_ext import recipes
+from deepclust_ext.data import Digits
 from deepclust_ext.methods import HaDis
 
+#: Scans of runs whose scores do not matter.
+FEW = 256
 
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs have the first scans alone, in processes that know it: forks of this one."""
+    load, get_context = recipes.load, multiprocessing.get_context
+
+    def load_few(name: str, changes: dict[str, Any] | None = None) -> recipes.Recipe:
+        return load(name, {**(changes or {}), "data.images": FEW})
+
+    def fork(method: str) -> BaseContext:
+        assert method == "spawn"
+        return get_context("fork")
+
+    monkeypatch.setattr(multiprocessing, "get_context", fork)
+    monkeypatch.setattr(hadis_ablation, "Digits", lambda: Subset(Digits(), range(FEW)))
+    monkeypatch.setattr(recipes, "load", load_few)
+
+
+@pytest.mark.usefixtures("few")
 def test_every_variant_is_trained_once_and_put_into_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

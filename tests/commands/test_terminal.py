@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepclust_ext.__main__ import main
+from tests.forks import run_module
 from tests.runs.runfolders import ROOT, make_run, start, write_images, write_recipe
 
 
@@ -39,7 +40,7 @@ def test_a_command_that_is_proposed_can_be_pasted(tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("reader", ["head -1", "true"])
 def test_who_has_read_enough_ends_a_command_in_silence(reader: str, tmp_path: Path) -> None:
-    line = f"{sys.executable} -m deepclust_ext recipes | {reader}; exit ${{PIPESTATUS[0]}}"
+    line = f"{sys.executable} -m deepclust_ext info | {reader}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", line],
         cwd=tmp_path,
@@ -53,7 +54,6 @@ def test_who_has_read_enough_ends_a_command_in_silence(reader: str, tmp_path: Pa
 def test_names_that_are_no_text_are_printed(tmp_path: Path) -> None:
     write_images(tmp_path / "images", count=1)
     (tmp_path / "images" / b"\xff.txt".decode(errors="surrogateescape")).touch()
-    with start(["data", "images"], tmp_path) as process:
-        out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "1 skipped, such as \\udcff.txt: no image by its name" in out
+    done = run_module("deepclust_ext", "data", tmp_path / "images")
+    assert done.returncode == 0, done.stderr
+    assert "1 skipped, such as \\udcff.txt: no image by its name" in done.stdout

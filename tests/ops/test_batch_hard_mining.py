@@ -88,11 +88,14 @@ def brute_force(teacher: Tensor, student: Tensor, anchor: int) -> tuple[int, int
 
 
 @pytest.mark.skipif(EMULATED, reason="4 billion pairs take hours on the emulated device")
-def test_more_rows_than_a_16_bit_index_holds() -> None:
-    teacher, student = make_batch("aligned", 66_000, 4, torch.float64)
+@pytest.mark.parametrize(("dtype", "first"), [(torch.float32, 0), (torch.float64, 65_000)], ids=str)
+def test_more_rows_than_a_16_bit_index_holds(dtype: torch.dtype, first: int) -> None:
+    """Of all rows in the faster dtype: more pairs than 32 bits count; of the last ones in the other."""
+    teacher, student = (x.mul(64).round() for x in make_batch("aligned", 66_000, 4, torch.float64))  # exact in float32
     # Of the last rows alone where a sanitizer multiplies the time; all of them take it half a minute.
-    first = 65_000 if KERNELS_ALONE else 0
-    pairs = batch_hard_mining(teacher, student, normalize=False, first_row=first, num_rows=66_000 - first)
+    first = 65_000 if KERNELS_ALONE else first
+    rows = teacher.to(dtype), student.to(dtype)
+    pairs = batch_hard_mining(*rows, normalize=False, first_row=first, num_rows=66_000 - first)
     for anchor in (0, 1, 32_767, 40_001, 65_000, 65_535, 65_536, 65_999):
         if anchor >= first:
             place = anchor - first
