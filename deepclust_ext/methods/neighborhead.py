@@ -20,7 +20,7 @@ from deepclust_ext.methods.shared import (
     spread,
     update_average,
 )
-from deepclust_ext.ops._checks import check_divisor, check_fraction, check_positive, check_size
+from deepclust_ext.ops._checks import check_divisor, check_fraction, check_size
 from deepclust_ext.reference.normalize import l2_normalize
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class NeighborHead(ClusterHeadMethod):
         self.hidden_dim = check_size(hidden_dim, "hidden_dim", 0)
         self.embedding_dim = check_size(embedding_dim, "embedding_dim")
         self.momentum = check_fraction(momentum, "momentum")
-        self.beta = check_positive(beta, "beta")
+        self.beta = check_divisor(beta, "beta")
         self.temperature = check_divisor(temperature, "temperature")
         self.distribution_momentum = check_fraction(distribution_momentum, "distribution_momentum")
         self.backbone = backbone.requires_grad_(False)

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from deepclust_ext import ops
 
+#: What is smaller counts as this, as in torch's normalize.
 _LEAST_NORM = 1e-12
 
 
@@ -21,7 +22,7 @@ def teacher_statistics(
     TEMI, section 3: the weight is the product of the teachers' shares of both rows, summed over clusters and averaged
     over heads.
     """
-    found = [ops.pair_statistics(rows, weight, temperature=temperature) for rows, weight in heads]
+    found = [ops.pair_statistics(*_widened(*head), temperature=temperature) for head in heads]
     sums, agreement, largest = (torch.stack(each) for each in zip(*found, strict=True))
     return sums, agreement.mean(dim=0), largest.mean()
 
@@ -37,11 +38,9 @@ def pair_information(
     temperature: float,
 ) -> Tensor:
     """Return the information, (), of :func:`deepclust_ext.pair_information`, with gradients by student and weight."""
-    with torch.autocast(rows.device.type, enabled=False):
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        given = (rows, weight, teacher_rows, teacher_weight, distribution, pair_weights)
-        value: Tensor = _PairInformation.apply(*(part.to(wide) for part in given), beta, temperature)
-        return value
+    given = _widened(rows, weight, teacher_rows, teacher_weight, distribution, pair_weights)
+    value: Tensor = _PairInformation.apply(*given, beta, temperature)
+    return value
 
 
 class _PairInformation(torch.autograd.Function):
@@ -84,30 +83,16 @@ def scaled_unit_rows(
     rows: Tensor,  # (K, E)
     scales: Tensor,  # (K, 1)
 ) -> Tensor:
-    """Return each row divided by its norm and times its scale, (K, E); for backward nothing is kept but the inputs."""
-    scaled: Tensor = _ScaledUnitRows.apply(rows, scales)
+    """Return each row divided by its norm and times its scale, (K, E).
+
+    For the backward pass one factor of each row is kept. Torch's normalize would keep all unit rows.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=_LEAST_NORM)
+    scaled: Tensor = rows * (scales / norms)
     return scaled
 
 
-class _ScaledUnitRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, scales: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, scales)
-        return rows * (scales / _norms(rows))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        rows, scales = ctx.saved_tensors
-        norms = _norms(rows)
-        along = (grad * rows).sum(dim=1, keepdim=True) / norms  # by the scale
-        turned = torch.where(norms > _LEAST_NORM, along / norms, 0)
-        return (grad - rows * turned).mul_(scales / norms), along
-
-
-def _norms(
-    rows: Tensor,  # (K, E)
-) -> Tensor:
-    """Return the norms (K, 1), and what is smaller as torch's normalize has it."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return norms.clamp(min=_LEAST_NORM)
+def _widened(*given: Tensor) -> list[Tensor]:
+    """Return all in float32, or float64 if the first is: a backbone may give features of another dtype than a head."""
+    wide = torch.promote_types(given[0].dtype, torch.float32)
+    return [part.to(wide) for part in given]

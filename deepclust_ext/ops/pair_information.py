@@ -53,7 +53,7 @@ def pair_information(
     Returns:
         The information, (), 0 of no pairs; its gradient by ``rows``, (2B, E), or (0, E) if it is not wanted; and its
         gradient by ``weight``, (K, E). All are float32, or float64 for float64, and constants to autograd. If a logit,
-        a share of the distribution or a weight is NaN or Inf, all are NaN.
+        a share of the distribution or a weight is NaN or Inf, all are NaN. What overflows is NaN or Inf.
 
     Raises:
         TypeError: An argument is of the wrong type or dtype.

@@ -41,9 +41,9 @@ def pair_information(
         scale = (pair_weights[block] * (beta / (2 * pairs * temperature))).unsqueeze(1)
         for place, (student, teacher) in enumerate(zip(students, teachers[::-1], strict=True)):
             is_finite = is_finite & student.isfinite().all() & teacher.isfinite().all()
-            joint = beta * (student + teacher.log_softmax(dim=1)) - log_distribution
-            joint_sum, student_sum = joint.logsumexp(dim=1), student.logsumexp(dim=1)
-            information = information + (pair_weights[block] * (joint_sum - beta * student_sum)).sum()
+            # Logarithms of both shares, not the logits: one head may be surer by far than the other.
+            joint = beta * (student.log_softmax(dim=1) + teacher.log_softmax(dim=1)) - log_distribution
+            information = information + (pair_weights[block] * joint.logsumexp(dim=1)).sum()
             gradient = scale * (joint.softmax(dim=1) - student.softmax(dim=1))
             side = slice(block.start + place * pairs, block.stop + place * pairs)
             if want_rows:

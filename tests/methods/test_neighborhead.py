@@ -92,6 +92,33 @@ def test_a_layer_of_scaled_unit_rows_has_the_gradients_of_its_formula() -> None:
     torch.testing.assert_close(torch.autograd.grad((weight * slope).sum(), (rows, scales)), expected)
 
 
+def test_a_head_works_under_transforms_and_has_second_derivatives() -> None:
+    head, rows = small_neighborhead().double().heads[0], torch.randn(3, 4, 36).double()
+    torch.testing.assert_close(torch.func.vmap(head)(rows), torch.stack([head(each) for each in rows]))
+    assert torch.func.jvp(head, (rows[0],), (rows[1],))[1].shape == (4, NUM_CLUSTERS)
+    given = torch.randn(2, 3).double().requires_grad_(), torch.randn(2, 1).double().requires_grad_()
+    assert torch.autograd.gradgradcheck(scaled_unit_rows, given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_features_may_be_of_another_dtype(dtype: torch.dtype) -> None:
+    """A frozen backbone may compute in half precision by itself."""
+
+    class Backbone(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1).to(dtype)
+
+    def loss_of(backbone: nn.Module, views: list[Tensor]) -> Tensor:
+        torch.manual_seed(0)
+        loss, _ = NeighborHead(backbone, 64, 5, num_heads=2, hidden_dim=0).training_step(views)
+        loss.backward()
+        return loss.detach()
+
+    views = make_views(2, 8)
+    expected = loss_of(nn.Flatten(), views)
+    torch.testing.assert_close(loss_of(Backbone(), views), expected, rtol=1e-2, atol=1e-3, check_dtype=False)
+
+
 def test_a_cluster_that_nobody_has_chosen_stays_finite() -> None:
     rows, weight = torch.ones(6, 2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1000.0, 0.0]])
     rows.requires_grad_(), weight.requires_grad_()
@@ -143,6 +170,8 @@ def test_defaults_are_the_authors() -> None:
     assert (group["lr"], group["weight_decay"]) == (4e-4, 1e-4)
     with pytest.raises(ValueError, match="beta: expected a finite number above 0, got 0"):
         NeighborHead(nn.Flatten(), 64, 10, beta=0)
+    with pytest.raises(ValueError, match="beta: expected a number from 1e-30 to 1e\\+30, got 1e-40"):
+        NeighborHead(nn.Flatten(), 64, 10, beta=1e-40)
 
 
 def test_labels_start_the_heads_and_leave_their_losses() -> None:

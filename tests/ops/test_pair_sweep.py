@@ -57,6 +57,21 @@ def test_sizes(size: tuple[int, int, int], dtype: torch.dtype, device: str) -> N
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("sure", [0, 2], ids=["student", "teacher"])
+@pytest.mark.parametrize("factor", [1e4, 1e8, 1e30])
+def test_one_head_may_be_surer_by_far(backend: str, factor: float, sure: int, device: str) -> None:
+    """Beside logits of 1e4 and more the other head's are small, but they alone decide the information."""
+    tensors = [x.float() for x in heads(40, 30, 20, scale=5)]
+    tensors[sure] *= factor
+    *given, distribution, weights = (x.double() for x in tensors)
+    students, teachers = ((given[head] @ given[head + 1].T).log_softmax(dim=1) for head in (0, 2))
+    joint = 0.6 * (students + teachers.roll(40, 0)) - distribution.log()
+    value, *slopes = ops.pair_information(*(x.to(device) for x in tensors), temperature=1.0)
+    assert float(value) == pytest.approx(float((weights.repeat(2) * joint.logsumexp(dim=1)).mean()), rel=1e-5)
+    assert all(bool(x.isfinite().all()) for x in slopes)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_many_pairs(device: str) -> None:
     """Columns whose sums have as many parts as there may be, of a block of pairs and of a smaller one."""
     assert_within_budget("pair_statistics", heads(12300, 2, 1)[2:4], torch.float32, device)

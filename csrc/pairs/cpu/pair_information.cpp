@@ -35,7 +35,7 @@ namespace {
 // Pairs of a block: 48 rows are whole panels of rows on every instruction set, and logits of 1,000 clusters for both
 // heads take 384 KB, which a common second cache holds.
 constexpr int64_t kBlockPairs = 24;
-// Gradients by logits that are kept: 4 MB of float32, for 1,000 clusters half of the rows of a batch of 1,024 pairs.
+// Gradients by logits that are kept: 4 MB of float32, for 1,000 clusters 1,008 rows.
 constexpr int64_t kKeptLogits = int64_t{1} << 20;
 // Clusters of a task that multiplies these with the rows.
 constexpr int64_t kTaskClusters = 48;

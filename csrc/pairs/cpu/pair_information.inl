@@ -105,16 +105,17 @@ template <typename T>
 DEEPCLUST_INLINE double row_gradient(const PairShape<T>& shape, T beta, double pair_weight, T* student, T* teacher) {
   const int64_t padded = shape.padded;
   const T student_largest = largest_logit(shape, student), teacher_largest = largest_logit(shape, teacher);
-  if (!(student_largest + teacher_largest - (student_largest + teacher_largest) == T(0))) {
+  if (!std::isfinite(student_largest) || !std::isfinite(teacher_largest)) {
     return std::numeric_limits<double>::quiet_NaN();
   }
   const T teacher_sum = sum_over_clusters<T>(padded, [&](int64_t k) __attribute__((always_inline)) {
     return exponential<T>(load(teacher + k) - teacher_largest);
   });
-  // j = beta (s + t - lse(t)) - log distribution; what is the same for all clusters waits until the logarithm.
-  const T shift = student_largest + teacher_largest;
+  // j = beta (s + t - lse(t)) - log distribution; what is the same for all clusters waits until the logarithm. Each
+  // logit is taken relative to its own largest before they are added: one head may be surer by far than the other.
   const T joint_largest = largest_over_clusters<T>(padded, [&](int64_t k) __attribute__((always_inline)) {
-    const Vec<T> joint = beta * (load(student + k) + load(teacher + k) - shift) - load(shape.log_distribution + k);
+    const Vec<T> agreed = (load(student + k) - student_largest) + (load(teacher + k) - teacher_largest);
+    const Vec<T> joint = beta * agreed - load(shape.log_distribution + k);
     store(teacher + k, joint);
     return joint;
   });
@@ -157,7 +158,7 @@ double pair_shares(const PairShape<T>& shape, int64_t pairs,
   for (int64_t r = 0; r < 2 * pairs; ++r) {
     T* row = logits + r * shape.score_stride;
     const T largest = largest_logit(shape, row);
-    if (!(largest - largest == T(0))) return std::numeric_limits<double>::quiet_NaN();
+    if (!std::isfinite(largest)) return std::numeric_limits<double>::quiet_NaN();
     const T inverse_sum = T(1) / take_exponentials(shape.padded, largest, row);
     all_largest += static_cast<double>(inverse_sum);  // exp(0) over the sum
     for (int64_t k = 0; k < shape.padded; k += VecOf<T>::kLanes) {
