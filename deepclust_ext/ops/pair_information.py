@@ -64,7 +64,7 @@ def pair_information(
         >>> half, ones = torch.full((2,), 0.5), torch.ones(1)
         >>> information, _, _ = pair_information(rows, weight, rows, weight, half, ones, beta=1.0, temperature=1.0)
         >>> print(f"{information:.4f}")
-        -0.2403
+        -0.2402
 
     Source: TEMI, N. Adaloglou et al., Exploring the Limits of Deep Image Clustering using Pretrained Models, BMVC 2023,
     https://arxiv.org/abs/2303.17896, section 3.
