@@ -319,7 +319,7 @@ def scale_head(path: str, rows: int, clusters: int) -> list[tuple[str, float]]:
     """Return the seconds of the search and of one epoch of NeighborHead on the first rows of a file."""
     features = load_features(path)[:rows]
     recipe, _ = features_recipe(features, clusters)
-    recipe = replace(recipe, phases=(replace(recipe.phases[0], epochs=1),))
+    recipe = replace(recipe, phases=(replace(recipe.phases[-1], epochs=1),))
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         trainer = make_trainer(recipe, features, folder)
