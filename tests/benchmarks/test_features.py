@@ -10,6 +10,7 @@ import torch
 from benchmarks import features
 from benchmarks.mixtures import Mixture
 from benchmarks.plain_neighborhead import PlainNeighborHead, plain_table
+from benchmarks.report import ROOT
 from deepclust_ext.data.neighbors import neighbor_table
 from deepclust_ext.recipes.features import features_recipe
 
@@ -86,3 +87,21 @@ def test_a_mixture_has_its_centers_and_its_concentration() -> None:
     again, _ = Mixture(16, 5, 40.0, 0).draw(4000)
     assert torch.equal(again, rows)
     assert not torch.equal(source.draw(4000)[0], rows)
+
+
+def test_pages_have_the_figures_of_the_committed_lines() -> None:
+    pages = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("features", "neighborhead")}
+    with features.RESULTS.open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    (ours,) = (line for line in lines if (line["part"], line["provider"]) == ("epoch", "ours"))
+    for line in lines:
+        assert line["note"] != "WRONG"
+        if line["part"] == "quality":
+            figures = f"| {float(line['acc']):.3f} | {float(line['nmi']):.3f} |"
+            assert figures in pages["features"]
+        elif line["part"] == "epoch":
+            ratio = float(line["seconds"]) / float(ours["seconds"])
+            figures = f"| {line['provider']} | {ratio:.3g} | {float(line['peak_mb']):.0f} MB |"
+            assert figures in pages["neighborhead"]
+        elif line["part"] == "scale" and line["clusters"] == "1000":
+            assert f"{int(line['note'].split()[0]):,}" in pages["features"]
