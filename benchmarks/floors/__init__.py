@@ -20,15 +20,16 @@ WARP_ROWS, TILE_COLUMNS = 16, 64  # of a warp in a tile, and of the tile
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How tensor cores multiply: at which rate, and in how many products of theirs for one."""
+    """How a GPU multiplies: at which rate, and in how many products of its own for one."""
 
     name: str
-    rate: str  # key of Card.flops
+    rate: str  # key of Card.flops, or "lanes": without tensor cores
     pieces: int
 
 
 TF32, TF32X3 = Arithmetic("tf32", "tf32", 1), Arithmetic("3xTF32", "tf32", 3)
 FP16, FP16X3, BF16 = Arithmetic("fp16", "half", 1), Arithmetic("3xFP16", "half", 3), Arithmetic("bf16", "half", 1)
+FMA = Arithmetic("float32", "lanes", 1)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Card:
     def lanes(self) -> float:
         """Return instructions of one lane per second."""
         return self.multiprocessors * self.float_lanes * self.clock
+
+    def product_rate(self, arithmetic: Arithmetic) -> float:
+        """Return operations per second of products."""
+        return 2 * self.lanes if arithmetic.rate == "lanes" else self.flops[arithmetic.rate]
 
     @property
     def shared(self) -> float:
@@ -69,18 +74,18 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of the tensor cores and bytes from or to memory, both the least that the method needs."""
+    """Operations of products and bytes from or to memory, both the least that the method needs."""
 
     flops: Mapping[Arithmetic, int]
     bytes: int
 
-    def mma_seconds(self, card: Card) -> float:
-        """Return how long the tensor cores of a GPU take."""
-        return sum(flops / card.flops[arithmetic.rate] for arithmetic, flops in self.flops.items())
+    def product_seconds(self, card: Card) -> float:
+        """Return how long the products take a GPU."""
+        return sum(flops / card.product_rate(arithmetic) for arithmetic, flops in self.flops.items())
 
     def seconds(self, card: Card) -> float:
         """Return the floor on a GPU, launches not counted."""
-        return max(self.mma_seconds(card), self.bytes / card.memory)
+        return max(self.product_seconds(card), self.bytes / card.memory)
 
 
 WorkOf = Callable[[int, int, str], Work]  # of a case's rows and dims, and a dtype
@@ -101,7 +106,7 @@ def predict_tiles(
     out: with few rows the real time is longer.
     """
     seconds = {
-        "warps": work.mma_seconds(card) / card.mma_share + lane_operations / card.lanes,
+        "warps": work.product_seconds(card) / card.mma_share + lane_operations / card.lanes,
         "L2": from_l2 / card.l2,
         "shared": (from_l2 + from_shared) / card.shared,
     }

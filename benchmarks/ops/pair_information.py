@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.clock import Function
-from benchmarks.floors import BF16, FP16, TF32X3, Work, WorkOf
+from benchmarks.floors import WorkOf
+from benchmarks.floors.pairs import CUDA_PAIRS, information_work
 from benchmarks.harness import Case, Provider, Yardstick
 from deepclust_ext import pair_information, reference
 from deepclust_ext.ops import pair_statistics
@@ -26,9 +27,6 @@ FOLLOWS_PRECISION = False
 WORK: Mapping[str, WorkOf] = {}  # every case has its own
 
 BETA, TEMPERATURE = 0.6, 0.1  # as published
-#: How tensor cores could multiply as precisely. Ours on CUDA uses none, so its floor there is that of another method.
-ARITHMETICS = {"float32": (TF32X3, 4), "float32-high": (TF32X3, 4), "bfloat16": (BF16, 2), "float16": (FP16, 2)}
-RESULT_BYTES = 4  # of the information and of an element of a gradient
 
 
 def plain_formula(
@@ -99,14 +97,6 @@ def product_flops(rows: Tensor, weight: Tensor, *_: Tensor, want_rows: bool, **_
 YARDSTICK = Yardstick("the products", all_products, product_flops)
 
 
-def information_work(rows: int, dims: int, dtype: str, *, clusters: int, want_rows: bool) -> Work:
-    """Return the work of a call: three products, four with the rows' gradient; inputs read and gradients written."""
-    arithmetic, size = ARITHMETICS[dtype]
-    read = (2 * (rows + clusters) * dims + clusters + rows // 2) * size
-    written = (1 + (clusters + want_rows * rows) * dims) * RESULT_BYTES
-    return Work({arithmetic: arithmetic.pieces * 2 * (3 + want_rows) * rows * clusters * dims}, read + written)
-
-
 def student_and_teacher(clusters: int, rows: int, dims: int) -> tuple[Tensor, ...]:
     """Return unit rows around unit prototypes, both rows of a pair near the same one, and a teacher."""
     generator = torch.Generator().manual_seed(0)
@@ -151,4 +141,6 @@ CASES = [
     make_case("hidden", 2048, 1000, 256),
 ]
 SERIES = [make_case("frozen", rows, 1000, 384) for rows in (512, 2048, 8192)]
-CUDA_CASES = [*CASES, make_case("frozen", 8192, 1000, 384)]
+CUDA_CASES = [
+    make_case(("frozen", "hidden")[want_rows], rows, clusters, dims) for rows, clusters, dims, want_rows in CUDA_PAIRS
+]

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.floors import CARDS, Card
+from benchmarks.floors import pairs as floors
 from benchmarks.floors.cpu import Floor, find_floors
 from benchmarks.harness import Case, admit, cases_of, load_op
 
@@ -34,3 +36,22 @@ def test_products_are_counted_alike(name: str, products: int) -> None:
     assert find_floors(op, case, inputs, output, "float32") == {"forward": Floor(flops, moved)}
     for function in (case.bind(op.YARDSTICK.function), *case.beside.values()):
         function(*inputs)
+
+
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+def test_pairs_are_not_predicted_to_beat_their_floors(card: Card) -> None:
+    for rows, clusters, dims, want_rows in floors.CUDA_PAIRS:
+        seconds, limit = floors.predict_information(rows, clusters, dims, want_rows, card)
+        assert limit in ("lanes", "shared", "L2")
+        for dtype in floors.ELEMENT_BYTES:
+            work = floors.information_work(rows, dims, dtype, clusters=clusters, want_rows=want_rows)
+            assert seconds > work.seconds(card) > sum(work.flops.values()) / (2.01 * card.lanes)
+            teacher = floors.statistics_work(rows, dims, dtype, clusters=clusters)
+            assert floors.predict_statistics(rows, clusters, dims, card) > teacher.seconds(card)
+
+
+def test_blocks_of_pairs_are_cut_as_the_kernel_cuts_them() -> None:
+    card = CARDS["NVIDIA H200"]
+    assert floors.blocks_of_rows(2048, 1000, card) == [2048]
+    assert floors.blocks_of_rows(8192, 1000, card) == [2162, 2162, 2162, 1706]
+    assert floors.blocks_of_rows(4, 10**9, card) == [2, 2]
