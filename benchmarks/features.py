@@ -243,10 +243,13 @@ def step_memory(provider: str, rows: int, columns: int, clusters: int, heads: in
     return peak_of(lambda: run_epoch(steps, values, near, size))[0]
 
 
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what a function of this module gives in a process of its own, whose memory is its own too."""
+def alone(function: Callable[..., Any], *arguments: Any, exact_memory: bool = True) -> Any:
+    """Return what a function of this module gives in a process of its own, whose memory is its own too.
+
+    With ``exact_memory`` freed blocks are back with the system at once, see memory.py, and all takes longer.
+    """
     before = dict(os.environ)
-    os.environ.update(SERVER_ENVIRONMENT)
+    os.environ.update(SERVER_ENVIRONMENT if exact_memory else {})
     try:
         with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
             return pool.apply(function, arguments)
@@ -344,7 +347,7 @@ def scale(options: argparse.Namespace) -> Iterator[Line]:
         write_scale(path, rows, columns, options.clusters)
         for count, clusters in sizes:
             for function in (scale_kmeans, scale_head):
-                found, peak = alone(with_peak, function, str(path), count, clusters)
+                found, peak = alone(with_peak, function, str(path), count, clusters, exact_memory=False)
                 for provider, seconds in found:
                     note = f"{count / seconds:.0f} rows per second"
                     yield Line("scale", provider, count, columns, clusters, 0, seconds, peak, note=note)

@@ -20,7 +20,7 @@ SMALL = ("--rows", "200", "--columns", "8", "--clusters", "4", "--heads", "2", "
 @pytest.fixture(autouse=True)
 def native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "missing_kernels", lambda device: None)
-    monkeypatch.setattr(features, "alone", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(features, "alone", lambda function, *arguments, **_: function(*arguments))
     monkeypatch.setattr(features, "PROVIDERS", ("ours", "plain torch"))
 
 
