@@ -17,9 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 bin := $(abspath $(VENV))/bin
 # Each test process runs torch on one thread, and torch's compiler within it. A test that needs more threads says so
 # itself; these wait for each other asleep, since awake they would take the cores from other processes.
-# And glibc keeps what is freed, since to get cleared pages for every tensor takes time.
-quiet := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TORCHINDUCTOR_COMPILE_THREADS=1 \
-	MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=268435456 MALLOC_TOP_PAD_=16777216
+quiet := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive TORCHINDUCTOR_COMPILE_THREADS=1
 pytest := $(quiet) $(bin)/python -m pytest --numprocesses auto --maxprocesses 8 --durations 10
 native_sources := $(shell find csrc -type f ! -name '*.md')
 formatted_sources := $(native_sources) $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')

@@ -10,7 +10,7 @@ Parts, each on its own or all after the other (`--part`), at a size of one's own
   the memory is the peak of a step beyond what was resident before, in a process of its own. About 5 minutes.
 - neighbors: the search for neighbors of all rows, ours and by products and topk. Both have to find the same, but for
   ties within rounding. About 10 minutes.
-- digits: for three seeds, the rows of HaDis trained on the digits as features: k-means, best of ten, and NeighborHead.
+- digits: for each seed, the rows of HaDis trained on the digits as features: k-means, best of ten, and NeighborHead.
   About 8 minutes.
 - scale: 1,281,167 x 768 float16 from a file that the script writes (2 GB), K = 1000, at an eighth, a quarter, half and
   all of it, and with K = 250 and 500: k-means, the search for neighbors, an epoch of NeighborHead; seconds and the

@@ -87,7 +87,7 @@ def seed(request: pytest.FixtureRequest) -> int:
     value = crc32(request.node.nodeid.encode())
     random.seed(value)
     np.random.seed(value)
-    # Without a GPU torch.manual_seed keeps the stack of each call for devices that may start later, thrice.
+    # Without a GPU torch.manual_seed formats the stack at each call, for three kinds of devices that may start later.
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(value)

@@ -120,7 +120,7 @@ def floor_lines(
 ) -> list[str]:
     """Return a line per mode of ours: operations, bytes, the floor on a GPU by name, and the measured time over it."""
     if dtype == "float64":
-        return [f"no floor: ours multiplies {dtype} without tensor cores"]
+        return [f"no floor: no rate of {dtype} is known"]
     if machine not in CARDS:
         return [f"no floor: the rates of {machine} are not known"]
     lines = []

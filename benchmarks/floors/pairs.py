@@ -23,10 +23,11 @@ RESULT_BYTES = 4  # of the information and of an element of a gradient
 TILE, PRODUCT_BLOCKS, MIN_PART_DEPTH = 64, 2, 256
 # Of a thread: for 32 multiply-adds it loads 12 numbers, and for 512 it fetches and stores 16 and adds up 32 sums.
 INSTRUCTIONS_PER_FMA = 1 + 12 / 32 + (16 * 6 + 32) / 512
-SHARED_BYTES_PER_FMA = 12 * 128 / (32 * 32)  # a load of a warp takes 128 bytes, also where lanes read the same
+# A load or store of a warp takes 128 bytes, also where lanes read the same.
+SHARED_BYTES_PER_FMA = (12 / 32 + 16 / 512) * 128 / 32
 L2_BYTES_PER_FMA = 2 * TILE * 4 / TILE**2
 
-LOGITS_PER_MULTIPROCESSOR = 1 << 14  # of a block of pairs; see pair_information.cu
+LOGITS_PER_MULTIPROCESSOR = 1 << 14  # of a block of pairs, in one matrix; see pair_information.cu
 # For each logit of a row, five exponentials and what is around them, and numbers read and written; see pairs_rows.cuh.
 INFORMATION_INSTRUCTIONS, INFORMATION_BYTES = 5 * 8 + 30, 12 * 4
 # The same for shares and for the sums of their columns.
@@ -34,6 +35,7 @@ STATISTICS_INSTRUCTIONS, STATISTICS_BYTES = 8 + 25, 8 * 4
 
 #: Rows of all pairs, clusters, features, and whether the rows' gradient is wanted, of the cases for CUDA.
 CUDA_PAIRS = (
+    (2048, 10, 384, False),
     (2048, 100, 384, False),
     (2048, 1000, 384, False),
     (2048, 1000, 768, False),
@@ -84,7 +86,7 @@ def blocks_of_rows(rows: int, clusters: int, card: Card) -> list[int]:
 
 
 def predict_rows(rows: int, clusters: int, instructions: int, moved: int, card: Card) -> float:
-    """Return the seconds of a launch that goes through the logits of a block, which are in L2."""
+    """Return the seconds of a launch that goes through the logits of a block, as if L2 held all of them."""
     return LAUNCH_SECONDS + rows * clusters * max(instructions / card.lanes, moved / card.l2)
 
 

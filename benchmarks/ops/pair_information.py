@@ -142,5 +142,8 @@ CASES = [
 ]
 SERIES = [make_case("frozen", rows, 1000, 384) for rows in (512, 2048, 8192)]
 CUDA_CASES = [
-    make_case(("frozen", "hidden")[want_rows], rows, clusters, dims) for rows, clusters, dims, want_rows in CUDA_PAIRS
+    make_case(form, rows, clusters, dims)
+    for rows, clusters, dims, want_rows in CUDA_PAIRS
+    for form, wanted in FORMS.items()
+    if wanted == want_rows
 ]

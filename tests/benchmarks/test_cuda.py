@@ -299,9 +299,7 @@ def test_share_of_the_floor_is_printed_for_known_cards_only() -> None:
     assert floor_lines("NVIDIA H200", works, 16384, 128, "float32", {})[0].endswith(" 0.5219 ms")
     unknown = floor_lines("NVIDIA H200 MIG 1g.18gb", works, 16384, 128, "float32", times)
     assert unknown == ["no floor: the rates of NVIDIA H200 MIG 1g.18gb are not known"]
-    assert floor_lines("NVIDIA H200", works, 256, 128, "float64", times) == [
-        "no floor: ours multiplies float64 without tensor cores"
-    ]
+    assert floor_lines("NVIDIA H200", works, 256, 128, "float64", times) == ["no floor: no rate of float64 is known"]
 
 
 def test_performance_page_has_the_tables_of_floors(capsys: pytest.CaptureFixture[str]) -> None:
