@@ -141,9 +141,4 @@ CASES = [
     make_case("hidden", 2048, 1000, 256),
 ]
 SERIES = [make_case("frozen", rows, 1000, 384) for rows in (512, 2048, 8192)]
-CUDA_CASES = [
-    make_case(form, rows, clusters, dims)
-    for rows, clusters, dims, want_rows in CUDA_PAIRS
-    for form, wanted in FORMS.items()
-    if wanted == want_rows
-]
+CUDA_CASES = [make_case("hidden" if want_rows else "frozen", *sizes) for *sizes, want_rows in CUDA_PAIRS]

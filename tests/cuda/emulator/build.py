@@ -33,8 +33,7 @@ COMPILERS_AT_ONCE = 2
 MODES = ("plain", "asan", "check", "nvcc")
 KERNEL_FLAGS = {
     "plain": ["-O2"],
-    # Without object-size, as in setup.py.
-    "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize=object-size", "-fno-sanitize-recover=undefined"],
+    "asan": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "check": ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"],
 }
 HOST_FLAGS = {"plain": ["-O2"], "asan": ["-O2", "-fsanitize=address"]}
