@@ -36,8 +36,8 @@
 namespace deepclust {
 namespace {
 
-// Rows that are mined together at most: every panel of columns is read once for so many. More would save little and
-// leave less work for other threads.
+// Rows that are mined together at most, but for rounding up to whole row panels: every panel of columns is read once
+// for so many. More would save little and leave less work for other threads.
 constexpr int64_t kMaxBlockRows = 64;
 // Elements of these rows at most, which are read again for every panel: a quarter of a common second cache in float32.
 constexpr int64_t kMaxBlockElements = int64_t{1} << 16;
@@ -177,7 +177,8 @@ class Search {
 
   // Phase 4: the hardest pairs of the anchors, one block of rows after the other.
   void mine_blocks() {
-    const int64_t block_rows = DEEPCLUST_SELECT(mining_block_rows<T>)(count_, depth_, at::get_num_threads());
+    const int64_t threads = at::get_num_threads();
+    const int64_t block_rows = DEEPCLUST_SELECT(mining_block_rows<T>)(anchors_.count, count_, depth_, threads);
     const int64_t blocks = divide_up(anchors_.count, block_rows);
     const int64_t limit = kMinTests + count_ / kColumnsPerTest;
     const int64_t workspace = DEEPCLUST_SELECT(mining_workspace<T>)(block_rows, padded_, depth_);

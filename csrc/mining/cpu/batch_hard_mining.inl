@@ -325,7 +325,7 @@ void mine_rows(const MiningInputs<T>& in,
   T* groups = scores + padded_rows * in.padded;
   T* teacher_scores = groups + padded_rows * 2 * group_stride;
   // Step 1: the teacher rows of the block, packed, with the shift subtracted.
-  int64_t rows[kMaxBlockRows];
+  int64_t rows[kMaxBlockRows + kRows];
   for (int64_t r = 0; r < count; ++r) rows[r] = first + r;
   pack_rows(in.teacher, rows, in.shift, count, in.depth, block);
   // The scores of a row, and a bound that says which columns can be positives: by the triangle inequality DT_ij <= D_ii
@@ -362,7 +362,7 @@ void mine_rows(const MiningInputs<T>& in,
   }
   // Step 3: n_i and p_i by tests in the order of D. Open rows are collected at the front of `rows`, and so are rows
   // that do not try because most rows before them stayed open ("hopeless").
-  BestPairs<T> best[kMaxBlockRows];
+  BestPairs<T> best[kMaxBlockRows + kRows];
   int64_t open = 0;
   for (int64_t r = 0; r < count; ++r) {
     best[r] = pairs_of(r);
@@ -390,17 +390,17 @@ void mine_rows(const MiningInputs<T>& in,
   }
 }
 
-// Rows that are mined together: enough to reuse each column panel, few enough for cache, memory and the threads at
-// hand.
+// Rows that are mined together: enough to reuse each column panel, few enough for cache and memory. All threads get
+// about as many, in whole row panels.
 template <typename T>
-int64_t mining_block_rows(int64_t count, int64_t depth, int64_t threads) {
+int64_t mining_block_rows(int64_t anchors, int64_t count, int64_t depth, int64_t threads) {
   constexpr int64_t kRows = Tile<T>::kPanelRows;
-  int64_t rows = kMaxBlockRows;
-  const int64_t share = divide_up(count, threads);
-  if (rows > share) rows = share;
-  if (rows > kMaxBlockElements / depth) rows = kMaxBlockElements / depth;
-  if (rows > kMaxScoreElements / count) rows = kMaxScoreElements / count;
-  return rows < kRows ? kRows : rows / kRows * kRows;
+  int64_t most = kMaxBlockRows;
+  if (most > kMaxBlockElements / depth) most = kMaxBlockElements / depth;
+  if (most > kMaxScoreElements / count) most = kMaxScoreElements / count;
+  if (most < kRows) most = kRows;
+  const int64_t share = divide_up(anchors, threads);
+  return round_up(divide_up(share, divide_up(share, most)), kRows);
 }
 
 // Elements of T that mine_rows needs for `rows` rows.
