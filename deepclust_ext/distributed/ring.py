@@ -1,6 +1,6 @@
 """Blocks of rows that travel from rank to rank, so that each pair of rows on two ranks is computed by one of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -87,6 +87,10 @@ class Ring:
         self._rows, self._group, self._turns = rows, group, turns_of(shards, for_guests)
         self._under_way = [self._post(turn) for turn in self._turns[:1]]
 
+    def __len__(self) -> int:
+        """Return the number of turns, the same on all ranks."""
+        return len(self._turns)
+
     def __iter__(self) -> Iterator[tuple[Turn, list[Tensor]]]:
         """Yield the turns, each with what has arrived from the guest."""
         for index, turn in enumerate(self._turns):
@@ -97,14 +101,22 @@ class Ring:
 
     def answer(self, turn: Turn, found: Sequence[Tensor]) -> list[Tensor]:
         """Send the guest its results, (count, guests, ...) each, and return what this rank's host has found."""
+        return self.begin_answer(turn, found)()
+
+    def begin_answer(self, turn: Turn, found: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Begin to :meth:`answer`; return a function that waits for what this rank's host has found."""
         messages, tag = _Messages(self._group), len(self._rows)
         sent = turn.sent.stop - turn.sent.start
         received = [x.new_empty(len(x), sent, *x.shape[2:]) for x in found]
         for place, (own, other) in enumerate(zip(found, received, strict=True)):
             messages.exchange(own.contiguous(), turn.guest, other, turn.host, tag + place)
         messages.begin()
-        messages.wait()
-        return received
+
+        def wait() -> list[Tensor]:
+            messages.wait()
+            return received
+
+        return wait
 
     def _post(self, turn: Turn) -> tuple["_Messages", list[Tensor]]:
         messages, guests = _Messages(self._group), list[Tensor]()

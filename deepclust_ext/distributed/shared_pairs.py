@@ -49,36 +49,47 @@ class _SumsOverAll(torch.autograd.Function):
         ring = Ring(_entries(own), shards, group)
         values = _log_sums(own, options, [])
         totals = values[1 : 1 + used].view(used, 2, count)
+        kept: list[Tensor] = []
         for turn, guests in ring:
+            kept = guests if len(ring) == 1 else []  # for backward: one block is little beside a rank's rows
             found = _log_sums(_part(own, turn.own), options, guests)[1 : 1 + used]
             mine = 2 * (turn.own.stop - turn.own.start)
             _add_logarithms(totals[:, :, turn.own], found[:, :mine])
             (received,) = ring.answer(turn, [found[:, mine:].reshape(2 * used, turn.guests)])
             _add_logarithms(totals[:, :, turn.sent], received)
         ctx.options, ctx.shards, ctx.group, ctx.used = options, shards, group, used
-        ctx.save_for_backward(*own, values)
+        ctx.save_for_backward(*own, values, *kept)
         positive, by_growth, by_weight = values.clone()
         return positive, by_growth, by_weight
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *own, sums = ctx.saved_tensors
+        *own, sums = ctx.saved_tensors[:5]
+        kept = ctx.saved_tensors[5:]
         options, count = ctx.options, ctx.shards.sizes[ctx.shards.rank]
         wanted = ctx.needs_input_grad[:4]
         values = row_values_of(sums, grads, options.hardness, torch.promote_types(own[0].dtype, torch.float32))
-        ring = Ring([*_entries(own), values.view(8, count).unbind()], ctx.shards, ctx.group)
-        gradients = _gradients(own, options, [], values, (*wanted, False, False))[:4]
+        ring = Ring([*([] if kept else _entries(own)), values.view(8, count).unbind()], ctx.shards, ctx.group)
         of_guests = (any(wanted[:2]), any(wanted[2:]))
+
+        def of_own_pairs() -> list[Tensor | None]:
+            return _gradients(own, options, [], values, (*wanted, False, False))[:4]
+
+        # The pairs within own rows while something travels: the first block, or if it has been kept, the answer.
+        gradients = None if kept else of_own_pairs()
         for turn, (*guests, their_values) in ring:
             mine = values.view(4, 2, count)[:, :, turn.own].flatten(1)
             both = torch.cat([mine, their_values.view(4, 2 * turn.guests)], dim=1)
-            found = _gradients(_part(own, turn.own), options, guests, both, (*wanted, *of_guests))
-            _add(gradients, found[:4], turn.own)
+            found = _gradients(_part(own, turn.own), options, guests or kept, both, (*wanted, *of_guests))
             answers = [x.view(2, turn.guests, x.shape[1]) for x in found[4:] if x is not None]
-            received = [x for pair in ring.answer(turn, answers) for x in pair]
-            of_own = [received.pop(0) if of_guests[place // 2] else None for place in range(4)]
-            _add(gradients, of_own, turn.sent)
+            answer = ring.begin_answer(turn, answers)
+            gradients = of_own_pairs() if gradients is None else gradients
+            _add(gradients, found[:4], turn.own)
+            received = [x for pair in answer() for x in pair]
+            of_sent = [received.pop(0) if of_guests[place // 2] else None for place in range(4)]
+            _add(gradients, of_sent, turn.sent)
+        assert gradients is not None
         dtype = own[0].dtype
         return *(None if grad is None else grad.to(dtype) for grad in gradients), None, None, None
 

@@ -9,7 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deepclust_ext.cluster import KMeans
-from deepclust_ext.distributed import batch_hard_mining, mining, nearest_neighbors, ring, sinkhorn_knopp
+from deepclust_ext.distributed import (
+    batch_hard_mining,
+    fused_contrastive_loss,
+    mining,
+    nearest_neighbors,
+    ring,
+    sinkhorn_knopp,
+)
 from tests.distributed.pool import PerRank, Pool
 
 #: A kind of message and how many numbers a rank has in it, with how often it comes.
@@ -127,3 +134,27 @@ def test_above_it_blocks_go_round(pool: Pool) -> None:
         assert messages["send", 2 * 4 * 4] == 4
         assert messages["send", 2 * 4] == 8
         assert sum(count for (kind, _), count in messages.items() if kind == "send") == 12
+
+
+def contrasted(group: Any, z_a: Tensor, z_b: Tensor, block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ring, "BLOCK", block)
+        fused_contrastive_loss(z_a.requires_grad_(), z_b.requires_grad_(), process_group=group).backward()
+
+
+@pytest.mark.parametrize(("block", "turns"), [(8, 1), (4, 2)])
+def test_one_block_of_rows_travels_once_more_blocks_in_backward_too(pool: Pool, block: int, turns: int) -> None:
+    dims, views = 5, [PerRank(torch.randn(16, 5).split(8)) for _ in range(2)]
+    all_messages = pool.run(messages_of, contrasted, *views, block, ranks=2)
+    # The second rank pairs one half of its samples with those of the first, which pairs its own with the other half.
+    for messages, sent, hosted in zip(all_messages, (8, 4), (4, 8), strict=True):
+        rows, values = ("send", 2 * sent // turns * dims), ("send", 8 * sent // turns)
+        sums, gradients = ("send", 2 * hosted // turns), ("send", 2 * hosted // turns * dims)
+        backward = 0 if turns == 1 else turns
+        assert messages == {
+            ("gather", 1): 1,
+            rows: turns + backward,
+            sums: turns,
+            values: turns,
+            gradients: turns,
+        }
