@@ -79,19 +79,25 @@ def install(python: Path, *arguments: str | Path, cwd: Path, **environment: str)
 
 
 def lend(name: str, python: Path) -> None:
-    """Link a package of the running environment and all that it needs into another, where pip finds it installed."""
+    """Link a package of the running environment and all that it needs into another, where pip finds it installed.
+
+    What pip does not find it would install through the link of a folder that packages share, into the running one.
+    """
     folder = site_packages(python)
-    asked, lent = [name], set()
+    asked, lent = [Requirement(name)], set()
     while asked:
+        wanted = asked.pop()
         try:
-            found = distribution(asked.pop())
+            found = distribution(wanted.name)
         except PackageNotFoundError:  # of another system
             continue
-        if found.name in lent:
+        extras = ("", *sorted(wanted.extras))
+        if (found.name, extras) in lent:
             continue
-        lent.add(found.name)
-        needs = [Requirement(line) for line in found.requires or ()]
-        asked += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
+        lent.add((found.name, extras))
+        for need in map(Requirement, found.requires or ()):
+            if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras):
+                asked.append(need)
         for top in {Path(file).parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
             if not (folder / top).exists():
                 (folder / top).symlink_to(found.locate_file(top))  # type: ignore[arg-type]
@@ -203,6 +209,8 @@ def test_pip_install_in_isolation(source: Path, tmp_path: Path) -> None:
     settings = {"PIP_COMPILE": "0", **pins, **reusing_compilers(source, compiled)}
     said = succeed(python, "-m", "pip", "install", ".", cwd=source, **settings)
     assert re.search(r"^Requirement already satisfied: torch>=.* \(from deepclust.ext", said, flags=re.MULTILINE)
+    (installed,) = re.findall(r"^Installing collected packages: (.*)", said, flags=re.MULTILINE)
+    assert not {name for name in installed.split(", ") if re.match("torch|cuda|nvidia", name)}
     check_installation(python, tmp_path, package=site_packages(python) / "deepclust_ext")
     assert {"build/units/bindings.cpp", "csrc/build_info.cpp"} <= set(compiled.read_text().split())
 
