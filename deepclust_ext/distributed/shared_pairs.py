@@ -47,16 +47,20 @@ class _SumsOverAll(torch.autograd.Function):
         own = _finite_or_nan([None if x is None else x.contiguous() for x in tensors], options)
         count, used = shards.sizes[shards.rank], 2 if options.hardness > 0 else 1
         ring = Ring(_entries(own), shards, group)
-        values = _log_sums(own, options, [])
-        totals = values[1 : 1 + used].view(used, 2, count)
+        # The pairs within own rows while something travels: the first block, or if it is the only one, the answer.
+        values = None if len(ring) == 1 else _log_sums(own, options, [])
         kept: list[Tensor] = []
         for turn, guests in ring:
             kept = guests if len(ring) == 1 else []  # for backward: one block is little beside a rank's rows
             found = _log_sums(_part(own, turn.own), options, guests)[1 : 1 + used]
             mine = 2 * (turn.own.stop - turn.own.start)
+            answer = ring.begin_answer(turn, [found[:, mine:].reshape(2 * used, turn.guests)])
+            values = _log_sums(own, options, []) if values is None else values
+            totals = values[1 : 1 + used].view(used, 2, count)
             _add_logarithms(totals[:, :, turn.own], found[:, :mine])
-            (received,) = ring.answer(turn, [found[:, mine:].reshape(2 * used, turn.guests)])
+            (received,) = answer()
             _add_logarithms(totals[:, :, turn.sent], received)
+        assert values is not None
         ctx.options, ctx.shards, ctx.group, ctx.used = options, shards, group, used
         ctx.save_for_backward(*own, values, *kept)
         positive, by_growth, by_weight = values.clone()
